@@ -1,0 +1,1 @@
+"""Everything that touches NAVSIM: file formats, PDM scoring, agents, submission."""

@@ -1,0 +1,63 @@
+"""One scene as the PDM score needs it: plain ragged numpy arrays in the global map frame.
+
+This is the hand-over between whatever reads a scene (logs and maps, official metric caches, stored
+reference scores) and the scorer, which packs many of them into a padded, ego-centred ``SceneBatch``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+STATE_COLUMNS = (
+    "x", "y", "heading", "velocity_x", "velocity_y", "acceleration_x", "acceleration_y",
+    "steering_angle", "steering_rate", "angular_velocity", "angular_acceleration",
+)  # fmt: skip
+"""Columns of a state vector: rear-axle pose [m, m, rad], velocities and accelerations in vehicle axes."""
+
+NUM_FRAMES = 51
+"""Object frames per scene: 0 s to 5 s every 0.1 s."""
+
+POLYGON_TYPES = ("ROADBLOCK", "ROADBLOCK_CONNECTOR", "LANE", "LANE_CONNECTOR", "INTERSECTION",
+                 "CARPARK_AREA", "DRIVABLE_AREA")  # fmt: skip
+OBJECT_TYPES = ("VEHICLE", "PEDESTRIAN", "BICYCLE", "TRAFFIC_CONE", "BARRIER", "CZONE_SIGN",
+                "GENERIC_OBJECT", "EGO")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MetricScene:
+    """Inputs of the PDM score for one scene, global map frame, metres, seconds, radians.
+
+    Offsets follow the CSR habit: item ``i`` owns rows ``offsets[i]:offsets[i + 1]``. Rings are open
+    (first vertex not repeated); the first ring of a polygon is its outline, the others are holes.
+    """
+
+    token: str
+    log_name: str
+    ego_state: Float  # (11,) rear axle at t = 0 as the devkit reads it back (STATE_COLUMNS)
+    ego_time_us: int  # time stamp of t = 0 [us]
+
+    reference_states: Float  # (knot, 3) x, y, heading of the reference plan's knots, first at t = 0
+    reference_times_us: Int  # (knot,)
+
+    polygon_tokens: tuple[str, ...]  # (polygon,) may repeat
+    polygon_types: tuple[str, ...]  # (polygon,) names from POLYGON_TYPES
+    polygon_ring_offsets: Int  # (polygon + 1,) polygon -> rings
+    ring_offsets: Int  # (ring + 1,) ring -> vertices
+    vertices: Float  # (vertex, 2)
+    route_lane_ids: tuple[str, ...]  # on-route lane and lane-connector tokens
+    centerline: Float  # (point, 3) x, y, heading
+
+    frame_offsets: Int  # (52,) frame -> rows of object_track and object_boxes
+    object_track: Int  # (row,) index into track_tokens; a token may occur twice in a frame
+    object_boxes: Float  # (row, 5) centre x, centre y, heading, length, width
+    track_tokens: tuple[str, ...]  # (track,)
+    track_types: tuple[str, ...]  # (track,) names from OBJECT_TYPES, of the first-seen object
+    track_first_speed: Float  # (track,) [m/s] of the first-seen object
+
+    provenance: dict[str, str]  # where each part came from, e.g. {"reference": "recorded driver"}

@@ -1,0 +1,62 @@
+"""Package definition; `make demo` and `make test` install it by themselves."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dpvla/__init__.py").read_text()).group(1)
+
+NUPLAN = "nuplan-devkit @ git+https://github.com/motional/nuplan-devkit.git@nuplan-devkit-v1.2"
+NAVSIM = "navsim @ git+https://github.com/autonomousvision/navsim.git@v1.1"
+
+setup(
+    name="dpvla",
+    version=VERSION,
+    description="Pretrain and DIPOLE-fine-tune an end-to-end driving diffusion policy on NAVSIM",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["dpvla*", "navsim_bridge*"]),
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "accelerate>=1.6",
+        "diffusers>=0.35",
+        "jsonargparse>=4.40",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "opencv-python-headless>=4.9",
+        "pandas>=2.1",
+        "peft>=0.15",
+        "pillow>=10.3",
+        "pyogrio>=0.9",
+        "pyproj>=3.6",
+        "pyyaml>=6",
+        "safetensors>=0.4.5",
+        "scipy>=1.11",
+        "shapely>=2.0.4",
+        "tensorboard>=2.16",
+        "timm>=1.0.12",
+        "tokenizers>=0.21",
+        "torch>=2.5",
+        "torchvision>=0.20",
+        "tqdm>=4.66",
+        "transformers>=5.20",
+    ],
+    extras_require={
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.13",
+            "pandas-stubs",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.8",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
+        "state": ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.40"],
+        "deepspeed": ["deepspeed>=0.16"],
+        "navsim": [NUPLAN, NAVSIM],
+    },
+)

@@ -23,7 +23,7 @@ setup(
     install_requires=[
         "accelerate>=1.6",
         "diffusers>=0.35",
-        "jsonargparse>=4.40",
+        "tyro>=0.9.10",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "opencv-python-headless>=4.9",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,12 +36,33 @@ class DrivingBatch:
 
     def to(self, device: torch.device | str) -> DrivingBatch:
         """Copy of the batch with every tensor on ``device``."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()}
+        return replace(self, **moved)  # type: ignore[arg-type]
 
     def select(self, index: Tensor) -> DrivingBatch:
         """The scenes at ``index`` (int64 tensor), in that order."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        chosen = {k: v[index] for k, v in tensors.items() if isinstance(v, Tensor)}
-        return replace(self, tokens=tuple(self.tokens[i] for i in index.tolist()), **chosen)
+        chosen = {name: tensor[index] for name, tensor in self._tensors().items()}
+        return replace(self, tokens=tuple(self.tokens[i] for i in index.tolist()), **chosen)  # type: ignore[arg-type]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+
+
+class SceneSource(Protocol):
+    """Scenes a policy can be trained on; ``navsim_bridge.dataset`` reads them from NAVSIM's files."""
+
+    @property
+    def tokens(self) -> Sequence[str]:
+        """Names of the scenes, in order."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> DrivingBatch:
+        """The scenes at ``indices``, images decoded."""
+
+
+Scores = Mapping[str, Tensor]
+"""Sub-scores by name, each (scene, candidate) in [0, 1]; ``score`` is the reward."""
+
+RewardFunction = Callable[[Sequence[str], Tensor], Scores]
+"""Scores plans ``(scene, candidate, 8, 3)`` of the named scenes."""

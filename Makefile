@@ -1,0 +1,37 @@
+# Each target sets everything up by itself: a virtual environment in $(VENV), the installation, the run.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint help
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   set up, then run the main job on the built-in demo world into runs/demo"
+	@echo "make test   set up, then run the tests"
+	@echo "make lint   set up, then run ruff and mypy"
+	@echo "PYTHON=python3.11 chooses the interpreter (3.10, 3.11 or 3.12), VENV=DIR the environment"
+
+demo: $(VENV)/.installed
+	$(RUN) tools/demo.py
+
+test: $(VENV)/.installed-dev
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
+	  "Python 3.10, 3.11 or 3.12 is needed, $(PYTHON) is %d.%d; try: make $(MAKECMDGOALS) PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.py pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: setup.py pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,54 @@
+"""What one cycle of roll-outs leaves for training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpvla.dipole import group_advantages
+from dpvla.training.checkpoint import load_tensors, save_tensors
+
+
+@dataclass(frozen=True)
+class RolloutBuffer:
+    """Scored plans of one cycle; scene axis first."""
+
+    cycle: int
+    indices: Tensor  # (scene,) int64, positions in the scene source
+    plans: Tensor  # (scene, candidate, 8, 3) ego frame
+    scores: Mapping[str, Tensor]  # (scene, candidate) each; 'score' is the reward
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def advantages(self) -> Tensor:
+        """Group-normalised advantages (scene, candidate), Eq. 17."""
+        return group_advantages(self.scores["score"])[0].float()
+
+    def statistics(self) -> dict[str, float]:
+        """Sub-score means, reward mean, mean spread inside a group, best of the group, share of flat groups."""
+        reward = self.scores["score"]
+        _, flat = group_advantages(reward)
+        return {f"rollout/{name}": float(value.mean()) for name, value in self.scores.items()} | {
+            "rollout/reward_spread": float(reward.std(-1, unbiased=False).mean()),
+            "rollout/reward_best": float(reward.amax(-1).mean()),
+            "rollout/zero_spread_groups": float(flat.double().mean()),
+            "rollout/endpoint_spread_m": float(self.plans[:, :, -1, :2].std(1, unbiased=False).norm(dim=-1).mean()),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write as one safetensors file."""
+        tensors = {f"scores.{name}": value for name, value in self.scores.items()}
+        tensors |= {"indices": self.indices, "plans": self.plans, "cycle": torch.tensor(self.cycle)}
+        save_tensors(path, tensors)
+
+    @classmethod
+    def load(cls, path: Path) -> RolloutBuffer:
+        """Read what ``save`` wrote."""
+        tensors = load_tensors(path)
+        scores = {k.removeprefix("scores."): v for k, v in tensors.items() if k.startswith("scores.")}
+        return cls(int(tensors["cycle"]), tensors["indices"], tensors["plans"], scores)

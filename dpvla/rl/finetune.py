@@ -1,0 +1,210 @@
+"""DIPOLE fine-tuning (METHOD: roll out, score, normalise in groups, train both adapters, repeat)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from dpvla.batch import RewardFunction, SceneSource
+from dpvla.dipole import dipole_loss
+from dpvla.models import DPVLA, SceneContext
+from dpvla.rl.buffer import RolloutBuffer
+from dpvla.rl.rollout import chunks, collect, encode_scenes
+from dpvla.training.checkpoint import link_tree
+from dpvla.training.loop import step_seed
+from dpvla.training.order import epoch_batches, permutation, steps_per_epoch
+
+
+@dataclass(frozen=True)
+class DipoleConfig:
+    """Roll-outs and the DIPOLE loss."""
+
+    group_size: int = 10  # g: plans sampled for a scene (paper: 10 on navtrain, 25 on navtest)
+    beta: float = 1.0  # temperature of the weights sigmoid(beta G + shift); not given by the paper
+    shift: float = 0.0  # k of App. D.2; 0 in driving
+    omega: float = 1.0  # w: greediness of the roll-outs, and of later sampling; not given by the paper
+    cycles: int = 1  # times the buffer is cleared and filled again
+    epochs_per_cycle: int = 9  # training epochs on one buffer (paper: 9 after 1 roll-out epoch)
+    scenes_per_cycle: int = 0  # scenes rolled out in a cycle; 0: all of the split
+    batch_size: int = 56  # scenes in an update, each with its whole group (paper: 56 navtrain, 4 navtest)
+    scenes_per_call: int = 64  # scenes encoded, sampled and scored together
+    rank: int = 16  # of each LoRA adapter
+    alpha: int = 16  # LoRA scale is alpha / rank
+    context_cache_gb: float = 8.0  # encoded scenes of a cycle stay in memory up to this size, else they are re-encoded
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Scenes of one update with their groups."""
+
+    context: SceneContext
+    plans: Tensor  # (scene, candidate, 8, 3)
+    advantages: Tensor  # (scene, candidate)
+
+
+class DipoleStep(nn.Module):
+    """The differentiable part of an update; ``forward`` is what accelerate wraps."""
+
+    def __init__(self, policy: DPVLA, beta: float, shift: float) -> None:
+        super().__init__()
+        self.policy, self.beta, self.shift = policy, beta, shift
+
+    def forward(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. 9 at one random noise level per plan."""
+        t, noise = self.policy.draw_noise(batch.plans.shape[:2])
+        return dipole_loss(
+            self.policy, batch.context, batch.plans, batch.advantages, t, noise, self.beta, self.shift
+        )
+
+
+class DipoleStage:
+    """A ``Stage`` of ``training.loop``: both adapters of ``policy`` learn from scored roll-outs."""
+
+    def __init__(
+        self,
+        policy: DPVLA,
+        source: SceneSource,
+        reward: RewardFunction,
+        config: DipoleConfig,
+        accelerator: Accelerator,
+        seed: int,
+        model_directory: Path,
+        describe: Callable[[Path], None],
+    ) -> None:
+        """``model_directory``: the frozen ``model/`` the checkpoints repeat; ``describe`` writes ``run.yaml``."""
+        policy.freeze_base()
+        self.policy, self.source, self.reward, self.config, self.seed = policy, source, reward, config, seed
+        self.module = DipoleStep(policy, config.beta, config.shift)
+        self.accelerator, self.model_directory, self.describe = accelerator, model_directory, describe
+        self.buffer: RolloutBuffer | None = None
+        self._contexts: list[SceneContext] | None = None
+        scenes = config.scenes_per_cycle or len(source)
+        if scenes > len(source):
+            raise ValueError(f"scenes_per_cycle is {scenes} but the split has {len(source)} scenes")
+        self._local = scenes // accelerator.num_processes
+        if self._local == 0:
+            raise ValueError(f"{scenes} scenes cannot be shared by {accelerator.num_processes} processes")
+
+    @property
+    def steps_per_cycle(self) -> int:
+        """Updates between two roll-outs."""
+        return self.config.epochs_per_cycle * steps_per_epoch(self._local, self.config.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Updates of all cycles."""
+        return self.config.cycles * self.steps_per_cycle
+
+    def batches(
+        self, first_step: int, log: Callable[[int, Mapping[str, float]], None]
+    ) -> Iterator[RolloutBatch]:
+        """Batches from ``first_step`` on; a new cycle rolls out with the weights of that moment."""
+        step = first_step
+        while True:
+            cycle, place = divmod(step, self.steps_per_cycle)
+            if place == 0 or self.buffer is None or self.buffer.cycle != cycle:
+                self.buffer = self._roll_out(cycle)
+                log(step, self._mean_over_processes(self.buffer.statistics()))
+            advantages = self.buffer.advantages()
+            order = epoch_batches(self._local, self.config.batch_size, place, self.seed, cycle, self._rank)
+            for _, rows in zip(range(place, self.steps_per_cycle), order):
+                chosen = torch.as_tensor(rows)
+                yield RolloutBatch(
+                    self._context_of(chosen),
+                    self.buffer.plans[chosen].to(self.policy.device),
+                    advantages[chosen].to(self.policy.device),
+                )
+                step += 1
+
+    def evaluate(self, step: int) -> Mapping[str, float]:
+        """Nothing beyond the roll-outs' own scores; ``tools/evaluate.py`` scores the result."""
+        return {}
+
+    def save(self, directory: Path) -> None:
+        """``model/`` (unchanged), ``adapters/``, ``run.yaml``, and the buffer of this cycle."""
+        link_tree(self.model_directory, directory / "model")
+        self.policy.save_adapters(directory / "adapters")
+        self.describe(directory)
+        if self.buffer is not None:
+            self.buffer.save(directory / "trainer_state" / "buffer.safetensors")
+
+    def restore(self, directory: Path) -> None:
+        """Take up the buffer; the encoded scenes are made again in the same portions."""
+        path = directory / "trainer_state" / "buffer.safetensors"
+        if self.accelerator.num_processes == 1 and path.exists():
+            self.buffer = RolloutBuffer.load(path)
+            self._contexts = self._encode_all(self.buffer.indices)
+
+    @property
+    def _rank(self) -> int:
+        return self.accelerator.process_index
+
+    def _roll_out(self, cycle: int) -> RolloutBuffer:
+        scenes = permutation(len(self.source), self.seed, cycle)[: self._local * self.accelerator.num_processes]
+        indices = torch.as_tensor(scenes[self._rank :: self.accelerator.num_processes].copy())
+        self._contexts = self._encode_all(indices)
+        kept = self._contexts
+        size = self.config.scenes_per_call
+
+        def contexts(rows: range) -> SceneContext:
+            if kept is not None:
+                return kept[rows.start // size].to(self.policy.device)
+            return self._encode(indices[rows.start : rows.stop])
+
+        return collect(
+            self.policy,
+            self.source,
+            self.reward,
+            indices,
+            contexts,
+            cycle=cycle,
+            group_size=self.config.group_size,
+            omega=self.config.omega,
+            scenes_per_call=size,
+            seed=step_seed(self.seed, cycle, self._rank),
+            progress=self.accelerator.is_main_process,
+        )
+
+    def _encode(self, indices: Tensor) -> SceneContext:
+        return encode_scenes(self.policy, self.source, indices.tolist(), self.accelerator.autocast)
+
+    def _encode_all(self, indices: Tensor) -> list[SceneContext] | None:
+        """The frozen encoder's tokens of a whole cycle, in portions, or None when they exceed the limit."""
+        kept: list[SceneContext] = []
+        for rows in chunks(len(indices), self.config.scenes_per_call):
+            context = self._encode(indices[rows.start : rows.stop])
+            if not kept:
+                total = context.num_bytes() / len(rows) * len(indices)
+                if total > self.config.context_cache_gb * 2**30:
+                    self.accelerator.print(
+                        f"encoded scenes would take {total / 2**30:.1f} GiB of memory, more than "
+                        f"context_cache_gb = {self.config.context_cache_gb}: encoding every batch afresh"
+                    )
+                    return None
+                if total > 2**30:
+                    self.accelerator.print(f"keeping {total / 2**30:.1f} GiB of encoded scenes in memory")
+            kept.append(context.to("cpu"))
+        return kept
+
+    def _context_of(self, chosen: Tensor) -> SceneContext:
+        assert self.buffer is not None
+        if self._contexts is None:
+            return self._encode(self.buffer.indices[chosen])
+        if len(self._contexts) > 1:
+            self._contexts = [SceneContext.concatenate(self._contexts)]
+        return self._contexts[0].select(chosen).to(self.policy.device)
+
+    def _mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:
+        if self.accelerator.num_processes == 1:
+            return values
+        numbers = torch.tensor(list(values.values()), device=self.accelerator.device)
+        mean = self.accelerator.reduce(numbers, reduction="mean").tolist()
+        if not all(map(math.isfinite, mean)):
+            raise FloatingPointError(f"roll-out statistics are not finite: {dict(zip(values, mean))}")
+        return dict(zip(values, mean))

@@ -1,0 +1,138 @@
+"""Checkpoints: whole directories that appear by one rename, and the exact state to go on from.
+
+Layout: ``model/`` and ``adapters/`` (what is used), ``trainer_state/`` (what is resumed), ``run.yaml``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_STEP = "step_{:08d}"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is absent, incomplete or of another model."""
+
+
+def write_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+    """Fill a temporary directory with ``write``, rename it to ``checkpoints/step_N``, drop all but the last ``keep``."""
+    parent = run_dir / "checkpoints"
+    parent.mkdir(parents=True, exist_ok=True)
+    final = parent / _STEP.format(step)
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=parent))
+    try:
+        write(temporary)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        temporary.chmod(0o755)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in sorted(parent.glob("step_*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    found = sorted((run_dir / "checkpoints").glob("step_*"))
+    return found[-1] if found else None
+
+
+def resolve_checkpoint(path: Path | str) -> Path:
+    """A checkpoint directory from itself, from a run directory (its newest), or from a bare ``model/`` directory."""
+    path = Path(path)
+    if (path / "model" / "config.json").is_file():
+        return path
+    if path.name == "model" and (path / "config.json").is_file():
+        return path.parent
+    newest = latest_checkpoint(path)
+    if newest is None:
+        raise CheckpointError(
+            f"no checkpoint at {path}: expected model/config.json in it, or a run directory with checkpoints/step_*"
+        )
+    return newest
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Number of updates behind a checkpoint."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors; the order of names is kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file on the CPU; CheckpointError names a file that cannot be read."""
+    try:
+        return load_file(str(path))
+    except Exception as error:
+        raise CheckpointError(f"cannot read {path}: {error}; the checkpoint is damaged, use an earlier one") from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """Per-parameter optimizer state as flat tensors ``name|key``; ``names`` are in the optimizer's order."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{names[index]}|{key}": torch.as_tensor(value)
+        for index, values in state.items()
+        for key, value in values.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``optimizer_tensors`` took out."""
+    index = {name: i for i, name in enumerate(names)}
+    state: dict[int, dict[str, Any]] = {}
+    for label, tensor in tensors.items():
+        name, key = label.rsplit("|", 1)
+        if name not in index:
+            raise CheckpointError(f"the checkpoint's optimizer holds '{name}', which this model does not train")
+        state.setdefault(index[name], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Load named parameters and buffers; every given one must exist with the same shape."""
+    own = dict(module.state_dict(keep_vars=True))
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            found = tuple(own[name].shape) if name in own else "no such tensor"
+            raise CheckpointError(f"{where}: '{name}' is {tuple(tensor.shape)} there, here {found}")
+        own[name].data.copy_(tensor)
+
+
+def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
+    """Small JSON facts beside the tensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(meta, indent=2), encoding="utf-8")
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a directory by hard links where the file system allows, else by content: frozen weights cost nothing."""
+
+    def link(a: str, b: str) -> None:
+        try:
+            os.link(a, b)
+        except OSError:
+            shutil.copy2(a, b)
+
+    shutil.copytree(source, target, copy_function=link)

@@ -1,0 +1,131 @@
+"""Imitation pretraining: encoder and head learn the recorded plans by denoising."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from dpvla.batch import DrivingBatch, RewardFunction, SceneSource
+from dpvla.models import DPVLA
+from dpvla.training.order import epoch_batches, steps_per_epoch
+
+
+@dataclass(frozen=True)
+class ImitationConfig:
+    """The diffusion loss on recorded plans."""
+
+    epochs: int = 100  # passes over the training split (paper: 100)
+    batch_size: int = 16  # scenes in an update, over all processes (paper: 16)
+    noise_draws: int = 1  # noise levels drawn for each scene of an update; the scene is encoded once
+    num_workers: int = 0  # processes that decode images; 0: in the training process
+    validation_scenes: int = 256  # held-out scenes used for loss and PDMS
+
+
+class ImitationStep(nn.Module):
+    """The differentiable part of an update; ``forward`` is what accelerate wraps."""
+
+    def __init__(self, policy: DPVLA, noise_draws: int) -> None:
+        super().__init__()
+        self.policy, self.noise_draws = policy, noise_draws
+
+    def forward(self, batch: DrivingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Denoising error of the recorded plans."""
+        return self.policy.imitation_loss(batch, draws=self.noise_draws)
+
+
+class ImitationStage:
+    """A ``Stage`` of ``training.loop``: all of ``policy`` learns from ``source``."""
+
+    def __init__(
+        self,
+        policy: DPVLA,
+        source: SceneSource,
+        config: ImitationConfig,
+        accelerator: Accelerator,
+        seed: int,
+        describe: Callable[[Path], None],
+        validation: SceneSource | None = None,
+        reward: RewardFunction | None = None,
+    ) -> None:
+        """``describe`` writes ``run.yaml``; ``validation`` is scored with ``reward`` when both are given."""
+        if config.batch_size % accelerator.num_processes:
+            raise ValueError(
+                f"batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes"
+            )
+        self.policy, self.source, self.config, self.seed = policy, source, config, seed
+        self.module = ImitationStep(policy, config.noise_draws)
+        self.accelerator, self.describe = accelerator, describe
+        self.validation, self.reward = validation, reward
+
+    @property
+    def steps(self) -> int:
+        """Updates of all epochs."""
+        return self.config.epochs * steps_per_epoch(len(self.source), self.config.batch_size)
+
+    def batches(
+        self, first_step: int, log: Callable[[int, Mapping[str, float]], None]
+    ) -> Iterator[DrivingBatch]:
+        """Shuffled batches from ``first_step`` on, decoded ahead by the workers."""
+        order = epoch_batches(len(self.source), self.config.batch_size, first_step, self.seed)
+        mine = (rows[self.accelerator.process_index :: self.accelerator.num_processes] for rows in order)
+        loader = DataLoader(
+            _WholeBatches(self.source),
+            batch_size=None,
+            sampler=_Once(mine),
+            num_workers=self.config.num_workers,
+            persistent_workers=False,
+        )
+        for batch in loader:
+            yield batch.to(self.policy.device)
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> Mapping[str, float]:
+        """Loss at fixed noise and, where a reward is given, the sub-scores of one sample a scene."""
+        if self.validation is None:
+            return {}
+        count = min(self.config.validation_scenes, len(self.validation))
+        batch = self.validation.batch(range(count)).to(self.policy.device)
+        generator = torch.Generator(device=self.policy.device).manual_seed(self.seed)
+        with self.accelerator.autocast():
+            loss, _ = self.policy.imitation_loss(batch, draws=4, generator=generator)
+            plans = self.policy.sample(self.policy.encode(batch), 1, generator=generator).cpu()
+        values = {"validation/loss": float(loss)}
+        if batch.plan is not None:
+            off = (plans[:, 0, :, :2] - batch.plan[:, :, :2].cpu()).norm(dim=-1)
+            values["validation/ade_m"] = float(off.mean())
+        if self.reward is not None:
+            scores = self.reward(batch.tokens, plans)
+            values |= {f"validation/{name}": float(value.mean()) for name, value in scores.items()}
+        return values
+
+    def save(self, directory: Path) -> None:
+        """``model/`` and ``run.yaml``."""
+        self.policy.save_pretrained(directory / "model")
+        self.describe(directory)
+
+    def restore(self, directory: Path) -> None:
+        """The loop's own state is all there is."""
+
+
+class _WholeBatches(Dataset[DrivingBatch]):
+    def __init__(self, source: SceneSource) -> None:
+        self._source = source
+
+    def __getitem__(self, rows: Sequence[int]) -> DrivingBatch:  # type: ignore[override]
+        return self._source.batch(rows)
+
+
+class _Once:
+    """An endless stream of index lists as a DataLoader sampler."""
+
+    def __init__(self, rows: Iterator[Sequence[int]]) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        return self._rows

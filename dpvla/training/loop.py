@@ -1,0 +1,263 @@
+"""The one training loop: sample, update, log, evaluate, save. Every stage and track runs through ``train``.
+
+Each step draws its randomness from (seed, step, process), so a run that was stopped goes on exactly: what is
+stored is the weights, the optimizer, the average and the stage's own buffer, and no generator state.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dpvla.training import checkpoint
+from dpvla.training.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Optimisation and bookkeeping shared by every stage."""
+
+    steps: int = 0  # updates in all; 0: as many as the stage's epochs make
+    lr: float = 1e-4  # peak learning rate of AdamW
+    warmup_steps: int = 0  # linear warm-up
+    lr_schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at 0
+    weight_decay: float = 0.01  # of AdamW
+    adam_betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    clip_norm: float = 1.0  # gradient norm is clipped to this
+    ema_decay: float = 0.0  # weights are averaged with this decay for evaluation and saving; 0 turns it off
+    precision: Literal["no", "bf16"] = "no"  # autocast of the model
+    seed: int = 0  # of everything random
+    log_every: int = 10  # steps between logged rows
+    evaluate_every: int = 0  # steps between evaluations; 0: only after the last step
+    save_every: int = 500  # steps between checkpoints; the last step is always saved
+    keep_checkpoints: int = 2  # newest checkpoints that stay on disk
+    trackers: tuple[str, ...] = ("tensorboard",)  # accelerate's trackers, beside metrics.csv
+    stop_after_step: int = 0  # save and stop after this step as if interrupted; 0: never
+
+
+class Stage(Protocol):
+    """What one kind of training gives the loop."""
+
+    module: nn.Module  # forward(batch) -> (loss, {name: scalar tensor}); its trainable parameters are optimised
+
+    def batches(self, first_step: int, log: Callable[[int, Mapping[str, float]], None]) -> Iterator[Any]:
+        """Batches of steps ``first_step``, ``first_step + 1``, ...; each depends on its step alone."""
+
+    def evaluate(self, step: int) -> Mapping[str, float]:
+        """Numbers on held-out scenes."""
+
+    def save(self, directory: Path) -> None:
+        """Write what users load (``model/``, ``adapters/``, ``run.yaml``) and what ``restore`` needs."""
+
+    def restore(self, directory: Path) -> None:
+        """Read back what ``save`` wrote beside the weights."""
+
+
+def make_accelerator(config: LoopConfig, out: Path) -> Accelerator:
+    """An Accelerator on the GPU if there is one, else on the CPU; refuses a launch it would silently run alone."""
+    on_cpu = not torch.cuda.is_available()
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=config.precision,
+        log_with=list(config.trackers) or None,
+        project_dir=out,
+    )
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != expected:
+        raise RuntimeError(
+            f"launched as {expected} processes but accelerate runs {accelerator.num_processes}; "
+            "on CPUs start with torchrun --nproc-per-node N"
+        )
+    return accelerator
+
+
+def train(stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator) -> Path:
+    """Run ``stage`` to ``config.steps``, going on from the newest checkpoint in ``out``; returns the last one.
+
+    SIGINT and SIGTERM save a checkpoint after the current step and raise KeyboardInterrupt.
+    """
+    names = [name for name, parameter in stage.module.named_parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=config.lr,
+        betas=config.adam_betas,
+        weight_decay=config.weight_decay,
+        fused=accelerator.device.type == "cuda",
+    )
+    module, prepared = accelerator.prepare(stage.module, optimizer)
+    ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
+
+    def save(step: int) -> Path:
+        def write(directory: Path) -> None:
+            state = directory / "trainer_state"
+            checkpoint.save_tensors(state / "weights.safetensors", dict(zip(names, parameters)) | buffers(stage.module))
+            checkpoint.save_tensors(
+                state / "optimizer.safetensors", checkpoint.optimizer_tensors(prepared.optimizer, names)
+            )
+            if ema is not None:
+                checkpoint.save_tensors(state / "ema.safetensors", dict(zip(names, ema.shadow_params)))
+            checkpoint.write_meta(state / "loop.json", {"step": step})
+            with averaged(ema, parameters):
+                stage.save(directory)
+
+        return checkpoint.write_checkpoint(out, step, write, config.keep_checkpoints)
+
+    first, last = 0, checkpoint.latest_checkpoint(out)
+    if last is not None:
+        first = checkpoint.checkpoint_step(last)
+        state = last / "trainer_state"
+        checkpoint.load_weights(stage.module, checkpoint.load_tensors(state / "weights.safetensors"), state)
+        checkpoint.load_optimizer(
+            prepared.optimizer, names, checkpoint.load_tensors(state / "optimizer.safetensors")
+        )
+        if ema is not None:
+            shadow = checkpoint.load_tensors(state / "ema.safetensors")
+            ema.shadow_params = [shadow[name].to(p.device) for name, p in zip(names, parameters)]
+            ema.optimization_step = first
+        stage.restore(last)
+        accelerator.print(f"going on from step {first} of {config.steps} in {out}")
+    if last is not None and first >= config.steps:
+        return last
+    if accelerator.is_main_process and config.trackers:
+        accelerator.init_trackers("tracking")
+    tracker = Tracker(accelerator, out, first)
+    stopper = Stopper(accelerator, config)
+    bar = tqdm(total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, smoothing=0.05)
+    batches = stage.batches(first, tracker.log)
+    sums: dict[str, Tensor] = {}
+    summed, waited, began = 0, 0.0, time.perf_counter()
+
+    for step in range(first + 1, config.steps + 1):
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
+
+        module.train()
+        torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
+        for group in prepared.param_groups:
+            group["lr"] = learning_rate(config, step)
+        with accelerator.autocast():
+            loss, info = module(batch)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(parameters, config.clip_norm)
+        prepared.step()
+        prepared.zero_grad(set_to_none=True)
+        if ema is not None:
+            ema.step(parameters)
+        for name, value in (info | {"train/loss": loss.detach(), "train/grad_norm": torch.as_tensor(norm)}).items():
+            sums[name] = sums[name] + value.detach().float() if name in sums else value.detach().float()
+        summed += 1
+
+        done, stop = step == config.steps, stopper.asked(step)
+        if step % config.log_every == 0 or done or stop:
+            means = {name: float(value) / summed for name, value in sums.items()}
+            if not all(map(math.isfinite, means.values())):
+                raise FloatingPointError(
+                    f"loss or gradient is not finite around step {step}: {means}; the last checkpoint is "
+                    f"{checkpoint.latest_checkpoint(out)}, go on from it with a smaller loop.lr"
+                )
+            elapsed = time.perf_counter() - began
+            speed = {"speed/steps_per_s": summed / elapsed, "speed/data_wait": waited / elapsed}
+            tracker.log(step, means | speed | {"train/lr": learning_rate(config, step)})
+            bar.set_postfix_str(f"loss {means['train/loss']:.4f}, data wait {waited / elapsed:.0%}")
+            sums, summed, waited, began = {}, 0, 0.0, time.perf_counter()
+        bar.update()
+        if done or (config.evaluate_every and step % config.evaluate_every == 0):
+            module.eval()
+            with averaged(ema, parameters):
+                values = dict(stage.evaluate(step))
+            if values:
+                tracker.log(step, values)
+                bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+            began = time.perf_counter()
+        if (done or stop or step % config.save_every == 0) and accelerator.is_main_process:
+            last = save(step)
+        if stop and not done:
+            bar.close()
+            accelerator.end_training()
+            raise KeyboardInterrupt(f"stopped after step {step}; the same command goes on from there")
+    bar.close()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return checkpoint.resolve_checkpoint(out)
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    """Learning rate of update ``step`` (counted from 1)."""
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    if config.lr_schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def step_seed(seed: int, *path: int) -> int:
+    """A 63-bit seed that depends on every number given."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Persistent buffers of a module by name."""
+    kept = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
+
+
+class averaged:  # noqa: N801 (reads as a verb: ``with averaged(ema, parameters)``)
+    """The averaged weights stand in for the trained ones inside the ``with`` block."""
+
+    def __init__(self, ema: EMAModel | None, parameters: list[nn.Parameter]) -> None:
+        self._ema, self._parameters = ema, parameters
+
+    def __enter__(self) -> None:
+        if self._ema is not None:
+            self._ema.store(self._parameters)
+            self._ema.copy_to(self._parameters)
+
+    def __exit__(self, *_: object) -> None:
+        if self._ema is not None:
+            self._ema.restore(self._parameters)
+
+
+class Stopper:
+    """Turns SIGINT and SIGTERM into 'save after this step, then stop', agreed between processes at logged steps."""
+
+    def __init__(self, accelerator: Accelerator, config: LoopConfig) -> None:
+        self._accelerator, self._config = accelerator, config
+        self._signalled = False
+        try:
+            signal.signal(signal.SIGINT, self._note)
+            signal.signal(signal.SIGTERM, self._note)
+        except ValueError:
+            pass  # not the main thread: the host program handles signals
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signalled:
+            raise KeyboardInterrupt
+        self._signalled = True
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop after ``step``."""
+        if step == self._config.stop_after_step:
+            return True
+        if self._accelerator.num_processes == 1:
+            return self._signalled
+        if step % self._config.log_every:
+            return False
+        flag = torch.tensor([float(self._signalled)], device=self._accelerator.device)
+        return bool(self._accelerator.reduce(flag, reduction="sum").item() > 0)

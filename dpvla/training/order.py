@@ -1,0 +1,29 @@
+"""Which scenes stand in which batch: a function of seed and step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+
+def permutation(count: int, *seed: int) -> np.ndarray:
+    """A shuffle of ``range(count)`` that depends on every number of ``seed``."""
+    return np.random.default_rng(np.random.SeedSequence(seed)).permutation(count)
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Batches that cover ``count`` scenes once, the last one possibly smaller."""
+    return -(-count // batch_size)
+
+
+def epoch_batches(count: int, batch_size: int, first_step: int, *seed: int) -> Iterator[Sequence[int]]:
+    """Endless batches of indices from step ``first_step`` (from 0) on; every epoch is a fresh shuffle."""
+    per_epoch = steps_per_epoch(count, batch_size)
+    step = first_step
+    while True:
+        epoch, place = divmod(step, per_epoch)
+        order = permutation(count, *seed, epoch)
+        while place < per_epoch:
+            yield order[place * batch_size : (place + 1) * batch_size].tolist()
+            place, step = place + 1, step + 1

@@ -1,0 +1,180 @@
+"""Which scenes a split holds: YAML files in the devkit's scene-filter schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DEVKIT_SPLITS = Path("navsim/planning/script/config/common/train_test_split")
+SPLITS = "splits"
+IGNORED_KEYS = ("_target_", "_convert_")
+VERSION_2_KEYS = (
+    "include_synthetic_scenes", "all_mapping", "synthetic_scene_tokens", "reactive_synthetic_initial_tokens",
+    "non_reactive_synthetic_initial_tokens",
+)  # fmt: skip
+SPLIT_KEYS = ("data_split", "scene_filter", "defaults")
+
+
+class SplitError(ValueError):
+    """A split that cannot be used; the message says which file and key and what to do."""
+
+
+@dataclass(frozen=True)
+class SceneFilter:
+    """The devkit's filter: windows of consecutive frames, named by the token of the last history frame."""
+
+    num_history_frames: int = 4  # frames up to and including t = 0
+    num_future_frames: int = 10  # frames after it; 10 for scoring
+    frame_interval: int | None = None  # a window starts every n frames; None: the window length (no overlap)
+    has_route: bool = True  # only scenes with a route
+    max_scenes: int | None = None  # the first so many, in order of log name and time
+    log_names: tuple[str, ...] | None = None  # None: every log of the folder
+    tokens: tuple[str, ...] | None = None  # None: every window
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_history_frames", 1), ("num_future_frames", 0), ("frame_interval", 1),
+                            ("max_scenes", 1)):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise SplitError(f"{name}: expected a whole number of at least {least}, found {value!r}")
+        if not isinstance(self.has_route, bool):
+            raise SplitError(f"has_route: expected true or false, found {self.has_route!r}")
+
+    @property
+    def num_frames(self) -> int:
+        return self.num_history_frames + self.num_future_frames
+
+    @property
+    def step(self) -> int:
+        return self.num_frames if self.frame_interval is None else self.frame_interval
+
+
+@dataclass(frozen=True)
+class Split:
+    """A named set of scenes."""
+
+    name: str
+    data_split: str  # folder below navsim_logs/ and sensor_blobs/
+    scene_filter: SceneFilter
+    path: Path | None = None  # the file it came from
+
+
+def load_split(name_or_file: str | Path, data_root: Path | str | None = None) -> Split:
+    """Find and read a split.
+
+    A name is looked up as ``<data_root>/splits/NAME.yaml``, then among the devkit's own splits below
+    ``NAVSIM_DEVKIT_ROOT``; anything that ends in .yaml or .yml, or has a folder in it, is a file.
+
+    Raises:
+        FileNotFoundError: listing what was looked at and the names there are.
+        SplitError: unknown or unusable keys.
+    """
+    path = _find(str(name_or_file), Path(data_root) if data_root else None)
+    raw = _read_yaml(path)
+    try:
+        return _split(path, raw)
+    except SplitError as error:
+        raise SplitError(f"{path}: {error}") from None
+
+
+def _find(name: str, data_root: Path | None) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise FileNotFoundError(f"no split file {path}")
+        return path
+    folders = [data_root / SPLITS] if data_root else []
+    devkit = os.environ.get("NAVSIM_DEVKIT_ROOT")
+    if devkit:
+        folders.append(Path(devkit) / DEVKIT_SPLITS)
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
+    raise FileNotFoundError(
+        f"no split '{name}'. Looked at: {', '.join(str(f / f'{name}.yaml') for f in folders) or 'nowhere'}; "
+        f"names there: {', '.join(known) or 'none'}. Give a YAML file, or set NAVSIM_DEVKIT_ROOT for the devkit's "
+        "splits."
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # navtrain lists 103,288 tokens
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except yaml.YAMLError as error:
+        raise SplitError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise SplitError(f"{path}: expected 'key: value' lines, found a {type(raw).__name__}")
+    return raw
+
+
+def _split(path: Path, raw: dict[str, Any]) -> Split:
+    data_split = raw.get("data_split")
+    if not isinstance(data_split, str) or not data_split:
+        raise SplitError(f"data_split must name the folder below navsim_logs/, found {data_split!r}")
+    if "scene_filter" in raw or "defaults" in raw:
+        _check_keys(raw, SPLIT_KEYS)
+        content = raw.get("scene_filter")
+        if content is None or isinstance(content, str):
+            content = _read_yaml(_scene_filter_file(path, content or _default_filter(raw.get("defaults"))))
+        if not isinstance(content, Mapping):
+            raise SplitError(f"scene_filter must be a group of keys, found {content!r:.80}")
+    else:
+        content = {key: value for key, value in raw.items() if key != "data_split"}
+    return Split(path.stem, data_split, scene_filter(content), path)
+
+
+def scene_filter(content: Mapping[str, Any]) -> SceneFilter:
+    """A filter from the devkit's keys; keys that only version 2 knows must be empty."""
+    names = [field.name for field in dataclasses.fields(SceneFilter)]
+    _check_keys(content, (*names, *IGNORED_KEYS, *VERSION_2_KEYS))
+    for key in VERSION_2_KEYS:
+        if content.get(key):
+            raise SplitError(f"{key} is set: synthetic scenes of NAVSIM v2 are not supported; leave it empty")
+    values = {key: content[key] for key in names if key in content}
+    for key in ("log_names", "tokens"):
+        if values.get(key) is not None:
+            values[key] = _strings(key, values[key])
+    return SceneFilter(**values)
+
+
+def _strings(key: str, values: Any) -> tuple[str, ...]:
+    if not isinstance(values, (list, tuple)):
+        raise SplitError(f"{key}: expected a list, found {values!r:.80}")
+    for value in values:
+        if not isinstance(value, str):
+            raise SplitError(f"{key}: expected strings, found the {type(value).__name__} {value!r}; put it in quotes")
+    return tuple(dict.fromkeys(values))
+
+
+def _check_keys(content: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise SplitError(f"unknown key '{key}'; nearest valid name: '{near}'")
+
+
+def _default_filter(defaults: Any) -> str:
+    """Name after ``scene_filter:`` in a hydra defaults list."""
+    for entry in defaults if isinstance(defaults, list) else []:
+        if isinstance(entry, Mapping):
+            for key, value in entry.items():
+                if str(key).split()[-1].lstrip("/") == "scene_filter" and isinstance(value, str):
+                    return value
+    raise SplitError(f"expected 'scene_filter: NAME' in defaults, found {defaults!r}")
+
+
+def _scene_filter_file(path: Path, name: str) -> Path:
+    looked_at = [path.parent / "scene_filter" / f"{name}.yaml", path.parent.parent / "scene_filter" / f"{name}.yaml"]
+    for candidate in looked_at:
+        if candidate.is_file():
+            return candidate
+    raise SplitError(f"no scene filter '{name}'; looked at {', '.join(map(str, looked_at))}")

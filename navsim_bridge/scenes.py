@@ -1,0 +1,180 @@
+"""Scenes of a split: windows of log frames with what agents and the dataset need of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navsim_bridge.logs import Log, list_logs, log_path, open_log
+from navsim_bridge.scene_filter import SceneFilter, Split
+
+NUM_POSES = 8
+"""Poses of a plan, 0.5 s apart."""
+
+
+@dataclass(frozen=True)
+class SceneRecord:
+    """One scene without its images, boxes and map; poses of the rear axle in the global frame."""
+
+    token: str  # of the frame at t = 0
+    log_name: str
+    data_split: str
+    location: str  # map
+    first_frame: int  # index in the log of the first history frame
+    num_history: int  # frames up to and including t = 0
+    times_us: NDArray[np.int64]  # (frame,) history and future
+    poses: NDArray[np.float64]  # (frame, 3) x, y [m], heading [rad]
+    velocity: NDArray[np.float64]  # (2,) at t = 0, ego axes [m/s]
+    acceleration: NDArray[np.float64]  # (2,) at t = 0, ego axes [m/s^2]
+    command: int  # index into dpvla.batch.COMMANDS
+    route: tuple[str, ...]  # roadblock ids
+    cameras: dict[str, str]  # camera -> path below sensor_blobs/<data_split>, at t = 0
+
+    @property
+    def now(self) -> int:
+        """Index of t = 0 among the frames."""
+        return self.num_history - 1
+
+    @property
+    def pose(self) -> NDArray[np.float64]:
+        """(3,) global pose at t = 0."""
+        return self.poses[self.now]
+
+    def relative_poses(self, frames: slice | Sequence[int]) -> NDArray[np.float64]:
+        """(frame, 3) poses of ``frames`` in the ego frame at t = 0, float64, headings in [-pi, pi)."""
+        return relative(self.poses[frames], self.pose)
+
+    def plan(self) -> NDArray[np.float64]:
+        """(8, 3) what the recorded driver did, in the ego frame.
+
+        Raises ValueError when the scene has fewer than 8 future frames.
+        """
+        future = self.relative_poses(slice(self.num_history, self.num_history + NUM_POSES))
+        if len(future) < NUM_POSES:
+            raise ValueError(
+                f"scene {self.token} of log {self.log_name} has {len(future)} future frames; a recorded plan needs "
+                f"{NUM_POSES}: use a split with num_future_frames >= {NUM_POSES}"
+            )
+        return future
+
+
+def relative(poses: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Poses (..., 3) in the frame of ``origin`` (3,): rotated differences, heading wrapped to [-pi, pi)."""
+    dx, dy = poses[..., 0] - origin[0], poses[..., 1] - origin[1]
+    cos, sin = np.cos(-origin[2]), np.sin(-origin[2])
+    heading = np.mod(poses[..., 2] - origin[2] + np.pi, 2 * np.pi) - np.pi
+    return np.stack([dx * cos - dy * sin, dx * sin + dy * cos, heading], axis=-1)
+
+
+def select_scenes(
+    split: Split, data_root: Path | str, allow_missing: bool = False, workers: int = 1
+) -> list[SceneRecord]:
+    """The scenes of a split, ordered by log name and time.
+
+    Windows are cut as the devkit cuts them; a log's windows start at frame 0 and every ``frame_interval``.
+
+    Args:
+        split: from `load_split`.
+        data_root: folder with `navsim_logs/`.
+        allow_missing: go on with what there is when named logs or tokens are missing.
+        workers: processes that read logs.
+
+    Raises:
+        FileNotFoundError: logs named by the split are missing, with their count.
+        ValueError: tokens of the split are in no log (with counts), a token names two scenes, or no scene is left.
+    """
+    there = list_logs(data_root, split.data_split)
+    wanted = split.scene_filter.log_names
+    names = there if wanted is None else sorted(set(wanted) & set(there))
+    if wanted is not None and len(names) < len(wanted) and not allow_missing:
+        missing = sorted(set(wanted) - set(there))
+        raise FileNotFoundError(
+            f"split {split.name}: {len(missing)} of {len(wanted)} logs are not in "
+            f"{log_path(data_root, split.data_split, '*').parent}, first {missing[0]}. Get them, or ask for the rest "
+            "by allowing missing scenes."
+        )
+    records: list[SceneRecord] = []
+    limit = split.scene_filter.max_scenes
+    for found in _windows_of_logs(split, data_root, names, workers):
+        records += found
+        if limit is not None and len(records) >= limit:
+            records = records[:limit]
+            break
+    twice = [token for token, count in Counter(r.token for r in records).items() if count > 1]
+    if twice:
+        logs = sorted({r.log_name for r in records if r.token == twice[0]})
+        raise ValueError(f"split {split.name}: token {twice[0]} names two scenes, in {' and '.join(logs)}")
+    tokens = split.scene_filter.tokens
+    if tokens is not None and limit is None and len(records) < len(tokens) and not allow_missing:
+        found_tokens = {r.token for r in records}
+        absent = [token for token in tokens if token not in found_tokens]
+        raise ValueError(
+            f"split {split.name}: {len(absent)} of {len(tokens)} scenes are in no log below {data_root}, first "
+            f"{absent[0]}. Get the missing logs, or ask for the rest by allowing missing scenes."
+        )
+    if not records:
+        raise ValueError(f"split {split.name} selects no scene from {len(names)} logs below {data_root}")
+    return records
+
+
+def windows(log: Log, data_split: str, rules: SceneFilter) -> Iterator[SceneRecord]:
+    """The scenes that ``rules`` cut from one log (``log_names`` and ``max_scenes`` are not looked at)."""
+    tokens = None if rules.tokens is None else set(rules.tokens)
+    for first in range(0, len(log) - rules.num_frames + 1, rules.step):
+        now = first + rules.num_history_frames - 1
+        if rules.has_route and not log.routes[now]:
+            continue
+        if tokens is not None and log.tokens[now] not in tokens:
+            continue
+        yield record(log, data_split, first, rules.num_history_frames, rules.num_future_frames)
+
+
+def record(log: Log, data_split: str, first: int, num_history: int, num_future: int) -> SceneRecord:
+    """The scene of ``log`` whose first history frame has index ``first``."""
+    now, frames = first + num_history - 1, slice(first, first + num_history + num_future)
+    return SceneRecord(
+        token=log.tokens[now],
+        log_name=log.name,
+        data_split=data_split,
+        location=log.locations[now],
+        first_frame=first,
+        num_history=num_history,
+        times_us=log.times_us[frames],
+        poses=log.poses[frames],
+        velocity=log.velocities[now],
+        acceleration=log.accelerations[now],
+        command=int(log.commands[now]),
+        route=log.routes[now],
+        cameras=log.cameras[now],
+    )
+
+
+def by_log(records: Sequence[SceneRecord]) -> dict[tuple[str, str], list[SceneRecord]]:
+    """Records grouped by (data split, log name), in order of first appearance."""
+    groups: dict[tuple[str, str], list[SceneRecord]] = {}
+    for r in records:
+        groups.setdefault((r.data_split, r.log_name), []).append(r)
+    return groups
+
+
+def _windows_of_logs(
+    split: Split, data_root: Path | str, names: Sequence[str], workers: int
+) -> Iterator[list[SceneRecord]]:
+    read = partial(_read_windows, Path(data_root), split.data_split, split.scene_filter)
+    if workers <= 1 or len(names) < 2:
+        yield from map(read, names)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(read, names)
+
+
+def _read_windows(data_root: Path, data_split: str, rules: SceneFilter, name: str) -> list[SceneRecord]:
+    return list(windows(open_log(log_path(data_root, data_split, name)), data_split, rules))

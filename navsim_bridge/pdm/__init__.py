@@ -1,0 +1,20 @@
+"""The PDM score (NAVSIM v1): exact, batched over scenes and candidate plans, CPU and CUDA alike.
+
+batch = SceneBatch.from_scenes(scenes)          # list of MetricScene
+scores = score_plans(batch, plans).score        # plans (scene, candidate, 8, 3) -> (scene, candidate)
+"""
+
+from navsim_bridge.pdm.metric_scene import MetricScene
+from navsim_bridge.pdm.scene import SceneBatch
+from navsim_bridge.pdm.score import PDMScores, score_plans, simulate_plans
+from navsim_bridge.pdm.simulate import ego_state_as_read_back, reference_from_plan
+
+__all__ = [
+    "MetricScene",
+    "PDMScores",
+    "SceneBatch",
+    "ego_state_as_read_back",
+    "reference_from_plan",
+    "score_plans",
+    "simulate_plans",
+]

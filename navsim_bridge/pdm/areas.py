@@ -1,0 +1,53 @@
+"""Which parts of the map the ego box is on, for every simulated pose."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from navsim_bridge.pdm.geometry import CENTER, REAR_AXLE, ego_points, points_in_polygons
+from navsim_bridge.pdm.scene import SceneBatch
+
+
+class EgoAreas(NamedTuple):
+    """Flags (scene, candidate, time) for every pose."""
+
+    multiple_lanes: Tensor  # corners touch several lane polygons and none holds all four
+    non_drivable: Tensor  # at least one corner is in no drivable polygon
+    oncoming: Tensor  # the centre is in no on-route lane; always true when the route is empty
+    in_intersection: Tensor  # the rear axle is strictly inside an intersection
+
+
+def ego_areas(scenes: SceneBatch, states: Tensor) -> EgoAreas:
+    """Area flags of simulated states (scene, candidate, time, 11) in the scene frame.
+
+    Drivable are roadblocks, intersections, car parks and drivable areas; lanes alone are not, since the
+    cache holds them only inside the others.
+    """
+    num_scenes, num_candidates, num_times = states.shape[:3]
+    points = ego_points(states)
+    inside = points_in_polygons(
+        points.view(num_scenes, -1, 2), scenes.chain_vertices, scenes.chain_polygon, scenes.num_polygons
+    ).view(num_scenes, scenes.num_polygons, num_candidates, num_times, 6)
+
+    corners = inside[..., :4]
+    any_corner, all_corners = corners.any(-1), corners.all(-1)
+    drivable = (corners & scenes.polygon_drivable[:, :, None, None, None]).any(1).all(-1)
+    lane, on_route, intersection = (
+        mask[:, :, None, None] for mask in (scenes.polygon_lane, scenes.polygon_on_route, scenes.polygon_intersection)
+    )
+    lanes_touched = (any_corner & lane).sum(1, dtype=torch.int32)
+    whole_in_lane = (all_corners & lane).any(1)
+    return EgoAreas(
+        multiple_lanes=(lanes_touched > 1) & ~whole_in_lane,
+        non_drivable=~drivable,
+        oncoming=~(inside[..., CENTER] & on_route).any(1),
+        in_intersection=(inside[..., REAR_AXLE] & intersection).any(1),
+    )
+
+
+def drivable_area_compliance(areas: EgoAreas) -> Tensor:
+    """(scene, candidate): 0 if any corner ever leaves the drivable area (t = 0 included), else 1."""
+    return (~areas.non_drivable.any(-1)).to(torch.float64)

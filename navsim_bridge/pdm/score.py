@@ -1,0 +1,149 @@
+"""The PDM score v1 of many plans in many scenes, equal to one devkit call per plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from navsim_bridge.pdm.areas import drivable_area_compliance, ego_areas
+from navsim_bridge.pdm.collision import no_at_fault_collisions
+from navsim_bridge.pdm.comfort import comfort_flags
+from navsim_bridge.pdm.progress import driving_direction_compliance, normalize_progress, progress_along_centerline
+from navsim_bridge.pdm.scene import SceneBatch
+from navsim_bridge.pdm.simulate import PLAN_POSES, simulate
+from navsim_bridge.pdm.ttc import time_to_collision
+
+_PROGRESS_WEIGHT, _TTC_WEIGHT, _COMFORT_WEIGHT = 5.0, 5.0, 2.0  # driving direction has weight zero in v1
+_PLANS_IN_FLIGHT = {"cpu": 256, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class PDMScores:
+    """Sub-scores named as in the devkit, and what explains them; float64 unless said otherwise."""
+
+    no_at_fault_collisions: Tensor  # (scene, candidate) 0, 0.5 or 1; multiplier
+    drivable_area_compliance: Tensor  # (scene, candidate) 0 or 1; multiplier
+    ego_progress: Tensor  # (scene, candidate) in [0, 1]; weight 5; normalised by {reference, candidate}
+    time_to_collision_within_bound: Tensor  # (scene, candidate) 0 or 1; weight 5
+    comfort: Tensor  # (scene, candidate) 0 or 1; weight 2
+    driving_direction_compliance: Tensor  # (scene, candidate) 0, 0.5 or 1; weight 0
+    score: Tensor  # (scene, candidate) in [0, 1]
+
+    progress_raw: Tensor  # (scene, candidate) [m] along the centreline, before any factor
+    reference_progress_raw: Tensor  # (scene,) [m]
+    reference_multiplier: Tensor  # (scene,) collision times drivable area of the reference
+    collision_time_index: Tensor  # (scene, candidate) 0..40 of the first at-fault contact, inf if none
+    ttc_time_index: Tensor  # (scene, candidate) 0..40 of the first infraction, inf if none
+    comfort_flags: Tensor  # (scene, candidate, 6) bool, order as in comfort.comfort_flags
+    ego_areas: Tensor  # (scene, candidate, 41, 3) bool: multiple lanes, non-drivable, oncoming
+
+    def to(self, device: torch.device | str) -> PDMScores:
+        """The same scores on another device."""
+        return PDMScores(**{name: getattr(self, name).to(device) for name in _SCORE_FIELDS})
+
+
+_SCORE_FIELDS = tuple(field.name for field in dataclasses.fields(PDMScores))
+
+
+def check_plans(scenes: SceneBatch, plans: Tensor) -> Tensor:
+    """Plans as float64 on the scenes' device.
+
+    Raises:
+        ValueError: wrong shape, or NaN or infinite values (names the scene token and the candidate).
+    """
+    if plans.ndim != 4 or plans.shape[0] != len(scenes) or tuple(plans.shape[2:]) != (PLAN_POSES, 3):
+        raise ValueError(
+            f"plans must have shape (scene, candidate, {PLAN_POSES}, 3) with {len(scenes)} scenes, "
+            f"found {tuple(plans.shape)}"
+        )
+    if not plans.is_floating_point():
+        raise ValueError(f"plans must be floating point, found {plans.dtype}")
+    finite = torch.isfinite(plans).flatten(2).all(-1)
+    if not bool(finite.all()):
+        scene, candidate = (~finite).nonzero()[0].tolist()
+        raise ValueError(f"plan of scene {scenes.tokens[scene]!r}, candidate {candidate} holds NaN or infinite values")
+    return plans.to(device=scenes.device, dtype=torch.float64)
+
+
+def simulate_plans(scenes: SceneBatch, plans: Tensor) -> Tensor:
+    """States (scene, 1 + candidate, 41, 11) in the scene frame; index 0 is the reference plan.
+
+    The scene frame has global axes and its origin at the ego rear axle at t = 0.
+    """
+    ego = scenes.ego_state.clone()
+    ego[:, :2] += scenes.origin
+    reference = scenes.reference_poses.clone()
+    reference[..., :2] += scenes.origin[:, None]
+    states = simulate(ego, scenes.ego_time_us, plans, (reference, scenes.reference_times_us, scenes.reference_count))
+    states[..., :2] -= scenes.origin[:, None, None]
+    return states
+
+
+def _score_chunk(scenes: SceneBatch, plans: Tensor) -> PDMScores:
+    states = simulate_plans(scenes, plans)
+    areas = ego_areas(scenes, states)
+    collision = no_at_fault_collisions(scenes, states, areas)
+    product = collision.score * drivable_area_compliance(areas)
+    raw = progress_along_centerline(scenes, states)
+
+    # index 0 is the reference; it only sets the scale of progress
+    plan_states = states[:, 1:]
+    plan_areas = type(areas)(*(flag[:, 1:] for flag in areas))
+    ttc = time_to_collision(scenes, plan_states, plan_areas)
+    comfortable = comfort_flags(plan_states)
+    comfort = comfortable.all(-1).to(torch.float64)
+    progress = normalize_progress(raw[:, 1:], product[:, 1:], raw[:, 0], product[:, 0])
+    weighted = _PROGRESS_WEIGHT * progress + _TTC_WEIGHT * ttc.score + _COMFORT_WEIGHT * comfort
+    score = product[:, 1:] * weighted / (_PROGRESS_WEIGHT + _TTC_WEIGHT + _COMFORT_WEIGHT)
+    return PDMScores(
+        no_at_fault_collisions=collision.score[:, 1:],
+        drivable_area_compliance=drivable_area_compliance(plan_areas),
+        ego_progress=progress,
+        time_to_collision_within_bound=ttc.score,
+        comfort=comfort,
+        driving_direction_compliance=driving_direction_compliance(plan_states, plan_areas),
+        score=score,
+        progress_raw=raw[:, 1:],
+        reference_progress_raw=raw[:, 0],
+        reference_multiplier=product[:, 0],
+        collision_time_index=collision.time_index[:, 1:],
+        ttc_time_index=ttc.time_index,
+        comfort_flags=comfortable,
+        ego_areas=torch.stack(plan_areas[:3], dim=-1),
+    )
+
+
+@torch.no_grad()
+def score_plans(scenes: SceneBatch, plans: Tensor, *, max_plans_in_flight: int | None = None) -> PDMScores:
+    """PDM score v1 of every plan, each scored as if it were alone with the reference.
+
+    Args:
+        scenes: the scenes, on the device to compute on.
+        plans: (scene, candidate, 8, 3) x [m], y [m], heading [rad] in the ego rear-axle frame at t = 0,
+            0.5 s apart, first at 0.5 s; any float type (computed in float64).
+        max_plans_in_flight: bound on plans (reference included) computed at once, by whole scenes. Bounds the
+            memory; None takes 256 on the CPU (fits caches) and 8192 on CUDA. Scores do not depend on it.
+
+    Raises:
+        ValueError: wrong shapes; NaN or infinite plans (names scene token and candidate).
+    """
+    plans = check_plans(scenes, plans)
+    if max_plans_in_flight is None:
+        max_plans_in_flight = _PLANS_IN_FLIGHT["cpu" if scenes.device.type == "cpu" else "cuda"]
+    if max_plans_in_flight < 1:
+        raise ValueError(f"max_plans_in_flight must be at least 1, found {max_plans_in_flight}")
+    per_chunk = max(1, max_plans_in_flight // (plans.shape[1] + 1))
+    if len(scenes) <= per_chunk:
+        return _score_chunk(scenes, plans)
+    # scenes of similar size go together, so that one crowded scene does not pad all others
+    order = np.lexsort((scenes.sizes[:, 1], scenes.sizes[:, 4] // 16))
+    parts = []
+    for start in range(0, len(order), per_chunk):
+        rows = order[start : start + per_chunk]
+        parts.append(_score_chunk(scenes.select(rows), plans[torch.from_numpy(rows).to(plans.device)]))
+    back = torch.from_numpy(np.argsort(order)).to(plans.device)
+    return PDMScores(**{name: torch.cat([getattr(part, name) for part in parts])[back] for name in _SCORE_FIELDS})

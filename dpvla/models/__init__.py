@@ -1,1 +1,19 @@
+"""The driving policy: encoders, diffusion head, adapters, plan coding."""
 
+from dpvla.models.adapters import ADAPTERS
+from dpvla.models.config import DiffusionConfig, DPVLAConfig, EncoderConfig
+from dpvla.models.dit import HeadConfig
+from dpvla.models.plan_coding import PlanCodingConfig
+from dpvla.models.policy import DPVLA
+from dpvla.models.scene_context import SceneContext
+
+__all__ = [
+    "ADAPTERS",
+    "DPVLA",
+    "DPVLAConfig",
+    "DiffusionConfig",
+    "EncoderConfig",
+    "HeadConfig",
+    "PlanCodingConfig",
+    "SceneContext",
+]

@@ -1,0 +1,29 @@
+"""Greedy combination of the positive and the negative policy (paper eq. 10)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def combine(positive: Tensor, negative: Tensor, omega: float) -> Tensor:
+    """``(1 + omega) positive - omega negative``, in float32 at least.
+
+    The coefficients sum to 1, so the result is the same sample whether the inputs are eps, x0, v or scores at the same
+    ``(x_t, t)``. Nothing non-linear may come before it. This is the classifier-free-guidance approximation of
+    ``mu sigma(beta G) exp(omega beta G)``: exact at omega = 0, close while omega * beta * range(G) stays below about
+    1.4, overshooting beyond.
+    """
+    if positive.dtype.itemsize < 4:
+        positive, negative = positive.float(), negative.float()
+    return positive + omega * (positive - negative)
+
+
+def clip_x0(x0: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A static clip of the combined x0 to ``[-bound, bound]`` and the share of values it changed.
+
+    Static because dynamic thresholding rescales a plan and would shrink it in metres. ``None`` leaves x0 alone.
+    """
+    if bound is None:
+        return x0, None
+    clipped = x0.clamp(-bound, bound)
+    return clipped, (clipped != x0).float().mean()

@@ -1,0 +1,218 @@
+"""Low-rank updates of several policies on one frozen head, evaluated in one pass.
+
+Running a positive and a negative policy as two networks costs two base passes; PEFT's adapter switching also trains
+only the adapter that was switched on last when both forwards share one backward. Here every linear layer carries the
+stacked updates of all policies: rows come in as ``(policy, ..., in)``, the base product is computed once over all
+rows, and a batched product adds each policy's own update. Gradients reach every policy from a single backward.
+
+On disk the layout is PEFT's (``positive/adapter_config.json``, ``positive/adapter_model.safetensors``, ...).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dpvla import files
+
+ADAPTERS = ("positive", "negative")
+"""The two dichotomous policies of DIPOLE, in the order of the stacked weights."""
+
+BASE = -1
+"""Index of the policy without any update."""
+
+Active = tuple[int, ...]
+"""Which policy each slice of the leading axis runs: indices into ``ADAPTERS`` or ``BASE``."""
+
+PEFT_PREFIX = "base_model.model."
+
+
+class AdaptableLinear(nn.Linear):
+    """``nn.Linear`` that can carry one low-rank update per policy."""
+
+    adapter_down: nn.Parameter | None  # (policy, rank, in)
+    adapter_up: nn.Parameter | None  # (policy, out, rank)
+    adapter_scale: float
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.register_parameter("adapter_down", None)
+        self.register_parameter("adapter_up", None)
+        self.adapter_scale = 0.0
+
+    def add(self, num_policies: int, rank: int, alpha: float) -> None:
+        """Updates that start at zero: A is Kaiming-uniform, B is 0, so each policy equals the base."""
+        down = torch.empty(num_policies, rank, self.in_features, device=self.weight.device)
+        for matrix in down:
+            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+        self.adapter_down = nn.Parameter(down)
+        up = torch.zeros(num_policies, self.out_features, rank, device=self.weight.device)
+        self.adapter_up = nn.Parameter(up)
+        self.adapter_scale = alpha / rank
+
+    def forward(self, x: Tensor, active: Active | None = None, shared: bool = False) -> Tensor:
+        """The linear map of each active policy.
+
+        ``x`` is ``(policy, ..., in)``, or ``(..., in)`` when ``shared`` says that all policies see the same rows (the
+        base product is then computed once). Without ``active`` this is a plain linear layer; ``shared`` then adds a
+        policy axis of length 1.
+        """
+        base = F.linear(x, self.weight, self.bias)
+        if active is None or all(index == BASE for index in active):
+            if not shared:
+                return base
+            return base[None] if active is None else base[None].expand(len(active), *base.shape)
+        down, up = self._stacked(active)
+        rows = x.reshape(1 if shared else len(active), -1, self.in_features)
+        if shared:
+            reduced = F.linear(rows[0], down.flatten(0, 1))  # one product for all policies
+            reduced = reduced.unflatten(1, (len(active), -1)).transpose(0, 1)
+            base_rows = base.reshape(1, -1, self.out_features).expand(len(active), -1, -1)
+            shape = (len(active), *base.shape)
+        else:
+            reduced = torch.bmm(rows, down.transpose(1, 2))
+            base_rows = base.reshape(len(active), -1, self.out_features)
+            shape = base.shape
+        return torch.baddbmm(base_rows, reduced, up.transpose(1, 2), alpha=self.adapter_scale).reshape(shape)
+
+    def _stacked(self, active: Active) -> tuple[Tensor, Tensor]:
+        down, up = self.adapter_down, self.adapter_up
+        if down is None or up is None:
+            raise RuntimeError("this layer has no adapters: call add_adapters first")
+        if active == tuple(range(len(down))):
+            return down, up
+        picked_up = [torch.zeros_like(up[0]) if index == BASE else up[index] for index in active]
+        return torch.stack([down[max(index, 0)] for index in active]), torch.stack(picked_up)
+
+
+def adaptable_layers(head: nn.Module) -> dict[str, AdaptableLinear]:
+    """Every adaptable layer of the head by its path, in module order."""
+    return {name: module for name, module in head.named_modules() if isinstance(module, AdaptableLinear)}
+
+
+def has_adapters(head: nn.Module) -> bool:
+    """Whether the policies have been added to the head."""
+    return any(layer.adapter_down is not None for layer in adaptable_layers(head).values())
+
+
+def resolve(adapters: tuple[str | None, ...]) -> Active | None:
+    """Names to indices; ``None`` names the base policy. ``None`` comes back when no adapter is involved."""
+    unknown = [name for name in adapters if name is not None and name not in ADAPTERS]
+    if unknown or not adapters:
+        raise ValueError(f"unknown adapters {unknown}; expected a non-empty choice of {ADAPTERS} or None for the base")
+    if adapters == (None,):
+        return None
+    return tuple(BASE if name is None else ADAPTERS.index(name) for name in adapters)
+
+
+def add_adapters(head: nn.Module, rank: int, alpha: float) -> None:
+    """Give every adaptable layer one zero-effect update per policy (paper: rank 16, alpha 16, dropout 0)."""
+    if rank < 1 or alpha <= 0:
+        raise ValueError(f"rank must be at least 1 and alpha positive, found {rank} and {alpha}")
+    if has_adapters(head):
+        raise RuntimeError("the head already has adapters")
+    for layer in adaptable_layers(head).values():
+        layer.add(len(ADAPTERS), rank, alpha)
+
+
+def adapter_parameters(head: nn.Module) -> list[nn.Parameter]:
+    """Stacked parameters of both policies, for one optimiser."""
+    found = []
+    for layer in adaptable_layers(head).values():
+        found += [p for p in (layer.adapter_down, layer.adapter_up) if p is not None]
+    return found
+
+
+def save_adapters(head: nn.Module, directory: Path | str) -> None:
+    """Write both policies below ``directory`` in PEFT's format."""
+    layers = adaptable_layers(head)
+    if not has_adapters(head):
+        raise RuntimeError(f"nothing to save in {directory}: the head has no adapters")
+    for index, name in enumerate(ADAPTERS):
+        tensors = {}
+        for path, layer in layers.items():
+            down, up = layer._stacked((index,))
+            tensors[f"{PEFT_PREFIX}{path}.lora_A.weight"] = down[0].detach().float().cpu().contiguous()
+            tensors[f"{PEFT_PREFIX}{path}.lora_B.weight"] = up[0].detach().float().cpu().contiguous()
+        folder = Path(directory) / name
+        content = safetensors.torch.save(tensors, metadata={"format": "pt"})
+        files.write_atomically(folder / "adapter_model.safetensors", lambda file, c=content: file.write(c))
+        files.write_json(folder / "adapter_config.json", _peft_config(layers))
+
+
+def load_adapters(head: nn.Module, directory: Path | str) -> None:
+    """Read what ``save_adapters`` (or PEFT, for the same layers) wrote; adds the adapters when absent."""
+    layers = adaptable_layers(head)
+    loaded = {}
+    for name in ADAPTERS:
+        folder = Path(directory) / name
+        for needed in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (folder / needed).is_file():
+                raise FileNotFoundError(f"{folder / needed} is missing: {directory} needs {' and '.join(ADAPTERS)}")
+        config = json.loads((folder / "adapter_config.json").read_text())
+        tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+        _check_adapter(folder, config, tensors, layers)
+        loaded[name] = (config, tensors)
+    scales = {(config["r"], config["lora_alpha"]) for config, _ in loaded.values()}
+    if len(scales) > 1:
+        raise ValueError(f"the two adapters in {directory} differ in (rank, alpha): {sorted(scales)}")
+    rank, alpha = scales.pop()
+    for path, layer in layers.items():
+        if layer.adapter_down is None or layer.adapter_down.shape[1] != rank:
+            layer.add(len(ADAPTERS), rank, alpha)
+        assert layer.adapter_down is not None and layer.adapter_up is not None
+        layer.adapter_scale = alpha / rank
+        with torch.no_grad():
+            for index, name in enumerate(ADAPTERS):
+                layer.adapter_down[index].copy_(loaded[name][1][f"{PEFT_PREFIX}{path}.lora_A.weight"])
+                layer.adapter_up[index].copy_(loaded[name][1][f"{PEFT_PREFIX}{path}.lora_B.weight"])
+
+
+def _check_adapter(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], layers: dict[str, AdaptableLinear]
+) -> None:
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("use_rslora"):
+        raise ValueError(f"{folder} is not a plain LoRA adapter (peft_type {config.get('peft_type')!r})")
+    if config.get("rank_pattern") or config.get("alpha_pattern") or config.get("bias", "none") != "none":
+        raise ValueError(f"{folder} uses rank_pattern, alpha_pattern or bias, which is not supported")
+    rank = config["r"]
+    expected = {}
+    for path, layer in layers.items():
+        expected[f"{PEFT_PREFIX}{path}.lora_A.weight"] = (rank, layer.in_features)
+        expected[f"{PEFT_PREFIX}{path}.lora_B.weight"] = (layer.out_features, rank)
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        raise ValueError(
+            f"{folder} does not fit this head: missing {missing[:3]} ({len(missing)}), "
+            f"unexpected {extra[:3]} ({len(extra)})"
+        )
+    for key, shape in expected.items():
+        if tuple(tensors[key].shape) != shape:
+            raise ValueError(f"{folder}: {key} has shape {tuple(tensors[key].shape)}, expected {shape}")
+
+
+def _peft_config(layers: dict[str, AdaptableLinear]) -> dict[str, Any]:
+    first = next(iter(layers.values()))
+    assert first.adapter_down is not None
+    rank = first.adapter_down.shape[1]
+    alpha = first.adapter_scale * rank
+    return {
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": sorted(layers),
+        "task_type": None,
+    }

@@ -1,0 +1,128 @@
+"""Everything that decides what a DP-VLA is: saved as JSON beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, get_type_hints
+
+from dpvla.diffusion.schedule import PARAMETRISATIONS, VPLinearSchedule
+from dpvla.models.dit import HeadConfig
+from dpvla.models.plan_coding import PlanCodingConfig
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Cameras and command to scene tokens."""
+
+    name: str = "florence-community/Florence-2-large"  # hub id | directory | florence:tiny | timm:<name>
+    revision: str | None = None  # hub revision; the released large model is pinned when this is empty
+    pretrained: bool = True  # start from released weights (a directory or hub id always does)
+    image_width: int = 768  # pixels the batch's images must have
+    image_height: int = 384  # multiples of 384 keep Florence-2 out of window padding
+    num_cameras: int = 3  # front-left, front, front-right
+    views_in_text_encoder: Literal["all", "front"] = "all"  # Florence: whose tokens the text encoder reads
+    stride: int = 8  # timm: feature map to take, in pixels per cell
+    width: int = 96  # timm: width of the tokens
+    mixer_blocks: int = 1  # timm: transformer blocks over all cameras' tokens
+    mixer_heads: int = 4  # timm: their attention heads
+    timm_options: dict[str, Any] = field(default_factory=dict)  # timm: more arguments of timm.create_model
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise, what the network predicts, how the loss is measured, how plans are sampled."""
+
+    output: Literal["v", "eps", "x0"] = "v"  # what the network outputs; raw eps is divided by 0.0066 at t = 1
+    loss_weighting: Literal["eps", "v", "x0"] = "eps"  # whose squared error the loss is; eps is the paper's
+    alpha_floor: float = 0.0  # weightings v and x0 divide by alpha: not below this
+    beta_min: float = 0.1  # variance-preserving schedule with linear beta(t)
+    beta_max: float = 20.0  # beta at t = 1
+    num_steps: int = 10  # network evaluations of DPM-Solver++ (order 2)
+    omega: float = 1.0  # greediness w of the guided combination
+    clip_ratio: float | None = 2.0  # guided x0 is kept within this multiple of the training plans' range; off at w = 0
+
+    def schedule(self) -> VPLinearSchedule:
+        """The noise schedule."""
+        return VPLinearSchedule(self.beta_min, self.beta_max)
+
+    def __post_init__(self) -> None:
+        for name in ("output", "loss_weighting"):
+            if getattr(self, name) not in PARAMETRISATIONS:
+                raise ValueError(f"diffusion.{name} must be one of {PARAMETRISATIONS}, found {getattr(self, name)!r}")
+        if self.omega < 0:
+            raise ValueError(f"diffusion.omega must not be negative, found {self.omega}")
+        if not 0 <= self.alpha_floor <= 1:
+            raise ValueError(f"diffusion.alpha_floor must lie in [0, 1], found {self.alpha_floor}")
+        if self.clip_ratio is not None and self.clip_ratio < 1:
+            raise ValueError(f"diffusion.clip_ratio below 1 would cut training plans, found {self.clip_ratio}")
+
+
+@dataclass(frozen=True)
+class DPVLAConfig:
+    """The whole policy; the defaults are the paper's model."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)  # images and command to tokens
+    head: HeadConfig = field(default_factory=HeadConfig)  # tokens and noised plan to prediction
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)  # schedule, loss, sampler
+    plan: PlanCodingConfig = field(default_factory=PlanCodingConfig)  # metres to normalised numbers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DPVLAConfig:
+        """Inverse of ``to_dict``; unknown keys are refused with the nearest valid name."""
+        return _build(cls, data, "")
+
+    @classmethod
+    def paper(cls) -> DPVLAConfig:
+        """Florence-2-large and the 475M-parameter head."""
+        return cls()
+
+    @classmethod
+    def tiny(cls) -> DPVLAConfig:
+        """About a million parameters, trained from nothing in minutes on two CPU cores."""
+        return cls(
+            encoder=EncoderConfig(
+                name="timm:test_convnext",
+                pretrained=False,
+                image_width=96,
+                image_height=48,
+                timm_options={"dims": [32, 64, 96, 96], "depths": [1, 2, 1, 1]},
+            ),
+            head=HeadConfig(preset="tiny"),
+            diffusion=DiffusionConfig(loss_weighting="v"),
+        )
+
+    @classmethod
+    def tiny_florence(cls) -> DPVLAConfig:
+        """The paper's architecture in miniature, random weights, no files."""
+        return cls(
+            encoder=EncoderConfig(name="florence:tiny", pretrained=False, image_width=96, image_height=48),
+            head=HeadConfig(preset="tiny"),
+            diffusion=DiffusionConfig(loss_weighting="v"),
+        )
+
+
+def _build(cls: Any, data: Mapping[str, Any], path: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"model config {path or 'top level'}: expected a mapping, found {type(data).__name__}")
+    names = [f.name for f in fields(cls)]
+    for key in data:
+        if key not in names:
+            near = get_close_matches(key, names, 1)
+            hint = f"; did you mean {path}{near[0]}?" if near else f"; valid: {', '.join(names)}"
+            raise ValueError(f"unknown model config key {path}{key}{hint}")
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in data.items():
+        kind = hints[key]
+        if is_dataclass(kind):
+            value = _build(kind, value, f"{path}{key}.")
+        elif isinstance(value, list) and key == "blocks":
+            value = tuple(value)
+        values[key] = value
+    return cls(**values)

@@ -1,0 +1,309 @@
+"""DP-VLA: images, command and ego state to sampled plans, with or without the two DIPOLE adapters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import Florence2Config
+
+from dpvla import __version__, files
+from dpvla.batch import NUM_POSES, DrivingBatch
+from dpvla.diffusion import DPMSolver, clip_x0, combine
+from dpvla.models import adapters as adapter_bank
+from dpvla.models.config import DPVLAConfig, EncoderConfig
+from dpvla.models.dit import DiTHead
+from dpvla.models.florence import FlorenceEncoder
+from dpvla.models.florence_checkpoint import pretrained_florence, tiny_florence
+from dpvla.models.plan_coding import PlanCoding
+from dpvla.models.scene_context import SceneContext
+from dpvla.models.timm_encoder import TimmEncoder
+
+FORMAT_VERSION = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+ADAPTER_WEIGHTS = ("adapter_down", "adapter_up")
+BASE_POLICY: tuple[str | None, ...] = (None,)
+
+
+class DPVLA(nn.Module):
+    """Driving policy: scene encoder, diffusion head, plan coding.
+
+    Call it through its methods; under DistributedDataParallel call ``wrapped("imitation_loss", batch)`` or
+    ``wrapped("denoising_errors", context, ...)``, so that gradients are synchronised.
+    """
+
+    def __init__(self, config: DPVLAConfig, encoder: FlorenceEncoder | TimmEncoder) -> None:
+        super().__init__()
+        self.config = config
+        self.schedule = config.diffusion.schedule()
+        self.solver = DPMSolver(self.schedule, config.diffusion.num_steps)
+        self.encoder = encoder
+        self.plan_coding = PlanCoding(config.plan)
+        self.head = DiTHead(config.head, self.plan_coding.num_channels, encoder.token_width)
+        self.base_frozen = False
+
+    # ------------------------------------------------------------------ building, saving, loading
+
+    @classmethod
+    def from_config(cls, config: DPVLAConfig) -> DPVLA:
+        """A policy before training; the encoder starts from released weights where the config says so."""
+        return cls(config, _build_encoder(config.encoder))
+
+    def save_pretrained(self, directory: Path | str) -> None:
+        """Write ``config.json`` and ``model.safetensors`` (weights and plan statistics, no adapters), each atomically."""
+        directory = Path(directory)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self._base_state().items()}
+        content = safetensors.torch.save(tensors, metadata={"format": "pt"})
+        files.write_atomically(directory / WEIGHTS_FILE, lambda file: file.write(content))
+        description = {
+            "format_version": FORMAT_VERSION,
+            "dpvla_version": __version__,
+            "model": self.config.to_dict(),
+            "encoder_architecture": self.encoder.architecture(),
+        }
+        files.write_json(directory / CONFIG_FILE, description)
+
+    @classmethod
+    def from_pretrained(cls, directory: Path | str, device: torch.device | str = "cpu") -> DPVLA:
+        """Read what ``save_pretrained`` wrote, in eval mode. Needs no network, even for a Florence encoder."""
+        directory = Path(directory)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (directory / name).is_file():
+                raise FileNotFoundError(f"{directory / name} is missing: {directory} is not a saved DP-VLA")
+        description = json.loads((directory / CONFIG_FILE).read_text())
+        if description.get("format_version") != FORMAT_VERSION:
+            found = description.get("format_version")
+            raise ValueError(f"{directory / CONFIG_FILE}: format_version {found}, this code reads {FORMAT_VERSION}")
+        config = DPVLAConfig.from_dict(description["model"])
+        policy = cls(config, _rebuild_encoder(config.encoder, description["encoder_architecture"]))
+        tensors = safetensors.torch.load_file(directory / WEIGHTS_FILE)
+        expected = policy._base_state()
+        missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+        wrong = [key for key in expected.keys() & tensors.keys() if expected[key].shape != tensors[key].shape]
+        if missing or extra or wrong:
+            raise ValueError(
+                f"{directory / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: missing {missing[:3]} ({len(missing)}), "
+                f"unexpected {extra[:3]} ({len(extra)}), other shape {sorted(wrong)[:3]} ({len(wrong)})"
+            )
+        policy.load_state_dict(tensors)
+        return policy.to(device).eval()
+
+    def _base_state(self) -> dict[str, Tensor]:
+        return {key: t for key, t in self.state_dict().items() if not key.endswith(ADAPTER_WEIGHTS)}
+
+    # ------------------------------------------------------------------ adapters
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the positive and the negative policy exist."""
+        return adapter_bank.has_adapters(self.head)
+
+    def add_adapters(self, rank: int = 16, alpha: float = 16.0) -> None:
+        """Create the positive and the negative adapter; both equal the base policy at first."""
+        adapter_bank.add_adapters(self.head, rank, alpha)
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """Parameters of both adapters, stacked by layer, for one optimiser."""
+        return adapter_bank.adapter_parameters(self.head)
+
+    def save_adapters(self, directory: Path | str) -> None:
+        """Write ``positive/`` and ``negative/`` in PEFT's format (readable by PEFT on the bare ``policy.head``)."""
+        adapter_bank.save_adapters(self.head, directory)
+
+    def load_adapters(self, directory: Path | str) -> None:
+        """Read adapters written by ``save_adapters``, creating them when absent."""
+        adapter_bank.load_adapters(self.head, directory)
+
+    def freeze_base(self) -> None:
+        """Keep only the adapters trainable; the encoder stays in eval mode from now on (cached tokens are exact)."""
+        trainable = {id(parameter) for parameter in self.adapter_parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in trainable)
+        self.base_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> DPVLA:
+        """Training mode, except for a frozen encoder."""
+        super().train(mode)
+        if self.base_frozen:
+            self.encoder.eval()
+        return self
+
+    # ------------------------------------------------------------------ training
+
+    def encode(self, batch: DrivingBatch) -> SceneContext:
+        """Run the encoder once a scene. Without gradients when the base is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.base_frozen):
+            tokens, mask = self.encoder(batch.images, batch.command)
+        return SceneContext(tokens, mask, batch.command, batch.ego_status.float(), batch.history.float())
+
+    def draw(self, scenes: int, draws: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Training times (scene, draw) and noise (scene, draw, 8, channel) on the policy's device."""
+        device = self.plan_coding.mean.device
+        source = generator.device if generator is not None else device
+        t = self.schedule.draw_times((scenes, draws), generator)
+        shape = (scenes, draws, NUM_POSES, self.plan_coding.num_channels)
+        return t.to(device), torch.randn(shape, generator=generator, device=source).to(device)
+
+    def denoising_errors(
+        self,
+        context: SceneContext,
+        plans: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        adapters: tuple[str | None, ...] = BASE_POLICY,
+        loss_weighting: str | None = None,
+        alpha_floor: float | None = None,
+    ) -> Tensor:
+        """Weighted squared error of each policy, ``(len(adapters), scene, candidate)``.
+
+        ``plans`` (scene, candidate, 8, 3), ``t`` (scene, candidate), ``noise`` (scene, candidate, 8, channel). With
+        ``loss_weighting="eps"`` this is the ``|eps - eps(a_t, s, t)|^2`` of the paper's eq. 9, a mean over poses and
+        channels; ``"v"`` and ``"x0"`` measure those errors instead. ``None`` in ``adapters`` is the base policy;
+        ``("positive", "negative")`` runs both in one pass, and one backward reaches both.
+        """
+        settings = self.config.diffusion
+        weighting = settings.loss_weighting if loss_weighting is None else loss_weighting
+        floor = settings.alpha_floor if alpha_floor is None else alpha_floor
+        x0 = self.plan_coding.encode(plans.float(), context.ego_status)
+        x_t = self.schedule.add_noise(x0, noise, t)
+        prepared = self.head.prepare(context.tokens, context.mask, context.condition, adapters)
+        output = self.head.denoise(x_t, t, prepared).float()
+        error = (output - self.schedule.target(settings.output, x0, noise, t)).square().mean(dim=(-2, -1))
+        # The error is taken in the network's own output and converted by its exact factor: forming eps first and
+        # dividing by a small alpha later would lose digits.
+        factor = self.schedule.squared_eps_factor(settings.output, t)
+        if weighting == settings.output and floor == 0:
+            return error
+        return error * factor * self.schedule.squared_output_factor(weighting, t, floor)
+
+    def imitation_loss(
+        self,
+        batch: DrivingBatch,
+        draws: int = 1,
+        generator: torch.Generator | None = None,
+        loss_weighting: str | None = None,
+        alpha_floor: float | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Denoising loss of the base policy on the recorded plans; one encoder pass, ``draws`` noise draws a scene."""
+        if batch.plan is None:
+            raise ValueError(f"imitation needs recorded plans; scene {batch.tokens[0]} and its batch have none")
+        context = self.encode(batch)
+        t, noise = self.draw(len(batch), draws, generator)
+        plans = batch.plan[:, None].expand(-1, draws, -1, -1)
+        errors = self.denoising_errors(context, plans, t, noise, loss_weighting=loss_weighting, alpha_floor=alpha_floor)
+        loss = errors.mean()
+        return loss, {"imitation/loss": loss.detach()}
+
+    def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Dispatch for wrappers that only hook ``forward`` (DistributedDataParallel)."""
+        methods = {"imitation_loss": self.imitation_loss, "denoising_errors": self.denoising_errors}
+        if method not in methods:
+            raise ValueError(f"forward dispatches to {sorted(methods)}, not {method!r}")
+        return methods[method](*args, **kwargs)
+
+    # ------------------------------------------------------------------ sampling
+
+    def sample(
+        self,
+        context: SceneContext,
+        num_candidates: int,
+        omega: float | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        use_adapters: bool = True,
+    ) -> Tensor:
+        """Plans ``(scene, num_candidates, 8, 3)``; see ``sample_with_info``."""
+        return self.sample_with_info(context, num_candidates, omega, generator, noise, use_adapters)[0]
+
+    @torch.no_grad()
+    def sample_with_info(
+        self,
+        context: SceneContext,
+        num_candidates: int,
+        omega: float | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        use_adapters: bool = True,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sample plans from the guided combination (paper Alg. 2), or from the base policy without adapters.
+
+        ``noise`` (scene, num_candidates, 8, channel) replaces the generator's. Combination and solver run in float32.
+        ``info`` holds ``sample/clipped``, the share of x0 values the wide static clip changed, when it is on.
+        """
+        scenes = len(context)
+        shape = (scenes, num_candidates, NUM_POSES, self.plan_coding.num_channels)
+        if noise is None:
+            source = generator.device if generator is not None else context.device
+            noise = torch.randn(shape, generator=generator, device=source)
+        elif tuple(noise.shape) != shape:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shape}")
+        noise = noise.to(context.device, torch.float32)
+        omega = self.config.diffusion.omega if omega is None else omega
+        guided = use_adapters and self.has_adapters
+        policies: tuple[str | None, ...] = BASE_POLICY
+        if guided:
+            policies = ("positive",) if omega == 0 else ("positive", "negative")
+        prepared = self.head.prepare(context.tokens, context.mask, context.condition, policies)
+        ratio = self.config.diffusion.clip_ratio
+        clips = guided and omega != 0 and ratio is not None
+        bound = self.plan_coding.largest * ratio if clips and ratio is not None else None
+        shares: list[Tensor] = []
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            output = self.head.denoise(x_t, t, prepared).float()
+            mixed = combine(output[0], output[1], omega) if len(output) == 2 else output[0]
+            x0 = self.schedule.convert(mixed, x_t, t, self.config.diffusion.output, "x0")
+            x0, share = clip_x0(x0, bound)
+            if share is not None:
+                shares.append(share)
+            return x0
+
+        values = self.solver.sample(denoise, noise)
+        info = {"sample/clipped": torch.stack(shares).mean()} if shares else {}
+        return self.plan_coding.decode(values, context.ego_status), info
+
+
+def _build_encoder(config: EncoderConfig) -> FlorenceEncoder | TimmEncoder:
+    size = (config.image_width, config.image_height)
+    if config.name.startswith("timm:"):
+        return TimmEncoder(
+            config.name.removeprefix("timm:"),
+            pretrained=config.pretrained,
+            image_size=size,
+            num_cameras=config.num_cameras,
+            stride=config.stride,
+            token_width=config.width,
+            mixer_blocks=config.mixer_blocks,
+            mixer_heads=config.mixer_heads,
+            options=config.timm_options,
+        )
+    if config.name == "florence:tiny":
+        if config.pretrained:
+            raise ValueError("florence:tiny has no released weights: set encoder.pretrained to false")
+        return tiny_florence(size, config.num_cameras, config.views_in_text_encoder)
+    return pretrained_florence(
+        config.name,
+        config.revision,
+        image_size=size,
+        num_cameras=config.num_cameras,
+        views_in_text_encoder=config.views_in_text_encoder,
+    )
+
+
+def _rebuild_encoder(config: EncoderConfig, architecture: dict[str, Any] | None) -> FlorenceEncoder | TimmEncoder:
+    """The encoder of a saved policy, without fetching released weights."""
+    if architecture is None:
+        return _build_encoder(replace(config, pretrained=False))
+    return FlorenceEncoder(
+        Florence2Config.from_dict(architecture["florence"]),
+        image_size=(config.image_width, config.image_height),
+        num_cameras=config.num_cameras,
+        views_in_text_encoder=config.views_in_text_encoder,
+        command_length=architecture["command_length"],
+    )

@@ -1,0 +1,83 @@
+"""A light scene encoder: any timm image network, a few plain transformer blocks, a learned command token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from dpvla.batch import COMMANDS
+from dpvla.models.dit import Block
+from dpvla.models.image_normalisation import ImageNormalisation, check_images
+
+
+class TimmEncoder(nn.Module):
+    """Camera images and command to scene tokens ``(scene, camera * cell + 1, token_width)``.
+
+    The feature map at ``stride`` of every camera becomes tokens with a learned embedding per camera and cell; the last
+    token is the command. Networks with BatchNorm work, but their running statistics lag in short runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool,
+        image_size: tuple[int, int],
+        num_cameras: int,
+        stride: int,
+        token_width: int,
+        mixer_blocks: int,
+        mixer_heads: int,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        """``image_size`` is (width, height); ``options`` go to ``timm.create_model``."""
+        super().__init__()
+        if name not in timm.list_models(name.split(".")[0]) and name.split(".")[0] not in timm.list_models():
+            near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:8]) or "see timm.list_models()"
+            raise ValueError(f"timm knows no model {name!r}; near it: {near}")
+        width, height = image_size
+        self.image_size, self.num_cameras, self.token_width = image_size, num_cameras, token_width
+        options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
+        probe = timm.create_model(name, pretrained=False, features_only=True, **options)
+        fitting = [i for i, reduction in enumerate(probe.feature_info.reduction()) if reduction <= stride]
+        if not fitting:
+            raise ValueError(f"{name} has no feature map at stride {stride} or finer: {probe.feature_info.reduction()}")
+        self.backbone = timm.create_model(
+            name, pretrained=pretrained, features_only=True, out_indices=(fitting[-1],), **options
+        )
+        features = self.backbone.feature_info.channels()[-1]
+        with torch.no_grad():
+            self.backbone.eval()
+            cells = tuple(self.backbone(torch.zeros(1, 3, height, width))[0].shape[-2:])
+            self.backbone.train()
+        self.normalise = ImageNormalisation()
+        self.project = nn.Linear(features, token_width)
+        self.place = nn.Parameter(torch.zeros(num_cameras, cells[0] * cells[1], token_width))
+        self.command = nn.Embedding(len(COMMANDS), token_width)
+        self.mixer = nn.ModuleList(
+            Block(("self", "mlp"), False, token_width, mixer_heads, token_width, 2) for _ in range(mixer_blocks)
+        )
+        self.norm = nn.LayerNorm(token_width)
+        nn.init.normal_(self.place, std=0.02)
+        nn.init.normal_(self.command.weight, std=0.02)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor, command: Tensor) -> tuple[Tensor, None]:
+        """``images`` (scene, camera, 3, height, width) uint8, ``command`` (scene,) -> tokens and no mask."""
+        check_images(images, self.num_cameras, self.image_size[1], self.image_size[0])
+        scenes = len(images)
+        pixels = self.normalise(images, self.project.weight.dtype).contiguous(memory_format=torch.channels_last)
+        features = self.backbone(pixels)[0]
+        tokens = self.project(features.flatten(2).transpose(1, 2))
+        tokens = tokens.view(scenes, self.num_cameras, -1, self.token_width) + self.place
+        tokens = torch.cat([tokens.flatten(1, 2), self.command(command)[:, None].to(tokens.dtype)], dim=1)
+        for block in self.mixer:
+            tokens = block(tokens[None, :, None])[0, :, 0]
+        return self.norm(tokens), None
+
+    def architecture(self) -> None:
+        """Nothing beyond the configuration is needed to build the network again."""
+        return None

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from navsim_bridge.scene_filter import SceneFilter, Split
 
 NUM_POSES = 8
 """Poses of a plan, 0.5 s apart."""
+LOGS_PER_PROCESS = 50
+"""Fewer logs are not worth another process."""
 
 
 @dataclass(frozen=True)
@@ -165,14 +168,22 @@ def by_log(records: Sequence[SceneRecord]) -> dict[tuple[str, str], list[SceneRe
     return groups
 
 
+def process_context() -> BaseContext:
+    """How worker processes start: from a clean server that has imported the bridge once, never by copying threads."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["navsim_bridge.metric_cache.cache"])
+    return context
+
+
 def _windows_of_logs(
     split: Split, data_root: Path | str, names: Sequence[str], workers: int
 ) -> Iterator[list[SceneRecord]]:
     read = partial(_read_windows, Path(data_root), split.data_split, split.scene_filter)
-    if workers <= 1 or len(names) < 2:
+    workers = min(workers, len(names) // LOGS_PER_PROCESS)
+    if workers <= 1:
         yield from map(read, names)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=process_context()) as pool:
         yield from pool.map(read, names)
 
 

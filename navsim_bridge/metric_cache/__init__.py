@@ -1,1 +1,7 @@
+"""What the PDM score needs of a scene: built from logs and maps, stored, read in bulk."""
 
+from navsim_bridge.metric_cache.builder import build_scenes
+from navsim_bridge.metric_cache.cache import MetricCache, build_metric_cache
+from navsim_bridge.metric_cache.store import CacheError
+
+__all__ = ["CacheError", "MetricCache", "build_metric_cache", "build_scenes"]

@@ -1,0 +1,43 @@
+"""Build the metric cache of a split: what the PDM score needs of each scene, from logs and maps."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpvla import config
+from navsim_bridge import roots
+from navsim_bridge.metric_cache import build_metric_cache
+
+
+@dataclass(frozen=True)
+class CacheMetrics:
+    """Build the metric cache of a split from logs and maps. An interrupted run goes on where it stopped."""
+
+    split: str  # name of a split, or a YAML file in the devkit's scene-filter schema
+    out: str  # folder of the cache
+    data_root: str = ""  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
+    maps_root: str = ""  # folder with nuplan-maps-v1.0.json; default: NUPLAN_MAPS_ROOT, then the demo world
+    workers: int = os.cpu_count() or 1  # processes
+    allow_missing: bool = False  # cache what there is when logs or scenes of the split are missing
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = config.parse(CacheMetrics, argv)
+    start = time.perf_counter()
+    cache = build_metric_cache(
+        roots.data_root(options.data_root),
+        roots.maps_root(options.maps_root),
+        options.split,
+        options.out,
+        workers=options.workers,
+        allow_missing=options.allow_missing,
+    )
+    seconds = time.perf_counter() - start
+    print(f"{len(cache)} scenes of {cache.index['split']} in {cache.path} after {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

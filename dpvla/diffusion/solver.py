@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
@@ -32,7 +33,7 @@ class DPMSolver:
             raise ValueError(f"the solver needs t_min = {1 / TRAIN_STEPS}, found {schedule.t_min}")
         self.schedule = schedule
         self.num_steps = num_steps
-        # Betas whose running product is the continuous alpha(t)^2 at the knots (the usual linspace is 7 % off at t = 1).
+        # Betas whose running product is the continuous alpha(t)^2 at the knots (a linspace is 7 % off at t = 1).
         knots = torch.arange(1, TRAIN_STEPS + 1, dtype=torch.float64) / TRAIN_STEPS
         log_alpha_squared = 2 * schedule.log_alpha(knots)
         steps = torch.diff(log_alpha_squared, prepend=torch.zeros(1, dtype=torch.float64))
@@ -40,8 +41,8 @@ class DPMSolver:
         levels = self._scheduler().sigmas[:-1].double()
         self.times = schedule.time_of_log_snr(-levels.log()).float()  # (step,) from 1 down to t_min
 
-    def _scheduler(self) -> DPMSolverMultistepScheduler:
-        scheduler = DPMSolverMultistepScheduler(
+    def _scheduler(self) -> Any:  # diffusers decorates away the type
+        scheduler: Any = DPMSolverMultistepScheduler(
             num_train_timesteps=TRAIN_STEPS,
             trained_betas=self._betas,
             solver_order=2,

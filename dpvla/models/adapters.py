@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +145,8 @@ def save_adapters(head: nn.Module, directory: Path | str) -> None:
             tensors[f"{PEFT_PREFIX}{path}.lora_A.weight"] = down[0].detach().float().cpu().contiguous()
             tensors[f"{PEFT_PREFIX}{path}.lora_B.weight"] = up[0].detach().float().cpu().contiguous()
         folder = Path(directory) / name
-        content = safetensors.torch.save(tensors, metadata={"format": "pt"})
-        files.write_atomically(folder / "adapter_model.safetensors", lambda file, c=content: file.write(c))
+        content = BytesIO(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+        files.write_atomically(folder / "adapter_model.safetensors", partial(shutil.copyfileobj, content))
         files.write_json(folder / "adapter_config.json", _peft_config(layers))
 
 

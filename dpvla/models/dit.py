@@ -22,7 +22,7 @@ from dpvla.models.adapters import Active, AdaptableLinear, resolve
 PRESETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     # (width, attention heads, blocks)
     "tiny": (96, 4, ("3 modulated self cross mlp",)),
-    # The layout that reproduces the paper's sizes: 475M parameters, 6.68M per rank-16 adapter, one cross-attention block.
+    # The layout that reproduces the paper's sizes (475M, 6.68M per rank-16 adapter); one cross-attention block.
     "paper": (1024, 16, ("24 modulated self mlp", "1 plain self cross mlp")),
     # Cross-attention in every block instead: 475.7M and 6.78M.
     "cross18": (1024, 16, ("18 modulated self fused-cross mlp",)),
@@ -35,7 +35,11 @@ HISTORY = 9
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The action head. A block reads ``COUNT modulated|plain SUBLAYER...``; sublayers: self, cross, fused-cross, mlp."""
+    """The action head.
+
+    A block reads ``COUNT modulated|plain SUBLAYER...``; sublayers are self, cross, fused-cross (one projection for
+    keys and values) and mlp.
+    """
 
     preset: str = "paper"  # paper | cross18 | tiny: gives width, heads and blocks where they are not set below
     width: int | None = None  # model width d
@@ -206,6 +210,10 @@ class Block(nn.Module):
 
 class DiTHead(nn.Module):
     """Noised plans and a scene's context to the denoiser's output."""
+
+    status_scale: Tensor  # (4,)
+    history_scale: Tensor  # (3,)
+    frequencies: Tensor  # (128,)
 
     def __init__(self, config: HeadConfig, channels: int, context_width: int) -> None:
         super().__init__()

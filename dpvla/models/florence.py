@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import BartConfig, BartTokenizer, Florence2Config
+from transformers import BartConfig, BartTokenizer, Florence2Config, Florence2VisionConfig
 from transformers.models.bart.modeling_bart import BartEncoder
 from transformers.models.florence2.modeling_florence2 import Florence2MultiModalProjector, Florence2VisionBackbone
 
@@ -49,13 +49,16 @@ class FlorenceEncoder(nn.Module):
         self.config = config
         self.image_size, self.num_cameras = image_size, num_cameras
         self.views_in_text_encoder = views_in_text_encoder
-        self.token_width: int = config.text_config.d_model
-        limit = 32 * config.vision_config.max_position_embeddings
+        vision, text = config.vision_config, config.text_config
+        if not isinstance(vision, Florence2VisionConfig) or not isinstance(text, BartConfig):
+            raise ValueError(f"expected a Florence-2 vision and a BART text config, found {vision!r} and {text!r}")
+        self.token_width = int(text.d_model or 0)
+        limit = 32 * vision.max_position_embeddings
         if max(image_size) > limit:
             raise ValueError(f"image size {image_size} is too large: Florence-2 has positions up to {limit} pixels")
-        self.vision_tower = Florence2VisionBackbone(config.vision_config)
+        self.vision_tower = Florence2VisionBackbone(vision)
         self.projector = Florence2MultiModalProjector(config)
-        self.text_encoder = BartEncoder(config.text_config)
+        self.text_encoder = BartEncoder(text)
         # Only the few words of the commands would ever get a gradient; their optimiser state is waste.
         self.text_encoder.embed_tokens.weight.requires_grad_(False)
         self.normalise = ImageNormalisation()
@@ -128,7 +131,8 @@ def tiny_tokenizer() -> BartTokenizer:
         if "Ġ" + word not in vocabulary:
             merges.append(("Ġ", word))
             vocabulary["Ġ" + word] = len(vocabulary)
-    return BartTokenizer(vocab=vocabulary, merges=merges)
+    tokenizer: Any = BartTokenizer  # its annotation of merges is narrower than what it takes
+    return tokenizer(vocab=vocabulary, merges=merges)
 
 
 def tiny_florence_config() -> Florence2Config:

@@ -122,5 +122,5 @@ class PlanCoding(nn.Module):
             self._is_fitted = bool(self.fitted)
         if not self._is_fitted:
             raise RuntimeError(
-                "plan statistics are missing: call policy.plan_coding.fit(plans, ego_status) with the training split first"
+                "plan statistics are missing: call policy.plan_coding.fit(plans, ego_status) with the training split"
             )

@@ -55,7 +55,7 @@ class DPVLA(nn.Module):
         return cls(config, _build_encoder(config.encoder))
 
     def save_pretrained(self, directory: Path | str) -> None:
-        """Write ``config.json`` and ``model.safetensors`` (weights and plan statistics, no adapters), each atomically."""
+        """Write ``config.json`` and ``model.safetensors``: weights and plan statistics, no adapters; atomic."""
         directory = Path(directory)
         tensors = {key: value.detach().cpu().contiguous() for key, value in self._base_state().items()}
         content = safetensors.torch.save(tensors, metadata={"format": "pt"})
@@ -202,7 +202,7 @@ class DPVLA(nn.Module):
 
     def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Dispatch for wrappers that only hook ``forward`` (DistributedDataParallel)."""
-        methods = {"imitation_loss": self.imitation_loss, "denoising_errors": self.denoising_errors}
+        methods: dict[str, Any] = {"imitation_loss": self.imitation_loss, "denoising_errors": self.denoising_errors}
         if method not in methods:
             raise ValueError(f"forward dispatches to {sorted(methods)}, not {method!r}")
         return methods[method](*args, **kwargs)

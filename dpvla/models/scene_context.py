@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,28 +36,36 @@ class SceneContext:
 
     def select(self, index: Tensor) -> SceneContext:
         """The scenes at ``index`` (int64 or bool tensor or slice), in that order."""
-        return SceneContext(**{name: t if t is None else t[index] for name, t in self._tensors().items()})
+        return self._map(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> SceneContext:
         """Copy on ``device``; ``dtype`` (bfloat16 to save memory) applies to the tokens alone."""
-        moved = {name: t if t is None else t.to(device, non_blocking=True) for name, t in self._tensors().items()}
-        if dtype is not None and moved["tokens"] is not None:
-            moved["tokens"] = moved["tokens"].to(dtype)
-        return SceneContext(**moved)  # type: ignore[arg-type]
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return moved if dtype is None else replace(moved, tokens=moved.tokens.to(dtype))
 
     def detach(self) -> SceneContext:
         """The same without gradient history."""
-        return SceneContext(**{name: t if t is None else t.detach() for name, t in self._tensors().items()})
+        return self._map(Tensor.detach)
 
     @staticmethod
     def cat(contexts: Sequence[SceneContext]) -> SceneContext:
         """Several contexts of one policy behind one another."""
-        columns = [context._tensors() for context in contexts]
-        joined = {}
-        for name in columns[0]:
-            parts = [column[name] for column in columns]
-            joined[name] = None if parts[0] is None else torch.cat([p for p in parts if p is not None])
-        return SceneContext(**joined)  # type: ignore[arg-type]
+        masks = [context.mask for context in contexts if context.mask is not None]
+        if masks and len(masks) < len(contexts):
+            raise ValueError("some of the contexts have a mask and some have none: they come from different encoders")
+        return SceneContext(
+            tokens=torch.cat([context.tokens for context in contexts]),
+            mask=torch.cat(masks) if masks else None,
+            command=torch.cat([context.command for context in contexts]),
+            ego_status=torch.cat([context.ego_status for context in contexts]),
+            history=torch.cat([context.history for context in contexts]),
+        )
 
-    def _tensors(self) -> dict[str, Tensor | None]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+    def _map(self, change: Callable[[Tensor], Tensor]) -> SceneContext:
+        return SceneContext(
+            tokens=change(self.tokens),
+            mask=None if self.mask is None else change(self.mask),
+            command=change(self.command),
+            ego_status=change(self.ego_status),
+            history=change(self.history),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -35,24 +36,24 @@ class TimmEncoder(nn.Module):
     ) -> None:
         """``image_size`` is (width, height); ``options`` go to ``timm.create_model``."""
         super().__init__()
-        if name not in timm.list_models(name.split(".")[0]) and name.split(".")[0] not in timm.list_models():
-            near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:8]) or "see timm.list_models()"
-            raise ValueError(f"timm knows no model {name!r}; near it: {near}")
+        if not timm.is_model(name):
+            near = get_close_matches(name, timm.list_models(), 3)
+            raise ValueError(f"timm knows no model {name!r}; nearest: {', '.join(near) or 'none'}")
         width, height = image_size
         self.image_size, self.num_cameras, self.token_width = image_size, num_cameras, token_width
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
-        probe = timm.create_model(name, pretrained=False, features_only=True, **options)
+        probe: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
         fitting = [i for i, reduction in enumerate(probe.feature_info.reduction()) if reduction <= stride]
         if not fitting:
             raise ValueError(f"{name} has no feature map at stride {stride} or finer: {probe.feature_info.reduction()}")
-        self.backbone = timm.create_model(
+        backbone: Any = timm.create_model(
             name, pretrained=pretrained, features_only=True, out_indices=(fitting[-1],), **options
         )
-        features = self.backbone.feature_info.channels()[-1]
+        self.backbone = backbone
+        features = backbone.feature_info.channels()[-1]
         with torch.no_grad():
-            self.backbone.eval()
-            cells = tuple(self.backbone(torch.zeros(1, 3, height, width))[0].shape[-2:])
-            self.backbone.train()
+            cells = tuple(backbone.eval()(torch.zeros(1, 3, height, width))[0].shape[-2:])
+            backbone.train()
         self.normalise = ImageNormalisation()
         self.project = nn.Linear(features, token_width)
         self.place = nn.Parameter(torch.zeros(num_cameras, cells[0] * cells[1], token_width))

@@ -1,0 +1,92 @@
+"""A trained DP-VLA as an agent: one sampled plan a scene."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from navsim_bridge.dataset import NavsimDataset
+from navsim_bridge.scenes import NUM_POSES, SceneRecord
+
+if TYPE_CHECKING:
+    from dpvla.models import DPVLA
+
+MODEL, ADAPTERS = "model", "adapters"
+
+
+def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> DPVLA:
+    """The policy of a checkpoint directory (`model/`, `adapters/` when it has them) or of a bare model directory.
+
+    Raises FileNotFoundError when neither is there.
+    """
+    from dpvla.models import DPVLA
+
+    checkpoint = Path(checkpoint)
+    is_checkpoint = (checkpoint / MODEL).is_dir()
+    policy = DPVLA.from_pretrained(checkpoint / MODEL if is_checkpoint else checkpoint, device)
+    if is_checkpoint and (checkpoint / ADAPTERS).is_dir():
+        policy.load_adapters(checkpoint / ADAPTERS)
+    return policy.to(device).eval()
+
+
+class PolicyAgent:
+    """Samples plans with noise that depends on the seed and the scene alone, not on batches or their order."""
+
+    def __init__(
+        self,
+        policy: DPVLA,
+        data_root: Path | str,
+        *,
+        omega: float | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        image_cache: Path | str | None = None,
+        workers: int = 4,
+        use_adapters: bool = True,
+    ) -> None:
+        """``omega``: greediness of the guided combination, None for the policy's own.
+
+        ``image_cache``: folder for decoded images (see `NavsimDataset.cache_images`); None decodes as it goes.
+        """
+        self.policy, self.data_root, self.omega, self.seed = policy, Path(data_root), omega, seed
+        self.batch_size, self.image_cache, self.workers = batch_size, image_cache, workers
+        self.use_adapters = use_adapters
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Path | str, data_root: Path | str, device: torch.device | str = "cpu", **options: Any
+    ) -> PolicyAgent:
+        """The agent of a checkpoint or model directory; ``options`` as for the constructor."""
+        return cls(load_policy(checkpoint, device), data_root, **options)
+
+    def __call__(self, records: Sequence[SceneRecord]) -> NDArray[np.float32]:
+        """(scene, 8, 3) one plan a scene."""
+        encoder = self.policy.config.encoder
+        size = (encoder.image_width, encoder.image_height)
+        dataset = NavsimDataset(records, self.data_root, size, workers=self.workers)
+        if self.image_cache is not None:
+            dataset.cache_images(self.image_cache)
+        plans = [self._plan(dataset, range(i, min(i + self.batch_size, len(dataset))))
+                 for i in range(0, len(dataset), self.batch_size)]  # fmt: skip
+        return np.concatenate(plans) if plans else np.zeros((0, NUM_POSES, 3), dtype=np.float32)
+
+    @torch.no_grad()
+    def _plan(self, dataset: NavsimDataset, rows: range) -> NDArray[np.float32]:
+        device = next(self.policy.parameters()).device
+        batch = dataset.batch(rows).to(device)
+        noise = torch.stack([self._noise(token) for token in batch.tokens])
+        context = self.policy.encode(batch)
+        plans = self.policy.sample(context, 1, self.omega, noise=noise, use_adapters=self.use_adapters)
+        return plans[:, 0].float().cpu().numpy()
+
+    def _noise(self, token: str) -> torch.Tensor:
+        """(1, 8, channel) noise of one scene."""
+        digest = hashlib.sha256(f"{self.seed}/{token}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.randn((1, NUM_POSES, self.policy.plan_coding.num_channels), generator=generator)

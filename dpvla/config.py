@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,19 +25,55 @@ class ConfigError(ValueError):
     """A config that cannot be used; the message says which key of which file and what to do."""
 
 
-def parse(config_class: type[Config], argv: Sequence[str] | None = None, description: str | None = None) -> Config:
-    """Read the command line (``sys.argv`` by default) into ``config_class``; exits with status 2 on bad input."""
+def parse(
+    config_class: type[Config],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    default_config: Path | str | None = None,
+) -> Config:
+    """Read the command line (``sys.argv`` by default) into ``config_class``; exits with status 2 on bad input.
+
+    Args:
+        default_config: YAML file that is read, and named on the terminal, when no --config is given.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        from_file: list[str] = []
+        files: list[Path | str] = []
         while (path := _take_option(arguments, "--config")) is not None:
-            from_file += list(_as_arguments(read_yaml(config_class, path)))
+            files.append(path)
+        if not files and default_config is not None:
+            if not {"-h", "--help"} & {*arguments}:
+                print(f"no --config given: using {default_config}", file=sys.stderr)
+            files = [default_config]
+        from_files: list[str] = []
+        free: dict[str, Any] = {}
+        for file in files:
+            data = read_yaml(config_class, file)
+            free |= _take_mappings(config_class, data)
+            from_files += _as_arguments(data)
+        default = from_dict(config_class, free, "config") if free else tyro.MISSING_NONPROP
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     text = (description or config_class.__doc__ or "").strip()
     text += "\n\nOptions may also stand in a YAML file given with --config FILE; the command line wins."
-    return tyro.cli(config_class, args=from_file + arguments, description=text)
+    return tyro.cli(config_class, args=from_files + arguments, description=text, default=default)
+
+
+def reporting_errors(main: Callable[..., None]) -> Callable[..., None]:
+    """A tool's ``main`` whose expected errors (bad input, missing files, interruption) end it with one line."""
+
+    @functools.wraps(main)
+    def run(*arguments: Any) -> None:
+        try:
+            main(*arguments)
+        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+            raise SystemExit(f"error: {error}") from error
+        except KeyboardInterrupt as interruption:
+            print(str(interruption) or "interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    return run
 
 
 def read_yaml(config_class: type, path: Path | str) -> dict[str, Any]:
@@ -118,6 +155,18 @@ def _as_arguments(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from (f"--{name}", *map(str, value))
         else:
             yield from (f"--{name}", str(value))
+
+
+def _take_mappings(config_class: type, data: dict[str, Any]) -> dict[str, Any]:
+    """Remove the values of free-form mapping fields, whose keys no dataclass names; nested as ``data`` is."""
+    hints, taken = typing.get_type_hints(config_class), {}
+    for key, value in list(data.items()):
+        if dataclasses.is_dataclass(hints[key]):
+            if inner := _take_mappings(typing.cast(type, hints[key]), value):
+                taken[key] = inner
+        elif isinstance(value, dict):
+            taken[key] = data.pop(key)
+    return taken
 
 
 def _take_option(arguments: list[str], name: str) -> str | None:

@@ -1,1 +1,1 @@
-
+"""What a run shows people: pictures and tables."""

@@ -53,14 +53,13 @@ class DipoleStep(nn.Module):
 
     def __init__(self, policy: DPVLA, beta: float, shift: float) -> None:
         super().__init__()
-        self.policy, self.beta, self.shift = policy, beta, shift
+        self.policy: DPVLA = policy
+        self.beta, self.shift = beta, shift
 
     def forward(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 9 at one random noise level per plan."""
-        t, noise = self.policy.draw_noise(batch.plans.shape[:2])
-        return dipole_loss(
-            self.policy, batch.context, batch.plans, batch.advantages, t, noise, self.beta, self.shift
-        )
+        t, noise = self.policy.draw(*batch.plans.shape[:2])
+        return dipole_loss(self.policy, batch.context, batch.plans, batch.advantages, t, noise, self.beta, self.shift)
 
 
 class DipoleStage:
@@ -101,9 +100,7 @@ class DipoleStage:
         """Updates of all cycles."""
         return self.config.cycles * self.steps_per_cycle
 
-    def batches(
-        self, first_step: int, log: Callable[[int, Mapping[str, float]], None]
-    ) -> Iterator[RolloutBatch]:
+    def batches(self, first_step: int, log: Callable[[int, Mapping[str, float]], None]) -> Iterator[RolloutBatch]:
         """Batches from ``first_step`` on; a new cycle rolls out with the weights of that moment."""
         step = first_step
         while True:
@@ -117,8 +114,8 @@ class DipoleStage:
                 chosen = torch.as_tensor(rows)
                 yield RolloutBatch(
                     self._context_of(chosen),
-                    self.buffer.plans[chosen].to(self.policy.device),
-                    advantages[chosen].to(self.policy.device),
+                    self.buffer.plans[chosen].to(self.accelerator.device),
+                    advantages[chosen].to(self.accelerator.device),
                 )
                 step += 1
 
@@ -154,7 +151,7 @@ class DipoleStage:
 
         def contexts(rows: range) -> SceneContext:
             if kept is not None:
-                return kept[rows.start // size].to(self.policy.device)
+                return kept[rows.start // size].to(self.accelerator.device)
             return self._encode(indices[rows.start : rows.stop])
 
         return collect(
@@ -172,7 +169,7 @@ class DipoleStage:
         )
 
     def _encode(self, indices: Tensor) -> SceneContext:
-        return encode_scenes(self.policy, self.source, indices.tolist(), self.accelerator.autocast)
+        return encode_scenes(self.policy, self.source, indices.tolist(), self.accelerator)
 
     def _encode_all(self, indices: Tensor) -> list[SceneContext] | None:
         """The frozen encoder's tokens of a whole cycle, in portions, or None when they exceed the limit."""
@@ -180,7 +177,7 @@ class DipoleStage:
         for rows in chunks(len(indices), self.config.scenes_per_call):
             context = self._encode(indices[rows.start : rows.stop])
             if not kept:
-                total = context.num_bytes() / len(rows) * len(indices)
+                total = context.tokens.nbytes / len(rows) * len(indices)
                 if total > self.config.context_cache_gb * 2**30:
                     self.accelerator.print(
                         f"encoded scenes would take {total / 2**30:.1f} GiB of memory, more than "
@@ -197,8 +194,8 @@ class DipoleStage:
         if self._contexts is None:
             return self._encode(self.buffer.indices[chosen])
         if len(self._contexts) > 1:
-            self._contexts = [SceneContext.concatenate(self._contexts)]
-        return self._contexts[0].select(chosen).to(self.policy.device)
+            self._contexts = [SceneContext.cat(self._contexts)]
+        return self._contexts[0].select(chosen).to(self.accelerator.device)
 
     def _mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:

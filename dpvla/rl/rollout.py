@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,13 +22,12 @@ def chunks(count: int, size: int) -> Iterator[range]:
 
 @torch.no_grad()
 def encode_scenes(
-    policy: DPVLA, source: SceneSource, indices: Sequence[int], autocast: Callable[[], object]
+    policy: DPVLA, source: SceneSource, indices: Sequence[int], accelerator: Accelerator
 ) -> SceneContext:
-    """Context of the scenes at ``indices``, in evaluation mode on the policy's device."""
+    """Context of the scenes at ``indices``, in evaluation mode."""
     policy.eval()
-    batch = source.batch(indices).to(policy.device)
-    with autocast():  # type: ignore[attr-defined]
-        return policy.encode(batch)
+    with accelerator.autocast():
+        return policy.encode(source.batch(indices).to(accelerator.device))
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def collect(
         seed: of the sampler's noise; the same seed gives the same plans.
     """
     policy.eval()
-    generator = torch.Generator(device=policy.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same plans on every device
     plans, scores = [], []
     bar = tqdm(total=len(indices), desc=f"cycle {cycle}: roll-outs", unit="scene", leave=False, disable=not progress)
     for rows in chunks(len(indices), scenes_per_call):

@@ -32,7 +32,8 @@ class ImitationStep(nn.Module):
 
     def __init__(self, policy: DPVLA, noise_draws: int) -> None:
         super().__init__()
-        self.policy, self.noise_draws = policy, noise_draws
+        self.policy: DPVLA = policy
+        self.noise_draws = noise_draws
 
     def forward(self, batch: DrivingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Denoising error of the recorded plans."""
@@ -68,9 +69,7 @@ class ImitationStage:
         """Updates of all epochs."""
         return self.config.epochs * steps_per_epoch(len(self.source), self.config.batch_size)
 
-    def batches(
-        self, first_step: int, log: Callable[[int, Mapping[str, float]], None]
-    ) -> Iterator[DrivingBatch]:
+    def batches(self, first_step: int, log: Callable[[int, Mapping[str, float]], None]) -> Iterator[DrivingBatch]:
         """Shuffled batches from ``first_step`` on, decoded ahead by the workers."""
         order = epoch_batches(len(self.source), self.config.batch_size, first_step, self.seed)
         mine = (rows[self.accelerator.process_index :: self.accelerator.num_processes] for rows in order)
@@ -82,7 +81,7 @@ class ImitationStage:
             persistent_workers=False,
         )
         for batch in loader:
-            yield batch.to(self.policy.device)
+            yield batch.to(self.accelerator.device)
 
     @torch.no_grad()
     def evaluate(self, step: int) -> Mapping[str, float]:
@@ -90,8 +89,8 @@ class ImitationStage:
         if self.validation is None:
             return {}
         count = min(self.config.validation_scenes, len(self.validation))
-        batch = self.validation.batch(range(count)).to(self.policy.device)
-        generator = torch.Generator(device=self.policy.device).manual_seed(self.seed)
+        batch = self.validation.batch(range(count)).to(self.accelerator.device)
+        generator = torch.Generator().manual_seed(self.seed)
         with self.accelerator.autocast():
             loss, _ = self.policy.imitation_loss(batch, draws=4, generator=generator)
             plans = self.policy.sample(self.policy.encode(batch), 1, generator=generator).cpu()

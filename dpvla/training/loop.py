@@ -67,14 +67,14 @@ class Stage(Protocol):
         """Read back what ``save`` wrote beside the weights."""
 
 
-def make_accelerator(config: LoopConfig, out: Path) -> Accelerator:
+def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
     """An Accelerator on the GPU if there is one, else on the CPU; refuses a launch it would silently run alone."""
     on_cpu = not torch.cuda.is_available()
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=config.precision,
         log_with=list(config.trackers) or None,
-        project_dir=out,
+        project_dir=str(out),
     )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
@@ -122,9 +122,7 @@ def train(stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator)
         first = checkpoint.checkpoint_step(last)
         state = last / "trainer_state"
         checkpoint.load_weights(stage.module, checkpoint.load_tensors(state / "weights.safetensors"), state)
-        checkpoint.load_optimizer(
-            prepared.optimizer, names, checkpoint.load_tensors(state / "optimizer.safetensors")
-        )
+        checkpoint.load_optimizer(prepared.optimizer, names, checkpoint.load_tensors(state / "optimizer.safetensors"))
         if ema is not None:
             shadow = checkpoint.load_tensors(state / "ema.safetensors")
             ema.shadow_params = [shadow[name].to(p.device) for name, p in zip(names, parameters)]

@@ -1,0 +1,155 @@
+"""One scene as a picture: the front camera and a bird's-eye view, with plans drawn into both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch, Polygon
+from matplotlib.path import Path as Outline
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+matplotlib.use("Agg")
+
+ROAD, LANE, INTERSECTION, GROUND = "#c9ccd1", "#d8dade", "#bfc3c9", "#eef1ec"
+OBJECT_COLOURS = {
+    "VEHICLE": "#5b6472", "PEDESTRIAN": "#c2185b", "BICYCLE": "#8e44ad",
+    "TRAFFIC_CONE": "#e67e22", "BARRIER": "#a0522d", "CZONE_SIGN": "#e67e22", "GENERIC_OBJECT": "#7f8c8d",
+}  # fmt: skip
+PLAN_COLOURS = ("#1a9850", "#d7301f", "#2b6cff", "#7b3294")
+EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTRE = 5.176, 2.297, 1.461
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera in the ego frame (rear axle, z = 0 on the ground)."""
+
+    image: NDArray[np.uint8]  # (height, width, 3)
+    intrinsic: Array  # (3, 3) of that image
+    rotation: Array  # (3, 3) camera axes (x right, y down, z forward) to ego axes
+    translation: Array  # (3,) camera position [m]
+
+    def project(self, points: Array) -> Array:
+        """Ego-frame points (n, 3) to pixels (n, 2); NaN for points less than 0.5 m in front."""
+        seen = (points - self.translation) @ self.rotation
+        pixels = seen @ self.intrinsic.T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            flat = pixels[:, :2] / pixels[:, 2:]
+        flat[seen[:, 2] < 0.5] = np.nan
+        return flat
+
+
+@dataclass(frozen=True)
+class BirdsEyeScene:
+    """Map and objects at t = 0 in the ego frame (x forward, y left) [m, rad]."""
+
+    areas: Sequence[tuple[str, list[Array]]]  # (layer name, rings (n, 2); the first is the outline)
+    boxes: Array  # (object, 5) x, y, heading, length, width
+    box_types: Sequence[str]  # (object,) names as in OBJECT_COLOURS
+    centerline: Array  # (point, 2)
+
+
+@dataclass(frozen=True)
+class DrawnPlan:
+    """A plan with what to write beside it."""
+
+    label: str
+    poses: Array  # (8, 3) ego frame
+    note: str = ""
+
+
+def draw_scene(camera: Camera, scene: BirdsEyeScene, plans: Sequence[DrawnPlan], title: str) -> Figure:
+    """Front camera (left) and bird's-eye view (right), plans in the same colours in both."""
+    figure = Figure(figsize=(13.2, 5.2), dpi=110, facecolor="white", layout="constrained")
+    grid = figure.add_gridspec(1, 2, width_ratios=(1.72, 1))
+    front, above = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
+    _draw_front(front, camera, plans)
+    _draw_above(above, scene, plans)
+    front.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    above.set_title("bird's-eye view, 4 s of plan", loc="left", fontsize=10)
+    return figure
+
+
+def _draw_front(axes: Axes, camera: Camera, plans: Sequence[DrawnPlan]) -> None:
+    height, width = camera.image.shape[:2]
+    axes.imshow(camera.image, extent=(0, width, height, 0), interpolation="bilinear")
+    for colour, plan in zip(PLAN_COLOURS, plans):
+        path = camera.project(np.column_stack([_smooth(plan.poses), np.zeros(33)]))
+        dots = camera.project(np.column_stack([plan.poses[:, :2], np.zeros(len(plan.poses))]))
+        axes.plot(*path.T, color="white", linewidth=4.5, alpha=0.55, solid_capstyle="round")
+        axes.plot(*path.T, color=colour, linewidth=2.6, solid_capstyle="round")
+        axes.plot(*dots.T, "o", color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.8)
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+
+
+def _draw_above(axes: Axes, scene: BirdsEyeScene, plans: Sequence[DrawnPlan]) -> None:
+    axes.set_facecolor(GROUND)
+    for wanted, colour, edge in (
+        (("ROADBLOCK", "DRIVABLE_AREA", "CARPARK_AREA", "ROADBLOCK_CONNECTOR"), ROAD, "none"),
+        (("INTERSECTION",), INTERSECTION, "none"),
+        (("LANE",), "none", "white"),
+    ):
+        for layer, rings in scene.areas:
+            if layer in wanted:
+                axes.add_patch(PathPatch(_outline(rings), facecolor=colour, edgecolor=edge, linewidth=0.9))
+    if len(scene.centerline):
+        axes.plot(-scene.centerline[:, 1], scene.centerline[:, 0], ":", color="#8a9099", linewidth=1.0)
+    for box, kind in zip(scene.boxes, scene.box_types):
+        colour = OBJECT_COLOURS.get(kind, "#7f8c8d")
+        axes.add_patch(Polygon(_corners(*box), facecolor=colour, edgecolor="white", linewidth=0.5))
+    axes.add_patch(Polygon(_ego(0, 0, 0), facecolor="#111827", edgecolor="white", linewidth=0.6, zorder=4))
+    for order, (colour, plan) in enumerate(zip(PLAN_COLOURS, plans)):
+        path = _smooth(plan.poses)
+        axes.add_patch(Polygon(_ego(*plan.poses[-1]), facecolor=colour, alpha=0.22, edgecolor=colour, zorder=5 + order))
+        label = f"{plan.label}: {plan.note}" if plan.note else plan.label
+        axes.plot(-path[:, 1], path[:, 0], color=colour, linewidth=2.2, zorder=6 + order, label=label)
+        axes.plot(-plan.poses[:, 1], plan.poses[:, 0], "o", color=colour, markersize=3.2, zorder=6 + order)
+    reach = np.concatenate([plan.poses[:, :2] for plan in plans])
+    ahead = max(32.0, float(reach[:, 0].max()) + 10)
+    side = max(20.0, float(np.abs(reach[:, 1]).max()) + 8)
+    axes.set(xlim=(-side, side), ylim=(-9, ahead), aspect="equal", xticks=[], yticks=[])
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.24), fontsize=8.5, frameon=False)
+
+
+def _smooth(poses: Array) -> Array:
+    """(33, 2) points from the rear axle along the plan, straight between poses."""
+    times = np.linspace(0, 4, 33)
+    knots = np.arange(9) * 0.5
+    with_start = np.vstack([np.zeros(2), poses[:, :2]])
+    return np.column_stack([np.interp(times, knots, with_start[:, i]) for i in range(2)])
+
+
+def _outline(rings: list[Array]) -> Outline:
+    closed = [np.vstack([ring, ring[:1]])[:, ::-1] * (-1, 1) for ring in rings]
+    codes = [[Outline.MOVETO] + [Outline.LINETO] * (len(r) - 2) + [Outline.CLOSEPOLY] for r in closed]
+    return Outline(np.vstack(closed), np.concatenate(codes))
+
+
+def _corners(x: float, y: float, heading: float, length: float, width: float) -> Array:
+    along = np.array([np.cos(heading), np.sin(heading)]) * length / 2
+    across = np.array([-np.sin(heading), np.cos(heading)]) * width / 2
+    points = np.array([x, y]) + np.array([along + across, -along + across, -along - across, along - across])
+    return np.column_stack([-points[:, 1], points[:, 0]])
+
+
+def _ego(x: float, y: float, heading: float) -> Array:
+    forward = np.array([np.cos(heading), np.sin(heading)]) * REAR_AXLE_TO_CENTRE
+    return _corners(x + forward[0], y + forward[1], heading, EGO_LENGTH, EGO_WIDTH)
+
+
+def score_note(scores: Mapping[str, float]) -> str:
+    """'PDMS 0.42 (DAC 0)': the score, and the sub-scores that are not full."""
+    short = {
+        "no_at_fault_collisions": "NC",
+        "drivable_area_compliance": "DAC",
+        "time_to_collision_within_bound": "TTC",
+        "comfort": "C",
+    }
+    lost = [f"{name} {scores[key]:g}" for key, name in short.items() if scores[key] < 1]
+    return f"PDMS {scores['score']:.2f}" + (f" ({', '.join(lost)})" if lost else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,12 @@ class PolicyAgent:
     ) -> PolicyAgent:
         """The agent of a checkpoint or model directory; ``options`` as for the constructor."""
         return cls(load_policy(checkpoint, device), data_root, **options)
+
+    def with_seed(self, seed: int) -> PolicyAgent:
+        """The same agent with another seed; the weights are shared."""
+        agent = copy.copy(self)
+        agent.seed = seed
+        return agent
 
     def __call__(self, records: Sequence[SceneRecord]) -> NDArray[np.float32]:
         """(scene, 8, 3) one plan a scene."""

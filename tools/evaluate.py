@@ -1,0 +1,87 @@
+"""Score an agent on a split: scores.csv and summary.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dpvla import config
+from navsim_bridge import roots
+from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
+from navsim_bridge.evaluation import describe, evaluate, scenes_from_cache, scenes_from_logs, write_evaluation
+from navsim_bridge.metric_cache import MetricCache
+from navsim_bridge.scene_filter import load_split
+from navsim_bridge.scenes import select_scenes
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score an agent on a split with the PDM score v1, one plan a scene."""
+
+    agent: Literal["constant_velocity", "stand_still", "human", "dpvla"]  # who drives
+    split: str  # name of a split, or a YAML file in the devkit's scene-filter schema
+    out: str  # folder for scores.csv and summary.json
+    checkpoint: str = ""  # dpvla: checkpoint or model directory
+    omega: float = 1.0  # dpvla: greediness of the guided combination
+    seed: int = 0  # dpvla: of the sampling noise
+    data_root: str = ""  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
+    maps_root: str = ""  # folder with nuplan-maps-v1.0.json; default: NUPLAN_MAPS_ROOT, then the demo world
+    metric_cache: str = ""  # what tools/cache_metrics.py wrote; default: build the metric scenes on the way
+    batch_size: int = 64  # dpvla: scenes planned together
+    device: str = "auto"  # cpu, cuda, cuda:1, ...
+    allow_failures: bool = False  # count scenes that fail, leave them out of the averages, and go on
+    allow_missing: bool = False  # score what there is when logs or scenes of the split are missing
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = config.parse(Evaluate, argv)
+    learned = options.agent == "dpvla"
+    if learned != bool(options.checkpoint):
+        raise SystemExit("error: --checkpoint belongs to --agent dpvla, which needs it")
+    data_root = roots.data_root(options.data_root)
+    split = load_split(options.split, data_root)
+    records = select_scenes(split, data_root, options.allow_missing)
+    cache = MetricCache(options.metric_cache) if options.metric_cache else None
+    if cache is not None:
+        cache.require([r.token for r in records])
+        load_scenes = scenes_from_cache(cache)
+    else:
+        load_scenes = scenes_from_logs(data_root, roots.maps_root(options.maps_root))
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    agent: Agent
+    if learned:
+        agent = PolicyAgent.from_checkpoint(
+            options.checkpoint,
+            data_root,
+            device,
+            omega=options.omega,
+            seed=options.seed,
+            batch_size=options.batch_size,
+        )
+    else:
+        agent = BASELINES[options.agent]
+    evaluation = evaluate(agent, records, load_scenes, device=device, allow_failures=options.allow_failures)
+    summary = write_evaluation(
+        options.out,
+        evaluation,
+        agent=options.agent,
+        split=split,
+        records=records,
+        data_root=data_root,
+        seed=options.seed,
+        omega=options.omega if learned else None,
+        checkpoint=options.checkpoint or None,
+        cache=cache,
+    )
+    print(describe(summary))
+    print(f"written: {Path(options.out) / 'scores.csv'}, {Path(options.out) / 'summary.json'}")
+
+
+if __name__ == "__main__":
+    main()

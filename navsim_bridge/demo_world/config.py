@@ -1,0 +1,87 @@
+"""Settings of the demo world and the four locations it is set in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GENERATOR_VERSION = 1
+"""Raised whenever the same settings would give other files, so that an old world is not taken for a new one."""
+
+CAMERA_NAMES = ("CAM_F0", "CAM_L0", "CAM_R0", "CAM_L1", "CAM_R1", "CAM_L2", "CAM_R2", "CAM_B0")
+HISTORY_FRAMES = 4
+FUTURE_FRAMES = 10
+
+
+@dataclass(frozen=True)
+class Location:
+    """A nuPlan location: its map version and coordinate system, and how the demo town stands in it."""
+
+    index: int
+    name: str
+    version: str
+    epsg: int
+    origin: tuple[float, float]  # UTM easting and northing of the town's centre [m]
+    rotation: float  # of the street grid [rad]
+    vehicle: int
+
+
+LOCATIONS = (
+    Location(0, "us-ma-boston", "9.12.1817", 32619, (331000.0, 4690400.0), 0.35, 35),
+    Location(1, "us-pa-pittsburgh-hazelwood", "9.17.1937", 32617, (588000.0, 4473500.0), -0.6, 28),
+    Location(2, "us-nv-las-vegas-strip", "9.15.1915", 32611, (664900.0, 3998700.0), 0.05, 47),
+    Location(3, "sg-one-north", "9.17.1964", 32648, (365500.0, 143900.0), 1.1, 53),
+)
+
+
+@dataclass(frozen=True)
+class DemoWorldConfig:
+    """What to generate and where. Two runs with equal settings (workers aside) write equal bytes."""
+
+    root: str = "data/demo_world"  # folder that receives maps/, navsim_logs/, sensor_blobs/ and splits/
+    seed: int = 0  # everything random derives from it
+    num_train_logs: int = 18  # logs in navsim_logs/trainval
+    num_test_logs: int = 6  # logs in navsim_logs/test
+    log_seconds: float = 100.0  # recorded length of each log [s]
+    image_width: int = 480  # pixels; 1920 is full size
+    image_height: int = 270  # pixels; 1080 is full size
+    jpeg_quality: int = 88  # 1 to 100
+    cameras: tuple[str, ...] = ("CAM_F0", "CAM_L0", "CAM_R0")  # cameras to render; the log lists all eight
+    render_all_frames: bool = False  # also render frames that are no scene's current frame
+    traffic: float = 1.0  # multiplies the number of moving vehicles
+    metric_cache: bool = True  # build metric caches and the filtered splits; False leaves the unfiltered ones
+    workers: int = 0  # processes; 0 means one per available core
+    overwrite: bool = False  # delete a world made with other settings first
+    quiet: bool = False  # no progress bar
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.cameras) - set(CAMERA_NAMES))
+        if unknown:
+            raise ValueError(f"cameras: unknown {', '.join(unknown)}; choose from {', '.join(CAMERA_NAMES)}")
+        if self.num_train_logs < 1 or self.num_test_logs < 1:
+            raise ValueError("num_train_logs and num_test_logs must be at least 1")
+        shortest = (HISTORY_FRAMES + FUTURE_FRAMES) / 2
+        if self.log_seconds < shortest:
+            raise ValueError(f"log_seconds must be at least {shortest} to hold one scene, got {self.log_seconds}")
+        if self.image_width < 16 or self.image_height < 9:
+            raise ValueError(f"images of {self.image_width}x{self.image_height} are too small (least 16x9)")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality must lie in 1..100, got {self.jpeg_quality}")
+        if self.traffic < 0 or self.workers < 0:
+            raise ValueError("traffic and workers must not be negative")
+
+    @property
+    def num_frames(self) -> int:
+        """Recorded frames per log at 2 Hz."""
+        return round(self.log_seconds * 2)
+
+    def rendered_frames(self) -> range:
+        """Indices of the frames whose images are written: every scene's current frame, or all."""
+        if self.render_all_frames:
+            return range(self.num_frames)
+        return range(HISTORY_FRAMES - 1, self.num_frames - FUTURE_FRAMES)
+
+    def identity(self) -> dict[str, object]:
+        """The settings that determine the files, for the completion marker."""
+        aside = {"root", "workers", "overwrite", "quiet", "metric_cache"}
+        values = {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in aside}
+        return {**values, "cameras": sorted(self.cameras), "generator_version": GENERATOR_VERSION}

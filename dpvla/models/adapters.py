@@ -67,23 +67,27 @@ class AdaptableLinear(nn.Linear):
         base product is then computed once). Without ``active`` this is a plain linear layer; ``shared`` then adds a
         policy axis of length 1.
         """
-        base = F.linear(x, self.weight, self.bias)
         if active is None or all(index == BASE for index in active):
+            base = F.linear(x, self.weight, self.bias)
             if not shared:
                 return base
             return base[None] if active is None else base[None].expand(len(active), *base.shape)
         down, up = self._stacked(active)
-        rows = x.reshape(1 if shared else len(active), -1, self.in_features)
+        down = down.to(x.dtype)
         if shared:
-            reduced = F.linear(rows[0], down.flatten(0, 1))  # one product for all policies
+            rows = x.reshape(-1, self.in_features)
+            base = F.linear(rows, self.weight, self.bias)
+            reduced = F.linear(rows, down.flatten(0, 1))  # one product for all policies
             reduced = reduced.unflatten(1, (len(active), -1)).transpose(0, 1)
-            base_rows = base.reshape(1, -1, self.out_features).expand(len(active), -1, -1)
-            shape = (len(active), *base.shape)
-        else:
-            reduced = torch.bmm(rows, down.transpose(1, 2))
-            base_rows = base.reshape(len(active), -1, self.out_features)
-            shape = base.shape
-        return torch.baddbmm(base_rows, reduced, up.transpose(1, 2), alpha=self.adapter_scale).reshape(shape)
+            up = up.to(base.dtype).transpose(1, 2)
+            base = base.expand(len(active), -1, -1)
+            return torch.baddbmm(base, reduced, up, alpha=self.adapter_scale).view(len(active), *x.shape[:-1], -1)
+        rows = x.reshape(len(active), -1, self.in_features)
+        base = F.linear(rows, self.weight, self.bias)
+        reduced = torch.bmm(rows, down.transpose(1, 2))
+        # In place saves a copy of every activation; the linear's backward does not need its own output.
+        base = base.baddbmm_(reduced, up.to(base.dtype).transpose(1, 2), alpha=self.adapter_scale)
+        return base.view(*x.shape[:-1], -1)
 
     def _stacked(self, active: Active) -> tuple[Tensor, Tensor]:
         down, up = self.adapter_down, self.adapter_up

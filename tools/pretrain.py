@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(PretrainConfig, argv, __doc__, default_config=DEMO)
     seed = config.loop.seed
     accelerator = make_accelerator(config.loop, config.out)
-    data = open_training_data(config, (config.model.encoder.image_width, config.model.encoder.image_height), accelerator)
+    size = (config.model.encoder.image_width, config.model.encoder.image_height)
+    data = open_training_data(config, size, accelerator, reward_on="validation")
     out = open_run(config.out, config, seed, config.restart, accelerator)
     torch.manual_seed(seed)
     policy = DPVLA.from_config(config.model)

@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(config.loop, config.out)
     start = resolve_checkpoint(config.checkpoint)
     policy = DPVLA.from_pretrained(start / "model").to(accelerator.device)
-    data = open_training_data(config, (policy.config.encoder.image_width, policy.config.encoder.image_height), accelerator, needs_plans=False)
+    size = (policy.config.encoder.image_width, policy.config.encoder.image_height)
+    data = open_training_data(config, size, accelerator, reward_on="source")
+    assert data.reward is not None
     out = open_run(config.out, config, seed, config.restart, accelerator)
     torch.manual_seed(seed)
     policy.add_adapters(config.dipole.rank, config.dipole.alpha)

@@ -25,7 +25,7 @@ class CheckpointError(ValueError):
 
 
 def write_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
-    """Fill a temporary directory with ``write``, rename it to ``checkpoints/step_N``, drop all but the last ``keep``."""
+    """Fill a temporary directory with ``write``, rename it to ``checkpoints/step_N``, keep the last ``keep`` ones."""
     parent = run_dir / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
     final = parent / _STEP.format(step)

@@ -86,7 +86,10 @@ def read_trained_on(checkpoint: Path) -> list[TrainedOn]:
     return [TrainedOn(**stage | {"logs": tuple(stage["logs"])}) for stage in read_run(checkpoint)["trained_on"]]
 
 
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+Difference = tuple[str, Any, Any]
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> Iterator[Difference]:
     for key in dict.fromkeys([*ours, *theirs]):
         mine, other = ours.get(key), theirs.get(key)
         if prefix + key in FREE_KEYS or mine == other:

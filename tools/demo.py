@@ -1,0 +1,244 @@
+"""The main job from nothing, on the built-in demo world: `make demo`, or `python tools/demo.py`.
+
+World, imitation pretraining, DIPOLE on navtrain and on navtest, the control without reward (beta 0), evaluation,
+submission, pictures. A step that is finished is not done again, so an interrupted demo goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dpvla.config import parse, reporting_errors
+from dpvla.files import write_json, write_text
+from dpvla.report.scene_picture import DrawnPlan, score_note
+from dpvla.report.table import markdown_table
+from dpvla.training.checkpoint import resolve_checkpoint
+from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
+from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
+from navsim_bridge.evaluation import Evaluation, evaluate, scenes_from_cache, write_evaluation
+from navsim_bridge.metric_cache import MetricCache
+from navsim_bridge.pictures import save_scene_picture
+from navsim_bridge.reward import SUB_SCORES
+from navsim_bridge.scene_filter import load_split
+from navsim_bridge.scenes import SceneRecord, select_scenes
+
+HERE = Path(__file__).resolve().parent
+SHORT = {"NC": "no_at_fault_collisions", "DAC": "drivable_area_compliance", "TTC": "time_to_collision_within_bound",
+         "C": "comfort", "EP": "ego_progress", "PDMS": "score"}  # fmt: skip
+FAILED, SUCCEEDED = 0.5, 0.8
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Everything `make demo` does."""
+
+    out: str = "runs/demo"  # results
+    seed: int = 0  # of every training stage and of sampling
+    omega: float = 1.0  # greediness w; fixed here, before any test score is looked at
+    world: DemoWorldConfig = field(default_factory=DemoWorldConfig)  # the demo world
+    pretrain: tuple[str, ...] = ()  # more options for tools/pretrain.py
+    dipole: tuple[str, ...] = ()  # more options for tools/rl_finetune.py
+    pictures: int = 8  # scenes drawn where imitation failed and DIPOLE succeeded
+
+
+@reporting_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all of it and print the table."""
+    config = parse(DemoConfig, argv, __doc__)
+    out = Path(config.out)
+    seconds: dict[str, float] = {}
+    with timed(seconds, "world"):
+        make_demo_world(config.world)
+    with timed(seconds, "pretraining"):
+        launch("pretrain.py", "--out", str(out / "pretrain"), *shared_options(config), *config.pretrain)
+    with timed(seconds, "fine-tuning"):
+        fine_tune(config, out)
+    with timed(seconds, "evaluation"):
+        rows, scored = score_everything(config, out)
+    with timed(seconds, "submission"):
+        export_submission(config, out)
+    with timed(seconds, "pictures"):
+        draw_pictures(config, out, scored)
+    table = markdown_table(rows)
+    write_json(out / "summary.json", rows)
+    write_text(out / "summary.md", table + "\n")
+    write_json(out / "seconds.json", {name: round(value, 1) for name, value in seconds.items()})
+    print(f"\n{table}\n")
+    print("Rows trained on navtest are scored on the scenes they were trained on (adaptation, not generalisation).")
+    print(", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
+    print(f"results in {out}: summary.json, summary.md, submission.pkl, pictures/")
+
+
+def shared_options(config: DemoConfig) -> list[str]:
+    """Options of both training tools."""
+    images = str(Path(config.world.root) / "image_cache")
+    return ["--data-root", config.world.root, "--maps-root", f"{config.world.root}/maps", "--image-cache", images,
+            "--loop.seed", str(config.seed)]  # fmt: skip
+
+
+def fine_tune(config: DemoConfig, out: Path) -> None:
+    """The two DIPOLE runs and the control, side by side on separate cores."""
+    common = [*shared_options(config), "--checkpoint", str(out / "pretrain"), "--dipole.omega", str(config.omega)]
+    jobs = [
+        ["--split", "navtest", "--out", str(out / "dipole_navtest")],
+        ["--split", "navtrain", "--out", str(out / "dipole_navtrain")],
+        ["--split", "navtrain", "--out", str(out / "control_beta0"), "--dipole.beta", "0"],
+    ]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_once = max(1, min(len(jobs), cores))
+    with ThreadPoolExecutor(at_once) as pool:
+        runs = [
+            pool.submit(launch, "rl_finetune.py", *common, *job, *config.dipole, threads=max(1, cores // at_once))
+            for job in jobs
+        ]
+        for run in runs:
+            run.result()
+
+
+def launch(tool: str, *options: str, threads: int | None = None) -> None:
+    """Run a tool of this repository in its own process, as a user would."""
+    environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    command = [sys.executable, str(HERE / tool), *options]
+    print("$ python tools/" + " ".join([tool, *options]), flush=True)
+    if subprocess.run(command, env=environment).returncode:
+        raise ValueError(f"tools/{tool} failed, see above; `make demo` again goes on from its last checkpoint")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of the table."""
+
+    method: str
+    trained_on: str  # split of the last training stage
+    name: str  # baseline, or run directory below --out
+
+
+ROWS = (
+    Row("constant velocity", "", "constant_velocity"),
+    Row("stand still", "", "stand_still"),
+    Row("human", "", "human"),
+    Row("DP-VLA imitation", "navtrain", "pretrain"),
+    Row("DP-VLA + DIPOLE", "navtrain", "dipole_navtrain"),
+    Row("DP-VLA + DIPOLE", "navtest", "dipole_navtest"),
+    Row("control, beta 0", "navtrain", "control_beta0"),
+)
+
+
+def policy_agent(config: DemoConfig, out: Path, name: str, image_cache: Path | None = None) -> PolicyAgent:
+    """The newest checkpoint of a run as an agent."""
+    checkpoint = resolve_checkpoint(out / name)
+    return PolicyAgent.from_checkpoint(
+        checkpoint, config.world.root, omega=config.omega, seed=config.seed, image_cache=image_cache, batch_size=256
+    )
+
+
+def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, object]], dict[str, Evaluation]]:
+    """Every method on the filtered and the unfiltered test split, one sample a scene.
+
+    The filtered split is part of the unfiltered one, so one pass over the latter scores both.
+    """
+    root = Path(config.world.root)
+    cache = MetricCache(root / "metric_cache" / "navtest_all")
+    everything, filtered = load_split("navtest_all", root), load_split("navtest", root)
+    records = select_scenes(everything, root)
+    inside = {r.token for r in select_scenes(filtered, root)}
+    rows: dict[str, list[dict[str, object]]] = {"navtest": [], "navtest_all": []}
+    scored = {}
+    for row in ROWS:
+        agent: Agent | None = BASELINES.get(row.name)
+        checkpoint = None if agent else resolve_checkpoint(out / row.name)
+        agent = agent or policy_agent(config, out, row.name, root / "image_cache")
+        whole = evaluate(agent, records, scenes_from_cache(cache), progress=False)
+        part = restrict(whole, inside)
+        for split, evaluation in ((filtered, part), (everything, whole)):
+            write_evaluation(
+                out / "evaluation" / f"{row.name}_{split.name}",
+                evaluation,
+                agent="dpvla" if checkpoint else row.name,
+                split=split,
+                records=[r for r in records if r.token in inside or split is everything],
+                data_root=root,
+                seed=config.seed,
+                omega=config.omega if checkpoint else None,
+                checkpoint=checkpoint,
+                cache=cache,
+            )
+            means = evaluation.averages
+            numbers = {short: 100 * means[name] for short, name in SHORT.items()}
+            about = {"method": row.method, "trained_on": row.trained_on, "split": split.name}
+            rows[split.name].append(about | numbers | {"scenes": len(evaluation.tokens)})
+        scored[row.name] = part
+    return rows["navtest"] + rows["navtest_all"], scored
+
+
+def restrict(evaluation: Evaluation, tokens: set[str]) -> Evaluation:
+    """The part of an evaluation that concerns ``tokens``."""
+    keep = np.array([token in tokens for token in evaluation.tokens])
+    return Evaluation(
+        tuple(token for token in evaluation.tokens if token in tokens),
+        evaluation.valid[keep],
+        evaluation.values[keep],
+        evaluation.failures,
+        evaluation.metric,
+    )
+
+
+def export_submission(config: DemoConfig, out: Path) -> None:
+    """The leaderboard file of the model that never saw the test split."""
+    launch(
+        "export_submission.py", "--checkpoint", str(out / "dipole_navtrain"), "--split", "navtest",
+        "--data-root", config.world.root, "--out", str(out / "submission.pkl"), "--omega", str(config.omega),
+        "--team-name", "dpvla demo", "--authors", "dpvla", "--email", "demo@example.org",
+        "--institution", "demo world", "--country", "none",
+    )  # fmt: skip
+
+
+def draw_pictures(config: DemoConfig, out: Path, scored: dict[str, Evaluation]) -> None:
+    """Test scenes where imitation failed and DIPOLE, trained on other scenes, succeeded: spread over logs."""
+    root = Path(config.world.root)
+    records = {r.token: r for r in select_scenes(load_split("navtest", root), root)}
+    cache = MetricCache(root / "metric_cache" / "navtest_all")
+    before, after = scored["pretrain"], scored["dipole_navtrain"]
+    column = SUB_SCORES.index("score")
+    better = (before.values[:, column] < FAILED) & (after.values[:, column] > SUCCEEDED)
+    runs = [("imitation", policy_agent(config, out, "pretrain"), before),
+            ("DIPOLE", policy_agent(config, out, "dipole_navtrain"), after)]  # fmt: skip
+    tokens = spread([records[before.tokens[i]] for i in np.flatnonzero(better)], config.pictures)
+    for number, token in enumerate(tokens):
+        record = records[token]
+        drawn = [DrawnPlan("recorded", record.plan())]
+        for label, agent, evaluation in runs:
+            plan = agent([record])[0]
+            values = dict(zip(SUB_SCORES, evaluation.values[evaluation.tokens.index(token)].tolist()))
+            drawn.append(DrawnPlan(label, plan.astype(np.float64), score_note(values)))
+        path = out / "pictures" / f"{number:02d}_{token}.png"
+        save_scene_picture(path, record, cache.load([token])[0], root, drawn, f"{record.log_name}  {token}")
+
+
+def spread(records: Sequence[SceneRecord], count: int) -> list[str]:
+    """Tokens of up to ``count`` records, evenly through the list."""
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int))
+    return [records[i].token for i in chosen]
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note how long a step took."""
+    print(f"== {name}", flush=True)
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpvla import config
+from dpvla.config import reporting_errors
 from navsim_bridge import roots
 from navsim_bridge.metric_cache import build_metric_cache
 
@@ -24,6 +25,7 @@ class CacheMetrics:
     allow_missing: bool = False  # cache what there is when logs or scenes of the split are missing
 
 
+@reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(CacheMetrics, argv)
     start = time.perf_counter()

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from dpvla import config
+from dpvla.config import reporting_errors
 from navsim_bridge import roots
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
 from navsim_bridge.evaluation import describe, evaluate, scenes_from_cache, scenes_from_logs, write_evaluation
@@ -37,6 +38,7 @@ class Evaluate:
     allow_missing: bool = False  # score what there is when logs or scenes of the split are missing
 
 
+@reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(Evaluate, argv)
     learned = options.agent == "dpvla"

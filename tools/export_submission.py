@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from dpvla import config
+from dpvla.config import reporting_errors
 from navsim_bridge import roots
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
 from navsim_bridge.scene_filter import load_split
@@ -38,6 +39,7 @@ class ExportSubmission:
     device: str = "auto"  # cpu, cuda, cuda:1, ...
 
 
+@reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(ExportSubmission, argv)
     if options.validate:

@@ -30,21 +30,27 @@ def ego_areas(scenes: SceneBatch, states: Tensor) -> EgoAreas:
     points = ego_points(states)
     inside = points_in_polygons(
         points.view(num_scenes, -1, 2), scenes.chain_vertices, scenes.chain_polygon, scenes.num_polygons
-    ).view(num_scenes, scenes.num_polygons, num_candidates, num_times, 6)
+    ).view(num_scenes, num_candidates, num_times, 6, scenes.num_polygons)
 
-    corners = inside[..., :4]
-    any_corner, all_corners = corners.any(-1), corners.all(-1)
-    drivable = (corners & scenes.polygon_drivable[:, :, None, None, None]).any(1).all(-1)
-    lane, on_route, intersection = (
-        mask[:, :, None, None] for mask in (scenes.polygon_lane, scenes.polygon_on_route, scenes.polygon_intersection)
+    corners = inside[..., :4, :]
+    any_corner, all_corners = corners.any(-2), corners.all(-2)
+    drivable, lane, on_route, intersection = (
+        mask[:, None, None]
+        for mask in (
+            scenes.polygon_drivable,
+            scenes.polygon_lane,
+            scenes.polygon_on_route,
+            scenes.polygon_intersection,
+        )
     )
-    lanes_touched = (any_corner & lane).sum(1, dtype=torch.int32)
-    whole_in_lane = (all_corners & lane).any(1)
+    on_road = (corners & drivable.unsqueeze(-2)).any(-1).all(-1)
+    lanes_touched = (any_corner & lane).sum(-1, dtype=torch.int32)
+    whole_in_lane = (all_corners & lane).any(-1)
     return EgoAreas(
         multiple_lanes=(lanes_touched > 1) & ~whole_in_lane,
-        non_drivable=~drivable,
-        oncoming=~(inside[..., CENTER] & on_route).any(1),
-        in_intersection=(inside[..., REAR_AXLE] & intersection).any(1),
+        non_drivable=~on_road,
+        oncoming=~(inside[..., CENTER, :] & on_route).any(-1),
+        in_intersection=(inside[..., REAR_AXLE, :] & intersection).any(-1),
     )
 
 

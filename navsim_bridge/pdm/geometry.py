@@ -19,7 +19,10 @@ REAR_AXLE_TO_CENTER = 2.588 - 1.127  # [m] half the length minus the rear overha
 
 CENTER, REAR_AXLE = 4, 5  # positions in the last-but-one axis of ego_points; 0..3 are the corners
 
-_BOUNDARY = 1024.0  # added to a crossing count when the point lies on the ring; beyond any real count
+_CELL = 1.5  # [m] side of the cells that points are gathered in
+_CELL_OFFSET = 0.70710678  # [m]
+_FAR = 1e7  # [m] points further out share the outermost cells; no map reaches there
+_BOUNDARY = 1 << 16  # added to a crossing count when the point lies on the ring; beyond any real count
 
 
 def wrap_angle(angle: Tensor) -> Tensor:
@@ -30,8 +33,8 @@ def wrap_angle(angle: Tensor) -> Tensor:
 def read_back_rear_axle(poses: Tensor) -> Tensor:
     """Rear-axle poses (..., 3) after the devkit's round trip over the vehicle centre.
 
-    The devkit's ego state stores the centre and recomputes the rear axle from it, which moves a
-    map-sized coordinate by about one rounding unit. Poses must be in the global frame to reproduce it.
+    The devkit's ego state stores the centre and recomputes the rear axle from it, which can move a
+    map-sized coordinate by one rounding unit. Poses must be in the global frame to reproduce it.
     """
     x, y, heading = poses.unbind(-1)
     step_x = REAR_AXLE_TO_CENTER * torch.cos(heading)
@@ -99,61 +102,146 @@ def boxes_intersect(
 
 
 def points_in_polygons(points: Tensor, chains: Tensor, chain_polygon: Tensor, num_polygons: int) -> Tensor:
-    """Strict point-in-polygon tests with holes, all points against all polygons of their scene.
+    """Strict point-in-polygon tests with holes (even-odd), all points against all polygons of their scene.
 
-    A polygon's rings are cut into chains of consecutive edges. The parity of crossings of a chain with
-    the ray from the point towards -x is exact without looking at its edges whenever the point is outside
-    the chain's bounding box: zero, or whether the chain's two ends lie on different sides of the ray. Only
-    the few (point, chain) pairs with the point inside the box are tested edge by edge.
+    Thousands of points of a scene share a few hundred square cells. The centre of each occupied cell is
+    tested against everything; a point then differs from its centre by the parity of edges between the two,
+    and only edges that cross the cell can lie there.
 
     Args:
         points: (scene, point, 2) [m].
-        chains: (scene, chain, edge + 1, 2) vertices, +inf where a chain is padding.
+        chains: (scene, chain, edge + 1, 2) consecutive vertices of polygon rings, +inf as padding.
         chain_polygon: (scene, chain) index of the polygon of each chain.
         num_polygons: size of the polygon axis.
 
     Returns:
-        (scene, polygon, point) bool. Points on an edge, on a vertex or in a hole are outside.
+        (scene, point, polygon) bool. Points on an edge, on a vertex or in a hole are outside.
     """
-    num_scenes, num_chains = chain_polygon.shape
-    num_points = points.shape[1]
-    if num_chains == 0 or num_points == 0:
-        return torch.zeros((num_scenes, num_polygons, num_points), dtype=torch.bool, device=points.device)
-    x, y = points[..., 0].unsqueeze(1), points[..., 1].unsqueeze(1)  # (scene, 1, point)
-    low, high = chains.amin(2).unsqueeze(-1), chains.amax(2).unsqueeze(-1)  # (scene, chain, 2, 1)
-    right = x > high[:, :, 0]
-    crossed = (chains[:, :, 0, 1].unsqueeze(-1) <= y) ^ (chains[:, :, -1, 1].unsqueeze(-1) <= y)
-    crossed &= right
-    in_box = x >= low[:, :, 0]
-    in_box &= ~right
-    in_box &= y >= low[:, :, 1]
-    in_box &= y <= high[:, :, 1]
-
-    pair = in_box.view(-1).nonzero().squeeze(-1)
-    chain_index = torch.div(pair, num_points, rounding_mode="floor")
-    scene_index = torch.div(chain_index, num_chains, rounding_mode="floor")
-    point_index = pair - chain_index * num_points + scene_index * num_points
-    flat_points = points.reshape(-1, 2).index_select(0, point_index)
-    edges = chains.view(num_scenes * num_chains, -1, 2).index_select(0, chain_index)
-    counts = crossed.to(torch.float32)
-    counts.view(-1)[pair] = _count_crossings(flat_points, edges)
-
-    members = torch.zeros((num_scenes, num_polygons, num_chains), dtype=torch.float32, device=points.device)
-    members.scatter_(1, chain_polygon.unsqueeze(1), 1.0)
-    total = torch.bmm(members, counts)
-    return (total < _BOUNDARY) & (total.to(torch.int32) & 1).bool()
+    num_scenes, num_points = points.shape[:2]
+    if chains.shape[1] == 0 or num_points == 0:
+        return torch.zeros((num_scenes, num_points, num_polygons), dtype=torch.bool, device=points.device)
+    centers, cell_of_point = _occupied_cells(points)
+    num_cells = centers.shape[1]
+    inside, edges, edge_cell, edge_polygon = _cell_centers_in_polygons(centers, chains, chain_polygon, num_polygons)
+    # every point meets the edges of its cell
+    edges_in_cell = torch.bincount(edge_cell, minlength=num_scenes * num_cells)
+    first_edge = torch.cumsum(edges_in_cell, 0) - edges_in_cell
+    meetings = edges_in_cell.index_select(0, cell_of_point)
+    point = torch.repeat_interleave(meetings)
+    first_meeting = torch.cumsum(meetings, 0) - meetings
+    shift = first_edge.index_select(0, cell_of_point) - first_meeting
+    edge = torch.arange(len(point), device=points.device) + shift.index_select(0, point)
+    columns = points.reshape(-1, 2), centers.view(-1, 2).index_select(0, cell_of_point)
+    count = _count_crossings_from_center(
+        *(column.contiguous()[point] for table in columns for column in table.unbind(-1)),
+        *(column[edge] for column in edges),
+    )
+    total = torch.zeros(num_scenes * num_points * num_polygons, dtype=torch.int32, device=points.device)
+    total.index_add_(0, point * num_polygons + edge_polygon.index_select(0, edge), count)
+    total = total.view(-1, num_polygons)
+    result = inside.view(-1, num_polygons).index_select(0, cell_of_point) ^ (total & 1).bool()
+    return (result & (total < _BOUNDARY)).view(num_scenes, num_points, num_polygons)
 
 
-def _count_crossings(points: Tensor, chains: Tensor) -> Tensor:
-    """Crossings of the -x ray of points (n, 2) with chains (n, edge + 1, 2), plus _BOUNDARY when on one."""
-    dx = chains[..., 0] - points[:, None, 0]
-    dy = chains[..., 1] - points[:, None, 1]
+def _occupied_cells(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres (scene, cell, 2) of the cells that hold points, -inf as padding, and each point's flat cell."""
+    num_scenes, device = len(points), points.device
+    # the offset keeps centres off the round coordinates on which edges like to lie
+    grid = torch.floor((points.clamp(-_FAR, _FAR) - _CELL_OFFSET) / _CELL).to(torch.int64) + (1 << 23)
+    scene = torch.arange(num_scenes, device=device).unsqueeze(-1)
+    key = (scene << 48) | (grid[..., 0] << 24) | grid[..., 1]
+    cells, flat_index = torch.unique(key.view(-1), return_inverse=True)
+    cell_scene = cells >> 48
+    per_scene = torch.bincount(cell_scene, minlength=num_scenes)
+    first = torch.cumsum(per_scene, 0) - per_scene
+    num_cells = int(per_scene.max())
+    slot = cell_scene * num_cells + torch.arange(len(cells), device=device) - first.index_select(0, cell_scene)
+    corner = torch.stack(((cells >> 24) & 0xFFFFFF, cells & 0xFFFFFF), dim=-1) - (1 << 23)
+    centers = torch.full((num_scenes * num_cells, 2), -torch.inf, dtype=points.dtype, device=device)
+    centers[slot] = (corner.to(points.dtype) + 0.5) * _CELL + _CELL_OFFSET
+    return centers.view(num_scenes, num_cells, 2), slot.index_select(0, flat_index)
+
+
+def _cell_centers_in_polygons(
+    centers: Tensor, chains: Tensor, chain_polygon: Tensor, num_polygons: int
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
+    """Test cell centres, and list the edges that cross each cell.
+
+    The parity of crossings of a chain with the ray from a centre towards -x needs no look at its edges when
+    the chain's bounding box is clear of the cell: it is zero, or tells whether the chain's two ends lie on
+    different sides of the ray. The other (cell, chain) pairs are counted edge by edge.
+
+    Returns:
+        inside (scene, cell, polygon) bool; then per edge, ordered by cell: start x, start y, end x, end y
+        (four of (n,)), flat cell (n,) and polygon (n,).
+    """
+    num_scenes, num_cells = centers.shape[:2]
+    num_chains = chains.shape[1]
+    x, y = centers[..., 0].unsqueeze(-1), centers[..., 1].unsqueeze(-1)  # (scene, cell, 1)
+    reach = _CELL * 0.5 + 1e-6
+    low, high = chains.amin(2).unsqueeze(1), chains.amax(2).unsqueeze(1)  # (scene, 1, chain, 2)
+    crossed = (chains[:, None, :, 0, 1] <= y) ^ (chains[:, None, :, -1, 1] <= y)
+    crossed &= x > high[..., 0]
+    near = x >= low[..., 0] - reach
+    near &= x <= high[..., 0] + reach
+    near &= y >= low[..., 1] - reach
+    near &= y <= high[..., 1] + reach
+
+    pair = near.view(-1).nonzero().squeeze(-1)  # ordered by cell
+    cell = torch.div(pair, num_chains, rounding_mode="floor")
+    scene = torch.div(cell, num_cells, rounding_mode="floor")
+    chain = pair - cell * num_chains + scene * num_chains
+    vertices = chains.view(num_scenes * num_chains, -1, 2).index_select(0, chain)
+    center = centers.view(-1, 2).index_select(0, cell)
+    dx = vertices[..., 0] - center[:, None, 0]
+    dy = vertices[..., 1] - center[:, None, 1]
     below = dy <= 0
-    straddles = below[:, :-1] ^ below[:, 1:]
-    cross = dx[:, :-1] * dy[:, 1:] - dy[:, :-1] * dx[:, 1:]
-    crossed = straddles & ((cross < 0) == below[:, :-1])
-    on_edge = (cross == 0) & (dx[:, :-1] * dx[:, 1:] <= 0) & (dy[:, :-1] * dy[:, 1:] <= 0)
-    return crossed.sum(-1).to(torch.float32) + _BOUNDARY * on_edge.any(-1)
+    start_x, start_y, end_x, end_y = dx[:, :-1], dy[:, :-1], dx[:, 1:], dy[:, 1:]
+    cross = start_x * end_y - start_y * end_x
+    ray_crossed = (below[:, :-1] ^ below[:, 1:]) & ((cross < 0) == below[:, :-1])
+    counts = crossed.to(torch.float32)
+    counts.view(-1)[pair] = ray_crossed.sum(-1).to(torch.float32)
+    members = torch.zeros((num_scenes, num_chains, num_polygons), dtype=torch.float32, device=centers.device)
+    members.scatter_(2, chain_polygon.unsqueeze(-1), 1.0)
+    inside = (torch.bmm(counts, members).to(torch.int32) & 1).bool()
+
+    in_cell = torch.minimum(start_x, end_x) <= reach
+    in_cell &= torch.maximum(start_x, end_x) >= -reach
+    in_cell &= torch.minimum(start_y, end_y) <= reach
+    in_cell &= torch.maximum(start_y, end_y) >= -reach
+    in_cell &= cross.abs() <= reach * ((end_x - start_x).abs() + (end_y - start_y).abs())
+    row, edge = in_cell.nonzero(as_tuple=True)
+    start, end = vertices[row, edge], vertices[row, edge + 1]
+    ends = tuple(column.contiguous() for side in (start, end) for column in side.unbind(-1))
+    polygon = chain_polygon.reshape(-1).index_select(0, chain).index_select(0, row)
+    return inside, ends, cell.index_select(0, row), polygon
+
+
+def _count_crossings_from_center(
+    point_x: Tensor,
+    point_y: Tensor,
+    center_x: Tensor,
+    center_y: Tensor,
+    start_x: Tensor,
+    start_y: Tensor,
+    end_x: Tensor,
+    end_y: Tensor,
+) -> Tensor:
+    """1 where the way from centre to point crosses the edge, 0 where not, _BOUNDARY where the point is on it.
+
+    An edge counts when its ends lie on different sides of the way's line (a vertex always on the same side
+    for both of its edges) and the way's ends on different sides of the edge's line.
+    """
+    way_x, way_y = point_x - center_x, point_y - center_y
+    start_left = way_x * (start_y - center_y) > way_y * (start_x - center_x)
+    end_left = way_x * (end_y - center_y) > way_y * (end_x - center_x)
+    edge_x, edge_y = end_x - start_x, end_y - start_y
+    side_point = edge_x * (point_y - start_y) - edge_y * (point_x - start_x)
+    side_center = edge_x * (center_y - start_y) - edge_y * (center_x - start_x)
+    crossed = (start_left ^ end_left) & ((side_point >= 0) ^ (side_center >= 0))
+    on_edge = (side_point == 0) & ((point_x - start_x) * (point_x - end_x) <= 0)
+    on_edge &= (point_y - start_y) * (point_y - end_y) <= 0
+    return crossed.to(torch.int32).masked_fill_(on_edge, _BOUNDARY)
 
 
 def project_on_polyline(points: Tensor, line: Tensor, mask: Tensor) -> Tensor:
@@ -174,12 +262,15 @@ def project_on_polyline(points: Tensor, line: Tensor, mask: Tensor) -> Tensor:
     begins_at = torch.cumsum(length, -1) - length
     degenerate = squared == 0
     safe = torch.where(degenerate, 1.0, squared).unsqueeze(1)
-    offset = points.unsqueeze(2) - start.unsqueeze(1)  # (scene, point, segment, 2)
-    fraction = (offset[..., 0] * step[:, None, :, 0] + offset[..., 1] * step[:, None, :, 1]) / safe
-    side = (offset[..., 0] * step[:, None, :, 1] - offset[..., 1] * step[:, None, :, 0]) / safe
-    to_start = torch.linalg.vector_norm(offset, dim=-1)
-    to_end = torch.linalg.vector_norm(points.unsqueeze(2) - end.unsqueeze(1), dim=-1)
-    distance = torch.where(fraction <= 0, to_start, torch.where(fraction >= 1, to_end, side.abs() * safe.sqrt()))
+    offset_x = points[..., 0].unsqueeze(-1) - line[:, None, :, 0]  # (scene, point, vertex)
+    offset_y = points[..., 1].unsqueeze(-1) - line[:, None, :, 1]
+    to_vertex = (offset_x * offset_x + offset_y * offset_y).sqrt()
+    to_start, to_end = to_vertex[..., :-1], to_vertex[..., 1:]
+    offset_x, offset_y = offset_x[..., :-1], offset_y[..., :-1]
+    step_x, step_y = step[:, None, :, 0], step[:, None, :, 1]
+    fraction = (offset_x * step_x + offset_y * step_y) / safe
+    aside = ((offset_x * step_y - offset_y * step_x) / safe).abs() * safe.sqrt()
+    distance = torch.where(fraction <= 0, to_start, torch.where(fraction >= 1, to_end, aside))
     distance = torch.where(degenerate.unsqueeze(1), to_start, distance)
     distance = torch.where(mask[:, None, 1:], distance, torch.inf)
     nearest = _first_minimum(distance)

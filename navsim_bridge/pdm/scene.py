@@ -14,7 +14,7 @@ from torch import Tensor
 
 from navsim_bridge.pdm.metric_scene import NUM_FRAMES, OBJECT_TYPES, POLYGON_TYPES, MetricScene
 
-CHAIN_EDGES = 8
+CHAIN_EDGES = 10
 """Edges per polygon chain; more means fewer bounding-box tests and more exact edge tests."""
 STOPPED_SPEED = 0.05
 """[m/s] an object (or the ego) at or below this speed counts as standing."""
@@ -263,7 +263,7 @@ def _pack_reference(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[
 
 def _pack_map(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[str, NDArray], sizes: NDArray) -> None:
     tokens = [item.token for item in scenes]
-    rows, vertex_counts, scene_of_vertex, _ = _stack([item.vertices for item in scenes], 2)
+    rows, _, scene_of_vertex, _ = _stack([item.vertices for item in scenes], 2)
     _check_finite("vertices", rows, scene_of_vertex, tokens)
     rows -= origin[scene_of_vertex]
 
@@ -379,9 +379,9 @@ def _pack_objects(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[st
         name = item.track_types[track_position[bad]]
         raise _fail(item.token, f"unknown object type {name!r}; expected one of {', '.join(OBJECT_TYPES)}")
     speed = np.concatenate([np.asarray(item.track_first_speed, dtype=np.float64) for item in scenes])
-    _check_finite("track_first_speed", speed, track_scene, tokens)
     red_light = np.array(["red_light" in name for item in scenes for name in item.track_tokens], dtype=bool)
     agent = np.isin(kinds, [codes[name] for name in _AGENTS])
+    _check_finite("track_first_speed", np.where(agent, speed, 0.0), track_scene, tokens)  # others have none
 
     def flags(values: NDArray) -> NDArray:
         padded = np.zeros((num_scenes, counts.max()), dtype=bool)

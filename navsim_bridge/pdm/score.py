@@ -18,7 +18,10 @@ from navsim_bridge.pdm.simulate import PLAN_POSES, simulate
 from navsim_bridge.pdm.ttc import time_to_collision
 
 _PROGRESS_WEIGHT, _TTC_WEIGHT, _COMFORT_WEIGHT = 5.0, 5.0, 2.0  # driving direction has weight zero in v1
-_PLANS_IN_FLIGHT = {"cpu": 256, "cuda": 8192}
+_PLANS_IN_FLIGHT = {"cpu": 192, "cuda": 8192}
+
+
+_FARTHEST_POSE = 1e7  # [m] beyond it the tracker's float64 sums lose their meaning
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def check_plans(scenes: SceneBatch, plans: Tensor) -> Tensor:
     """Plans as float64 on the scenes' device.
 
     Raises:
-        ValueError: wrong shape, or NaN or infinite values (names the scene token and the candidate).
+        ValueError: wrong shape, or NaN, infinite or absurdly far poses (names scene token and candidate).
     """
     if plans.ndim != 4 or plans.shape[0] != len(scenes) or tuple(plans.shape[2:]) != (PLAN_POSES, 3):
         raise ValueError(
@@ -66,7 +69,15 @@ def check_plans(scenes: SceneBatch, plans: Tensor) -> Tensor:
     if not bool(finite.all()):
         scene, candidate = (~finite).nonzero()[0].tolist()
         raise ValueError(f"plan of scene {scenes.tokens[scene]!r}, candidate {candidate} holds NaN or infinite values")
-    return plans.to(device=scenes.device, dtype=torch.float64)
+    plans = plans.to(device=scenes.device, dtype=torch.float64)
+    too_far = (plans[..., :2].abs() > _FARTHEST_POSE).flatten(2).any(-1)
+    if bool(too_far.any()):
+        scene, candidate = too_far.nonzero()[0].tolist()
+        raise ValueError(
+            f"plan of scene {scenes.tokens[scene]!r}, candidate {candidate} lies more than "
+            f"{_FARTHEST_POSE:.0e} m away; plans are in metres around the ego"
+        )
+    return plans
 
 
 def simulate_plans(scenes: SceneBatch, plans: Tensor) -> Tensor:
@@ -126,7 +137,7 @@ def score_plans(scenes: SceneBatch, plans: Tensor, *, max_plans_in_flight: int |
         plans: (scene, candidate, 8, 3) x [m], y [m], heading [rad] in the ego rear-axle frame at t = 0,
             0.5 s apart, first at 0.5 s; any float type (computed in float64).
         max_plans_in_flight: bound on plans (reference included) computed at once, by whole scenes. Bounds the
-            memory; None takes 256 on the CPU (fits caches) and 8192 on CUDA. Scores do not depend on it.
+            memory; None takes 192 on the CPU (fits caches) and 8192 on CUDA. Scores do not depend on it.
 
     Raises:
         ValueError: wrong shapes; NaN or infinite plans (names scene token and candidate).

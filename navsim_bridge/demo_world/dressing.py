@@ -49,7 +49,7 @@ def dress(network: RoadNetwork, rng: np.random.Generator) -> Dressing:
     """Draw the static objects of one log."""
     out = Dressing()
     for c in network.carriageways:
-        blocked = [(s - 9.0, s + 9.0) for s in _mid_crossings(network, c)]
+        blocked = [(s - 9.0, s + 9.0) for s in _mid_crossings(network, c)] + _bends(c)
         if c.lanes == 2 and c.length > 100 and rng.random() < 0.4:
             _road_works(c, rng, blocked, out)
         elif rng.random() < 0.75:
@@ -68,6 +68,13 @@ def _mid_crossings(network: RoadNetwork, c: Carriageway) -> Iterator[float]:
         owner = network.carriageways[crossing.carriageway]
         if crossing.node < 0 and owner.street == c.street:
             yield crossing.station if owner.index == c.index else c.length - crossing.station
+
+
+def _bends(c: Carriageway) -> list[tuple[float, float]]:
+    """Stretches where a parked car would stand in the line of traffic coming round a bend."""
+    s = curves.arc_length(c.line)
+    bent = s[np.abs(curves.curvature(c.line)) > 1 / 75]
+    return [(float(x) - 4.0, float(x) + 18.0) for x in bent]
 
 
 def _car(rng: np.random.Generator, x: float, y: float, heading: float) -> StaticObject:
@@ -91,6 +98,7 @@ def _parked_cars(c: Carriageway, rng: np.random.Generator, blocked: list[tuple[f
         group = int(rng.integers(1, 4))
         for _ in range(group):
             if station > c.length - 24.0 or any(a < station < b for a, b in blocked):
+                station += 3.0
                 break
             jut = rng.uniform(0.3, 0.45 if narrow else 0.85) if rng.random() < 0.4 else 0.0
             car = _car(rng, 0, 0, 0)

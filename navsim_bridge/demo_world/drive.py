@@ -22,7 +22,7 @@ EGO_REAR_TO_CENTRE = 1.461
 WARM_UP = 6.0  # s of traffic before the first recorded frame
 FRAME_STEPS = round(0.5 / STEP)
 MOVING_CARS, BICYCLES = 44, 6
-TURN_WEIGHTS = {"left": 1.0, "straight": 0.75, "right": 0.9}
+TURN_WEIGHTS = {"left": 0.9, "straight": 0.75, "right": 1.0}
 LONGEST_STANDING, MOST_STANDING = 19.0, 0.33  # s, share of the drive
 ATTEMPTS = 40
 

@@ -7,16 +7,27 @@ the constant-velocity agent scores below 0.8 and the recorded driver at least 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
+from numpy.typing import NDArray
 
 from dpvla.files import write_text
+from navsim_bridge.agents import constant_velocity, human
 from navsim_bridge.demo_world.config import FUTURE_FRAMES, HISTORY_FRAMES
+from navsim_bridge.metric_cache import build_metric_cache
+from navsim_bridge.pdm.scene import SceneBatch
+from navsim_bridge.pdm.score import score_plans
+from navsim_bridge.scene_filter import load_split
+from navsim_bridge.scenes import by_log, select_scenes
 
 SPLITS = {"navtrain": "trainval", "navtest": "test"}
 """Name of the filtered split per folder; the unfiltered one has ``_all`` behind its name."""
+HIGHEST_CONSTANT_VELOCITY, LOWEST_HUMAN = 0.8, 0.8
 
 
 def write_split(root: Path, name: str, folder: str, logs: Sequence[str], tokens: Sequence[str] | None) -> Path:
@@ -37,3 +48,35 @@ def write_split(root: Path, name: str, folder: str, logs: Sequence[str], tokens:
     }
     text = yaml.dump(content, default_flow_style=False, sort_keys=False)
     return write_text(root / "splits" / f"{name}.yaml", text)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Scores of the two judges over an unfiltered split, in order of log and time."""
+
+    tokens: tuple[str, ...]
+    constant_velocity: NDArray[np.float64]  # (scene,) PDMS in [0, 1]
+    human: NDArray[np.float64]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        keep = (self.constant_velocity < HIGHEST_CONSTANT_VELOCITY) & (self.human >= LOWEST_HUMAN)
+        return tuple(t for t, k in zip(self.tokens, keep) if k)
+
+
+def select(root: Path, name: str, workers: int, progress: bool = True) -> Selection:
+    """Build the metric cache of the unfiltered split at ``metric_cache/<name>_all`` and score both judges on it."""
+    split = load_split(f"{name}_all", root)
+    cache = build_metric_cache(
+        root, root / "maps", split, root / "metric_cache" / split.name, workers=workers, progress=progress
+    )
+    records = select_scenes(split, root, workers=workers)
+    tokens, straight, driver = [], [], []
+    for of_log in by_log(records).values():
+        batch = SceneBatch.from_scenes(cache.load([r.token for r in of_log]))
+        plans = np.stack([constant_velocity(of_log).astype(np.float64), human(of_log)], axis=1)
+        scores = score_plans(batch, torch.from_numpy(plans)).score.numpy()
+        tokens += [r.token for r in of_log]
+        straight.append(scores[:, 0])
+        driver.append(scores[:, 1])
+    return Selection(tuple(tokens), np.concatenate(straight), np.concatenate(driver))

@@ -16,7 +16,8 @@ from navsim_bridge.pdm.geometry import (
     boxes_intersect,
     ego_center,
 )
-from navsim_bridge.pdm.scene import STOPPED_SPEED, SceneBatch
+from navsim_bridge.pdm.packing import STOPPED_SPEED
+from navsim_bridge.pdm.scene import SceneBatch
 
 AHEAD = math.radians(30.0)  # strictly smaller angles are ahead
 BEHIND = math.radians(150.0)  # strictly larger angles are behind

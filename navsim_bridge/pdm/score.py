@@ -136,18 +136,26 @@ def score_plans(scenes: SceneBatch, plans: Tensor, *, max_plans_in_flight: int |
         scenes: the scenes, on the device to compute on.
         plans: (scene, candidate, 8, 3) x [m], y [m], heading [rad] in the ego rear-axle frame at t = 0,
             0.5 s apart, first at 0.5 s; any float type (computed in float64).
-        max_plans_in_flight: bound on plans (reference included) computed at once, by whole scenes. Bounds the
-            memory; None takes 192 on the CPU (fits caches) and 8192 on CUDA. Scores do not depend on it.
+        max_plans_in_flight: bound on plans (reference included) computed at once, which bounds the memory;
+            None takes 192 on the CPU (fits caches) and 8192 on CUDA. Scores do not depend on it.
 
     Raises:
-        ValueError: wrong shapes; NaN or infinite plans (names scene token and candidate).
+        ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
     """
     plans = check_plans(scenes, plans)
     if max_plans_in_flight is None:
         max_plans_in_flight = _PLANS_IN_FLIGHT["cpu" if scenes.device.type == "cpu" else "cuda"]
     if max_plans_in_flight < 1:
         raise ValueError(f"max_plans_in_flight must be at least 1, found {max_plans_in_flight}")
-    per_chunk = max(1, max_plans_in_flight // (plans.shape[1] + 1))
+    candidates = max(1, max_plans_in_flight - 1)
+    if plans.shape[1] > candidates:
+        slices = [_score_scenes(scenes, part, 1) for part in plans.split(candidates, dim=1)]
+        return _join(slices, dim=1)
+    return _score_scenes(scenes, plans, max(1, max_plans_in_flight // (plans.shape[1] + 1)))
+
+
+def _score_scenes(scenes: SceneBatch, plans: Tensor, per_chunk: int) -> PDMScores:
+    """Score ``per_chunk`` scenes at a time."""
     if len(scenes) <= per_chunk:
         return _score_chunk(scenes, plans)
     # scenes of similar size go together, so that one crowded scene does not pad all others
@@ -157,4 +165,14 @@ def score_plans(scenes: SceneBatch, plans: Tensor, *, max_plans_in_flight: int |
         rows = order[start : start + per_chunk]
         parts.append(_score_chunk(scenes.select(rows), plans[torch.from_numpy(rows).to(plans.device)]))
     back = torch.from_numpy(np.argsort(order)).to(plans.device)
-    return PDMScores(**{name: torch.cat([getattr(part, name) for part in parts])[back] for name in _SCORE_FIELDS})
+    scores = _join(parts, dim=0)
+    return PDMScores(**{name: getattr(scores, name)[back] for name in _SCORE_FIELDS})
+
+
+def _join(parts: list[PDMScores], dim: int) -> PDMScores:
+    """Concatenate scores of further scenes (dim 0) or further candidates of the same scenes (dim 1)."""
+    joined = {}
+    for name in _SCORE_FIELDS:
+        values = [getattr(part, name) for part in parts]
+        joined[name] = values[0] if dim >= values[0].ndim else torch.cat(values, dim)
+    return PDMScores(**joined)

@@ -130,11 +130,12 @@ def interpolate(knots: Tensor, knot_times_us: Tensor, knot_count: Tensor, times_
     span = (torch.gather(stamps, 1, upper) - torch.gather(stamps, 1, lower)).to(torch.float64)
     since = (query - torch.gather(stamps, 1, lower)).to(torch.float64)
     unwrapped = knots.clone()
-    heading_step = wrap_angle(knots[..., 1:, 2] - knots[..., :-1, 2])
-    exact_step = knots[..., 1:, 2] - knots[..., :-1, 2]
-    # np.unwrap leaves a jump of at most pi as it is, bit for bit
-    heading_step = torch.where(exact_step.abs() <= math.pi, exact_step, heading_step)
-    unwrapped[..., 1:, 2] = knots[..., 1:, 2] + torch.cumsum(heading_step - exact_step, -1)
+    step = knots[..., 1:, 2] - knots[..., :-1, 2]
+    folded = wrap_angle(step)
+    folded = torch.where((folded == -math.pi) & (step > 0), math.pi, folded)  # half turns keep their sign
+    # np.unwrap leaves a jump below half a turn as it is, bit for bit
+    correction = torch.where(step.abs() < math.pi, 0.0, folded - step)
+    unwrapped[..., 1:, 2] = knots[..., 1:, 2] + torch.cumsum(correction, -1)
 
     def pick(index: Tensor) -> Tensor:
         index = index[:, None, :, None].expand(-1, num_candidates, -1, 3)

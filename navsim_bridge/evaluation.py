@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dpvla.files import write_json, write_text
 from dpvla.provenance import collect
 from navsim_bridge.agents import Agent
+from navsim_bridge.agents.policy_agent import is_model
 from navsim_bridge.logs import log_path
 from navsim_bridge.metric_cache.builder import build_scenes
 from navsim_bridge.metric_cache.cache import METRIC, MetricCache
@@ -223,11 +224,10 @@ def training_stages(checkpoint: Path | str) -> list[dict[str, Any]] | None:
 
     None when no ``run.yaml`` says what the weights have seen (a bare model directory).
     """
+    from dpvla.training.checkpoint import resolve_checkpoint
     from dpvla.training.run_directory import RUN, read_trained_on
 
-    folder = Path(checkpoint)
-    if not (folder / RUN).is_file() and (folder.parent / RUN).is_file():
-        folder = folder.parent  # the model/ of a checkpoint
+    folder = Path(checkpoint).parent if is_model(checkpoint) else resolve_checkpoint(checkpoint)
     if not (folder / RUN).is_file():
         return None
     return [

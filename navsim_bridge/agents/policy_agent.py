@@ -18,22 +18,30 @@ from navsim_bridge.scenes import NUM_POSES, SceneRecord
 if TYPE_CHECKING:
     from dpvla.models import DPVLA
 
-MODEL, ADAPTERS = "model", "adapters"
+MODEL, ADAPTERS, CONFIG = "model", "adapters", "config.json"
 
 
 def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> DPVLA:
-    """The policy of a checkpoint directory (`model/`, `adapters/` when it has them) or of a bare model directory.
+    """The policy of a checkpoint (`model/`, `adapters/` when it has them), of a run (its newest checkpoint), or of
+    a bare model directory (without adapters).
 
-    Raises FileNotFoundError when neither is there.
+    Raises FileNotFoundError or ValueError when it is none of these.
     """
     from dpvla.models import DPVLA
+    from dpvla.training.checkpoint import resolve_checkpoint
 
-    checkpoint = Path(checkpoint)
-    is_checkpoint = (checkpoint / MODEL).is_dir()
-    policy = DPVLA.from_pretrained(checkpoint / MODEL if is_checkpoint else checkpoint, device)
-    if is_checkpoint and (checkpoint / ADAPTERS).is_dir():
-        policy.load_adapters(checkpoint / ADAPTERS)
+    if is_model(checkpoint):
+        return DPVLA.from_pretrained(checkpoint, device)
+    found = resolve_checkpoint(checkpoint)
+    policy = DPVLA.from_pretrained(found / MODEL, device)
+    if (found / ADAPTERS).is_dir():
+        policy.load_adapters(found / ADAPTERS)
     return policy.to(device).eval()
+
+
+def is_model(directory: Path | str) -> bool:
+    """Whether a directory is a bare model rather than a checkpoint or a run."""
+    return (Path(directory) / CONFIG).is_file()
 
 
 class PolicyAgent:

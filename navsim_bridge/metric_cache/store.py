@@ -34,7 +34,7 @@ def write_scenes(path: Path | str, scenes: Sequence[MetricScene], source: str) -
     arrays = _pack(scenes)
     header = {"format": FORMAT, "source": source, "provenance": _distinct([s.provenance for s in scenes])[0]}
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))  # type: ignore[arg-type]
+    write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return file_hash(path)
 
 

@@ -1,0 +1,85 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpvla.models import DPVLA, DPVLAConfig
+from navsim_bridge.agents import PolicyAgent, constant_velocity, human, load_policy, stand_still
+
+
+def test_constant_velocity_goes_straight_at_the_norm_of_the_velocity(world):
+    record = dataclasses.replace(world.records[0], velocity=np.array([3.0, 4.0]))
+    plan = constant_velocity([record])[0]
+    assert plan.dtype == np.float32
+    np.testing.assert_array_equal(plan[:, 0], 2.5 * np.arange(1, 9))
+    assert not plan[:, 1:].any()
+
+
+def test_stand_still_stays(world):
+    assert stand_still(world.records).shape == (7, 8, 3)
+    assert not stand_still(world.records).any()
+
+
+def test_human_drives_the_recorded_poses_in_float64(world):
+    record = world.records[2]
+    plan = human([record])[0]
+    assert plan.dtype == np.float64
+    x, y, heading = record.pose
+    cos, sin = np.cos(heading), np.sin(heading)
+    back = np.stack([x + cos * plan[:, 0] - sin * plan[:, 1], y + sin * plan[:, 0] + cos * plan[:, 1]], axis=1)
+    np.testing.assert_allclose(back, record.poses[4:12, :2], atol=1e-8)
+    assert np.abs(plan[:, 2]).max() < np.pi
+
+
+def test_a_human_without_a_future_is_an_error(world):
+    cut = dataclasses.replace(world.records[0], poses=world.records[0].poses[:8])
+    with pytest.raises(ValueError, match="has 4 future frames; a recorded plan needs 8"):
+        human([cut])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(world, tmp_path_factory):
+    """A tiny random policy with adapters, and images to look at."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    policy = DPVLA.from_config(DPVLAConfig.tiny())
+    plans = torch.from_numpy(human(world.records)).float()
+    status = torch.tensor(np.array([[*r.velocity, *r.acceleration] for r in world.records]), dtype=torch.float32)
+    policy.plan_coding.fit(plans, status)
+    policy.add_adapters(4, 4)
+    with torch.no_grad():
+        for parameter in policy.head.parameters():  # away from its zero-initialised gates
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    policy.save_pretrained(folder / "model")
+    policy.save_adapters(folder / "adapters")
+    for i, record in enumerate(world.records):
+        for path in record.cameras.values():
+            (folder / "sensor_blobs/mini" / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (192, 108), (20 * i, 100, 100)).save(folder / "sensor_blobs/mini" / path)
+    return folder
+
+
+def test_plans_do_not_depend_on_batches_or_order(world, checkpoint):
+    together = PolicyAgent.from_checkpoint(checkpoint, checkpoint, seed=3)(world.records)
+    assert together.shape == (7, 8, 3)
+    pairs = PolicyAgent.from_checkpoint(checkpoint, checkpoint, seed=3, batch_size=2)(world.records[::-1])
+    np.testing.assert_allclose(pairs[::-1], together, atol=1e-3)
+    assert np.abs(together[0] - together[1]).max() > 0.1
+
+
+def test_the_seed_and_omega_matter(world, checkpoint):
+    agent = PolicyAgent.from_checkpoint(checkpoint, checkpoint, seed=3, omega=1.0)
+    plans = agent(world.records)
+    np.testing.assert_array_equal(agent.with_seed(3)(world.records), plans)
+    assert np.abs(agent.with_seed(4)(world.records) - plans).max() > 0.1
+    other = PolicyAgent(agent.policy, checkpoint, seed=3, omega=0.0)(world.records)
+    assert np.abs(other - plans).max() > 1e-3
+
+
+def test_a_bare_model_directory_has_no_adapters(checkpoint, tmp_path):
+    assert load_policy(checkpoint).has_adapters
+    assert not load_policy(checkpoint / "model").has_adapters
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        load_policy(tmp_path)

@@ -1,0 +1,167 @@
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dpvla.training.run_directory import TrainedOn
+from navsim_bridge.agents import constant_velocity, stand_still
+from navsim_bridge.evaluation import (
+    COLUMNS,
+    SceneFailureError,
+    describe,
+    evaluate,
+    saw_split,
+    scenes_from_cache,
+    scenes_from_logs,
+    write_evaluation,
+)
+from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
+from navsim_bridge.reward import SUB_SCORES, PDMReward
+from navsim_bridge.scene_filter import SceneFilter, Split
+from tests.navsim_bridge.conftest import FIXTURE, LOG
+from tools import evaluate as tool
+
+
+@pytest.fixture(scope="module")
+def cache(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cache")
+    return build_metric_cache(world.root, world.maps, world.split, out, progress=False)
+
+
+def run(*arguments):
+    tool.main([str(a) for a in arguments])
+
+
+def read_rows(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_tool_writes_scores_as_the_devkit_does(world, cache, tmp_path, capsys):
+    roots = ("--data-root", world.root, "--maps-root", world.maps)
+    run("--agent", "constant_velocity", "--split", "small", "--out", tmp_path / "a", *roots)
+    rows = read_rows(tmp_path / "a/scores.csv")
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["token"] for row in rows] == [*(r.token for r in world.records), "average"]
+    official = {row["token"]: row for row in read_rows(FIXTURE / "constant_velocity.csv")}
+    for row in rows[:-1]:
+        for name in set(SUB_SCORES) - {"ego_progress", "score"}:
+            assert float(row[name]) == float(official[row["token"]][name])
+    scores = [float(row["score"]) for row in rows]
+    assert scores[-1] == pytest.approx(np.mean(scores[:-1]))
+    assert {row["valid"] for row in rows} == {"True"}
+
+    run("--agent", "constant_velocity", "--split", world.split_file, "--out", tmp_path / "b",
+        "--data-root", world.root, "--metric-cache", cache.path)  # fmt: skip
+    assert (tmp_path / "b/scores.csv").read_text() == (tmp_path / "a/scores.csv").read_text()
+    summary = json.loads((tmp_path / "b/summary.json").read_text())
+    assert summary["scenes"] == 7
+    assert summary["averages"]["score"] == pytest.approx(scores[-1])
+    assert summary["metric"]["reference"] == {"recorded driver": 7}
+    assert summary["metric_cache"]["fingerprint"] == cache.fingerprint
+    assert summary["trained_on_evaluation_split"] is False
+    assert "PDMS" in capsys.readouterr().out
+
+
+def test_an_agent_that_stands_still_scores_between_nothing_and_all(world, cache):
+    result = evaluate(stand_still, world.records, scenes_from_cache(cache), progress=False)
+    assert 0 < result.averages["score"] < 1
+    assert result.averages["no_at_fault_collisions"] == 1
+
+
+def test_scores_do_not_depend_on_where_the_metric_scenes_come_from(world, cache):
+    from_cache = evaluate(constant_velocity, world.records, scenes_from_cache(cache), progress=False)
+    built = evaluate(constant_velocity, world.records, scenes_from_logs(world.root, world.maps), progress=False)
+    np.testing.assert_array_equal(built.values, from_cache.values)
+    assert built.metric == from_cache.metric
+
+
+def test_a_token_that_the_cache_lacks_is_an_error(world, tmp_path):
+    fewer = dataclasses.replace(world.split, scene_filter=SceneFilter(frame_interval=8))
+    build_metric_cache(world.root, world.maps, fewer, tmp_path, progress=False)
+    with pytest.raises(SystemExit, match="3 of 7 scenes are not in the metric cache"):
+        run("--agent", "stand_still", "--split", world.split_file, "--out", tmp_path / "out", "--data-root", world.root,
+            "--metric-cache", tmp_path)  # fmt: skip
+    with pytest.raises(CacheError, match=world.records[1].token):
+        PDMReward(MetricCache(tmp_path), tokens=[world.records[1].token])
+
+
+def broken(token):
+    def agent(records):
+        plans = constant_velocity(records)
+        for plan, record in zip(plans, records):
+            if record.token == token:
+                plan[3, 1] = np.nan
+        return plans
+
+    return agent
+
+
+def test_a_scene_that_fails_stops_the_run_with_its_token(world, cache):
+    token = world.records[3].token
+    with pytest.raises(SceneFailureError, match=f"scene {token} .* failed: .*NaN"):
+        evaluate(broken(token), world.records, scenes_from_cache(cache), progress=False)
+
+
+def test_failed_scenes_are_counted_and_never_scored_zero(world, cache, tmp_path):
+    token = world.records[3].token
+    load = scenes_from_cache(cache)
+    result = evaluate(broken(token), world.records, load, allow_failures=True, progress=False)
+    whole = evaluate(constant_velocity, world.records, load, progress=False)
+    others = [i for i in range(7) if i != 3]
+    np.testing.assert_array_equal(result.values[others], whole.values[others])
+    assert result.averages["score"] == pytest.approx(whole.values[others, -1].mean())
+    summary = write_evaluation(tmp_path, result, agent="x", split=world.split, records=world.records,
+                               data_root=world.root, seed=0)  # fmt: skip
+    assert summary["failed"] == 1
+    assert "1 of 7 scenes FAILED" in describe(summary)
+    rows = read_rows(tmp_path / "scores.csv")
+    assert (rows[3]["valid"], rows[3]["score"]) == ("False", "")
+    assert rows[-1]["valid"] == "False"
+
+
+def test_an_error_of_no_single_scene_is_not_hidden(world, cache):
+    def out_of_memory(records):
+        if len(records) > 1:
+            raise MemoryError("too many")
+        return constant_velocity(records)
+
+    with pytest.raises(MemoryError):
+        evaluate(out_of_memory, world.records, scenes_from_cache(cache), allow_failures=True, progress=False)
+
+
+def test_weights_that_saw_the_split_or_its_logs_are_marked(world):
+    def stage(split, *logs):
+        return [dataclasses.asdict(TrainedOn("dipole", split, 1, logs))]
+
+    assert saw_split(stage("small", "other"), world.split, world.records) is True
+    assert saw_split(stage("other", LOG), world.split, world.records) is True
+    assert saw_split(stage("other", "other"), world.split, world.records) is False
+    assert saw_split([], Split("x", "mini", SceneFilter()), world.records) is False
+    assert saw_split(None, world.split, world.records) is None
+
+
+def test_dpvla_needs_a_checkpoint_and_others_take_none(tmp_path):
+    for arguments in (["--agent", "dpvla"], ["--agent", "human", "--checkpoint", str(tmp_path)]):
+        with pytest.raises(SystemExit, match="--checkpoint belongs to --agent dpvla"):
+            run(*arguments, "--split", "small", "--out", tmp_path)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
+def test_rewards_equal_the_evaluation_for_any_group_and_order(world, cache, keep_bytes):
+    reward = PDMReward(cache, keep_bytes=keep_bytes)
+    order = [5, 2, 2, 0]
+    records = [world.records[i] for i in order]
+    plans = np.stack([constant_velocity(records), stand_still(records)], axis=1)
+    scores = reward([r.token for r in records], torch.from_numpy(plans))
+    assert tuple(scores) == SUB_SCORES
+    load = scenes_from_cache(cache)
+    for candidate, agent in enumerate((constant_velocity, stand_still)):
+        expected = evaluate(agent, world.records, load, progress=False).values[order]
+        for column, name in enumerate(SUB_SCORES):
+            np.testing.assert_allclose(scores[name][:, candidate], expected[:, column], atol=1e-9)
+    with pytest.raises(CacheError, match="beef"):
+        reward(["beef"], torch.zeros(1, 1, 8, 3))

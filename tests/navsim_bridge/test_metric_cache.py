@@ -1,0 +1,175 @@
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from navsim_bridge.logs import load_plain_pickle, log_path, read_log
+from navsim_bridge.maps import open_map
+from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes, cache
+from navsim_bridge.metric_cache.route import FROM_RECORDING, Centerlines
+from navsim_bridge.metric_cache.store import SceneFile, write_scenes
+from navsim_bridge.scene_filter import SceneFilter, Split
+from navsim_bridge.scenes import record
+from tests.navsim_bridge.conftest import LOCATION, LOG
+from tools import cache_metrics
+
+
+@pytest.fixture(scope="module")
+def scenes(world):
+    return list(build_scenes(world.records, world.root, world.maps))
+
+
+@pytest.fixture
+def built(world, tmp_path):
+    return build_metric_cache(world.root, world.maps, world.split, tmp_path / "cache", progress=False)
+
+
+def assert_equal(a, b):
+    for field in dataclasses.fields(a):
+        mine, theirs = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(mine, np.ndarray):
+            assert mine.dtype == theirs.dtype, field.name
+            np.testing.assert_array_equal(mine, theirs, err_msg=field.name)
+        else:
+            assert mine == theirs, field.name
+
+
+def test_stored_scenes_are_read_back_exactly(scenes, built):
+    tokens = [s.token for s in scenes]
+    order = [3, 0, 3, 6]
+    for token, loaded in zip([tokens[i] for i in order], built.load([tokens[i] for i in order])):
+        assert_equal(scenes[tokens.index(token)], loaded)
+
+
+def test_polygons_with_holes_and_empty_frames_survive(scenes, tmp_path):
+    odd = dataclasses.replace(
+        scenes[0],
+        polygon_tokens=("a", "a"), polygon_types=("LANE", "LANE"),
+        polygon_ring_offsets=np.array([0, 2, 3]), ring_offsets=np.array([0, 4, 7, 10]),
+        vertices=np.arange(20.0).reshape(10, 2), route_lane_ids=(),
+        frame_offsets=np.zeros(52, dtype=np.int64), object_track=np.zeros(0, dtype=np.int64),
+        object_boxes=np.zeros((0, 5)), track_tokens=(), track_types=(), track_first_speed=np.zeros(0),
+    )  # fmt: skip
+    write_scenes(tmp_path / "x.npz", [odd, scenes[1], odd], "test")
+    file = SceneFile(tmp_path / "x.npz")
+    for row, expected in enumerate([odd, scenes[1], odd]):
+        assert_equal(expected, file.scene(row))
+
+
+def test_a_second_run_keeps_what_is_there(built, world, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(cache, "build_scenes", refuse)
+    again = build_metric_cache(world.root, world.maps, world.split, built.path, progress=False)
+    assert again.fingerprint == built.fingerprint
+
+
+def test_an_interrupted_run_leaves_no_cache_and_goes_on_later(world, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("numpy.savez", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CacheError, match="holds no finished metric cache"):
+        MetricCache(tmp_path)
+    assert len(build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False)) == 7
+
+
+def test_a_damaged_file_is_named_and_made_again(built, world):
+    file = built.path / f"{LOG}.npz"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:5000] + b"\xff" * 64 + whole[5064:], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(CacheError, match=rf"{LOG}\.npz is damaged"):
+            MetricCache(built.path).load(built.tokens[:1])
+        again = build_metric_cache(world.root, world.maps, world.split, built.path, progress=False)
+        assert again.fingerprint == built.fingerprint
+        assert file.read_bytes() == whole
+    file.unlink()
+    with pytest.raises(CacheError, match=r"is missing; run tools/cache_metrics\.py again"):
+        MetricCache(built.path).load(built.tokens[:1])
+
+
+def test_another_selection_of_the_same_split_is_built_anew(built, world):
+    fewer = dataclasses.replace(world.split, scene_filter=SceneFilter(frame_interval=8))
+    rebuilt = build_metric_cache(world.root, world.maps, fewer, built.path, progress=False)
+    assert rebuilt.tokens == built.tokens[::2]
+    assert rebuilt.fingerprint != built.fingerprint
+
+
+def test_a_folder_holds_one_split(built, world):
+    other = Split("other", "mini", world.split.scene_filter)
+    with pytest.raises(CacheError, match="holds the metric cache of split small; choose another folder for other"):
+        build_metric_cache(world.root, world.maps, other, built.path, progress=False)
+
+
+def test_missing_tokens_and_foreign_indexes_are_refused(built):
+    with pytest.raises(CacheError, match=r"1 of 2 scenes are not in the metric cache .*first beef"):
+        built.load([built.tokens[0], "beef"])
+    index = built.path / "index.json"
+    index.write_text(json.dumps({**built.index, "format": 99}))
+    with pytest.raises(CacheError, match="format 99"):
+        MetricCache(built.path)
+    index.write_text("{")
+    with pytest.raises(CacheError, match="is damaged"):
+        MetricCache(built.path)
+
+
+def test_open_files_are_let_go_beyond_the_memory_limit(built, scenes, tmp_path):
+    for name in "ab":
+        write_scenes(tmp_path / f"{name}.npz", scenes[:1], "test")
+    logs = {n: {"file": f"{n}.npz", "tokens": [t]} for n, t in zip("ab", (scenes[0].token, "other"))}
+    (tmp_path / "index.json").write_text(json.dumps({**built.index, "logs": logs}))
+    small = MetricCache(tmp_path, keep_bytes=1)
+    small.load([scenes[0].token])
+    with pytest.raises(CacheError, match=r"holds .* where index\.json says other"):
+        small.load(["other"])
+    assert list(small._open) == ["b.npz"]
+
+
+def test_scenes_that_cannot_be_scored_say_why(world):
+    log = read_log(log_path(world.root, "mini", LOG))
+    short = record(log, "mini", 0, 4, 8)
+    with pytest.raises(ValueError, match=f"scene {short.token} of log {LOG} has 8 future frames; scoring needs 10"):
+        list(build_scenes([short], world.root, world.maps))
+    lost = dataclasses.replace(world.records[0], route=("nowhere",))
+    with pytest.raises(ValueError, match=f"scene {lost.token} .*route names roadblock nowhere"):
+        list(build_scenes([lost], world.root, world.maps))
+
+
+def test_off_route_the_centreline_is_the_recorded_path(world):
+    lines = Centerlines(open_map(world.maps, LOCATION))
+    recorded = np.array([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0], [5.01, 0.0, 0.0], [10.0, 1.0, 0.0]])
+    line, source = lines.find((), recorded[0], recorded)
+    assert source == FROM_RECORDING
+    np.testing.assert_allclose(line[:, :2], [[0, 0], [5, 0], [10, 1], [110, 1]])
+
+
+def test_the_tool_builds_a_cache(world, tmp_path, capsys):
+    out = tmp_path / "cache"
+    arguments = ["--split", "small", "--out", str(out), "--data-root", str(world.root), "--maps-root", str(world.maps)]
+    cache_metrics.main([*arguments, "--workers", "2"])
+    assert "7 scenes of small" in capsys.readouterr().out
+    assert MetricCache(out).provenance["reference"] == "recorded driver"
+    with pytest.raises(SystemExit, match="no split 'nope'"):
+        cache_metrics.main([*arguments, "--split", "nope"])
+
+
+def test_several_processes_write_the_same_cache_as_one(world, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        frames = load_plain_pickle(log_path(world.root, "mini", LOG))
+        for frame in frames:
+            frame["token"] = name + frame["token"][1:]
+        log_path(tmp_path, "mini", name).parent.mkdir(parents=True, exist_ok=True)
+        log_path(tmp_path, "mini", name).write_bytes(pickle.dumps(frames))
+    alone = build_metric_cache(tmp_path, world.maps, world.split, tmp_path / "alone", progress=False)
+    monkeypatch.setattr(cache, "SCENES_PER_PROCESS", 1)
+    together = build_metric_cache(tmp_path, world.maps, world.split, tmp_path / "together", workers=2, progress=False)
+    assert together.index == alone.index
+    assert len(together) == 14

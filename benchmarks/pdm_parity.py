@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from dpvla.files import write_json
-from navsim_bridge.pdm import SceneBatch, score_plans
-from navsim_bridge.pdm.golden import FRAGILE_COLUMNS, SUB_SCORES, GoldenScene, read_golden
+from navsim_bridge.pdm import SUB_SCORES, SceneBatch, score_plans
+from navsim_bridge.pdm.golden import FRAGILE_COLUMNS, GoldenScene, read_golden
 
 TOLERANCE = 1e-6
 """Largest difference that counts as equal, for every sub-score."""

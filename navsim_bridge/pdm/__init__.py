@@ -6,10 +6,11 @@ scores = score_plans(batch, plans).score        # plans (scene, candidate, 8, 3)
 
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm.scene import SceneBatch
-from navsim_bridge.pdm.score import PDMScores, score_plans, simulate_plans
+from navsim_bridge.pdm.score import SUB_SCORES, PDMScores, score_plans, simulate_plans
 from navsim_bridge.pdm.simulate import ego_state_as_read_back, reference_from_plan
 
 __all__ = [
+    "SUB_SCORES",
     "MetricScene",
     "PDMScores",
     "SceneBatch",

@@ -10,17 +10,6 @@ from numpy.typing import NDArray
 
 from navsim_bridge.pdm.metric_scene import MetricScene
 
-SUB_SCORES = (
-    "no_at_fault_collisions",
-    "drivable_area_compliance",
-    "ego_progress",
-    "time_to_collision_within_bound",
-    "comfort",
-    "driving_direction_compliance",
-    "score",
-)
-"""Result names of a golden file, without their ``res_`` prefix."""
-
 FRAGILE_COLUMNS = {
     "no_at_fault_collisions": (0,),
     "drivable_area_compliance": (1,),

@@ -19,9 +19,18 @@ from navsim_bridge.pdm.ttc import time_to_collision
 
 _PROGRESS_WEIGHT, _TTC_WEIGHT, _COMFORT_WEIGHT = 5.0, 5.0, 2.0  # driving direction has weight zero in v1
 _PLANS_IN_FLIGHT = {"cpu": 192, "cuda": 8192}
-
-
 _FARTHEST_POSE = 1e7  # [m] beyond it the tracker's float64 sums lose their meaning
+
+SUB_SCORES = (
+    "no_at_fault_collisions",
+    "drivable_area_compliance",
+    "ego_progress",
+    "time_to_collision_within_bound",
+    "comfort",
+    "driving_direction_compliance",
+    "score",
+)
+"""The devkit's columns, score included, in its order; all are fields of ``PDMScores``."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,10 @@ def check_plans(scenes: SceneBatch, plans: Tensor) -> Tensor:
     """Plans as float64 on the scenes' device.
 
     Raises:
-        ValueError: wrong shape, or NaN, infinite or absurdly far poses (names scene token and candidate).
+        ValueError: no scenes, wrong shape, or NaN, infinite or absurdly far poses (names scene token and candidate).
     """
+    if len(scenes) == 0:
+        raise ValueError("there are no scenes to score")
     if plans.ndim != 4 or plans.shape[0] != len(scenes) or tuple(plans.shape[2:]) != (PLAN_POSES, 3):
         raise ValueError(
             f"plans must have shape (scene, candidate, {PLAN_POSES}, 3) with {len(scenes)} scenes, "

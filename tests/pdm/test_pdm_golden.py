@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from navsim_bridge.pdm import SceneBatch, score_plans, simulate_plans
-from navsim_bridge.pdm.golden import FRAGILE_COLUMNS, SUB_SCORES, read_golden
+from navsim_bridge.pdm import SUB_SCORES, SceneBatch, score_plans, simulate_plans
+from navsim_bridge.pdm.golden import FRAGILE_COLUMNS, read_golden
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "golden_v1"
 

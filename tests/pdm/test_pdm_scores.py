@@ -482,7 +482,9 @@ def test_selecting_and_repeating_scenes_keeps_them_whole():
     assert len(picked) == 3 and picked.tokens == (batch.tokens[2], batch.tokens[0], batch.tokens[2])
     scores, again = score_plans(batch, plans), score_plans(picked, plans[[2, 0, 2]])
     torch.testing.assert_close(again.score, scores.score[[2, 0, 2]], rtol=0, atol=1e-9)
-    assert len(batch.select([])) == 0
+    with pytest.raises(ValueError, match="no scenes"):
+        score_plans(batch.select([]), plans[:0])
+    assert score_plans(batch, plans[:, :0]).score.shape == (3, 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -39,7 +39,7 @@ SCENES_AT_ONCE = 256
 LoadScenes = Callable[[Sequence[SceneRecord]], Sequence[MetricScene]]
 
 
-class SceneFailureError(RuntimeError):
+class SceneFailureError(ValueError):
     """Planning or scoring a scene failed; the message names it."""
 
 

@@ -120,8 +120,9 @@ def select_scenes(
         found_tokens = {r.token for r in records}
         absent = [token for token in tokens if token not in found_tokens]
         raise ValueError(
-            f"split {split.name}: {len(absent)} of {len(tokens)} scenes are in no log below {data_root} (or "
-            f"no window of the split starts there), first {absent[0]}. Get the missing logs, or ask for the rest by allowing missing scenes."
+            f"split {split.name}: {len(absent)} of {len(tokens)} scenes are in no log below {data_root} (or no window "
+            f"of the split starts there), first {absent[0]}. Get the missing logs, or ask for the rest by allowing "
+            "missing scenes."
         )
     if not records:
         raise ValueError(f"split {split.name} selects no scene from {len(names)} logs below {data_root}")

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         records=records,
         data_root=data_root,
         seed=options.seed,
-        omega=options.omega if learned else None,
+        omega=options.omega if isinstance(agent, PolicyAgent) and agent.policy.has_adapters else None,
         checkpoint=options.checkpoint or None,
         cache=cache,
     )

@@ -6,10 +6,8 @@ import json
 import multiprocessing
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,47 @@ from tqdm import tqdm
 from dpvla.files import write_json
 from navsim_bridge.demo_world.config import LOCATIONS, DemoWorldConfig
 from navsim_bridge.demo_world.drive import record_drive
-from navsim_bridge.demo_world.log_writer import LogName, image_path, make_frames, write_log
+from navsim_bridge.demo_world.log_writer import LogName, make_frames, write_log
 from navsim_bridge.demo_world.map_writer import assign_ids, write_map, write_map_index
-from navsim_bridge.demo_world.roads import RoadNetwork, build_network
-from navsim_bridge.demo_world.selection import SPLITS, select, write_split
+from navsim_bridge.demo_world.pictures import paint_log
+from navsim_bridge.demo_world.roads import network_of
 
-MARKER = "world.json"
-STARTED = "world.started.json"
+FINISHED, STARTED = "world.json", "world.started.json"
 PARTS = ("maps", "navsim_logs", "sensor_blobs", "splits", "metric_cache")
 FOLDERS = ("trainval", "test")
+SPLITS = {"navtrain": "trainval", "navtest": "test"}
+"""Folder of each filtered split; the unfiltered one has ``_all`` behind its name."""
 
 
-@lru_cache(maxsize=8)
-def network_of(location: int, seed: int) -> RoadNetwork:
-    """The road network of a location, kept for the logs that share it."""
-    return build_network(LOCATIONS[location], seed)
+def make_demo_world(config: DemoWorldConfig) -> dict[str, Any]:
+    """Generate the world at ``config.root``, or finish one that was interrupted; does nothing if it is there already.
+
+    Returns the content of ``world.json``, which is written last: settings, number of logs, images and scenes, and the
+    mean score of the recorded driver.
+
+    Raises:
+        FileExistsError: the folder holds a world made with other settings, or something that is not a demo world.
+    """
+    root = Path(config.root)
+    finished = _prepare_root(config, root)
+    if finished is not None:
+        if not config.quiet:
+            print(f"demo world is already complete: {root}")
+        return finished
+    workers = config.workers or _available_cores()
+    write_json(root / STARTED, config.identity())
+    write_map_index(root / "maps")
+    logs = log_names(config)
+    counts = {"images": 0}
+    with tqdm(total=len(logs), desc="demo world", unit="log", disable=config.quiet, smoothing=0.1) as bar:
+        for images in _run(config, logs, min(workers, len(logs))):
+            counts["images"] += images
+            bar.update()
+    summary: dict[str, Any] = {"settings": config.identity(), "logs": len(logs), **counts}
+    summary["splits"] = _write_splits(config, root, logs, workers)
+    write_json(root / FINISHED, summary)
+    (root / STARTED).unlink()
+    return summary
 
 
 def log_names(config: DemoWorldConfig) -> list[LogName]:
@@ -44,17 +68,118 @@ def log_names(config: DemoWorldConfig) -> list[LogName]:
     ]
 
 
-def make_log(config: DemoWorldConfig, log: LogName) -> dict[str, Any]:
-    """Simulate, render and write one log; returns its counts. The pickle is written last and marks it done."""
+def make_log(config: DemoWorldConfig, log: LogName) -> int:
+    """Simulate, paint and write one log; returns its number of images. The pickle comes last and marks it done."""
     root = Path(config.root)
+    expected = len(config.cameras) * len(config.rendered_frames())
+    path = root / "navsim_logs" / log.folder / f"{log.name(config.num_frames)}.pkl"
+    if path.exists():
+        return expected
     network = network_of(log.location.index, config.seed)
-    drive = record_drive(
-        network, [config.seed, FOLDERS.index(log.folder), log.number], config.num_frames, config.traffic
-    )
-    frames = make_frames(log, drive, assign_ids(network), (config.image_width, config.image_height))
-    write_log(log_path(config, log), frames)
-    return {"log": log.name(config.num_frames), "images": 0}
+    seed = [config.seed, FOLDERS.index(log.folder), log.number]
+    drive = record_drive(network, seed, config.num_frames, config.traffic)
+    paint_log(config, log, drive, root / "sensor_blobs" / log.folder)
+    write_log(path, make_frames(log, drive, assign_ids(network), (config.image_width, config.image_height)))
+    return expected
 
 
-def log_path(config: DemoWorldConfig, log: LogName) -> Path:
-    return Path(config.root) / "navsim_logs" / log.folder / f"{log.name(config.num_frames)}.pkl"
+def _make_map(config: DemoWorldConfig, location: int) -> None:
+    if not list((Path(config.root) / "maps" / LOCATIONS[location].name).glob("*/map.gpkg")):
+        write_map(network_of(location, config.seed), Path(config.root) / "maps")
+
+
+def _run(config: DemoWorldConfig, logs: list[LogName], workers: int) -> Iterator[int]:
+    """Maps, then logs; yields the images of each finished log in any order."""
+    if workers <= 1:
+        for location in range(len(LOCATIONS)):
+            _make_map(config, location)
+        for log in logs:
+            yield make_log(config, log)
+        return
+    # Workers are started afresh (a fork would copy the threads of whatever the caller has loaded) and take one
+    # numeric thread each, since they already fill the cores.
+    with (
+        _environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
+        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        maps = [pool.submit(_make_map, config, location) for location in range(len(LOCATIONS))]
+        jobs = [pool.submit(make_log, config, log) for log in logs]
+        try:
+            for job in maps:
+                job.result()
+            for job in as_completed(jobs):
+                yield job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _write_splits(config: DemoWorldConfig, root: Path, logs: list[LogName], workers: int) -> dict[str, Any]:
+    # imported here: it brings in torch, which the workers that only draw and simulate can do without
+    from navsim_bridge.demo_world import selection
+
+    counts: dict[str, Any] = {}
+    for name, folder in SPLITS.items():
+        names = [log.name(config.num_frames) for log in logs if log.folder == folder]
+        selection.write_split(root, f"{name}_all", folder, names, None)
+        counts[f"{name}_all"] = len(names) * (config.num_frames - 13)
+        if config.metric_cache:
+            chosen = selection.select(root, name, workers, progress=not config.quiet)
+            selection.write_split(root, name, folder, names, chosen.kept)
+            counts[name] = len(chosen.kept)
+            counts[f"{name}_all_human_pdms"] = round(float(chosen.human.mean()), 6)
+    return counts
+
+
+def _prepare_root(config: DemoWorldConfig, root: Path) -> dict[str, Any] | None:
+    """The summary of an equal, complete world; None when there is work to do. Refuses or removes another world."""
+    found = next((root / name for name in (FINISHED, STARTED) if (root / name).exists()), None)
+    if found is None:
+        present = [name for name in PARTS if (root / name).exists()]
+        if present:
+            raise FileExistsError(
+                f"{root} holds {', '.join(present)} but no {FINISHED}: it is not a demo world, so it is left alone; "
+                "choose another root"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        return None
+    content = json.loads(found.read_text(encoding="utf-8"))
+    settings = content["settings"] if found.name == FINISHED else content
+    wanted = json.loads(json.dumps(config.identity()))
+    if settings != wanted:
+        if not config.overwrite:
+            different = sorted(k for k in {*settings, *wanted} if settings.get(k) != wanted.get(k))
+            listed = ", ".join(f"{k} {settings.get(k)!r} there, {wanted.get(k)!r} asked for" for k in different)
+            raise FileExistsError(
+                f"{root} holds a demo world with other settings ({listed}); choose another root or pass --overwrite"
+            )
+        for name in PARTS:
+            shutil.rmtree(root / name, ignore_errors=True)
+        for name in (FINISHED, STARTED):
+            (root / name).unlink(missing_ok=True)
+        return None
+    complete = found.name == FINISHED and (not config.metric_cache or "navtrain" in content["splits"])
+    return content if complete else None
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _environment:  # noqa: N801 - reads as a statement
+    """Environment variables for the duration of a block."""
+
+    def __init__(self, **values: str) -> None:
+        self.values = values
+        self.before: dict[str, str | None] = {}
+
+    def __enter__(self) -> None:
+        self.before = {name: os.environ.get(name) for name in self.values}
+        os.environ.update(self.values)
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self.before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

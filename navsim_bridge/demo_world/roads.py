@@ -8,6 +8,7 @@ inner streets and winding outer streets, and a one-way by-pass that leaves by a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from shapely import LineString, Polygon
 from shapely.ops import unary_union
 
 from navsim_bridge.demo_world import curves
-from navsim_bridge.demo_world.config import Location
+from navsim_bridge.demo_world.config import LOCATIONS, Location
 
 Float = NDArray[np.float64]
 
@@ -133,6 +134,12 @@ class _Street:
     speed_limit: float
     name: str
     trims: tuple[float, float] = (CROSSROADS_TRIM, CROSSROADS_TRIM)
+
+
+@lru_cache(maxsize=8)
+def network_of(location: int, seed: int) -> RoadNetwork:
+    """The network of a location (by index), kept for the logs that share it."""
+    return build_network(LOCATIONS[location], seed)
 
 
 def build_network(location: Location, seed: int) -> RoadNetwork:

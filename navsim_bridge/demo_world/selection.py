@@ -25,8 +25,6 @@ from navsim_bridge.pdm.score import score_plans
 from navsim_bridge.scene_filter import load_split
 from navsim_bridge.scenes import by_log, select_scenes
 
-SPLITS = {"navtrain": "trainval", "navtest": "test"}
-"""Name of the filtered split per folder; the unfiltered one has ``_all`` behind its name."""
 HIGHEST_CONSTANT_VELOCITY, LOWEST_HUMAN = 0.8, 0.8
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dpvla.files import write_atomically
-from dpvla.report.scene_picture import BirdsEyeScene, Camera, DrawnPlan, draw_scene
+from dpvla.report.scene_picture import Array, BirdsEyeScene, Camera, DrawnPlan, draw_scene
 from navsim_bridge.logs import load_plain_pickle, log_path
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.roots import SENSORS
@@ -51,7 +51,7 @@ def front_camera(record: SceneRecord, data_root: Path | str) -> Camera:
 def birds_eye(scene: MetricScene) -> BirdsEyeScene:
     """Map polygons and the objects of t = 0 around the ego vehicle, in its frame."""
     origin = scene.ego_state[:3]
-    areas = []
+    areas: list[tuple[str, list[Array]]] = []
     for index, layer in enumerate(scene.polygon_types):
         first, last = scene.polygon_ring_offsets[index : index + 2]
         rings = [

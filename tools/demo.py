@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -142,7 +143,7 @@ def policy_agent(config: DemoConfig, out: Path, name: str, image_cache: Path | N
     )
 
 
-def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, object]], dict[str, Evaluation]]:
+def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, Any]], dict[str, Evaluation]]:
     """Every method on the filtered and the unfiltered test split, one sample a scene.
 
     The filtered split is part of the unfiltered one, so one pass over the latter scores both.
@@ -152,7 +153,7 @@ def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, obje
     everything, filtered = load_split("navtest_all", root), load_split("navtest", root)
     records = select_scenes(everything, root)
     inside = {r.token for r in select_scenes(filtered, root)}
-    rows: dict[str, list[dict[str, object]]] = {"navtest": [], "navtest_all": []}
+    rows: dict[str, list[dict[str, Any]]] = {"navtest": [], "navtest_all": []}
     scored = {}
     for row in ROWS:
         agent: Agent | None = BASELINES.get(row.name)

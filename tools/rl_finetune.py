@@ -41,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(FinetuneConfig, argv, __doc__, default_config=DEMO)
     config = replace(config, out=config.out or f"runs/dipole_{Path(config.split).stem}")
     seed = config.loop.seed
-    accelerator = make_accelerator(config.loop, config.out)
+    accelerator = make_accelerator(config.loop, str(config.out))
     start = resolve_checkpoint(config.checkpoint)
     policy = DPVLA.from_pretrained(start / "model").to(accelerator.device)
     size = (policy.config.encoder.image_width, policy.config.encoder.image_height)
     data = open_training_data(config, size, accelerator, reward_on="source")
     assert data.reward is not None
-    out = open_run(config.out, config, seed, config.restart, accelerator)
+    out = open_run(str(config.out), config, seed, config.restart, accelerator)
     torch.manual_seed(seed)
     policy.add_adapters(config.dipole.rank, config.dipole.alpha)
     stage = DipoleStage(

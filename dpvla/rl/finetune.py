@@ -79,7 +79,7 @@ class DipoleStage:
         """``model_directory``: the frozen ``model/`` the checkpoints repeat; ``describe`` writes ``run.yaml``."""
         policy.freeze_base()
         self.policy, self.source, self.reward, self.config, self.seed = policy, source, reward, config, seed
-        self.module = DipoleStep(policy, config.beta, config.shift)
+        self.module: nn.Module = DipoleStep(policy, config.beta, config.shift)
         self.accelerator, self.model_directory, self.describe = accelerator, model_directory, describe
         self.buffer: RolloutBuffer | None = None
         self._contexts: list[SceneContext] | None = None

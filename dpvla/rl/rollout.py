@@ -21,9 +21,7 @@ def chunks(count: int, size: int) -> Iterator[range]:
 
 
 @torch.no_grad()
-def encode_scenes(
-    policy: DPVLA, source: SceneSource, indices: Sequence[int], accelerator: Accelerator
-) -> SceneContext:
+def encode_scenes(policy: DPVLA, source: SceneSource, indices: Sequence[int], accelerator: Accelerator) -> SceneContext:
     """Context of the scenes at ``indices``, in evaluation mode."""
     policy.eval()
     with accelerator.autocast():

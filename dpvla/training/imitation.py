@@ -60,7 +60,7 @@ class ImitationStage:
                 f"batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes"
             )
         self.policy, self.source, self.config, self.seed = policy, source, config, seed
-        self.module = ImitationStep(policy, config.noise_draws)
+        self.module: nn.Module = ImitationStep(policy, config.noise_draws)
         self.accelerator, self.describe = accelerator, describe
         self.validation, self.reward = validation, reward
 

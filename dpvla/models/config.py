@@ -23,7 +23,7 @@ class EncoderConfig:
     image_height: int = 384  # multiples of 384 keep Florence-2 out of window padding
     num_cameras: int = 3  # front-left, front, front-right
     views_in_text_encoder: Literal["all", "front"] = "all"  # Florence: whose tokens the text encoder reads
-    stride: int = 8  # timm: feature map to take, in pixels per cell
+    stride: int = 16  # timm: feature map to take, in pixels per cell
     width: int = 96  # timm: width of the tokens
     mixer_blocks: int = 1  # timm: transformer blocks over all cameras' tokens
     mixer_heads: int = 4  # timm: their attention heads
@@ -87,12 +87,7 @@ class DPVLAConfig:
         """About a million parameters, trained from nothing in minutes on two CPU cores."""
         return cls(
             encoder=EncoderConfig(
-                name="timm:test_convnext",
-                pretrained=False,
-                image_width=96,
-                image_height=48,
-                stride=12,
-                timm_options={"patch_size": 6, "dims": [48, 96, 96, 96], "depths": [1, 2, 1, 1]},
+                name="timm:test_resnet", pretrained=False, image_width=96, image_height=48, stride=16
             ),
             head=HeadConfig(preset="tiny"),
             diffusion=DiffusionConfig(loss_weighting="v"),

@@ -18,7 +18,8 @@ class TimmEncoder(nn.Module):
     """Camera images and command to scene tokens ``(scene, camera * cell + 1, token_width)``.
 
     The feature map at ``stride`` of every camera becomes tokens with a learned embedding per camera and cell; the last
-    token is the command. Networks with BatchNorm work, but their running statistics lag in short runs.
+    token is the command. Networks with BatchNorm keep running statistics, which averaged weights (EMA) do not share:
+    they are those of the weights as trained.
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class TimmEncoder(nn.Module):
             Block(("self", "mlp"), False, token_width, mixer_heads, token_width, 2) for _ in range(mixer_blocks)
         )
         self.norm = nn.LayerNorm(token_width)
-        nn.init.normal_(self.place, std=0.02)
+        # As large as the features: with the usual 0.02 short runs hardly learn where in the picture something is.
+        nn.init.normal_(self.place, std=0.5)
         nn.init.normal_(self.command.weight, std=0.02)
         self.to(memory_format=torch.channels_last)
 

@@ -37,6 +37,16 @@ class FirstHits(NamedTuple):
     key: Tensor  # (n,) time * number of lookaheads + lookahead
 
 
+class Contacts(NamedTuple):
+    """First contacts and the verdict on each; n rows."""
+
+    hits: FirstHits
+    at_fault: Tensor  # (n,) bool
+    agent: Tensor  # (n,) bool, something that moves by itself: costs all instead of half
+    standing: Tensor  # (n,) bool, the object is static or stood at first sight
+    frontal: Tensor  # (n,) bool, the ego's front edge touches
+
+
 class CollisionResult(NamedTuple):
     score: Tensor  # (scene, candidate) float64 0, 0.5 or 1
     time_index: Tensor  # (scene, candidate) float64 first at-fault time index, inf if none
@@ -110,9 +120,8 @@ def relative_angle(states: Tensor, targets: Tensor) -> Tensor:
     return torch.arccos(heading.cos() * direction[..., 0] + heading.sin() * direction[..., 1])
 
 
-def no_at_fault_collisions(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> CollisionResult:
-    """Charge the ego for contacts it caused, for simulated states (scene, candidate, time, 11)."""
-    num_scenes, num_candidates = states.shape[:2]
+def judge_contacts(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> Contacts:
+    """Who is to blame for each first contact of simulated states (scene, candidate, time, 11)."""
     hits = first_hits(scenes, ego_center(states).unsqueeze(3), states[..., 2], (0,))
     at = (hits.scene, hits.candidate, hits.key)
     ego = states[at]
@@ -126,8 +135,13 @@ def no_at_fault_collisions(scenes: SceneBatch, states: Tensor, areas: EgoAreas) 
     frontal = boxes_intersect(front, heading, (0.0, VEHICLE_WIDTH / 2), box[:, :2], box[:, 2], box[:, 3:])
     careless = areas.multiple_lanes[at] | areas.non_drivable[at]
     at_fault = ~ego_stopped & (track_stopped | (~behind & (frontal | careless)))
+    return Contacts(hits, at_fault, scenes.track_is_agent[hits.scene, hits.track], track_stopped, frontal)
 
-    agent = scenes.track_is_agent[hits.scene, hits.track]
+
+def no_at_fault_collisions(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> CollisionResult:
+    """Charge the ego for contacts it caused, for simulated states (scene, candidate, time, 11)."""
+    num_scenes, num_candidates = states.shape[:2]
+    hits, at_fault, agent, _, _ = judge_contacts(scenes, states, areas)
     value = torch.where(at_fault, torch.where(agent, 0.0, 0.5), 1.0).to(torch.float64)
     time = torch.where(at_fault, hits.key.to(torch.float64), torch.inf)
     ego_row = hits.scene * num_candidates + hits.candidate

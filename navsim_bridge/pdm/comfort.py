@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +14,25 @@ from torch import Tensor
 NUM_STATES = 41
 _DT = float(np.mean(np.diff(np.arange(NUM_STATES) * 0.1)))  # [s] as the devkit derives it
 
-_LON_ACCEL = (-4.05, 2.40)  # [m/s^2]
-_LAT_ACCEL = (-4.89, 4.89)  # [m/s^2]
-_JERK = (-8.37, 8.37)  # [m/s^3]
-_LON_JERK = (-4.13, 4.13)  # [m/s^3]
-_YAW_ACCEL = (-1.93, 1.93)  # [rad/s^2]
-_YAW_RATE = (-0.95, 0.95)  # [rad/s]
+
+class Bound(NamedTuple):
+    """One comfort quantity must stay strictly between ``low`` and ``high``."""
+
+    quantity: str
+    unit: str
+    low: float
+    high: float
+
+
+BOUNDS = (
+    Bound("longitudinal acceleration", "m/s^2", -4.05, 2.40),
+    Bound("lateral acceleration", "m/s^2", -4.89, 4.89),
+    Bound("jerk magnitude", "m/s^3", -8.37, 8.37),
+    Bound("longitudinal jerk", "m/s^3", -4.13, 4.13),
+    Bound("yaw acceleration", "rad/s^2", -1.93, 1.93),
+    Bound("yaw rate", "rad/s", -0.95, 0.95),
+)
+"""In the order of the devkit's flags."""
 
 
 def savgol_matrix(
@@ -74,11 +88,10 @@ def _unwrap(heading: Tensor) -> Tensor:
     return heading - 2 * math.pi * torch.nn.functional.pad(turns, (1, 0))
 
 
-def comfort_flags(states: Tensor) -> Tensor:
-    """Which of six quantities stay strictly within bounds: (..., 6) bool for states (..., 41, 11).
+def comfort_values(states: Tensor) -> tuple[Tensor, ...]:
+    """The six smoothed quantities of BOUNDS, (..., 41) each, for states (..., 41, 11).
 
-    Order: longitudinal acceleration, lateral acceleration, jerk magnitude, longitudinal jerk, yaw
-    acceleration, yaw rate. Every filter output is rounded to eight decimals, as in the devkit.
+    Every filter output is rounded to eight decimals, as in the devkit.
     """
     filters = _filters(states.device)
 
@@ -87,12 +100,17 @@ def comfort_flags(states: Tensor) -> Tensor:
 
     accel_x, accel_y = states[..., 5], states[..., 6]
     heading = _unwrap(states[..., 2])
-    checks = (
-        (smooth("accel", accel_x), _LON_ACCEL),
-        (smooth("accel", accel_y), _LAT_ACCEL),
-        (smooth("jerk", smooth("before_jerk", torch.hypot(accel_x, accel_y))), _JERK),
-        (smooth("jerk", smooth("before_jerk", accel_x)), _LON_JERK),
-        (smooth("yaw_accel", heading), _YAW_ACCEL),
-        (smooth("yaw_rate", heading), _YAW_RATE),
+    return (
+        smooth("accel", accel_x),
+        smooth("accel", accel_y),
+        smooth("jerk", smooth("before_jerk", torch.hypot(accel_x, accel_y))),
+        smooth("jerk", smooth("before_jerk", accel_x)),
+        smooth("yaw_accel", heading),
+        smooth("yaw_rate", heading),
     )
-    return torch.stack([((low < value) & (value < high)).all(-1) for value, (low, high) in checks], dim=-1)
+
+
+def comfort_flags(states: Tensor) -> Tensor:
+    """Which quantities stay strictly within BOUNDS: (..., 6) bool for states (..., 41, 11)."""
+    values = comfort_values(states)
+    return torch.stack([((b.low < v) & (v < b.high)).all(-1) for v, b in zip(values, BOUNDS)], dim=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,15 @@ _PADDED_AXES: dict[str, tuple[tuple[int, str], ...]] = {
     "track_stopped": ((1, "objects"),),
     "track_skipped": ((1, "objects"),),
 }
+
+
+class SceneNames(NamedTuple):
+    """What a scene's columns and polygons are called; the score does not need it, explanations do."""
+
+    track_tokens: tuple[str, ...]  # by object column; repeats point to their track through ``object_track``
+    track_types: tuple[str, ...]
+    polygon_tokens: tuple[str, ...]
+    polygon_types: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ class SceneBatch:
     track_stopped: Tensor  # (scene, object) bool, not an agent or standing at first sight
     track_skipped: Tensor  # (scene, object) bool, red-light tokens
 
+    names: Sequence[SceneNames] | None = None  # one per scene, on the CPU; ``explain`` needs them
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -105,14 +116,17 @@ class SceneBatch:
             return tensor.index_select(0, row_tensor)
 
         return dataclasses.replace(
-            self._map(pick), tokens=tuple(self.tokens[row] for row in rows.tolist()), sizes=sizes
+            self._map(pick),
+            tokens=tuple(self.tokens[row] for row in rows.tolist()),
+            sizes=sizes,
+            names=None if self.names is None else tuple(self.names[row] for row in rows.tolist()),
         )
 
     def _map(self, function: Callable[[str, Tensor], Tensor]) -> SceneBatch:
         tensors: dict[str, Any] = {
             field.name: function(field.name, getattr(self, field.name))
             for field in dataclasses.fields(self)
-            if field.name not in ("tokens", "sizes")
+            if isinstance(getattr(self, field.name), Tensor)
         }
         return dataclasses.replace(self, **tensors)
 
@@ -129,5 +143,9 @@ class SceneBatch:
         return cls(
             tokens=tuple(scene.token for scene in scenes),
             sizes=sizes,
+            names=tuple(
+                SceneNames(scene.track_tokens, scene.track_types, scene.polygon_tokens, scene.polygon_types)
+                for scene in scenes
+            ),
             **{name: torch.from_numpy(array) for name, array in arrays.items()},
         )

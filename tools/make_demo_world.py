@@ -1,29 +1,24 @@
 """Make the demo world: a small synthetic driving world in NAVSIM's own file formats.
 
-    python tools/make_demo_world.py                                  # the default world, data/demo_world
-    python tools/make_demo_world.py --root data/big --num-train-logs 60 --image-width 1920 --image-height 1080
+python tools/make_demo_world.py                                  # the default world, data/demo_world
+python tools/make_demo_world.py --root data/big --num-train-logs 60 --image-width 1920 --image-height 1080
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from dpvla.config import parse
+from dpvla.config import parse, reporting_errors
 from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@reporting_errors
+def main(argv: Sequence[str] | None = None) -> None:
     config = parse(DemoWorldConfig, argv, description=__doc__)
-    try:
-        summary = make_demo_world(config)
-    except FileExistsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    summary = make_demo_world(config)
     splits = ", ".join(f"{name} {count}" for name, count in summary["splits"].items())
     print(f"{config.root}: {summary['logs']} logs, {summary['images']} images; {splits}")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -28,6 +28,10 @@ SPLITS = {"navtrain": "trainval", "navtest": "test"}
 """Folder of each filtered split; the unfiltered one has ``_all`` behind its name."""
 
 
+class OtherWorldError(ValueError):
+    """The folder holds something else than the world asked for."""
+
+
 def make_demo_world(config: DemoWorldConfig) -> dict[str, Any]:
     """Generate the world at ``config.root``, or finish one that was interrupted; does nothing if it is there already.
 
@@ -35,7 +39,7 @@ def make_demo_world(config: DemoWorldConfig) -> dict[str, Any]:
     mean score of the recorded driver.
 
     Raises:
-        FileExistsError: the folder holds a world made with other settings, or something that is not a demo world.
+        OtherWorldError: the folder holds a world made with other settings, or something that is not a demo world.
     """
     root = Path(config.root)
     finished = _prepare_root(config, root)
@@ -137,7 +141,7 @@ def _prepare_root(config: DemoWorldConfig, root: Path) -> dict[str, Any] | None:
     if found is None:
         present = [name for name in PARTS if (root / name).exists()]
         if present:
-            raise FileExistsError(
+            raise OtherWorldError(
                 f"{root} holds {', '.join(present)} but no {FINISHED}: it is not a demo world, so it is left alone; "
                 "choose another root"
             )
@@ -150,7 +154,7 @@ def _prepare_root(config: DemoWorldConfig, root: Path) -> dict[str, Any] | None:
         if not config.overwrite:
             different = sorted(k for k in {*settings, *wanted} if settings.get(k) != wanted.get(k))
             listed = ", ".join(f"{k} {settings.get(k)!r} there, {wanted.get(k)!r} asked for" for k in different)
-            raise FileExistsError(
+            raise OtherWorldError(
                 f"{root} holds a demo world with other settings ({listed}); choose another root or pass --overwrite"
             )
         for name in PARTS:

@@ -79,7 +79,7 @@ class _Faces:
 
     def disc(self, x: float, y: float, z: float, radius: float, colour: Colour, side: float) -> None:
         """Octagon in a plane of constant y, facing ``side``."""
-        angles = np.linspace(0, 2 * np.pi, 8, endpoint=False) 
+        angles = np.linspace(0, 2 * np.pi, 8, endpoint=False)
         points = [(x + radius * np.cos(a), y, z + radius * np.sin(a)) for a in angles]
         self.add(points, colour, inside=(x, y - side, z))
 
@@ -109,7 +109,9 @@ def car(length: float, width: float, height: float, paint: int, braking: bool) -
     low, belt, half = 0.18 * height, (0.60 if height < 2.0 else 0.5) * height, width / 2
     rear, front = -length / 2, length / 2
     tall = height > 1.55
-    back, roof_back = (rear + 0.02 * length, rear + 0.07 * length) if tall else (rear + 0.12 * length, rear + 0.25 * length)
+    back, roof_back = (
+        (rear + 0.02 * length, rear + 0.07 * length) if tall else (rear + 0.12 * length, rear + 0.25 * length)
+    )
     hood = front - (0.24 if height < 2.0 else 0.14) * length
     roof_front = hood - 0.16 * length
     for x in (rear + 0.19 * length, front - 0.19 * length):
@@ -185,7 +187,9 @@ def _lorry(length: float, width: float, height: float, paint: int, braking: bool
     for side in (1.0, -1.0):
         y0, y1 = sorted((side * half * 0.9, side * half * 0.62))
         x = -length / 2 - 0.01
-        f.add([(x, y0, 0.6), (x, y0, 0.85), (x, y1, 0.85), (x, y1, 0.6)], BRAKE_LIGHT if braking else TAIL_LIGHT, braking)
+        f.add(
+            [(x, y0, 0.6), (x, y0, 0.85), (x, y1, 0.85), (x, y1, 0.6)], BRAKE_LIGHT if braking else TAIL_LIGHT, braking
+        )
     x = -length / 2 - 0.01
     f.add([(x, -half * 0.9, 1.05), (x, -half * 0.9, height - 0.1), (x, -0.03, height - 0.1), (x, -0.03, 1.05)],
           tuple(0.9 * b for b in box))  # type: ignore[arg-type]  # fmt: skip
@@ -200,14 +204,19 @@ def pedestrian(paint: int, stride: int) -> Mesh:
     step = 0.16 * abs(stride)
     for side in (1.0, -1.0):
         foot = side * (0.07 + step)
-        f.board([(foot - 0.075, 0.0), (foot + 0.075, 0.0), (side * 0.08 + 0.09, 0.86), (side * 0.08 - 0.09, 0.86)], trousers)
+        f.board(
+            [(foot - 0.075, 0.0), (foot + 0.075, 0.0), (side * 0.08 + 0.09, 0.86), (side * 0.08 - 0.09, 0.86)], trousers
+        )
     f.board([(-0.19, 0.8), (0.19, 0.8), (0.25, 1.38), (0.14, 1.5), (-0.14, 1.5), (-0.25, 1.38)], coat)
     for side in (1.0, -1.0):
         hand = side * (0.3 + 0.08 * stride)
         f.board([(hand - 0.06, 0.82), (hand + 0.06, 0.82), (side * 0.27, 1.4), (side * 0.16, 1.42)],
                 tuple(0.8 * c for c in coat))  # type: ignore[arg-type]  # fmt: skip
     f.round_board(0.0, 1.63, 0.125, 0.15, (130, 165, 205))
-    f.board([(-0.13, 1.65), (0.13, 1.65), (0.1, 1.79), (-0.1, 1.79)], ((40, 50, 70), (30, 30, 34), (70, 110, 150))[paint % 3])
+    f.board(
+        [(-0.13, 1.65), (0.13, 1.65), (0.1, 1.79), (-0.1, 1.79)],
+        ((40, 50, 70), (30, 30, 34), (70, 110, 150))[paint % 3],
+    )
     return f.mesh(billboard=True)
 
 
@@ -217,7 +226,11 @@ def bicycle(paint: int) -> Mesh:
     f = _Faces()
     coat = CLOTHES[(paint + 2) % len(CLOTHES)]
     for x in (-0.55, 0.55):
-        f.add([(x - 0.34, -0.03, 0.0), (x + 0.34, -0.03, 0.0), (x + 0.34, 0.03, 0.66), (x - 0.34, 0.03, 0.66)], TYRE, both=True)
+        f.add(
+            [(x - 0.34, -0.03, 0.0), (x + 0.34, -0.03, 0.0), (x + 0.34, 0.03, 0.66), (x - 0.34, 0.03, 0.66)],
+            TYRE,
+            both=True,
+        )
         for side in (1.0, -1.0):
             f.disc(x, side * 0.035, 0.34, 0.34, TYRE, side)
             f.disc(x, side * 0.04, 0.34, 0.27, (150, 150, 150), side)
@@ -322,7 +335,10 @@ def tree(rng: np.random.Generator) -> Mesh:
     scale = rng.uniform(0.8, 1.35)
     base = np.array([62.0, 122.0, 74.0]) * rng.uniform(0.82, 1.15) + rng.uniform(-8, 8, 3)
     trunk = 2.0 * scale
-    f.board([(-0.16 * scale, 0.0), (0.16 * scale, 0.0), (0.11 * scale, trunk + 0.6), (-0.11 * scale, trunk + 0.6)], (58, 78, 98))
+    f.board(
+        [(-0.16 * scale, 0.0), (0.16 * scale, 0.0), (0.11 * scale, trunk + 0.6), (-0.11 * scale, trunk + 0.6)],
+        (58, 78, 98),
+    )
 
     def puff(y: float, z: float, radius: float, shade: float) -> None:
         b, g, r = base * shade

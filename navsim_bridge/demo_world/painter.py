@@ -36,13 +36,14 @@ class Weather:
     ambient: float
     visibility: float  # distance at which haze has taken two thirds [m]
     tint: tuple[float, float, float]  # factor on colours
+    clouds: int
 
 
 WEATHERS = (
-    Weather((206, 146, 84), (236, 220, 200), (84, 146, 104), (132, 168, 148), (0.45, 0.35, 0.82), 0.62, 260.0, (1.0, 1.0, 1.0)),
-    Weather((196, 176, 160), (222, 216, 210), (92, 132, 104), (146, 160, 152), (0.1, 0.2, 0.97), 0.74, 170.0, (0.97, 0.96, 0.95)),
-    Weather((190, 140, 106), (178, 208, 244), (78, 134, 118), (136, 170, 172), (-0.75, 0.3, 0.58), 0.58, 230.0, (0.92, 0.98, 1.05)),
-    Weather((220, 164, 98), (240, 228, 212), (88, 152, 110), (140, 176, 152), (-0.3, -0.55, 0.78), 0.64, 300.0, (1.0, 1.0, 1.0)),
+    Weather((206, 146, 84), (236, 220, 200), (84, 146, 104), (132, 168, 148), (0.45, 0.35, 0.82), 0.62, 260.0, (1.0, 1.0, 1.0), 12),
+    Weather((196, 176, 160), (222, 216, 210), (92, 132, 104), (146, 160, 152), (0.1, 0.2, 0.97), 0.74, 170.0, (0.97, 0.96, 0.95), 0),
+    Weather((190, 140, 106), (178, 208, 244), (78, 134, 118), (136, 170, 172), (-0.75, 0.3, 0.58), 0.58, 230.0, (0.92, 0.98, 1.05), 7),
+    Weather((220, 164, 98), (240, 228, 212), (88, 152, 110), (140, 176, 152), (-0.3, -0.55, 0.78), 0.64, 300.0, (1.0, 1.0, 1.0), 5),
 )  # fmt: skip
 
 
@@ -71,11 +72,14 @@ class Painter:
         angles = np.linspace(0, 2 * np.pi, 721)
         self.skyline_angles = angles
         wave = np.random.default_rng(7)
-        self.hills = 0.030 + sum(
-            0.011 / k * np.sin(k * angles * 2 + wave.uniform(0, 6)) for k in range(1, 6)
-        )
+        self.hills = 0.030 + sum(0.011 / k * np.sin(k * angles * 2 + wave.uniform(0, 6)) for k in range(1, 6))
         blocks = np.repeat(wave.uniform(0.004, 0.05, 120), 6)
         self.roofs = np.concatenate([blocks, blocks[:1]])
+        self.clouds = [
+            (bearing + wave.normal(0, 0.05), height + wave.normal(0, 0.012), wave.uniform(0.04, 0.09))
+            for bearing, height in zip(wave.uniform(0, 2 * np.pi, weather.clouds), wave.uniform(0.14, 0.34, 40))
+            for _ in range(5)
+        ]  # bearing, elevation and size as tangents
 
     def paint(self, camera: Camera, pose: tuple[float, float, float], things: list[Thing]) -> NDArray[np.uint8]:
         """The BGR picture of a camera of the car at ``pose`` (x, y, heading in local metres)."""
@@ -113,10 +117,21 @@ class Painter:
         angle = np.mod(bearing - np.arctan(tangent), 2 * np.pi)
         stretch = camera.intrinsic[1, 1] * np.sqrt(1 + tangent**2)
         horizon = camera.intrinsic[1, 2]
+        white = (0.55 * np.array(self.weather.horizon) + 0.45 * np.array([250.0, 250.0, 250.0])).tolist()
+        fx, fy = camera.intrinsic[0, 0], camera.intrinsic[1, 1]
+        for cloud, height, size in self.clouds:
+            aside = float(np.angle(np.exp(1j * (bearing - cloud))))  # positive to the right
+            if abs(aside) < 1.0:
+                u, v = camera.intrinsic[0, 2] + fx * np.tan(aside), horizon - fy * height / np.cos(aside)
+                centre = (round(float(u) * 16), round(float(v) * 16))
+                axes = (round(fx * size * 1.7 / np.cos(aside) * 16), round(fy * size * 0.32 * 16))
+                cv2.ellipse(image, centre, axes, 0, 0, 360, white, -1, cv2.LINE_AA, SUBPIXEL)
         for profile, share, fill in ((self.hills, 0.62, (142, 150, 128)), (self.roofs, 0.72, (150, 146, 142))):
             top = horizon - np.interp(angle, self.skyline_angles, profile) * stretch
             colour = self.haze * share + np.array(fill, np.float32) * (1 - share)
-            outline = np.concatenate([np.stack([columns, top], -1), [[camera.width + 1, horizon + 1], [-1, horizon + 1]]])
+            outline = np.concatenate(
+                [np.stack([columns, top], -1), [[camera.width + 1, horizon + 1], [-1, horizon + 1]]]
+            )
             cv2.fillPoly(image, [_fixed(outline)], colour.tolist(), cv2.LINE_AA, SUBPIXEL)
 
     # ---- ground ------------------------------------------------------------------------------------------------
@@ -127,7 +142,9 @@ class Painter:
             centre = _to_ego(ground.centres, pose)
             sight = np.where(ground.fine, FINE_SIGHT, GROUND_SIGHT)
             visible = np.nonzero(_in_view(centre, ground.radii, camera, sight))[0]
-            corners = _to_ego(ground.corners[visible].reshape(-1, 2), pose).reshape(len(visible), ground.corners.shape[1], 2)
+            corners = _to_ego(ground.corners[visible].reshape(-1, 2), pose).reshape(
+                len(visible), ground.corners.shape[1], 2
+            )
             points = np.concatenate([corners, np.zeros((*corners.shape[:2], 1), np.float32)], axis=-1)
             pixels, kept = _project(points, camera)
             distance = np.hypot(centre[visible, 0], centre[visible, 1])

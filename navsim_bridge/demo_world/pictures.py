@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvla.files import write_atomically
 from navsim_bridge.demo_world import meshes
 from navsim_bridge.demo_world.cameras import make_camera
 from navsim_bridge.demo_world.config import DemoWorldConfig

@@ -17,7 +17,7 @@ Float = NDArray[np.float64]
 
 ASPHALT, JUNCTION, KERB, PAVEMENT = (92, 88, 86), (96, 92, 90), (186, 188, 188), (160, 166, 168)  # BGR
 WHITE, YELLOW, CAR_PARK, LAWN = (232, 234, 234), (66, 176, 226), (104, 100, 97), (88, 148, 104)
-MOST_CORNERS = 80
+FEW_CORNERS, MOST_CORNERS = 5, 80  # one to spare for the corner that cutting at the near plane adds
 PIECE = 10.0  # length of the pieces that long strips are cut into [m]
 BUILDING_COLOURS = (
     (150, 172, 196), (122, 140, 176), (176, 182, 186), (138, 158, 168), (110, 128, 158), (188, 196, 206), (160, 150, 140),
@@ -86,9 +86,9 @@ class _Layers:
 
     def build(self) -> tuple[tuple[Ground, ...], tuple[tuple[int, int, int], ...]]:
         self.rows.sort(key=lambda row: row[0])
-        groups: dict[int, list[int]] = {4: [], MOST_CORNERS: []}
+        groups: dict[int, list[int]] = {FEW_CORNERS: [], MOST_CORNERS: []}
         for i, (_, polygon, _, _) in enumerate(self.rows):
-            groups[4 if len(polygon) <= 4 else MOST_CORNERS].append(i)
+            groups[FEW_CORNERS if len(polygon) <= 4 else MOST_CORNERS].append(i)
         grounds, slot = [], {}
         for g, (size, members) in enumerate(groups.items()):
             corners = np.stack([_pad(self.rows[i][1], size) for i in members])
@@ -244,13 +244,18 @@ def _build_houses(network: RoadNetwork, rng: np.random.Generator, keep_off: shap
 def _rectangle(x: float, y: float, heading: float, length: float, width: float) -> Float:
     along, left = np.array([np.cos(heading), np.sin(heading)]), np.array([-np.sin(heading), np.cos(heading)])
     return np.array(
-        [np.array([x, y]) + along * length * i / 2 + left * width * j / 2 for i, j in ((1, 1), (-1, 1), (-1, -1), (1, -1))]
+        [
+            np.array([x, y]) + along * length * i / 2 + left * width * j / 2
+            for i, j in ((1, 1), (-1, 1), (-1, -1), (1, -1))
+        ]
     )
 
 
 def _plant_trees(network: RoadNetwork, rng: np.random.Generator, keep_off: shapely.Geometry, items: list) -> None:
     """Street trees at the back of the pavements, more of them where there are no houses; lamps between them."""
-    houses = shapely.STRtree([shapely.Polygon(_rectangle(x, y, h, 2 * a, 2 * b)).buffer(0.6) for _, x, y, h, a, b in items])
+    houses = shapely.STRtree(
+        [shapely.Polygon(_rectangle(x, y, h, 2 * a, 2 * b)).buffer(0.6) for _, x, y, h, a, b in items]
+    )
     junctions = unary_union([shapely.Polygon(n.outline).buffer(2.0) for n in network.nodes])
     surfaces = unary_union([shapely.Polygon(c.polygon()).buffer(0.4) for c in network.carriageways]
                            + [shapely.Polygon(p) for p, _ in network.car_parks])  # fmt: skip
@@ -274,13 +279,16 @@ def _plant_trees(network: RoadNetwork, rng: np.random.Generator, keep_off: shape
                         items.append((meshes.tree(rng), float(x), float(y), 0.0, 0.0, 0.0))
         for at in np.arange(14.0, s[-1] - 6, 30.0):
             h = float(np.interp(at, s, heading))
-            x, y = curves.sample_at(c.line, np.array([at]))[0] + (c.right_edge - 0.6) * np.array([-np.sin(h), np.cos(h)])
+            x, y = curves.sample_at(c.line, np.array([at]))[0] + (c.right_edge - 0.6) * np.array(
+                [-np.sin(h), np.cos(h)]
+            )
             if free(shapely.Point(x, y)):
                 items.append((meshes.lamp(), float(x), float(y), h, 0.0, 0.0))
 
 
 def _signal_masts(network: RoadNetwork, items: list) -> list[Head]:
-    """A mast with an arm on each signalled approach; heads hang over the lanes a little behind the stop line."""
+    """A mast with an arm on each signalled approach; heads hang over the lanes so far behind the stop line that all
+    lenses are in the front camera's picture of a car waiting there."""
     heads: list[Head] = []
     for c in network.carriageways:
         if not network.nodes[c.to_node].signalled:
@@ -288,15 +296,15 @@ def _signal_masts(network: RoadNetwork, items: list) -> list[Head]:
         heading = float(curves.headings(c.line)[-1])
         along, left = np.array([np.cos(heading), np.sin(heading)]), np.array([-np.sin(heading), np.cos(heading)])
         foot = c.line[-1] + along * 1.0 + left * (c.right_edge - 0.9)
-        lanes = [along * 7.5 + left * c.lane_offset(k) for k in range(c.lanes)]
+        lanes = [along * 10.5 + left * c.lane_offset(k) for k in range(c.lanes)]
         reach = [c.line[-1] + p - foot for p in lanes]
         arms = [np.array([r @ along, r @ left]) for r in reach]
-        items.append((meshes.mast(arms[0], 5.9), float(foot[0]), float(foot[1]), heading, 0.0, 0.0))
-        heads += [Head(c.index, np.array([*(c.line[-1] + p), 5.05]), heading) for p in lanes]
+        items.append((meshes.mast(arms[0], 5.75), float(foot[0]), float(foot[1]), heading, 0.0, 0.0))
+        heads += [Head(c.index, np.array([*(c.line[-1] + p), 4.8]), heading) for p in lanes]
     return heads
 
 
 def _pad(polygon: Float, size: int) -> Float:
-    if len(polygon) > size:
-        raise ValueError(f"a ground polygon has {len(polygon)} corners; at most {size} are drawn")
+    if len(polygon) >= size:
+        raise ValueError(f"a ground polygon has {len(polygon)} corners; at most {size - 1} are drawn")
     return np.concatenate([polygon, np.repeat(polygon[-1:], size - len(polygon), axis=0)])

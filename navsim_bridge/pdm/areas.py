@@ -18,6 +18,7 @@ class EgoAreas(NamedTuple):
     non_drivable: Tensor  # at least one corner is in no drivable polygon
     oncoming: Tensor  # the centre is in no on-route lane; always true when the route is empty
     in_intersection: Tensor  # the rear axle is strictly inside an intersection
+    center_in_intersection: Tensor  # the centre is; only EPDMS asks
 
 
 def ego_areas(scenes: SceneBatch, states: Tensor) -> EgoAreas:
@@ -51,6 +52,7 @@ def ego_areas(scenes: SceneBatch, states: Tensor) -> EgoAreas:
         non_drivable=~on_road,
         oncoming=~(inside[..., CENTER, :] & on_route).any(-1),
         in_intersection=(inside[..., REAR_AXLE, :] & intersection).any(-1),
+        center_in_intersection=(inside[..., CENTER, :] & intersection).any(-1),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NUM_STATES = 41
-_DT = float(np.mean(np.diff(np.arange(NUM_STATES) * 0.1)))  # [s] as the devkit derives it
 
 
 class Bound(NamedTuple):
@@ -68,21 +68,19 @@ def savgol_matrix(
     return matrix
 
 
-@functools.lru_cache(maxsize=8)
-def _filters(device: torch.device) -> dict[str, Tensor]:
-    n = NUM_STATES
-    # the devkit passes the number of samples as window; only the yaw functions ignore it and keep 5
-    matrices = {
-        "accel": savgol_matrix(n, n, 2),
-        "before_jerk": savgol_matrix(n, 8, 2),
-        "jerk": savgol_matrix(n, n, 2, derivative=1, delta=_DT),
-        "yaw_rate": savgol_matrix(n, 5, 2, derivative=1, delta=_DT),
-        "yaw_accel": savgol_matrix(n, 5, 3, derivative=2, delta=_DT),
-    }
-    return {name: torch.from_numpy(matrix.T.copy()).to(device) for name, matrix in matrices.items()}
+@functools.lru_cache(maxsize=64)
+def _filter(device: torch.device, samples: int, window: int, order: int, derivative: int) -> Tensor:
+    delta = float(np.mean(np.diff(np.arange(samples) * 0.1))) if derivative else 1.0  # [s] as the devkit derives it
+    matrix = savgol_matrix(samples, min(window, samples), order, derivative, delta)
+    return torch.from_numpy(matrix.T.copy()).to(device)
 
 
-def _unwrap(heading: Tensor) -> Tensor:
+def smooth(values: Tensor, window: int, order: int, derivative: int = 0) -> Tensor:
+    """Savitzky-Golay filter over the last axis (0.1 s steps), rounded to eight decimals as in the devkit."""
+    return torch.round(values @ _filter(values.device, values.shape[-1], window, order, derivative), decimals=8)
+
+
+def unwrap(heading: Tensor) -> Tensor:
     """Heading made continuous by rounding each difference to whole turns."""
     turns = torch.cumsum(torch.round(torch.diff(heading, dim=-1) / (2 * math.pi)), -1)
     return heading - 2 * math.pi * torch.nn.functional.pad(turns, (1, 0))
@@ -93,24 +91,24 @@ def comfort_values(states: Tensor) -> tuple[Tensor, ...]:
 
     Every filter output is rounded to eight decimals, as in the devkit.
     """
-    filters = _filters(states.device)
-
-    def smooth(name: str, values: Tensor) -> Tensor:
-        return torch.round(values @ filters[name], decimals=8)
-
+    n = NUM_STATES  # the devkit passes the number of samples as window; only the yaw functions ignore it
     accel_x, accel_y = states[..., 5], states[..., 6]
-    heading = _unwrap(states[..., 2])
+    heading = unwrap(states[..., 2])
     return (
-        smooth("accel", accel_x),
-        smooth("accel", accel_y),
-        smooth("jerk", smooth("before_jerk", torch.hypot(accel_x, accel_y))),
-        smooth("jerk", smooth("before_jerk", accel_x)),
-        smooth("yaw_accel", heading),
-        smooth("yaw_rate", heading),
+        smooth(accel_x, n, 2),
+        smooth(accel_y, n, 2),
+        smooth(smooth(torch.hypot(accel_x, accel_y), 8, 2), n, 2, derivative=1),
+        smooth(smooth(accel_x, 8, 2), n, 2, derivative=1),
+        smooth(heading, 5, 3, derivative=2),
+        smooth(heading, 5, 2, derivative=1),
     )
+
+
+def within_bounds(values: Sequence[Tensor]) -> Tensor:
+    """Which quantities (..., time), in the order of BOUNDS, stay strictly within them: (..., 6) bool."""
+    return torch.stack([((b.low < v) & (v < b.high)).all(-1) for v, b in zip(values, BOUNDS)], dim=-1)
 
 
 def comfort_flags(states: Tensor) -> Tensor:
     """Which quantities stay strictly within BOUNDS: (..., 6) bool for states (..., 41, 11)."""
-    values = comfort_values(states)
-    return torch.stack([((b.low < v) & (v < b.high)).all(-1) for v, b in zip(values, BOUNDS)], dim=-1)
+    return within_bounds(comfort_values(states))

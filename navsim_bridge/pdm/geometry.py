@@ -255,11 +255,25 @@ def project_on_polyline(points: Tensor, line: Tensor, mask: Tensor) -> Tensor:
         line: (scene, vertex, 2), at least two vertices per scene.
         mask: (scene, vertex) True for real vertices, which come first.
     """
+    length, fraction, distance = _to_segments(points, line, mask)
+    begins_at = torch.cumsum(length, -1) - length
+    nearest = _first_minimum(distance)
+    along = torch.gather(fraction, -1, nearest).squeeze(-1).clamp(0.0, 1.0)
+    nearest = nearest.squeeze(-1)
+    return torch.gather(begins_at, 1, nearest) + along * torch.gather(length, 1, nearest)
+
+
+def distance_to_polyline(points: Tensor, line: Tensor, mask: Tensor) -> Tensor:
+    """Distance [m] (scene, point) of points to a polyline; arguments as in ``project_on_polyline``."""
+    return _to_segments(points, line, mask)[2].amin(-1)
+
+
+def _to_segments(points: Tensor, line: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Segment lengths (scene, segment); foot of each point as a fraction, and distance (scene, point, segment)."""
     start, end = line[:, :-1], line[:, 1:]
     step = end - start
     squared = (step * step).sum(-1)  # (scene, segment)
     length = torch.where(mask[:, 1:], squared.sqrt(), 0.0)
-    begins_at = torch.cumsum(length, -1) - length
     degenerate = squared == 0
     safe = torch.where(degenerate, 1.0, squared).unsqueeze(1)
     offset_x = points[..., 0].unsqueeze(-1) - line[:, None, :, 0]  # (scene, point, vertex)
@@ -273,10 +287,7 @@ def project_on_polyline(points: Tensor, line: Tensor, mask: Tensor) -> Tensor:
     distance = torch.where(fraction <= 0, to_start, torch.where(fraction >= 1, to_end, aside))
     distance = torch.where(degenerate.unsqueeze(1), to_start, distance)
     distance = torch.where(mask[:, None, 1:], distance, torch.inf)
-    nearest = _first_minimum(distance)
-    along = torch.gather(fraction, -1, nearest).squeeze(-1).clamp(0.0, 1.0)
-    nearest = nearest.squeeze(-1)
-    return torch.gather(begins_at, 1, nearest) + along * torch.gather(length, 1, nearest)
+    return length, fraction, distance
 
 
 def _first_minimum(values: Tensor) -> Tensor:

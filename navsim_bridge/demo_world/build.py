@@ -109,8 +109,8 @@ def _run(config: DemoWorldConfig, logs: list[LogName], workers: int) -> Iterator
         maps = [pool.submit(_make_map, config, location) for location in range(len(LOCATIONS))]
         jobs = [pool.submit(make_log, config, log) for log in logs]
         try:
-            for job in maps:
-                job.result()
+            for done in maps:
+                done.result()
             for job in as_completed(jobs):
                 yield job.result()
         except BaseException:

@@ -38,8 +38,9 @@ LAYERS: dict[str, tuple[str, str]] = {
     ),
     "lanes_polygons": (
         "POLYGON",
-        "lane_group_fid INTEGER, lane_fid INTEGER, lane_index INTEGER, creator_id TEXT, name TEXT, road_type_fid INTEGER, "
-        "lane_type_fid INTEGER, width INTEGER, left_offset REAL, right_offset REAL, min_speed REAL, max_speed REAL, "
+        "lane_group_fid INTEGER, lane_fid INTEGER, lane_index INTEGER, creator_id TEXT, name TEXT, "
+        "road_type_fid INTEGER, lane_type_fid INTEGER, "
+        "width INTEGER, left_offset REAL, right_offset REAL, min_speed REAL, max_speed REAL, "
         f"stops INTEGER, {_BOUNDARY_FIDS}, speed_limit_mps REAL, left_has_reflectors INTEGER, "
         f"right_has_reflectors INTEGER, {_EDGES}",
     ),
@@ -316,7 +317,7 @@ def _write_layer(
         low, high = points.min(axis=0), points.max(axis=0)
         bounds.append((low, high))
         connection.execute(statement, [fid, _blob(shape, low, high), *(values[name] for name in names)])
-    extent = [None] * 4
+    extent: list[float | None] = [None] * 4
     if bounds:
         low, high = np.min([b[0] for b in bounds], axis=0), np.max([b[1] for b in bounds], axis=0)
         extent = [*map(float, low), *map(float, high)]

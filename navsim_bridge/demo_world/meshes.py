@@ -133,8 +133,8 @@ def car(length: float, width: float, height: float, paint: int, braking: bool) -
         f.add([(x, y0, z0), (x, y1, z0), (x, y1, z1), (x, y0, z1)], HEAD_LIGHT, glow=True)
     x = rear - 0.01
     f.add([(x, -0.26, low + 0.1), (x, -0.26, low + 0.24), (x, 0.26, low + 0.24), (x, 0.26, low + 0.1)], (225, 228, 228))
-    f.add([(front + 0.01, y, z) for y, z in ((-0.5, low + 0.08), (0.5, low + 0.08), (0.5, low + 0.3), (-0.5, low + 0.3))],
-          (42, 42, 44))  # fmt: skip
+    x = front + 0.01
+    f.add([(x, -0.5, low + 0.08), (x, 0.5, low + 0.08), (x, 0.5, low + 0.3), (x, -0.5, low + 0.3)], (42, 42, 44))
     _cabin(f, back, hood, roof_back, roof_front, half, belt, height, colour)
     return f.mesh()
 

@@ -40,10 +40,22 @@ class Weather:
 
 
 WEATHERS = (
-    Weather((206, 146, 84), (236, 220, 200), (84, 146, 104), (132, 168, 148), (0.45, 0.35, 0.82), 0.62, 260.0, (1.0, 1.0, 1.0), 12),
-    Weather((196, 176, 160), (222, 216, 210), (92, 132, 104), (146, 160, 152), (0.1, 0.2, 0.97), 0.74, 170.0, (0.97, 0.96, 0.95), 0),
-    Weather((190, 140, 106), (178, 208, 244), (78, 134, 118), (136, 170, 172), (-0.75, 0.3, 0.58), 0.58, 230.0, (0.92, 0.98, 1.05), 7),
-    Weather((220, 164, 98), (240, 228, 212), (88, 152, 110), (140, 176, 152), (-0.3, -0.55, 0.78), 0.64, 300.0, (1.0, 1.0, 1.0), 5),
+    Weather(  # fair
+        zenith=(206, 146, 84), horizon=(236, 220, 200), near_grass=(84, 146, 104), far_grass=(132, 168, 148),
+        sun=(0.45, 0.35, 0.82), ambient=0.62, visibility=260.0, tint=(1.0, 1.0, 1.0), clouds=12,
+    ),
+    Weather(  # overcast
+        zenith=(196, 176, 160), horizon=(222, 216, 210), near_grass=(92, 132, 104), far_grass=(146, 160, 152),
+        sun=(0.1, 0.2, 0.97), ambient=0.74, visibility=170.0, tint=(0.97, 0.96, 0.95), clouds=0,
+    ),
+    Weather(  # late afternoon
+        zenith=(190, 140, 106), horizon=(178, 208, 244), near_grass=(78, 134, 118), far_grass=(136, 170, 172),
+        sun=(-0.75, 0.3, 0.58), ambient=0.58, visibility=230.0, tint=(0.92, 0.98, 1.05), clouds=7,
+    ),
+    Weather(  # clear
+        zenith=(220, 164, 98), horizon=(240, 228, 212), near_grass=(88, 152, 110), far_grass=(140, 176, 152),
+        sun=(-0.3, -0.55, 0.78), ambient=0.64, visibility=300.0, tint=(1.0, 1.0, 1.0), clouds=5,
+    ),
 )  # fmt: skip
 
 
@@ -173,7 +185,7 @@ class Painter:
             row[:, 0] = t.x + half[:, 0] * cos - half[:, 1] * sin
             row[:, 1] = t.y + half[:, 0] * sin + half[:, 1] * cos
         pixels, kept = _project(quads, camera)
-        for k in np.nonzero(kept)[0]:
+        for k in np.nonzero(kept)[0].tolist():
             cv2.fillConvexPoly(image, pixels[k], (62, 58, 56), cv2.LINE_AA, SUBPIXEL)
 
     # ---- things that stand up ----------------------------------------------------------------------------------
@@ -190,7 +202,7 @@ class Painter:
         half = list(scenery.half_sizes[visible])
         centres = np.array([[t.x, t.y] for t in things], float).reshape(-1, 2)
         radii = np.array([t.mesh.radius for t in things])
-        for k in np.nonzero(_in_view(centres, radii, camera, np.full(len(things), THING_SIGHT)))[0]:
+        for k in np.nonzero(_in_view(centres, radii, camera, np.full(len(things), THING_SIGHT)))[0].tolist():
             t = things[k]
             meshes.append(t.mesh)
             x.append(t.x)
@@ -222,7 +234,7 @@ class Painter:
         points[..., 2] = corners[..., 2] + place[owner, 2, None]
         facing = np.stack([normals[:, 0] * cos - normals[:, 1] * sin, normals[:, 0] * sin + normals[:, 1] * cos,
                            normals[:, 2]], axis=-1)  # fmt: skip
-        both = ~facing.any(axis=-1)
+        both = np.all(facing == 0, axis=-1)
         towards = np.sum(facing * (eye.astype(np.float32) - points[:, 0]), axis=-1) > 0
         shown = np.nonzero(towards | both)[0]
         pixels, kept = _project(points[shown], camera)
@@ -232,7 +244,7 @@ class Painter:
         extent = pixels.max(axis=1) - pixels.min(axis=1)
         kept &= extent.max(axis=-1) > (1 << SUBPIXEL) * 0.7
         fill = cv2.fillConvexPoly
-        for k in np.nonzero(kept)[0]:
+        for k in np.nonzero(kept)[0].tolist():
             fill(image, pixels[k], paint[k], cv2.LINE_AA, SUBPIXEL)
 
     def _shade(self, normals: F32, flat: NDArray[np.bool_], heading: float) -> F32:

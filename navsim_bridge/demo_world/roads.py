@@ -163,7 +163,7 @@ def build_network(location: Location, seed: int) -> RoadNetwork:
                         street.b if forward else street.a,
                         SHOULDER if one_way else 0.0,
                         street.name,
-                    )  # fmt: skip
+                    )
                 )
     connectors: list[Connector] = []
     nodes: list[Node] = []
@@ -215,8 +215,7 @@ def _lay_out(rng: np.random.Generator, location: Location) -> tuple[list[_Street
                top_q, q]  # fmt: skip
         return curves.round_corners(np.array(way), radius)
 
-    north, south = np.array([0.0, 1.0]), np.array([0.0, -1.0])
-    west, east = np.array([-1.0, 0.0]), np.array([1.0, 0.0])
+    south, west = np.array([0.0, -1.0]), np.array([-1.0, 0.0])
     streets = [
         *inner,
         _Street(2, 3, arc(c, d, south, rng.uniform(80, 95), rng.uniform(10, 20), 26), 1, 1, 9.0, "Canal"),
@@ -224,11 +223,12 @@ def _lay_out(rng: np.random.Generator, location: Location) -> tuple[list[_Street
     ]
     # The north and east outer streets carry the merge and the fork of the by-pass, on straight pieces.
     reach = rng.uniform(88, 98)
-    top = [a, a + [-10, reach], b + [12, reach], b]
-    right = [b, b + [reach, 12], d + [reach, -10], d]
+    top = [a, a + np.array([-10, reach]), b + np.array([12, reach]), b]
+    right = [b, b + np.array([reach, 12]), d + np.array([reach, -10]), d]
     north_line = curves.round_corners(np.array(top), 32.0)
     east_line = curves.round_corners(np.array(right), 32.0)
-    merge_at, fork_at = _nearest(north_line, a + [40.0, reach]), _nearest(east_line, d + [reach, 40.0])
+    merge_at = _nearest(north_line, a + np.array([40.0, reach]))
+    fork_at = _nearest(east_line, d + np.array([reach, 40.0]))
     merge, fork = north_line[merge_at], east_line[fork_at]
     north_heading = curves.headings(north_line)[merge_at] + np.pi  # the by-pass joins the westbound side
     east_heading = curves.headings(east_line)[fork_at] + np.pi  # and leaves the northbound side

@@ -20,8 +20,12 @@ WHITE, YELLOW, CAR_PARK, LAWN = (232, 234, 234), (66, 176, 226), (104, 100, 97),
 FEW_CORNERS, MOST_CORNERS = 5, 80  # one to spare for the corner that cutting at the near plane adds
 PIECE = 10.0  # length of the pieces that long strips are cut into [m]
 BUILDING_COLOURS = (
-    (150, 172, 196), (122, 140, 176), (176, 182, 186), (138, 158, 168), (110, 128, 158), (188, 196, 206), (160, 150, 140),
+    (150, 172, 196), (122, 140, 176), (176, 182, 186), (138, 158, 168), (110, 128, 158), (188, 196, 206),
+    (160, 150, 140),
 )  # fmt: skip
+
+Item = tuple[Mesh, float, float, float, float, float]
+"""Mesh, x, y, heading, and for houses half length and half width (else 0)."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,14 @@ class _Layers:
             middle = 0.5 * (corners.min(axis=1) + corners.max(axis=1))
             radii = np.hypot(*np.moveaxis(corners - middle[:, None], -1, 0)).max(axis=1)
             grounds.append(
-                Ground(corners.astype(np.float32), np.array([self.rows[i][2] for i in members], np.float32),
-                       middle.astype(np.float32), radii.astype(np.float32), np.array([self.rows[i][3] for i in members]))
-            )  # fmt: skip
+                Ground(
+                    corners.astype(np.float32),
+                    np.array([self.rows[i][2] for i in members], np.float32),
+                    middle.astype(np.float32),
+                    radii.astype(np.float32),
+                    np.array([self.rows[i][3] for i in members]),
+                )
+            )
             slot.update({i: (g, k) for k, i in enumerate(members)})
         order: list[tuple[int, int, int]] = []
         for i in range(len(self.rows)):
@@ -116,7 +125,7 @@ def build_scenery(network: RoadNetwork, seed: int) -> Scenery:
     _paint_surfaces(network, layers)
     _paint_markings(network, layers)
     ground, order = layers.build()
-    items: list[tuple[Mesh, float, float, float, float, float]] = []  # mesh, x, y, heading, half length, half width
+    items: list[Item] = []
     keep_off = unary_union(
         [shapely.Polygon(c.polygon()).buffer(SIDEWALK) for c in network.carriageways]
         + [shapely.Polygon(n.outline).buffer(SIDEWALK) for n in network.nodes]
@@ -213,7 +222,9 @@ def _at(side: Float, s: Float, stations: Float) -> Float:
     return np.stack([np.interp(stations, s, side[:, i]) for i in range(2)], axis=-1)
 
 
-def _build_houses(network: RoadNetwork, rng: np.random.Generator, keep_off: shapely.Geometry, items: list) -> None:
+def _build_houses(
+    network: RoadNetwork, rng: np.random.Generator, keep_off: shapely.Geometry, items: list[Item]
+) -> None:
     """Rows of houses behind the pavements."""
     taken: list[shapely.Geometry] = []
     for c in network.carriageways:
@@ -231,13 +242,13 @@ def _build_houses(network: RoadNetwork, rng: np.random.Generator, keep_off: shap
                 x, y = curves.sample_at(c.line, np.array([at]))[0] + side * edge * np.array([-np.sin(h), np.cos(h)])
                 corners = _rectangle(x, y, h, front, depth)
                 footprint = shapely.Polygon(corners)
-                if rng.random() < 0.86 and not footprint.intersects(keep_off):
-                    if not any(footprint.intersects(t) for t in taken):
-                        taken.append(footprint.buffer(0.8))
-                        colour = BUILDING_COLOURS[int(rng.integers(len(BUILDING_COLOURS)))]
-                        storeys = int(rng.integers(2, 7))
-                        mesh = meshes.house(front, depth, storeys, colour, int(rng.integers(1000)))
-                        items.append((mesh, x, y, h, front / 2, depth / 2))
+                left_out = rng.random() > 0.86
+                if left_out or footprint.intersects(keep_off) or any(footprint.intersects(t) for t in taken):
+                    continue
+                taken.append(footprint.buffer(0.8))
+                colour = BUILDING_COLOURS[int(rng.integers(len(BUILDING_COLOURS)))]
+                mesh = meshes.house(front, depth, int(rng.integers(2, 7)), colour, int(rng.integers(1000)))
+                items.append((mesh, x, y, h, front / 2, depth / 2))
             station += front + rng.uniform(1.0, 9.0)
 
 
@@ -251,7 +262,7 @@ def _rectangle(x: float, y: float, heading: float, length: float, width: float) 
     )
 
 
-def _plant_trees(network: RoadNetwork, rng: np.random.Generator, keep_off: shapely.Geometry, items: list) -> None:
+def _plant_trees(network: RoadNetwork, rng: np.random.Generator, keep_off: shapely.Geometry, items: list[Item]) -> None:
     """Street trees at the back of the pavements, more of them where there are no houses; lamps between them."""
     houses = shapely.STRtree(
         [shapely.Polygon(_rectangle(x, y, h, 2 * a, 2 * b)).buffer(0.6) for _, x, y, h, a, b in items]
@@ -286,7 +297,7 @@ def _plant_trees(network: RoadNetwork, rng: np.random.Generator, keep_off: shape
                 items.append((meshes.lamp(), float(x), float(y), h, 0.0, 0.0))
 
 
-def _signal_masts(network: RoadNetwork, items: list) -> list[Head]:
+def _signal_masts(network: RoadNetwork, items: list[Item]) -> list[Head]:
     """A mast with an arm on each signalled approach; heads hang over the lanes so far behind the stop line that all
     lenses are in the front camera's picture of a car waiting there."""
     heads: list[Head] = []

@@ -1,4 +1,4 @@
-"""Traffic on rails: car following, lights, right of way and lane changes, advanced every 0.1 s for all vehicles at once.
+"""Traffic on rails: car following, lights, right of way and lane changes, for all vehicles at once every 0.1 s.
 
 Vehicle 0 is the recorded car. Every vehicle follows its own ``RailPath`` with its rear axle, so that poses, speeds
 and yaw rates fit a kinematic bicycle; what interacts is only how fast each one goes.
@@ -254,13 +254,13 @@ class Simulation:
     def _update_gates(self, wanted: Float, xy: Float) -> None:
         """Ask for right of way near stop lines; brake for those that were not given it."""
         near = []
-        for i in np.nonzero(self.active)[0]:
+        for i in np.nonzero(self.active)[0].tolist():
             connector = self._gate(i)
             if connector is None:
                 continue
             distance = self._gate_station(i) - self.s[i] - self.front[i]
             if distance < 45.0:
-                near.append((distance, int(i), connector))
+                near.append((distance, i, connector))
         near.sort()
         held_up: set[tuple[int, int]] = set()  # lanes whose first vehicle has no right of way yet
         for distance, i, connector in near:
@@ -343,9 +343,9 @@ class Simulation:
                     self.holders[node].pop(i, None)
                     passed.pop(0)
         if not self.active.all():
-            for i in np.nonzero(~self.active)[0]:
+            for i in np.nonzero(~self.active)[0].tolist():
                 for holders in self.holders:
-                    holders.pop(int(i), None)
+                    holders.pop(i, None)
 
 
 def _lerp(table: Float, rows: NDArray[np.int64], index: NDArray[np.int64], fraction: Float) -> Float:

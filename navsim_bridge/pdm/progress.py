@@ -9,7 +9,8 @@ from navsim_bridge.pdm.areas import EgoAreas
 from navsim_bridge.pdm.geometry import ego_center, project_on_polyline
 from navsim_bridge.pdm.scene import SceneBatch
 
-_ENOUGH_PROGRESS = 5.0  # [m] if neither plan gets further than this, progress is not judged
+ENOUGH_PROGRESS = 5.0
+"""[m] If no plan gets further than this, progress is not judged."""
 _ONCOMING_WINDOW = 11  # steps summed, although the horizon is called one second
 _ONCOMING_LIMITS = (2.0, 6.0)  # [m] below: 1, below: 0.5, else 0
 
@@ -23,27 +24,46 @@ def progress_along_centerline(scenes: SceneBatch, states: Tensor) -> Tensor:
     return (at[..., 1] - at[..., 0]).clamp_min(0.0)
 
 
-def normalize_progress(raw: Tensor, product: Tensor, reference_raw: Tensor, reference_product: Tensor) -> Tensor:
-    """Ego progress (scene, candidate) against the reference, one pair at a time as in one devkit call.
+def progress_scale(weighted: Tensor, reference_weighted: Tensor) -> Tensor:
+    """Metres (scene, candidate) that count as full progress: the further of candidate and reference.
 
     Args:
-        raw, product: (scene, candidate) metres and the product of the multipliers; a halved product halves
-            the progress as well.
-        reference_raw, reference_product: (scene,) the same of the reference.
+        weighted: (scene, candidate) metres times the product of the multipliers.
+        reference_weighted: (scene,) the same of the reference.
     """
-    weighted = raw * product
-    best = torch.maximum(weighted, (reference_raw * reference_product).unsqueeze(-1))
-    judged = best > _ENOUGH_PROGRESS
+    return torch.maximum(weighted, reference_weighted.unsqueeze(-1))
+
+
+def pooled_progress_scale(weighted: Tensor, reference_weighted: Tensor) -> Tensor:
+    """As ``progress_scale``, but the furthest of the reference and all candidates of the scene."""
+    everyone = torch.cat((weighted, reference_weighted.unsqueeze(-1)), dim=-1)
+    return everyone.amax(-1, keepdim=True).expand_as(weighted)
+
+
+def normalize_progress(weighted: Tensor, product: Tensor, scale: Tensor) -> Tensor:
+    """Ego progress (scene, candidate) as a part of ``scale``; not judged when even that is short.
+
+    Args:
+        weighted: (scene, candidate) metres times the product, so a halved product halves the progress as well.
+        product: (scene, candidate) of the multipliers.
+        scale: (scene, candidate) [m].
+    """
+    judged = scale > ENOUGH_PROGRESS
     unjudged = (product != 0).to(torch.float64)
-    return torch.where(judged, weighted / torch.where(judged, best, 1.0), unjudged)
+    return torch.where(judged, weighted / torch.where(judged, scale, 1.0), unjudged)
 
 
-def driving_direction_compliance(states: Tensor, areas: EgoAreas) -> Tensor:
-    """1, 0.5 or 0 (scene, candidate) by the most metres driven off the route's lanes within a window."""
+def against_route(states: Tensor, areas: EgoAreas) -> Tensor:
+    """Metres (scene, candidate, 40) driven off the route's lanes within the window that ends at each step."""
     center = ego_center(states)
     step = torch.linalg.vector_norm(center[:, :, 1:] - center[:, :, :-1], dim=-1)
     against = torch.where(areas.oncoming[:, :, 1:], step, 0.0)
     padded = torch.nn.functional.pad(against, (_ONCOMING_WINDOW - 1, 0))
-    worst = padded.unfold(-1, _ONCOMING_WINDOW, 1).sum(-1).amax(-1)
+    return padded.unfold(-1, _ONCOMING_WINDOW, 1).sum(-1)
+
+
+def driving_direction_compliance(states: Tensor, areas: EgoAreas) -> Tensor:
+    """1, 0.5 or 0 (scene, candidate) by the most metres driven off the route's lanes within a window."""
+    worst = against_route(states, areas).amax(-1)
     minor, major = _ONCOMING_LIMITS
     return torch.where(worst < minor, 1.0, torch.where(worst < major, 0.5, 0.0)).to(torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,13 @@ from torch import Tensor
 from navsim_bridge.pdm.areas import drivable_area_compliance, ego_areas
 from navsim_bridge.pdm.collision import no_at_fault_collisions
 from navsim_bridge.pdm.comfort import comfort_flags
-from navsim_bridge.pdm.progress import driving_direction_compliance, normalize_progress, progress_along_centerline
+from navsim_bridge.pdm.progress import (
+    driving_direction_compliance,
+    normalize_progress,
+    pooled_progress_scale,
+    progress_along_centerline,
+    progress_scale,
+)
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.simulate import PLAN_POSES, simulate
 from navsim_bridge.pdm.ttc import time_to_collision
@@ -39,13 +46,14 @@ class PDMScores:
 
     no_at_fault_collisions: Tensor  # (scene, candidate) 0, 0.5 or 1; multiplier
     drivable_area_compliance: Tensor  # (scene, candidate) 0 or 1; multiplier
-    ego_progress: Tensor  # (scene, candidate) in [0, 1]; weight 5; normalised by {reference, candidate}
+    ego_progress: Tensor  # (scene, candidate) in [0, 1]; weight 5
     time_to_collision_within_bound: Tensor  # (scene, candidate) 0 or 1; weight 5
     comfort: Tensor  # (scene, candidate) 0 or 1; weight 2
     driving_direction_compliance: Tensor  # (scene, candidate) 0, 0.5 or 1; weight 0
     score: Tensor  # (scene, candidate) in [0, 1]
 
     progress_raw: Tensor  # (scene, candidate) [m] along the centreline, before any factor
+    progress_scale: Tensor  # (scene, candidate) [m] weighted progress of the furthest plan, which counts as one
     reference_progress_raw: Tensor  # (scene,) [m]
     reference_multiplier: Tensor  # (scene,) collision times drivable area of the reference
     collision_time_index: Tensor  # (scene, candidate) 0..40 of the first at-fault contact, inf if none
@@ -118,9 +126,9 @@ def _score_chunk(scenes: SceneBatch, plans: Tensor) -> PDMScores:
     ttc = time_to_collision(scenes, plan_states, plan_areas)
     comfortable = comfort_flags(plan_states)
     comfort = comfortable.all(-1).to(torch.float64)
-    progress = normalize_progress(raw[:, 1:], product[:, 1:], raw[:, 0], product[:, 0])
-    weighted = _PROGRESS_WEIGHT * progress + _TTC_WEIGHT * ttc.score + _COMFORT_WEIGHT * comfort
-    score = product[:, 1:] * weighted / (_PROGRESS_WEIGHT + _TTC_WEIGHT + _COMFORT_WEIGHT)
+    weighted = raw * product
+    scale = progress_scale(weighted[:, 1:], weighted[:, 0])
+    progress = normalize_progress(weighted[:, 1:], product[:, 1:], scale)
     return PDMScores(
         no_at_fault_collisions=collision.score[:, 1:],
         drivable_area_compliance=drivable_area_compliance(plan_areas),
@@ -128,8 +136,9 @@ def _score_chunk(scenes: SceneBatch, plans: Tensor) -> PDMScores:
         time_to_collision_within_bound=ttc.score,
         comfort=comfort,
         driving_direction_compliance=driving_direction_compliance(plan_states, plan_areas),
-        score=score,
+        score=_total(product[:, 1:], progress, ttc.score, comfort),
         progress_raw=raw[:, 1:],
+        progress_scale=scale,
         reference_progress_raw=raw[:, 0],
         reference_multiplier=product[:, 0],
         collision_time_index=collision.time_index[:, 1:],
@@ -139,20 +148,46 @@ def _score_chunk(scenes: SceneBatch, plans: Tensor) -> PDMScores:
     )
 
 
+def _total(product: Tensor, progress: Tensor, ttc: Tensor, comfort: Tensor) -> Tensor:
+    weighted = _PROGRESS_WEIGHT * progress + _TTC_WEIGHT * ttc + _COMFORT_WEIGHT * comfort
+    return product * weighted / (_PROGRESS_WEIGHT + _TTC_WEIGHT + _COMFORT_WEIGHT)
+
+
+def _normalise_by_pool(scores: PDMScores) -> PDMScores:
+    """The scores of one devkit call with the reference and all candidates of a scene."""
+    product = scores.no_at_fault_collisions * scores.drivable_area_compliance
+    weighted = scores.progress_raw * product
+    scale = pooled_progress_scale(weighted, scores.reference_progress_raw * scores.reference_multiplier)
+    progress = normalize_progress(weighted, product, scale)
+    score = _total(product, progress, scores.time_to_collision_within_bound, scores.comfort)
+    return dataclasses.replace(scores, ego_progress=progress, progress_scale=scale, score=score)
+
+
 @torch.no_grad()
-def score_plans(scenes: SceneBatch, plans: Tensor, *, max_plans_in_flight: int | None = None) -> PDMScores:
-    """PDM score v1 of every plan, each scored as if it were alone with the reference.
+def score_plans(
+    scenes: SceneBatch,
+    plans: Tensor,
+    *,
+    normalise: Literal["pair", "pool"] = "pair",
+    max_plans_in_flight: int | None = None,
+) -> PDMScores:
+    """PDM score v1 of every plan.
 
     Args:
         scenes: the scenes, on the device to compute on.
         plans: (scene, candidate, 8, 3) x [m], y [m], heading [rad] in the ego rear-axle frame at t = 0,
             0.5 s apart, first at 0.5 s; any float type (computed in float64).
+        normalise: what progress is measured by. "pair": each plan as if it were alone with the reference, as in
+            the devkit's evaluation. "pool": by the furthest of the reference and all candidates of the scene, as
+            in one devkit call with all of them; a plan's score then depends on the other candidates.
         max_plans_in_flight: bound on plans (reference included) computed at once, which bounds the memory;
             None takes 192 on the CPU (fits caches) and 8192 on CUDA. Scores do not depend on it.
 
     Raises:
         ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
     """
+    if normalise not in ("pair", "pool"):
+        raise ValueError(f"normalise must be 'pair' or 'pool', found {normalise!r}")
     plans = check_plans(scenes, plans)
     if max_plans_in_flight is None:
         max_plans_in_flight = _PLANS_IN_FLIGHT["cpu" if scenes.device.type == "cpu" else "cuda"]
@@ -160,9 +195,10 @@ def score_plans(scenes: SceneBatch, plans: Tensor, *, max_plans_in_flight: int |
         raise ValueError(f"max_plans_in_flight must be at least 1, found {max_plans_in_flight}")
     candidates = max(1, max_plans_in_flight - 1)
     if plans.shape[1] > candidates:
-        slices = [_score_scenes(scenes, part, 1) for part in plans.split(candidates, dim=1)]
-        return _join(slices, dim=1)
-    return _score_scenes(scenes, plans, max(1, max_plans_in_flight // (plans.shape[1] + 1)))
+        scores = _join([_score_scenes(scenes, part, 1) for part in plans.split(candidates, dim=1)], dim=1)
+    else:
+        scores = _score_scenes(scenes, plans, max(1, max_plans_in_flight // (plans.shape[1] + 1)))
+    return scores if normalise == "pair" else _normalise_by_pool(scores)
 
 
 def _score_scenes(scenes: SceneBatch, plans: Tensor, per_chunk: int) -> PDMScores:

@@ -21,7 +21,9 @@ STATE_COLUMNS = (
 """Columns of a state vector: rear-axle pose [m, m, rad], velocities and accelerations in vehicle axes."""
 
 NUM_FRAMES = 51
-"""Object frames per scene: 0 s to 5 s every 0.1 s."""
+"""Object frames per scene of the PDM score v1: 0 s to 5 s every 0.1 s."""
+EPDMS_FRAMES = 41
+"""Object frames per scene of EPDMS (v2): 0 s to 4 s every 0.1 s."""
 
 POLYGON_TYPES = ("ROADBLOCK", "ROADBLOCK_CONNECTOR", "LANE", "LANE_CONNECTOR", "INTERSECTION",
                  "CARPARK_AREA", "DRIVABLE_AREA")  # fmt: skip
@@ -30,8 +32,28 @@ OBJECT_TYPES = ("VEHICLE", "PEDESTRIAN", "BICYCLE", "TRAFFIC_CONE", "BARRIER", "
 
 
 @dataclass(frozen=True)
+class EPDMSInputs:
+    """What EPDMS (NAVSIM v2) reads of a scene beyond the PDM score v1.
+
+    Lights are the lane connectors of the route that are red at some time, each with one polygon.
+    """
+
+    human_plan: Float | None  # (8, 3) what the recorded driver did, ego frame; None: a synthetic scene
+    past_states: Float  # (knot >= 2, 11) recorded states before and at t = 0, 0.5 s apart
+    past_times_us: Int  # (knot,) their time stamps
+    light_tokens: tuple[str, ...]  # (light,) lane-connector tokens
+    light_ring_offsets: Int  # (light + 1,) light -> rings
+    ring_offsets: Int  # (ring + 1,) ring -> vertices
+    vertices: Float  # (vertex, 2) global frame
+    light_red: NDArray[np.bool_]  # (41, light) whether the light is red at each 0.1 s
+
+
+@dataclass(frozen=True)
 class MetricScene:
     """Inputs of the PDM score for one scene, global map frame, metres, seconds, radians.
+
+    Objects differ between the versions, as they do in the devkit's caches: v1 scenes hold 51 frames
+    interpolated from annotations up to 5 s, scenes of EPDMS 41 frames up to 4 s and ``v2``.
 
     Offsets follow the CSR habit: item ``i`` owns rows ``offsets[i]:offsets[i + 1]``. Rings are open
     (first vertex not repeated); the first ring of a polygon is its outline, the others are holes.
@@ -53,7 +75,7 @@ class MetricScene:
     route_lane_ids: tuple[str, ...]  # on-route lane and lane-connector tokens
     centerline: Float  # (point, 3) x, y, heading
 
-    frame_offsets: Int  # (52,) frame -> rows of object_track and object_boxes
+    frame_offsets: Int  # (52,), for EPDMS (42,): frame -> rows of object_track and object_boxes
     object_track: Int  # (row,) index into track_tokens; a token may occur twice in a frame
     object_boxes: Float  # (row, 5) centre x, centre y, heading, length, width
     track_tokens: tuple[str, ...]  # (track,)
@@ -61,3 +83,5 @@ class MetricScene:
     track_first_speed: Float  # (track,) [m/s] of the first-seen object
 
     provenance: dict[str, str]  # where each part came from, e.g. {"reference": "recorded driver"}
+
+    v2: EPDMSInputs | None = None  # what only EPDMS reads

@@ -40,20 +40,21 @@ def pack_scenes(scenes: Sequence[MetricScene]) -> tuple[dict[str, NDArray], NDAr
         _check_shapes(scene)
     tokens = [scene.token for scene in scenes]
     states = np.stack([np.asarray(scene.ego_state, dtype=np.float64) for scene in scenes])
-    _check_finite("ego_state", states, np.arange(len(scenes)), tokens)
+    check_finite("ego_state", states, np.arange(len(scenes)), tokens)
     origin = states[:, :2].copy()
     states[:, :2] = 0.0
     times = np.array([int(scene.ego_time_us) for scene in scenes], dtype=np.int64)
     parts: dict[str, NDArray] = {"origin": origin, "ego_state": states, "ego_time_us": times}
     sizes = np.zeros((len(scenes), len(SceneSizes._fields)), dtype=np.int64)
     _pack_reference(scenes, origin, parts, sizes)
-    _pack_map(scenes, origin, parts, sizes)
+    pack_map(scenes, origin, parts, sizes)
     _pack_centerline(scenes, origin, parts, sizes)
     _pack_objects(scenes, origin, parts, sizes)
     return parts, sizes
 
 
-def _fail(token: str, problem: str) -> ValueError:
+def scene_error(token: str, problem: str) -> ValueError:
+    """An error that names the scene."""
     return ValueError(f"metric scene {token!r}: {problem}")
 
 
@@ -63,7 +64,7 @@ def _check_shapes(scene: MetricScene) -> None:
 
     def expect(condition: bool, problem: str) -> None:
         if not condition:
-            raise _fail(token, problem)
+            raise scene_error(token, problem)
 
     expect(np.shape(scene.ego_state) == (11,), f"ego_state must be (11,), found {np.shape(scene.ego_state)}")
     knots = np.shape(scene.reference_states)
@@ -79,14 +80,14 @@ def _check_shapes(scene: MetricScene) -> None:
     rings = len(scene.ring_offsets) - 1
     vertices = np.shape(scene.vertices)
     expect(len(vertices) == 2 and vertices[1] == 2, f"vertices must be (vertex, 2), found {vertices}")
-    _check_offsets(token, "polygon_ring_offsets", scene.polygon_ring_offsets, polygons, rings, 1)
-    _check_offsets(token, "ring_offsets", scene.ring_offsets, rings, vertices[0], 3)
+    check_offsets(token, "polygon_ring_offsets", scene.polygon_ring_offsets, polygons, rings, 1)
+    check_offsets(token, "ring_offsets", scene.ring_offsets, rings, vertices[0], 3)
     line = np.shape(scene.centerline)
     expect(len(line) == 2 and line[0] >= 1 and line[1] >= 2, f"centerline must be (point >= 1, 3), found {line}")
     boxes = np.shape(scene.object_boxes)
     expect(len(boxes) == 2 and boxes[1] == 5, f"object_boxes must be (row, 5), found {boxes}")
     expect(np.shape(scene.object_track) == boxes[:1], f"object_track must be ({boxes[0]},)")
-    _check_offsets(token, "frame_offsets", scene.frame_offsets, NUM_FRAMES, boxes[0], 0)
+    check_offsets(token, "frame_offsets", scene.frame_offsets, NUM_FRAMES, boxes[0], 0)
     tracks = len(scene.track_tokens)
     expect(
         len(set(scene.track_tokens)) == tracks, "track_tokens holds a token twice; repeat it in object_track instead"
@@ -97,22 +98,23 @@ def _check_shapes(scene: MetricScene) -> None:
     )
 
 
-def _check_offsets(token: str, name: str, offsets: NDArray[np.int64], items: int, rows: int, smallest: int) -> None:
+def check_offsets(token: str, name: str, offsets: NDArray[np.int64], items: int, rows: int, smallest: int) -> None:
+    """Refuse offsets that do not give ``smallest`` or more of ``rows`` to each of ``items``."""
     offsets = np.asarray(offsets)
     if offsets.shape != (items + 1,) or offsets[0] != 0 or offsets[-1] != rows:
-        raise _fail(token, f"{name} must hold {items + 1} offsets from 0 to {rows}, found shape {offsets.shape}")
+        raise scene_error(token, f"{name} must hold {items + 1} offsets from 0 to {rows}, found shape {offsets.shape}")
     if items and np.diff(offsets).min() < smallest:
-        raise _fail(token, f"{name}: every item needs at least {smallest} rows")
+        raise scene_error(token, f"{name}: every item needs at least {smallest} rows")
 
 
-def _check_finite(
+def check_finite(
     name: str, values: NDArray[np.float64], scene_of_row: NDArray[np.int64], tokens: Sequence[str]
 ) -> None:
     """Raise for the first scene with a non-finite entry in the concatenated rows."""
     if values.size and not np.isfinite(values.sum()):
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not finite.all():
-            raise _fail(tokens[int(scene_of_row[np.argmin(finite)])], f"{name} holds NaN or infinite values")
+            raise scene_error(tokens[int(scene_of_row[np.argmin(finite)])], f"{name} holds NaN or infinite values")
 
 
 def _stack(
@@ -133,12 +135,12 @@ def _ranges(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _pack_reference(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[str, NDArray], sizes: NDArray) -> None:
     rows, counts, scene, position = _stack([item.reference_states for item in scenes], 3)
-    _check_finite("reference_states", rows, scene, [item.token for item in scenes])
+    check_finite("reference_states", rows, scene, [item.token for item in scenes])
     rows[:, :2] -= origin[scene]
     stamps = np.concatenate([np.asarray(item.reference_times_us, dtype=np.int64) for item in scenes])
     backwards = (np.diff(stamps) <= 0) & (scene[1:] == scene[:-1])
     if backwards.any():
-        raise _fail(scenes[int(scene[np.argmax(backwards)])].token, "reference_times_us must increase strictly")
+        raise scene_error(scenes[int(scene[np.argmax(backwards)])].token, "reference_times_us must increase strictly")
     sizes[:, 0] = counts
     poses = np.zeros((len(scenes), counts.max(), 3))
     times = np.full((len(scenes), counts.max()), np.iinfo(np.int64).max)
@@ -147,10 +149,11 @@ def _pack_reference(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[
     parts |= {"reference_poses": poses, "reference_times_us": times, "reference_count": counts}
 
 
-def _pack_map(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[str, NDArray], sizes: NDArray) -> None:
+def pack_map(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[str, NDArray], sizes: NDArray) -> None:
+    """Cut polygons into chains of edges relative to ``origin`` (scene, 2), and note what each polygon is."""
     tokens = [item.token for item in scenes]
     rows, _, scene_of_vertex, _ = _stack([item.vertices for item in scenes], 2)
-    _check_finite("vertices", rows, scene_of_vertex, tokens)
+    check_finite("vertices", rows, scene_of_vertex, tokens)
     rows -= origin[scene_of_vertex]
 
     polygon_counts = np.array([len(item.polygon_tokens) for item in scenes], dtype=np.int64)
@@ -162,7 +165,7 @@ def _pack_map(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[str, N
         bad = int(np.argmax(kinds < 0))
         scene = scenes[polygon_scene[bad]]
         name = scene.polygon_types[polygon_position[bad]]
-        raise _fail(scene.token, f"unknown polygon type {name!r}; expected one of {', '.join(POLYGON_TYPES)}")
+        raise scene_error(scene.token, f"unknown polygon type {name!r}; expected one of {', '.join(POLYGON_TYPES)}")
     on_route = np.array(
         [name in route for item in scenes for route in [set(item.route_lane_ids)] for name in item.polygon_tokens],
         dtype=bool,
@@ -215,7 +218,7 @@ def _pack_map(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[str, N
 
 def _pack_centerline(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[str, NDArray], sizes: NDArray) -> None:
     rows, counts, scene, position = _stack([item.centerline for item in scenes], 2)
-    _check_finite("centerline", rows, scene, [item.token for item in scenes])
+    check_finite("centerline", rows, scene, [item.token for item in scenes])
     rows -= origin[scene]
     sizes[:, 3] = np.maximum(counts, 2)  # a single point is a line of length zero
     line = np.zeros((len(scenes), int(sizes[:, 3].max()), 2))
@@ -232,10 +235,10 @@ def _pack_objects(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[st
     tokens = [item.token for item in scenes]
     num_scenes = len(scenes)
     rows, _, scene, _ = _stack([item.object_boxes for item in scenes], 5)
-    _check_finite("object_boxes", rows, scene, tokens)
+    check_finite("object_boxes", rows, scene, tokens)
     if (rows[:, 3:] < 0).any():
         bad = int(np.argmax((rows[:, 3:] < 0).any(axis=1)))
-        raise _fail(tokens[int(scene[bad])], "object_boxes holds a negative length or width")
+        raise scene_error(tokens[int(scene[bad])], "object_boxes holds a negative length or width")
     rows[:, :2] -= origin[scene]
     rows[:, 3:] *= 0.5
     frame = np.concatenate([np.repeat(np.arange(NUM_FRAMES), np.diff(item.frame_offsets)) for item in scenes])
@@ -243,7 +246,7 @@ def _pack_objects(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[st
     track_counts = np.array([len(item.track_tokens) for item in scenes], dtype=np.int64)
     outside = (track < 0) | (track >= track_counts[scene])
     if outside.any():
-        raise _fail(tokens[int(scene[np.argmax(outside)])], "object_track points beyond track_tokens")
+        raise scene_error(tokens[int(scene[np.argmax(outside)])], "object_track points beyond track_tokens")
 
     column, extra = _object_columns(scene, frame, track, track_counts)
     counts = track_counts + np.bincount(extra[0], minlength=num_scenes)
@@ -263,11 +266,11 @@ def _pack_objects(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[st
         bad = int(np.argmax(kinds < 0))
         item = scenes[track_scene[bad]]
         name = item.track_types[track_position[bad]]
-        raise _fail(item.token, f"unknown object type {name!r}; expected one of {', '.join(OBJECT_TYPES)}")
+        raise scene_error(item.token, f"unknown object type {name!r}; expected one of {', '.join(OBJECT_TYPES)}")
     speed = np.concatenate([np.asarray(item.track_first_speed, dtype=np.float64) for item in scenes])
     red_light = np.array(["red_light" in name for item in scenes for name in item.track_tokens], dtype=bool)
     agent = np.isin(kinds, [codes[name] for name in _AGENTS])
-    _check_finite("track_first_speed", np.where(agent, speed, 0.0), track_scene, tokens)  # others have none
+    check_finite("track_first_speed", np.where(agent, speed, 0.0), track_scene, tokens)  # others have none
 
     def flags(values: NDArray) -> NDArray:
         padded = np.zeros((num_scenes, counts.max()), dtype=bool)

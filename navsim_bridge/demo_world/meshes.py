@@ -173,8 +173,12 @@ def _lorry(length: float, width: float, height: float, paint: int, braking: bool
     half, split = width / 2, length / 2 - 2.2
     box = ((214, 216, 218), (196, 170, 120), (130, 160, 190))[paint % 3]
     cab = CAR_PAINTS[paint % len(CAR_PAINTS)]
+    axles = (-length / 2 + 1.1, -length / 2 + 2.3, length / 2 - 1.2)
+    for x in axles:
+        for y in (half * 0.92 - 0.2, 0.2 - half * 0.92):
+            f.block(x - 0.42, x + 0.42, 0.2, 0.0, 0.8, TYRE, y=y)
     f.block(-length / 2, length / 2, half * 0.92, 0.45, 0.95, (70, 70, 72))
-    for x in (-length / 2 + 1.1, -length / 2 + 2.3, length / 2 - 1.2):
+    for x in axles:
         for side in (1.0, -1.0):
             f.disc(x, side * (half * 0.92 + 0.02), 0.48, 0.48, TYRE, side)
             f.disc(x, side * (half * 0.92 + 0.03), 0.48, 0.24, HUB, side)

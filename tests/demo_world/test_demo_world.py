@@ -14,13 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
-from navsim_bridge.demo_world import DemoWorldConfig, OtherWorldError, make_demo_world
+from navsim_bridge.demo_world import TINY_WORLD, OtherWorldError, make_demo_world
 from navsim_bridge.demo_world.config import CAMERA_NAMES, LOCATIONS
 from navsim_bridge.demo_world.map_writer import LAYERS
 
-TINY = DemoWorldConfig(
-    num_train_logs=1, num_test_logs=1, log_seconds=20.0, image_width=64, image_height=36, workers=1, quiet=True
-)
 FRAME_KEYS = {
     "token", "timestamp", "frame_idx", "log_name", "log_token", "scene_name", "scene_token", "map_location",
     "roadblock_ids", "vehicle_name", "can_bus", "lidar_path", "lidar2ego_translation", "lidar2ego_rotation",
@@ -32,7 +29,7 @@ FRAME_KEYS = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("demo") / "world"
-    make_demo_world(dataclasses.replace(TINY, root=str(root)))
+    make_demo_world(dataclasses.replace(TINY_WORLD, root=str(root)))
     return root
 
 
@@ -51,7 +48,7 @@ def files_of(root: Path, *parts: str) -> dict[str, bytes]:
 
 
 def test_two_workers_write_the_same_bytes_as_one(world: Path, tmp_path: Path) -> None:
-    make_demo_world(dataclasses.replace(TINY, root=str(tmp_path), workers=2, metric_cache=False))
+    make_demo_world(dataclasses.replace(TINY_WORLD, root=str(tmp_path), workers=2, metric_cache=False))
     parts = ("maps", "navsim_logs", "sensor_blobs")
     first, second = files_of(world, *parts), files_of(tmp_path, *parts)
     assert first.keys() == second.keys()
@@ -60,14 +57,14 @@ def test_two_workers_write_the_same_bytes_as_one(world: Path, tmp_path: Path) ->
 
 
 def test_another_seed_writes_other_roads_and_logs(world: Path, tmp_path: Path) -> None:
-    make_demo_world(dataclasses.replace(TINY, root=str(tmp_path), seed=1, cameras=(), metric_cache=False))
+    make_demo_world(dataclasses.replace(TINY_WORLD, root=str(tmp_path), seed=1, cameras=(), metric_cache=False))
     for part in ("maps", "navsim_logs"):
         for name, data in files_of(tmp_path, part).items():
             assert data != files_of(world, part).get(name) or name.endswith(".json")
 
 
 def test_a_frame_has_every_key_with_the_official_shapes(log: list[dict]) -> None:
-    assert len(log) == TINY.num_frames
+    assert len(log) == TINY_WORLD.num_frames
     for frame in log:
         assert set(frame) == FRAME_KEYS
         assert frame["map_location"] in [location.name for location in LOCATIONS]
@@ -144,12 +141,12 @@ def test_a_track_keeps_its_size_and_moves_with_its_velocity(log: list[dict]) -> 
 
 
 def test_every_scene_has_its_three_pictures_of_the_size_asked_for(world: Path, log: list[dict]) -> None:
-    for i in TINY.rendered_frames():
-        for camera in TINY.cameras:
+    for i in TINY_WORLD.rendered_frames():
+        for camera in TINY_WORLD.cameras:
             image = cv2.imread(str(world / "sensor_blobs" / "trainval" / log[i]["cams"][camera]["data_path"]))
             assert image.shape == (36, 64, 3)
             assert image.std() > 10
-    assert len(list((world / "sensor_blobs" / "trainval").rglob("*.jpg"))) == 3 * len(TINY.rendered_frames())
+    assert len(list((world / "sensor_blobs" / "trainval").rglob("*.jpg"))) == 3 * len(TINY_WORLD.rendered_frames())
 
 
 def test_maps_have_every_layer_and_ids_are_unique(world: Path) -> None:
@@ -177,7 +174,7 @@ def test_filtered_splits_are_the_part_of_all_scenes_that_the_rule_keeps(world: P
         assert content["data_split"] == unfiltered["data_split"] == folder
         assert unfiltered["scene_filter"]["tokens"] is None
         scores = select(world, name, workers=1, progress=False)
-        assert len(scores.tokens) == len(TINY.rendered_frames())
+        assert len(scores.tokens) == len(TINY_WORLD.rendered_frames())
         kept = {t for t, cv, human in zip(scores.tokens, scores.constant_velocity, scores.human) if cv < 0.8 <= human}
         assert set(content["scene_filter"]["tokens"]) == kept
         assert scores.human.mean() >= 0.9
@@ -187,22 +184,22 @@ def test_a_complete_world_is_left_alone_and_other_settings_are_refused(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in world.rglob("*") if p.is_file()}
-    make_demo_world(dataclasses.replace(TINY, root=str(world), quiet=False))
+    make_demo_world(dataclasses.replace(TINY_WORLD, root=str(world), quiet=False))
     assert "already complete" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in world.rglob("*") if p.is_file()}
     with pytest.raises(OtherWorldError, match=r"image_width 64 there, 96 asked for.*--overwrite"):
-        make_demo_world(dataclasses.replace(TINY, root=str(world), image_width=96))
+        make_demo_world(dataclasses.replace(TINY_WORLD, root=str(world), image_width=96))
 
 
 def test_a_folder_that_is_not_a_demo_world_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "navsim_logs").mkdir()
     with pytest.raises(OtherWorldError, match="choose another root"):
-        make_demo_world(dataclasses.replace(TINY, root=str(tmp_path), overwrite=True))
+        make_demo_world(dataclasses.replace(TINY_WORLD, root=str(tmp_path), overwrite=True))
     assert (tmp_path / "navsim_logs").exists()
 
 
 def test_an_interrupted_run_is_finished_with_the_same_files(world: Path, tmp_path: Path) -> None:
-    bare = dataclasses.replace(TINY, root=str(tmp_path), cameras=("CAM_F0",), metric_cache=False)
+    bare = dataclasses.replace(TINY_WORLD, root=str(tmp_path), cameras=("CAM_F0",), metric_cache=False)
     make_demo_world(bare)
     whole = files_of(tmp_path, "maps", "navsim_logs", "sensor_blobs", "splits")
     settings = json.loads((tmp_path / "world.json").read_text())["settings"]
@@ -228,4 +225,4 @@ def test_an_interrupted_run_is_finished_with_the_same_files(world: Path, tmp_pat
 )
 def test_settings_that_cannot_work_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(TINY, **change)
+        dataclasses.replace(TINY_WORLD, **change)

@@ -10,6 +10,9 @@ from torch import Tensor
 from navsim_bridge.pdm.geometry import CENTER, REAR_AXLE, ego_points, points_in_polygons
 from navsim_bridge.pdm.scene import SceneBatch
 
+_POINTS_AT_ONCE = 6000
+"""On the CPU: more do not fit its caches, and for few plans a scene the temporaries grow with scenes squared."""
+
 
 class EgoAreas(NamedTuple):
     """Flags (scene, candidate, time) for every pose."""
@@ -28,22 +31,28 @@ def ego_areas(scenes: SceneBatch, states: Tensor) -> EgoAreas:
     cache holds them only inside the others.
     """
     num_scenes, num_candidates, num_times = states.shape[:3]
-    points = ego_points(states)
-    inside = points_in_polygons(
-        points.view(num_scenes, -1, 2), scenes.chain_vertices, scenes.chain_polygon, scenes.num_polygons
-    ).view(num_scenes, num_candidates, num_times, 6, scenes.num_polygons)
+    points = ego_points(states).view(num_scenes, -1, 2)
+    at_once = num_scenes if points.is_cuda else max(1, _POINTS_AT_ONCE // max(1, points.shape[1]))
+    groups = []
+    for first in range(0, num_scenes, at_once):
+        group = slice(first, first + at_once)
+        num_chains = max(1, int(scenes.sizes[group, 1].max()))
+        inside = points_in_polygons(
+            points[group],
+            scenes.chain_vertices[group, :num_chains].contiguous(),
+            scenes.chain_polygon[group, :num_chains].contiguous(),
+            scenes.num_polygons,
+        )
+        inside = inside.view(-1, num_candidates, num_times, 6, scenes.num_polygons)
+        masks = (scenes.polygon_drivable, scenes.polygon_lane, scenes.polygon_on_route, scenes.polygon_intersection)
+        groups.append(_flags(inside, *(mask[group, None, None] for mask in masks)))
+    return EgoAreas(*(torch.cat(flags) for flags in zip(*groups)))
 
+
+def _flags(inside: Tensor, drivable: Tensor, lane: Tensor, on_route: Tensor, intersection: Tensor) -> EgoAreas:
+    """Flags from ``inside`` (scene, candidate, time, point, polygon); masks (scene, 1, 1, polygon)."""
     corners = inside[..., :4, :]
     any_corner, all_corners = corners.any(-2), corners.all(-2)
-    drivable, lane, on_route, intersection = (
-        mask[:, None, None]
-        for mask in (
-            scenes.polygon_drivable,
-            scenes.polygon_lane,
-            scenes.polygon_on_route,
-            scenes.polygon_intersection,
-        )
-    )
     on_road = (corners & drivable.unsqueeze(-2)).any(-1).all(-1)
     lanes_touched = (any_corner & lane).sum(-1, dtype=torch.int32)
     whole_in_lane = (all_corners & lane).any(-1)

@@ -43,7 +43,7 @@ def ego_areas(scenes: SceneBatch, states: Tensor) -> EgoAreas:
             scenes.chain_polygon[group, :num_chains].contiguous(),
             scenes.num_polygons,
         )
-        inside = inside.view(-1, num_candidates, num_times, 6, scenes.num_polygons)
+        inside = inside.view(len(inside), num_candidates, num_times, 6, scenes.num_polygons)
         masks = (scenes.polygon_drivable, scenes.polygon_lane, scenes.polygon_on_route, scenes.polygon_intersection)
         groups.append(_flags(inside, *(mask[group, None, None] for mask in masks)))
     return EgoAreas(*(torch.cat(flags) for flags in zip(*groups)))

@@ -1,26 +1,39 @@
-"""The PDM score (NAVSIM v1): exact, batched over scenes and candidate plans, CPU and CUDA alike.
+"""The PDM score (NAVSIM v1) and EPDMS (v2): exact, batched over scenes and candidate plans, CPU and CUDA alike.
 
 batch = SceneBatch.from_scenes(scenes)          # list of MetricScene
 scores = score_plans(batch, plans).score        # plans (scene, candidate, 8, 3) -> (scene, candidate)
 reasons = explain(batch, plans)                 # what cost the points: reasons[scene][candidate].text
+
+EPDMS: ``combine(epdms_terms(EPDMSBatch.from_scenes(scenes), plans), human_filter).score``, see ``epdms``.
 """
 
+from navsim_bridge.pdm.epdms import EPDMS_SUB_SCORES, EPDMSScores, EPDMSTerms, combine, epdms_terms
+from navsim_bridge.pdm.epdms_rules import two_frame_extended_comfort
+from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.explain import Explanation, Loss, explain
-from navsim_bridge.pdm.metric_scene import MetricScene
+from navsim_bridge.pdm.metric_scene import EPDMSInputs, MetricScene
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.score import SUB_SCORES, PDMScores, score_plans, simulate_plans
 from navsim_bridge.pdm.simulate import ego_state_as_read_back, reference_from_plan
 
 __all__ = [
+    "EPDMS_SUB_SCORES",
     "SUB_SCORES",
+    "EPDMSBatch",
+    "EPDMSInputs",
+    "EPDMSScores",
+    "EPDMSTerms",
     "Explanation",
     "Loss",
     "MetricScene",
     "PDMScores",
     "SceneBatch",
+    "combine",
     "ego_state_as_read_back",
+    "epdms_terms",
     "explain",
     "reference_from_plan",
     "score_plans",
     "simulate_plans",
+    "two_frame_extended_comfort",
 ]

@@ -48,6 +48,11 @@ class EPDMSBatch:
         return self.scenes.tokens
 
     @property
+    def sizes(self) -> NDArray[np.int64]:
+        """As in ``SceneBatch``."""
+        return self.scenes.sizes
+
+    @property
     def device(self) -> torch.device:
         """Device of all tensors."""
         return self.scenes.device
@@ -117,7 +122,9 @@ def _checked(scene: MetricScene) -> EPDMSInputs:
     """The scene's extra inputs, when their shapes and values can be used."""
     extra, token = scene.v2, scene.token
     if extra is None:
-        raise scene_error(token, "it holds the inputs of the PDM score v1 alone, without MetricScene.v2; EPDMS needs it")
+        raise scene_error(
+            token, "it holds the inputs of the PDM score v1 alone, without MetricScene.v2; EPDMS needs it"
+        )
     if np.shape(scene.frame_offsets) != (EPDMS_FRAMES + 1,):
         raise scene_error(
             token, f"EPDMS needs {EPDMS_FRAMES} object frames, found {len(np.atleast_1d(scene.frame_offsets)) - 1}"

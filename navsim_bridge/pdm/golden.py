@@ -41,33 +41,42 @@ def read_golden(path: str | Path) -> GoldenScene:
         ValueError: a needed input field is missing.
     """
     path = Path(path)
-    with np.load(path) as file:
-        data = {name: file[name] for name in file.files}
+    data = golden_fields(path)
     try:
-        scene = MetricScene(
-            token=str(data["token"]),
-            log_name=path.stem,
-            ego_state=data["ego_state_array"],
-            ego_time_us=int(data["ego_time_us"]),
-            reference_states=data["ref_states_raw"][:, :3],
-            reference_times_us=data["ref_time_us"],
-            polygon_tokens=tuple(data["map_tokens"].tolist()),
-            polygon_types=tuple(data["map_types"].tolist()),
-            polygon_ring_offsets=data["map_poly_ring_offsets"],
-            ring_offsets=data["map_ring_offsets"],
-            vertices=data["map_coords"],
-            route_lane_ids=tuple(data["route_lane_ids"].tolist()),
-            centerline=data["centerline"],
-            frame_offsets=data["frame_offsets"],
-            object_track=data["obj_track_idx"],
-            object_boxes=data["obj_boxes"],
-            track_tokens=tuple(data["track_tokens"].tolist()),
-            track_types=tuple(data["track_types"].tolist()),
-            track_first_speed=np.hypot(data["track_first_velocity"][:, 0], data["track_first_velocity"][:, 1]),
-            provenance={"scene": f"golden file {path.name}", "reference": str(data.get("ref_kind", "unknown"))},
-        )
-        proposals = data["proposals"]
+        scene, proposals = golden_scene(path, data), data["proposals"]
     except KeyError as error:
         raise ValueError(f"{path}: golden file lacks the input field {error}") from error
     results = {name: value for name, value in data.items() if name.startswith(("res_", "ref_", "dbg_", "sim_"))}
     return GoldenScene(scene, str(data.get("family", "unknown")), proposals, results)
+
+
+def golden_fields(path: Path) -> dict[str, NDArray]:
+    """All arrays of a golden file."""
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def golden_scene(path: Path, data: dict[str, NDArray]) -> MetricScene:
+    """The scene of a golden file of either version; KeyError for a missing field."""
+    return MetricScene(
+        token=str(data["token"]),
+        log_name=path.stem,
+        ego_state=data["ego_state_array"],
+        ego_time_us=int(data["ego_time_us"]),
+        reference_states=data["ref_states_raw"][:, :3],
+        reference_times_us=data["ref_time_us"],
+        polygon_tokens=tuple(data["map_tokens"].tolist()),
+        polygon_types=tuple(data["map_types"].tolist()),
+        polygon_ring_offsets=data["map_poly_ring_offsets"],
+        ring_offsets=data["map_ring_offsets"],
+        vertices=data["map_coords"],
+        route_lane_ids=tuple(data["route_lane_ids"].tolist()),
+        centerline=data["centerline"],
+        frame_offsets=data["frame_offsets"],
+        object_track=data["obj_track_idx"],
+        object_boxes=data["obj_boxes"],
+        track_tokens=tuple(data["track_tokens"].tolist()),
+        track_types=tuple(data["track_types"].tolist()),
+        track_first_speed=np.hypot(data["track_first_velocity"][:, 0], data["track_first_velocity"][:, 1]),
+        provenance={"scene": f"golden file {path.name}", "reference": str(data.get("ref_kind", "unknown"))},
+    )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from navsim_bridge.pdm.areas import drivable_area_compliance, ego_areas
+from navsim_bridge.pdm.chunks import PER_SCENE, score_in_chunks
 from navsim_bridge.pdm.collision import no_at_fault_collisions
 from navsim_bridge.pdm.comfort import comfort_flags
 from navsim_bridge.pdm.progress import (
@@ -25,7 +25,6 @@ from navsim_bridge.pdm.simulate import PLAN_POSES, simulate
 from navsim_bridge.pdm.ttc import time_to_collision
 
 _PROGRESS_WEIGHT, _TTC_WEIGHT, _COMFORT_WEIGHT = 5.0, 5.0, 2.0  # driving direction has weight zero in v1
-_PLANS_IN_FLIGHT = {"cpu": 192, "cuda": 8192}
 _FARTHEST_POSE = 1e7  # [m] beyond it the tracker's float64 sums lose their meaning
 
 SUB_SCORES = (
@@ -54,8 +53,8 @@ class PDMScores:
 
     progress_raw: Tensor  # (scene, candidate) [m] along the centreline, before any factor
     progress_scale: Tensor  # (scene, candidate) [m] weighted progress of the furthest plan, which counts as one
-    reference_progress_raw: Tensor  # (scene,) [m]
-    reference_multiplier: Tensor  # (scene,) collision times drivable area of the reference
+    reference_progress_raw: Tensor = field(metadata=PER_SCENE)  # (scene,) [m]
+    reference_multiplier: Tensor = field(metadata=PER_SCENE)  # (scene,) collision times drivable area
     collision_time_index: Tensor  # (scene, candidate) 0..40 of the first at-fault contact, inf if none
     ttc_time_index: Tensor  # (scene, candidate) 0..40 of the first infraction, inf if none
     comfort_flags: Tensor  # (scene, candidate, 6) bool, order as in comfort.comfort_flags
@@ -189,37 +188,5 @@ def score_plans(
     if normalise not in ("pair", "pool"):
         raise ValueError(f"normalise must be 'pair' or 'pool', found {normalise!r}")
     plans = check_plans(scenes, plans)
-    if max_plans_in_flight is None:
-        max_plans_in_flight = _PLANS_IN_FLIGHT["cpu" if scenes.device.type == "cpu" else "cuda"]
-    if max_plans_in_flight < 1:
-        raise ValueError(f"max_plans_in_flight must be at least 1, found {max_plans_in_flight}")
-    candidates = max(1, max_plans_in_flight - 1)
-    if plans.shape[1] > candidates:
-        scores = _join([_score_scenes(scenes, part, 1) for part in plans.split(candidates, dim=1)], dim=1)
-    else:
-        scores = _score_scenes(scenes, plans, max(1, max_plans_in_flight // (plans.shape[1] + 1)))
+    scores = score_in_chunks(_score_chunk, scenes, plans, max_plans_in_flight)
     return scores if normalise == "pair" else _normalise_by_pool(scores)
-
-
-def _score_scenes(scenes: SceneBatch, plans: Tensor, per_chunk: int) -> PDMScores:
-    """Score ``per_chunk`` scenes at a time."""
-    if len(scenes) <= per_chunk:
-        return _score_chunk(scenes, plans)
-    # scenes of similar size go together, so that one crowded scene does not pad all others
-    order = np.lexsort((scenes.sizes[:, 1], scenes.sizes[:, 4] // 16))
-    parts = []
-    for start in range(0, len(order), per_chunk):
-        rows = order[start : start + per_chunk]
-        parts.append(_score_chunk(scenes.select(rows), plans[torch.from_numpy(rows).to(plans.device)]))
-    back = torch.from_numpy(np.argsort(order)).to(plans.device)
-    scores = _join(parts, dim=0)
-    return PDMScores(**{name: getattr(scores, name)[back] for name in _SCORE_FIELDS})
-
-
-def _join(parts: list[PDMScores], dim: int) -> PDMScores:
-    """Concatenate scores of further scenes (dim 0) or further candidates of the same scenes (dim 1)."""
-    joined = {}
-    for name in _SCORE_FIELDS:
-        values = [getattr(part, name) for part in parts]
-        joined[name] = values[0] if dim >= values[0].ndim else torch.cat(values, dim)
-    return PDMScores(**joined)

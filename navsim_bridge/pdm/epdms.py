@@ -1,0 +1,203 @@
+"""EPDMS, the PDM score of NAVSIM v2 (devkit 2.1.2, log-replay traffic), of many plans in many scenes.
+
+batch = EPDMSBatch.from_scenes(scenes)                  # MetricScenes that carry v2
+terms = epdms_terms(batch, plans)                       # plans (scene, candidate, 8, 3)
+scores = combine(terms, human_filter="v2.1.2")          # .score (scene, candidate)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from navsim_bridge.pdm.areas import EgoAreas, drivable_area_compliance, ego_areas
+from navsim_bridge.pdm.chunks import PER_SCENE, score_in_chunks
+from navsim_bridge.pdm.collision import no_at_fault_collisions
+from navsim_bridge.pdm.epdms_rules import history_comfort_flags, lane_keeping, motion_of, traffic_light_compliance
+from navsim_bridge.pdm.epdms_scene import EPDMSBatch
+from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES
+from navsim_bridge.pdm.progress import (
+    ENOUGH_PROGRESS,
+    driving_direction_compliance,
+    progress_along_centerline,
+    progress_scale,
+)
+from navsim_bridge.pdm.score import check_plans, simulate_plans
+from navsim_bridge.pdm.ttc import LOOKAHEAD, time_to_collision
+
+HumanFilter = Literal["v2.1.2", "fixed", "off"]
+"""How sub-scores that the recorded driver fails are forgiven: as released, as corrected later, or not at all."""
+
+MULTIPLIERS = (
+    "no_at_fault_collisions",
+    "drivable_area_compliance",
+    "driving_direction_compliance",
+    "traffic_light_compliance",
+)
+WEIGHTS = {
+    "ego_progress": 5.0,
+    "time_to_collision_within_bound": 5.0,
+    "lane_keeping": 2.0,
+    "history_comfort": 2.0,
+}
+EXTENDED_COMFORT = "two_frame_extended_comfort"
+EXTENDED_COMFORT_WEIGHT = 2.0
+TERMS = (*MULTIPLIERS, *WEIGHTS)
+"""The sub-scores of one frame, in the devkit's order."""
+EPDMS_SUB_SCORES = (*TERMS, EXTENDED_COMFORT, "score")
+"""The columns of the devkit's one-stage result, in its order."""
+
+
+@dataclass(frozen=True)
+class EPDMSTerms:
+    """Sub-scores of plans before the human filter, and what explains them; float64 unless said otherwise."""
+
+    values: Tensor  # (scene, candidate, 8) columns of TERMS
+    human: Tensor = field(metadata=PER_SCENE)  # (scene, 8) of the recorded driver; NaN in synthetic scenes
+    motion: Tensor  # (scene, candidate, 41, 3) of the simulated plans, for two_frame_extended_comfort
+
+    progress_raw: Tensor  # (scene, candidate) [m] along the centreline, before any factor
+    reference_progress_raw: Tensor = field(metadata=PER_SCENE)  # (scene,) [m]
+    reference_multiplier: Tensor = field(metadata=PER_SCENE)  # (scene,) product of the reference's multipliers
+    collision_time_index: Tensor  # (scene, candidate) 0..40 of the first at-fault contact, inf if none
+    ttc_time_index: Tensor  # (scene, candidate) 0..31 of the first infraction, inf if none
+    comfort_flags: Tensor  # (scene, candidate, 6) bool, order of comfort.BOUNDS
+    ego_areas: Tensor  # (scene, candidate, 41, 3) bool: multiple lanes, non-drivable, oncoming
+
+
+@dataclass(frozen=True)
+class EPDMSScores:
+    """Columns named as in the devkit, after the human filter; (scene, candidate) float64."""
+
+    no_at_fault_collisions: Tensor  # 0, 0.5 or 1; multiplier
+    drivable_area_compliance: Tensor  # 0 or 1; multiplier
+    driving_direction_compliance: Tensor  # 0, 0.5 or 1; multiplier
+    traffic_light_compliance: Tensor  # 0 or 1; multiplier
+    ego_progress: Tensor  # in [0, 1]; weight 5; normalised by {reference, candidate}
+    time_to_collision_within_bound: Tensor  # 0 or 1; weight 5
+    lane_keeping: Tensor  # 0 or 1; weight 2
+    history_comfort: Tensor  # 0 or 1; weight 2
+    two_frame_extended_comfort: Tensor  # 0 or 1; weight 2; NaN without a previous frame
+    pdm_score: Tensor  # the devkit's column of that name: one frame alone
+    score: Tensor  # EPDMS; without a previous frame equal to score_without_ec
+    score_without_ec: Tensor  # EPDMS without the two-frame term
+    human_filter: HumanFilter
+
+
+@torch.no_grad()
+def epdms_terms(scenes: EPDMSBatch, plans: Tensor, *, max_plans_in_flight: int | None = None) -> EPDMSTerms:
+    """Sub-scores of every plan, each scored as if it were alone with the reference, before the human filter.
+
+    Args:
+        scenes: the scenes, on the device to compute on.
+        plans: (scene, candidate, 8, 3) as for ``score_plans``.
+        max_plans_in_flight: bound on plans computed at once, as for ``score_plans``.
+
+    Raises:
+        ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
+    """
+    plans = check_plans(scenes.scenes, plans)
+    return score_in_chunks(_terms_of_chunk, scenes, plans, max_plans_in_flight)
+
+
+def _terms_of_chunk(scenes: EPDMSBatch, plans: Tensor) -> EPDMSTerms:
+    batch, last = scenes.scenes, plans.shape[1]
+    # index 0 is the reference, which only sets the scale of progress; the last one the recorded driver
+    states = simulate_plans(batch, torch.cat((plans, scenes.human_plans[:, None]), dim=1))
+    areas = ego_areas(batch, states)
+    collision = no_at_fault_collisions(batch, states, areas)
+    off_route = areas._replace(oncoming=areas.oncoming & ~areas.center_in_intersection)
+    multipliers = torch.stack(
+        (
+            collision.score,
+            drivable_area_compliance(areas),
+            driving_direction_compliance(states, off_route),
+            traffic_light_compliance(scenes, states),
+        ),
+        dim=-1,
+    )
+    product = multipliers.prod(-1)
+    raw = progress_along_centerline(batch, states)
+
+    own_states, own_areas = states[:, 1:], EgoAreas(*(flag[:, 1:] for flag in areas))
+    # the farthest look-ahead must stay within the objects' frames
+    seen = EPDMS_FRAMES - max(LOOKAHEAD)
+    ttc = time_to_collision(batch, own_states[:, :, :seen], EgoAreas(*(flag[:, :, :seen] for flag in own_areas)))
+    comfortable = history_comfort_flags(scenes, own_states[:, :last])
+    comfort = torch.ones_like(raw[:, 1:])  # the devkit judges the recorded driver without its past: always comfortable
+    comfort[:, :last] = comfortable.all(-1).to(torch.float64)
+    progress = torch.ones_like(raw[:, 1:])  # and it is its own reference
+    progress[:, :last] = _progress(raw[:, 1:-1], product[:, 1:-1], raw[:, 0] * product[:, 0])
+    weighted = torch.stack((progress, ttc.score, lane_keeping(scenes, own_states, own_areas), comfort), dim=-1)
+    values = torch.cat((multipliers[:, 1:], weighted), dim=-1)
+    return EPDMSTerms(
+        values=values[:, :last],
+        human=torch.where(scenes.has_human[:, None], values[:, last], torch.nan),
+        motion=motion_of(own_states[:, :last]),
+        progress_raw=raw[:, 1:-1],
+        reference_progress_raw=raw[:, 0],
+        reference_multiplier=product[:, 0],
+        collision_time_index=collision.time_index[:, 1:-1],
+        ttc_time_index=ttc.time_index[:, :last],
+        comfort_flags=comfortable,
+        ego_areas=torch.stack(own_areas[:3], dim=-1)[:, :last],
+    )
+
+
+def _progress(raw: Tensor, product: Tensor, reference_weighted: Tensor) -> Tensor:
+    """As in v1, but a plan's own multipliers only set the scale, and nobody is judged when that is short."""
+    scale = progress_scale(raw * product, reference_weighted)
+    judged = scale > ENOUGH_PROGRESS
+    return torch.where(judged, (raw / torch.where(judged, scale, 1.0)).clamp(0.0, 1.0), 1.0)
+
+
+def combine(
+    terms: EPDMSTerms, human_filter: HumanFilter = "v2.1.2", extended_comfort: Tensor | None = None
+) -> EPDMSScores:
+    """Apply the human filter and weigh the sub-scores.
+
+    In release 2.1.2 the filter sets sub-scores to one that the recorded driver fails, but only in the columns: the
+    final score is made from the values before it, while ``pdm_score`` becomes one when the driver's is zero. "fixed"
+    (the devkit's main branch) makes the final score from the filtered values and leaves ``pdm_score`` alone.
+
+    Args:
+        terms: from ``epdms_terms``.
+        human_filter: "v2.1.2", "fixed", or "off".
+        extended_comfort: (scene, candidate) from ``two_frame_extended_comfort``, NaN where there is no previous
+            frame; None: nowhere.
+    """
+    if human_filter not in get_args(HumanFilter):
+        raise ValueError(f"human_filter must be one of {', '.join(get_args(HumanFilter))}, found {human_filter!r}")
+    if extended_comfort is None:
+        extended_comfort = torch.full_like(terms.values[..., 0], torch.nan)
+    filtered = terms.values
+    if human_filter != "off":
+        filtered = torch.where((terms.human == 0)[:, None], 1.0, terms.values)
+    pdm_score = _total(terms.values, None)
+    if human_filter == "v2.1.2":
+        human_failed = _total(terms.human, None) == 0
+        pdm_score = torch.where(human_failed[:, None], 1.0, pdm_score)
+    weighed = filtered if human_filter == "fixed" else terms.values
+    return EPDMSScores(
+        **dict(zip(TERMS, filtered.unbind(-1))),
+        two_frame_extended_comfort=extended_comfort,
+        pdm_score=pdm_score,
+        score=_total(weighed, extended_comfort),
+        score_without_ec=_total(weighed, None),
+        human_filter=human_filter,
+    )
+
+
+def _total(values: Tensor, extended_comfort: Tensor | None) -> Tensor:
+    """Product of the multipliers times the weighted mean of the others (..., 8) -> (...); NaN comfort has no weight."""
+    product = values[..., : len(MULTIPLIERS)].prod(-1)
+    weights = torch.tensor(tuple(WEIGHTS.values()), dtype=values.dtype, device=values.device)
+    weighted, total = (values[..., len(MULTIPLIERS) :] * weights).sum(-1), weights.sum()
+    if extended_comfort is not None:
+        known = ~torch.isnan(extended_comfort)
+        weighted = weighted + EXTENDED_COMFORT_WEIGHT * extended_comfort.nan_to_num(0.0)
+        total = total + EXTENDED_COMFORT_WEIGHT * known
+    return product * weighted / total

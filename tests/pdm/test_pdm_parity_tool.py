@@ -1,9 +1,7 @@
 """The parity benchmark as its users run it."""
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +14,8 @@ FIXTURES = sorted((ROOT / "tests" / "fixtures" / "golden_v1").glob("*.npz"))
 
 
 @pytest.fixture(scope="module")
-def main():
-    specification = importlib.util.spec_from_file_location("pdm_parity", ROOT / "benchmarks" / "pdm_parity.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["pdm_parity"] = module
-    specification.loader.exec_module(module)
-    yield module.main
-    del sys.modules["pdm_parity"]
+def main(load_benchmark):
+    return load_benchmark("pdm_parity").main
 
 
 def rewrite(source, target, change):

@@ -1,0 +1,184 @@
+"""How fast the PDM score is: plans per second, memory and where the time goes.
+
+    python benchmarks/pdm_speed.py --golden tests/fixtures/golden_v1 --json pdm_speed.json
+
+Scenes and plans come from golden files, repeated as often as a row needs. The reference plan of every scene
+is simulated and scored as well but not counted. Packing scenes into tensors is timed separately, because
+a training run does it once.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+import time
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpvla.files import write_json
+from dpvla.provenance import collect
+from navsim_bridge.pdm import SceneBatch, score, score_plans
+from navsim_bridge.pdm.golden import GoldenScene, read_golden
+from navsim_bridge.reward import packed_bytes
+
+FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "fixtures" / "golden_v1"
+ROWS = ("1x24", "1000x1", "192x12", "120x24", "1024x24", "4096x24")
+"""Scenes x candidates; the small ones first, since freed memory may stay with the process."""
+STAGES = {
+    "simulate": "simulate_plans",
+    "areas": "ego_areas",
+    "collision": "no_at_fault_collisions",
+    "ttc": "time_to_collision",
+    "comfort": "comfort_flags",
+}
+"""Stages of the score and the functions of ``navsim_bridge.pdm.score`` that do them."""
+_STAGE_SCENES = 256
+"""The shares are measured on at most so many scenes."""
+
+
+def measure(golden: Sequence[GoldenScene], scenes: int, candidates: int, device: str, seconds: float) -> dict[str, Any]:
+    """One row: ``scenes`` x ``candidates`` plans scored in one call, the fastest of the passes within ``seconds``."""
+    gc.collect()
+    _reset_peak(device)
+    chosen = [golden[i % len(golden)] for i in range(scenes)]
+    begin = time.perf_counter()
+    batch = SceneBatch.from_scenes([item.scene for item in chosen])
+    pack_s = time.perf_counter() - begin
+    batch = batch.to(device)
+    plans = _plans(chosen, candidates, len(golden)).to(device)
+    score_plans(batch.select(range(min(scenes, 8))), plans[:8])  # warm up
+
+    best_s, best_cpu_s, spent = np.inf, np.inf, 0.0
+    while spent < seconds:
+        wall, cpu = _timed(lambda: score_plans(batch, plans), device)
+        best_s, best_cpu_s, spent = min(best_s, wall), min(best_cpu_s, cpu), spent + wall
+    peak = _peak_mb(device)
+    few = min(scenes, _STAGE_SCENES)
+    return {
+        "device": device,
+        "scenes": scenes,
+        "candidates": candidates,
+        "plans_per_s": scenes * candidates / best_s,
+        "cpu_s": best_cpu_s,  # CPU time of the process; near the wall time when nothing else runs
+        "peak_memory_mb": peak,  # of the process on the CPU, of the allocator on CUDA
+        "packed_scenes_mb": packed_bytes(batch) / 2**20,
+        "pack_scenes_per_s": scenes / pack_s,
+        "share": stage_shares(batch.select(range(few)), plans[:few], device),
+    }
+
+
+def stage_shares(batch: SceneBatch, plans: Tensor, device: str) -> dict[str, float]:
+    """Part of the time spent in each stage, and in the rest."""
+    spent = dict.fromkeys(STAGES, 0.0)
+
+    def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            results: list[Any] = []
+            spent[stage] += _timed(lambda: results.append(function(*arguments)), device)[0]
+            return results[0]
+
+        return call
+
+    with ExitStack() as stack:
+        for stage, name in STAGES.items():
+            stack.enter_context(patch.object(score, name, timed(stage, getattr(score, name))))
+        total = _timed(lambda: score_plans(batch, plans), device)[0]
+    shares = {stage: value / total for stage, value in spent.items()}
+    return shares | {"other": 1.0 - sum(shares.values())}
+
+
+def _plans(chosen: Sequence[GoldenScene], candidates: int, files: int) -> Tensor:
+    """Plans (scene, candidate, 8, 3); a repeated scene goes on where its last appearance stopped."""
+    rows = []
+    for i, item in enumerate(chosen):
+        first = i // files * candidates
+        rows.append(item.proposals[np.arange(first, first + candidates) % len(item.proposals)])
+    return torch.from_numpy(np.stack(rows))
+
+
+def _timed(work: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Wall and CPU seconds of ``work``, waiting for the device."""
+    _wait(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    _wait(device)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _reset_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):  # Linux: forget the high-water mark of the process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mb(device: str) -> float:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    except (OSError, IndexError):  # since the process began; bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure all rows, print the table and write the file; returns the exit status."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--golden", type=Path, default=FIXTURES, help="directory of golden .npz files")
+    parser.add_argument("--rows", nargs="+", default=ROWS, metavar="SxC", help="scenes x candidates of each row")
+    parser.add_argument("--seconds", type=float, default=2.0, help="measure each row at least so long")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to score")
+    parser.add_argument("--json", type=Path, required=True, help="JSON file to write: a list of rows")
+    options = parser.parse_args(argv)
+    paths = sorted(options.golden.glob("*.npz"))
+    if not paths:
+        parser.error(f"no .npz files in {options.golden}")
+    try:
+        sizes = [tuple(map(int, row.split("x"))) for row in options.rows]
+    except ValueError:
+        sizes = []
+    if not sizes or any(len(size) != 2 or min(size) < 1 for size in sizes):
+        parser.error(f"--rows takes sizes such as 120x24, found {' '.join(options.rows)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device")
+    torch.set_num_threads(options.threads)
+    golden = [read_golden(path) for path in paths]
+    print(f"{len(golden)} scenes of {options.golden}, {options.threads} thread(s), torch {torch.__version__}")
+    print(
+        f"{'device':<7}{'scenes':>7} x {'candidates':<11}{'plans/s':>9}{'CPU s':>8}{'peak MB':>9}{'packed MB':>11}"
+        f"{'packing/s':>11}  time share of " + " / ".join(STAGES)
+    )
+    rows = []
+    made = collect()
+    for scenes, candidates in sizes:
+        row = measure(golden, scenes, candidates, options.device, options.seconds)
+        rows.append(row | {"threads": options.threads, "provenance": made})
+        print(
+            f"{row['device']:<7}{scenes:>7} x {candidates:<11}{row['plans_per_s']:>9.0f}{row['cpu_s']:>8.2f}"
+            f"{row['peak_memory_mb']:>9.0f}{row['packed_scenes_mb']:>11.1f}{row['pack_scenes_per_s']:>11.0f}  "
+            + " / ".join(f"{row['share'][stage]:.0%}" for stage in STAGES),
+            flush=True,
+        )
+    write_json(options.json, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

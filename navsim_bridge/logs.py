@@ -88,6 +88,11 @@ def load_plain_pickle(path: Path | str, extra: dict[tuple[str, str], Any] | None
         data = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {path}") from None
+    return unpickle_plain(data, path, extra)
+
+
+def unpickle_plain(data: bytes, path: Path, extra: dict[tuple[str, str], Any] | None = None) -> Any:
+    """`load_plain_pickle` of the pickle ``data`` that was read from ``path``."""
     try:
         return _Unpickler(io.BytesIO(data), path, extra or {}).load()
     except UnsafePickleError:

@@ -5,60 +5,49 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from dpvla.files import write_json
 from navsim_bridge.logs import log_path
 from navsim_bridge.maps import open_map
 from navsim_bridge.metric_cache.builder import REFERENCE, build_scenes
-from navsim_bridge.metric_cache.store import FORMAT, CacheError, SceneFile, file_hash, stored_source, write_scenes
+from navsim_bridge.metric_cache.container import CacheError
+from navsim_bridge.metric_cache.index import INDEX, read_index, write_index
+from navsim_bridge.metric_cache.store import FORMAT, SUFFIX, SceneFile, file_hash, write_scenes
 from navsim_bridge.pdm.metric_scene import MetricScene
+from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.scene_filter import Split, load_split
 from navsim_bridge.scenes import SceneRecord, by_log, process_context, select_scenes
 
-INDEX = "index.json"
 BUILDER = 1
 """Raise when the builder's results change: caches of another builder are made again."""
 SCENES_PER_PROCESS = 1000
 """A process takes seconds to start and builds hundreds of scenes a second: fewer are not worth another one."""
+OPEN_FILES = 256
+"""Most scene files mapped at once; each takes one file descriptor."""
 METRIC = "PDMS v1 (navsim 1.1)"
 
 
 class MetricCache:
-    """Reads the metric scenes that `build_metric_cache` wrote.
+    """Reads the metric scenes that `build_metric_cache` or `convert_official_cache` wrote.
 
-    Log files are read whole and the last ones kept, up to ``keep_bytes``.
+    A log's file is checked byte by byte when it is first opened; the last opened ones stay mapped, up to
+    ``keep_bytes`` and `OPEN_FILES`.
     """
 
     def __init__(self, path: Path | str, keep_bytes: int = 2 << 30) -> None:
         """Open the index; raises CacheError when ``path`` holds no whole cache of this format."""
         self.path = Path(path)
-        index = self.path / INDEX
-        if not index.is_file():
-            raise CacheError(f"{self.path} holds no finished metric cache (no {INDEX}); run tools/cache_metrics.py")
-        try:
-            self.index: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
-            if (self.index["format"], self.index["builder"]) != (FORMAT, BUILDER):
-                raise CacheError(
-                    f"{index}: format {self.index['format']} of builder {self.index['builder']}, expected "
-                    f"{FORMAT} of {BUILDER}; delete {self.path} and make the cache again"
-                )
-            self._place = {
-                token: (entry["file"], row)
-                for entry in self.index["logs"].values()
-                for row, token in enumerate(entry["tokens"])
-            }
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise CacheError(
-                f"{index} is damaged ({type(error).__name__}: {error}); delete it and make it again"
-            ) from error
+        self.index = read_index(self.path, (FORMAT, BUILDER))
+        self._place = {
+            token: (log, row) for log, entry in self.index["logs"].items() for row, token in enumerate(entry["tokens"])
+        }
         self._keep_bytes = keep_bytes
         self._open: OrderedDict[str, SceneFile] = OrderedDict()
 
@@ -75,7 +64,7 @@ class MetricCache:
     @property
     def provenance(self) -> dict[str, Any]:
         """What the cache was made from and how: split, metric, reference plan, centrelines, hashes."""
-        return {key: value for key, value in self.index.items() if key != "logs"}
+        return {key: value for key, value in self.index.items() if key not in ("logs", "maps")}
 
     def __len__(self) -> int:
         return len(self._place)
@@ -98,19 +87,56 @@ class MetricCache:
         self.require(tokens)
         scenes: dict[str, MetricScene] = {}
         for token in sorted(set(tokens), key=self._place.__getitem__):  # file by file
-            file, row = self._place[token]
-            scene = self._file(file).scene(row)
+            log, row = self._place[token]
+            file = self._file(log)
+            scene = file.scene(row)
             if scene.token != token:
-                raise CacheError(f"{self.path / file} holds {scene.token} where {INDEX} says {token}; make it again")
+                raise CacheError(f"{file.path} holds {scene.token} where {INDEX} says {token}; make it again")
             scenes[token] = scene
         return [scenes[token] for token in tokens]
 
-    def _file(self, name: str) -> SceneFile:
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        opened = self._open[name] = SceneFile(self.path / name)
-        while len(self._open) > 1 and sum(f.num_bytes for f in self._open.values()) > self._keep_bytes:
+    def batch(self, tokens: Sequence[str]) -> SceneBatch:
+        """The scenes of ``tokens``, packed for scoring."""
+        return SceneBatch.from_scenes(self.load(tokens))
+
+    def verify(self) -> None:
+        """Check every byte of every file; raises CacheError naming the first that is damaged or missing."""
+        for log in self.index["logs"]:
+            self._file(log)
+
+    def check_sources(self, data_root: Path | str, maps_root: Path | str) -> None:
+        """Raise CacheError when a log or map that the cache was made from is gone or has changed.
+
+        Cheap: sizes and modification times decide, and a file is hashed only where they differ. Converted official
+        caches name no sources and pass.
+        """
+        changed = []
+        for kind, entries in (("log", self.index["logs"]), ("map", self.index["maps"])):
+            for name, entry in entries.items():
+                stamp = entry.get("stamp")
+                if stamp is None:
+                    continue
+                if kind == "log":
+                    path = log_path(data_root, self.index["data_split"], name)
+                else:
+                    path = Path(maps_root) / entry["file"]
+                if not path.is_file() or (_stamp(path) != stamp and file_hash(path) != entry["source_sha256"]):
+                    changed.append(f"{kind} {path}")
+        if changed:
+            raise CacheError(
+                f"{self.path} is older than its sources: {len(changed)} changed or missing, first {changed[0]}; run "
+                f"tools/cache_metrics.py --split {self.index['split']} --out {self.path} again"
+            )
+
+    def _file(self, log: str) -> SceneFile:
+        if log in self._open:
+            self._open.move_to_end(log)
+            return self._open[log]
+        entry = self.index["logs"][log]
+        opened = self._open[log] = SceneFile(self.path / entry["file"], entry["crc32"])
+        while len(self._open) > 1 and (
+            len(self._open) > OPEN_FILES or sum(f.num_bytes for f in self._open.values()) > self._keep_bytes
+        ):
             self._open.popitem(last=False)
         return opened
 
@@ -140,56 +166,116 @@ def build_metric_cache(
     """
     split = load_split(split, data_root) if isinstance(split, str) else split
     out = Path(out)
-    _refuse_other_split(out, split)
+    refuse_other_split(out, split.name, split.data_split)
     records = select_scenes(split, data_root, allow_missing, workers)
     jobs = [
-        _Job(Path(data_root), Path(maps_root), tuple(of_log), out / f"{log_name}.npz")
+        _LogJob(Path(data_root), Path(maps_root), tuple(of_log), out / f"{log_name}{SUFFIX}")
         for (_, log_name), of_log in by_log(records).items()
     ]
-    done: dict[str, dict[str, Any]] = {}
-    bar = tqdm(total=len(records), desc=f"metric cache of {split.name}", unit="scene", disable=not progress)
-    with bar:
-        for job, entry in _run(jobs, workers):
-            done[job.out.stem] = entry
-            bar.update(len(job.records))
-    logs = {name: done[name] for name in sorted(done)}
-    centerlines: Counter[str] = Counter()
-    for entry in logs.values():
-        centerlines.update(entry.pop("centerlines"))
-    index = {
-        "format": FORMAT,
-        "builder": BUILDER,
-        "metric": METRIC,
-        "split": split.name,
-        "data_split": split.data_split,
-        "num_scenes": len(records),
-        "reference": REFERENCE,
-        "centerlines": dict(centerlines),
-        "data_fingerprint": _fingerprint((name, entry["source"]) for name, entry in logs.items()),
-        "fingerprint": _fingerprint((name, entry["sha256"]) for name, entry in logs.items()),
-        "logs": logs,
-    }
-    write_json(out / INDEX, index)
+    logs = run_jobs(jobs, workers, f"metric cache of {split.name}", progress)
+    maps: dict[str, Any] = {}
+    for location in sorted({r.location for r in records}):
+        path = open_map(maps_root, location).path
+        maps[location] = {
+            "file": path.relative_to(maps_root).as_posix(),
+            "stamp": _stamp(path),
+            "source_sha256": _map_hash(path),
+        }
+    finish(out, logs, {"split": split.name, "data_split": split.data_split, "reference": REFERENCE}, maps)
     return MetricCache(out)
 
 
+class Job(Protocol):
+    """The scenes of one log, to be written to ``out``."""
+
+    @property
+    def out(self) -> Path: ...
+
+    @property
+    def num_scenes(self) -> int: ...
+
+    def run(self) -> dict[str, Any]:
+        """Write the file unless an unchanged one is there; returns its entry of the index, see `log_entry`."""
+
+
 @dataclass(frozen=True)
-class _Job:
+class _LogJob:
     data_root: Path
     maps_root: Path
     records: tuple[SceneRecord, ...]
     out: Path
 
+    @property
+    def num_scenes(self) -> int:
+        return len(self.records)
 
-def _run(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, dict[str, Any]]]:
-    num_scenes = sum(len(job.records) for job in jobs)
+    def run(self) -> dict[str, Any]:
+        first = self.records[0]
+        path = log_path(self.data_root, first.data_split, first.log_name)
+        sha256 = file_hash(path)
+        entry = log_entry(
+            self.out,
+            self._source(sha256),
+            len(self.records),
+            lambda: list(build_scenes(self.records, self.data_root, self.maps_root)),
+        )
+        return {**entry, "stamp": _stamp(path), "source_sha256": sha256}
+
+    def _source(self, log_hash: str) -> str:
+        """Hash of all that a log's scenes depend on."""
+        maps = {at: _map_hash(open_map(self.maps_root, at).path) for at in {r.location for r in self.records}}
+        parts = {
+            "builder": BUILDER,
+            "log": log_hash,
+            "maps": dict(sorted(maps.items())),
+            "windows": [(r.token, r.first_frame, r.num_history, len(r.poses)) for r in self.records],
+        }
+        return hash_of(parts)
+
+
+def log_entry(out: Path, source: str, count: int, scenes_of: Callable[[], list[MetricScene]]) -> dict[str, Any]:
+    """The index entry of one log, whose scenes are written to ``out`` unless a whole file of ``count`` scenes from the
+    same ``source`` is there."""
+    try:
+        file = SceneFile(out)
+        kept = file.source == source and len(file.tokens) == count
+    except CacheError:
+        kept = False
+    if not kept:
+        write_scenes(out, scenes_of(), source)
+        file = SceneFile(out)
+    return {
+        "file": out.name,
+        "crc32": file.crc,
+        "source": source,
+        "tokens": file.tokens,
+        "centerlines": dict(Counter(p.get("centerline", "unknown") for p in file.provenances)),
+    }
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+
+def run_jobs(jobs: Sequence[AnyJob], workers: int, title: str, progress: bool) -> dict[str, dict[str, Any]]:
+    """Index entries of all jobs by log name, sorted."""
+    done: dict[str, dict[str, Any]] = {}
+    total = sum(job.num_scenes for job in jobs)
+    with tqdm(total=total, desc=title, unit="scene", disable=None if progress else True) as bar:
+        for job, entry in _run(jobs, workers):
+            done[job.out.name.removesuffix(SUFFIX)] = entry
+            bar.update(job.num_scenes)
+    return {name: done[name] for name in sorted(done)}
+
+
+def _run(jobs: Sequence[AnyJob], workers: int) -> Iterator[tuple[AnyJob, dict[str, Any]]]:
+    num_scenes = sum(job.num_scenes for job in jobs)
     workers = min(workers, len(jobs), num_scenes // SCENES_PER_PROCESS)
     if workers <= 1:
         for job in jobs:
-            yield job, _cache_log(job)
+            yield job, job.run()
         return
     with ProcessPoolExecutor(workers, mp_context=process_context()) as pool:
-        running = {pool.submit(_cache_log, job): job for job in jobs}
+        running = {pool.submit(job.run): job for job in jobs}
         try:
             for future in as_completed(running):
                 yield running[future], future.result()
@@ -198,53 +284,59 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, dict[str, A
             raise
 
 
-def _cache_log(job: _Job) -> dict[str, Any]:
-    """Write one log's scenes unless an unchanged file is there; returns its entry of the index."""
-    source = _source(job)
-    kept = stored_source(job.out) == source
-    sha256 = file_hash(job.out) if kept else ""
-    if kept:
-        try:  # whole and readable?
-            file = SceneFile(job.out)
-            scenes = [file.scene(row) for row in range(len(file.tokens))]
-        except CacheError:
-            kept = False
-    if not kept:
-        scenes = list(build_scenes(job.records, job.data_root, job.maps_root))
-        sha256 = write_scenes(job.out, scenes, source)
-    return {
-        "file": job.out.name,
-        "sha256": sha256,
-        "source": source,
-        "tokens": [s.token for s in scenes],
-        "centerlines": dict(Counter(s.provenance["centerline"] for s in scenes)),
-    }
-
-
-def _source(job: _Job) -> str:
-    """Hash of all that a log's scenes depend on."""
-    first = job.records[0]
-    maps = {at: _map_hash(open_map(job.maps_root, at).path) for at in {r.location for r in job.records}}
-    parts = {
+def finish(out: Path, logs: dict[str, dict[str, Any]], about: dict[str, Any], maps: dict[str, Any]) -> None:
+    """Write the index, which makes the scene files in ``out`` a cache, and remove files of its earlier index."""
+    centerlines: Counter[str] = Counter()
+    for entry in logs.values():
+        centerlines.update(entry.pop("centerlines"))
+    before = _listed_files(out)
+    index = {
+        "format": FORMAT,
         "builder": BUILDER,
-        "log": file_hash(log_path(job.data_root, first.data_split, first.log_name)),
-        "maps": dict(sorted(maps.items())),
-        "windows": [(r.token, r.first_frame, r.num_history, len(r.poses)) for r in job.records],
+        "metric": METRIC,
+        **about,
+        "num_scenes": sum(len(entry["tokens"]) for entry in logs.values()),
+        "centerlines": dict(centerlines),
+        "data_fingerprint": hash_of(sorted((name, entry["source"]) for name, entry in logs.items())),
+        "fingerprint": hash_of(sorted((name, entry["crc32"], entry["source"]) for name, entry in logs.items())),
+        "maps": maps,
+        "logs": logs,
     }
+    write_index(out, index)
+    for name in before - {entry["file"] for entry in logs.values()}:
+        (out / name).unlink(missing_ok=True)
+
+
+def _listed_files(out: Path) -> set[str]:
+    """Names of scene files that the index in ``out`` lists, whatever its version."""
+    try:
+        logs = json.loads((out / INDEX).read_text(encoding="utf-8"))["logs"]
+        names = {str(entry["file"]) for entry in logs.values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+    return {name for name in names if Path(name).name == name and name.endswith((SUFFIX, ".npz"))}
+
+
+def refuse_other_split(out: Path, split: str, data_split: str) -> None:
+    """Raise CacheError when ``out`` holds the cache of another split; a damaged index is no cache."""
+    try:
+        found = json.loads((out / INDEX).read_text(encoding="utf-8"))
+        there = found["split"], found["data_split"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if there != (split, data_split):
+        raise CacheError(f"{out} holds the metric cache of split {there[0]}; choose another folder for {split}")
+
+
+def hash_of(parts: Any) -> str:
+    """SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _refuse_other_split(out: Path, split: Split) -> None:
-    if (out / INDEX).is_file():
-        found = MetricCache(out).index
-        if (found["split"], found["data_split"]) != (split.name, split.data_split):
-            raise CacheError(
-                f"{out} holds the metric cache of split {found['split']}; choose another folder for {split.name}"
-            )
-
-
-def _fingerprint(parts: Iterator[tuple[str, str]]) -> str:
-    return hashlib.sha256(json.dumps(sorted(parts)).encode()).hexdigest()
+def _stamp(path: Path) -> list[int]:
+    """Size and modification time."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 @lru_cache(maxsize=8)

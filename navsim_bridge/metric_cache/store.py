@@ -1,41 +1,51 @@
-"""Many `MetricScene`s in one file: flat arrays with offsets in an uncompressed .npz, no pickle.
+"""Many `MetricScene`s in one file: flat arrays with offsets, nothing lost and little stored twice.
 
-Scenes of one log share most map polygons, so each distinct polygon is stored once.
+Scenes of one log share most map polygons and centrelines, so each distinct one is stored once. Objects are stored as
+`tracks` codes them; sizes once per track where they do not change; text as UTF-8; indexes in as few bytes as they
+need; columns of coordinates as `fixed_point` packs them. What is read back equals what was written, bit by bit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvla.files import write_atomically
+from navsim_bridge.metric_cache.container import CacheError, map_arrays, write_arrays
+from navsim_bridge.metric_cache.fixed_point import pack_column, unpack_column
+from navsim_bridge.metric_cache.tracks import KeyFrames, code, constant_sizes, mask_lengths, positions
 from navsim_bridge.pdm.metric_scene import NUM_FRAMES, OBJECT_TYPES, POLYGON_TYPES, MetricScene
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; files of another version are refused."""
+SUFFIX = ".scenes"
 
 
-class CacheError(ValueError):
-    """A metric cache that cannot be used; the message says which file or token and what to do."""
+def write_scenes(path: Path | str, scenes: Sequence[MetricScene], source: str) -> int:
+    """Write ``scenes`` atomically; returns the CRC-32 of the file.
 
+    ``source`` identifies what they were made from; `SceneFile.source` gives it back.
 
-def write_scenes(path: Path | str, scenes: Sequence[MetricScene], source: str) -> str:
-    """Write ``scenes`` atomically; returns the SHA-256 of the file.
-
-    ``source`` identifies what they were made from; `stored_source` reads it back.
+    Raises:
+        ValueError: a scene with the inputs of EPDMS, which this format does not hold.
     """
+    for scene in scenes:
+        if scene.v2 is not None or len(scene.frame_offsets) != NUM_FRAMES + 1:
+            raise ValueError(f"scene {scene.token} holds inputs of EPDMS; the metric cache stores PDMS v1 only")
     arrays = _pack(scenes)
-    header = {"format": FORMAT, "source": source, "provenance": _distinct([s.provenance for s in scenes])[0]}
-    arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-    return file_hash(path)
+    exponents = _pack_columns(arrays)
+    header = {
+        "format": FORMAT,
+        "source": source,
+        "provenance": _distinct([s.provenance for s in scenes])[0],
+        "exponents": exponents,
+    }
+    return write_arrays(path, header, arrays)
 
 
 def file_hash(path: Path | str) -> str:
@@ -47,69 +57,67 @@ def file_hash(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def stored_source(path: Path | str) -> str | None:
-    """``source`` of a scene file; None when there is no whole file of this format."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(file["header"].tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    return header["source"] if header.get("format") == FORMAT else None
-
-
 class SceneFile:
-    """The scenes of one file, in memory as flat arrays; `MetricScene`s are cut out on demand."""
+    """The scenes of one file, memory-mapped; `MetricScene`s are cut out on demand."""
 
-    def __init__(self, path: Path | str) -> None:
-        """Read and check the file; raises CacheError naming it when it is damaged or of another format."""
+    def __init__(self, path: Path | str, expected_crc: int | None = None) -> None:
+        """Check every byte; raises CacheError naming the file when it is damaged or of another format."""
         self.path = Path(path)
-        try:
-            with np.load(self.path, allow_pickle=False) as file:  # the zip layer checks every array's CRC
-                self._arrays = {name: file[name] for name in file.files}
-            header = json.loads(self._arrays.pop("header").tobytes())
-            found = header.get("format")
-            if found != FORMAT:
-                raise CacheError(f"{self.path}: format {found}, expected {FORMAT}; make the cache again")
-            self._provenance: list[dict[str, str]] = header["provenance"]
-            self._index()
-        except FileNotFoundError:
-            raise CacheError(f"{self.path} is missing; run tools/cache_metrics.py again") from None
-        except CacheError:
-            raise
-        except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile) as error:
-            raise CacheError(
-                f"{self.path} is damaged ({type(error).__name__}: {error}); delete it and run tools/cache_metrics.py "
-                "again"
-            ) from error
+        header, self._arrays, self.crc = map_arrays(self.path, expected_crc)
+        if header["format"] != FORMAT:
+            raise CacheError(f"{self.path}: format {header['format']}, expected {FORMAT}; make the cache again")
+        self.source: str = header["source"]
+        self._provenance: list[dict[str, str]] = header["provenance"]
+        _unpack_columns(self._arrays, header["exponents"])
+        self._index()
 
     def _index(self) -> None:
         a = self._arrays
-        self.tokens: list[str] = a["token"].tolist()
         self.num_bytes = sum(array.nbytes for array in a.values())
-        self._polygon_tokens = a["polygon_token"].tolist()
+        self.tokens = _lines(a["token"])
+        self._log_names = _lines(a["log_name"])
+        self._polygon_tokens = _lines(a["polygon_token"])
         self._polygon_types = [POLYGON_TYPES[code] for code in a["polygon_type"].tolist()]
-        self._track_tokens = a["track_token"].tolist()
+        self._track_tokens = _lines(a["track_token"])
         self._track_types = [OBJECT_TYPES[code] for code in a["track_type"].tolist()]
-        self._route_lanes = a["route_lane"].tolist()
-        self._log_names = a["log_name"].tolist()
-        self._rings_per_polygon = np.diff(a["polygon_rings"])
-        self._vertices_per_ring = np.diff(a["ring_vertices"])
+        self._route_lanes = _lines(a["route_lane"])
+        self._rings_per_polygon = a["polygon_ring_count"].astype(np.int64)
+        self._polygon_rings = _offsets(self._rings_per_polygon)
+        self._vertices_per_ring = a["ring_vertex_count"].astype(np.int64)
+        self._ring_vertices = _offsets(self._vertices_per_ring)
+        self._mask = a["track_mask"].astype(np.int64)
+        self._first_key = _offsets(mask_lengths(self._mask))
+        self._key_frames = KeyFrames.of(self._mask, NUM_FRAMES)
+        self._resized = a["track_size_varies"].astype(bool)
+        # where each scene's part of an array begins and ends
+        self._parts = {
+            name: _offsets(a[f"{name}_count"].astype(np.int64)).tolist()
+            for name in ("reference", "scene_polygon", "route_lane", "object", "track", "free_xy", "free_size")
+        }
+        self._centerlines = _offsets(a["centerline_count"].astype(np.int64)).tolist()
+
+    @property
+    def provenances(self) -> list[dict[str, str]]:
+        """Provenance of every scene."""
+        return [self._provenance[i] for i in self._arrays["provenance"].tolist()]
 
     def scene(self, row: int) -> MetricScene:
-        """The scene at ``row`` of ``tokens``. Its arrays may be views of the file's: do not write to them."""
+        """The scene at ``row`` of ``tokens``. Its arrays may be read-only views of the file's."""
         a = self._arrays
 
         def part(name: str) -> slice:
-            offsets = a[f"{name}_offsets"]
-            return slice(int(offsets[row]), int(offsets[row + 1]))
+            offsets = self._parts[name]
+            return slice(offsets[row], offsets[row + 1])
 
         polygons = a["scene_polygon"][part("scene_polygon")]
         ring_counts = self._rings_per_polygon[polygons]
-        rings = _ranges(a["polygon_rings"][polygons], ring_counts)
+        rings = _ranges(self._polygon_rings[polygons], ring_counts)
         vertex_counts = self._vertices_per_ring[rings]
-        vertices = a["vertices"][_ranges(a["ring_vertices"][rings], vertex_counts)]
-        objects, tracks, reference = part("objects"), part("tracks"), part("reference")
-        chosen = polygons.tolist()
+        vertices = a["vertices"][_ranges(self._ring_vertices[rings], vertex_counts)]
+        tracks, reference, chosen = part("track"), part("reference"), polygons.tolist()
+        line = int(a["scene_centerline"][row])
+        frame_counts = a["frame_count"][row]
+        object_track = a["object_track"][part("object")].astype(np.int64)
         return MetricScene(
             token=self.tokens[row],
             log_name=self._log_names[row],
@@ -122,54 +130,136 @@ class SceneFile:
             polygon_ring_offsets=_offsets(ring_counts),
             ring_offsets=_offsets(vertex_counts),
             vertices=vertices,
-            route_lane_ids=tuple(self._route_lanes[part("route_lanes")]),
-            centerline=a["centerline"][part("centerline")],
-            frame_offsets=a["frame_offsets"][row],
-            object_track=a["object_track"][objects],
-            object_boxes=a["object_boxes"][objects],
+            route_lane_ids=tuple(self._route_lanes[part("route_lane")]),
+            centerline=a["centerline"][self._centerlines[line] : self._centerlines[line + 1]],
+            frame_offsets=_offsets(frame_counts),
+            object_track=object_track,
+            object_boxes=self._boxes(part, object_track + tracks.start, frame_counts),
             track_tokens=tuple(self._track_tokens[tracks]),
             track_types=tuple(self._track_types[tracks]),
             track_first_speed=a["track_first_speed"][tracks],
             provenance=self._provenance[int(a["provenance"][row])],
         )
 
+    def _boxes(
+        self, part: Callable[[str], slice], track: NDArray[np.int64], frame_counts: NDArray[np.integer]
+    ) -> NDArray[np.float64]:
+        a = self._arrays
+        boxes = np.empty((len(track), 5))
+        mask = self._mask[track]
+        coded = mask > 0
+        frame = np.repeat(np.arange(NUM_FRAMES), frame_counts)
+        if coded.all():
+            boxes[:, :2] = positions(self._key_frames, a["key_xy"], self._first_key[track], mask, frame)
+        else:
+            of = track[coded]
+            boxes[coded, :2] = positions(self._key_frames, a["key_xy"], self._first_key[of], mask[coded], frame[coded])
+            boxes[~coded, :2] = a["free_xy"][part("free_xy")]
+        boxes[:, 2] = a["object_heading"][part("object")]
+        boxes[:, 3:] = a["track_size"][track]
+        resized = self._resized[track]
+        if resized.any():
+            boxes[resized, 3:] = a["free_size"][part("free_size")]
+        return boxes
+
 
 def _pack(scenes: Sequence[MetricScene]) -> dict[str, NDArray[Any]]:
-    polygon_rows, table = _polygon_table(scenes)
+    polygon_rows, polygon_table = _polygon_table(scenes)
+    lines: dict[bytes, int] = {}
+    scene_line = [lines.setdefault(np.asarray(s.centerline, dtype=np.float64).tobytes(), len(lines)) for s in scenes]
 
-    def joined(values: Callable[[MetricScene], NDArray[Any]], empty: tuple[int, ...] = (0,)) -> NDArray[Any]:
-        return np.concatenate([values(s) for s in scenes]) if scenes else np.zeros(empty)
+    def joined(values: Iterable[Any], columns: int = 0) -> NDArray[Any]:
+        parts = list(values)
+        shape = (0, columns) if columns else (0,)
+        return np.concatenate([np.zeros(shape, dtype=np.asarray(parts[0]).dtype), *parts]) if parts else np.zeros(shape)
 
-    def offsets(values: Callable[[MetricScene], Any]) -> NDArray[np.int64]:
-        return _offsets([len(values(s)) for s in scenes])
-
-    def strings(values: Callable[[MetricScene], Sequence[str]]) -> NDArray[np.str_]:
-        return np.array([v for s in scenes for v in values(s)], dtype=np.str_)
-
+    objects = [_object_arrays(s) for s in scenes]
     return {
-        **table,
-        "token": strings(lambda s: (s.token,)),
-        "log_name": strings(lambda s: (s.log_name,)),
+        **polygon_table,
+        "token": _text(s.token for s in scenes),
+        "log_name": _text(s.log_name for s in scenes),
         "ego_state": np.array([s.ego_state for s in scenes], dtype=np.float64).reshape(-1, 11),
         "ego_time_us": np.array([s.ego_time_us for s in scenes], dtype=np.int64),
-        "reference_states": joined(lambda s: s.reference_states, (0, 3)),
-        "reference_times_us": joined(lambda s: s.reference_times_us),
-        "reference_offsets": offsets(lambda s: s.reference_states),
-        "scene_polygon": np.array([row for rows in polygon_rows for row in rows], dtype=np.int64),
-        "scene_polygon_offsets": _offsets([len(rows) for rows in polygon_rows]),
-        "route_lane": strings(lambda s: s.route_lane_ids),
-        "route_lanes_offsets": offsets(lambda s: s.route_lane_ids),
-        "centerline": joined(lambda s: s.centerline, (0, 3)),
-        "centerline_offsets": offsets(lambda s: s.centerline),
-        "frame_offsets": np.array([s.frame_offsets for s in scenes], dtype=np.int64).reshape(-1, NUM_FRAMES + 1),
-        "object_track": joined(lambda s: s.object_track),
-        "object_boxes": joined(lambda s: s.object_boxes, (0, 5)),
-        "objects_offsets": offsets(lambda s: s.object_track),
-        "track_token": strings(lambda s: s.track_tokens),
-        "track_type": np.array([OBJECT_TYPES.index(t) for s in scenes for t in s.track_types], dtype=np.int64),
-        "track_first_speed": joined(lambda s: s.track_first_speed),
-        "tracks_offsets": offsets(lambda s: s.track_tokens),
-        "provenance": np.array(_distinct([s.provenance for s in scenes])[1], dtype=np.int64),
+        "reference_states": joined((s.reference_states for s in scenes), 3),
+        "reference_times_us": joined(np.asarray(s.reference_times_us, dtype=np.int64) for s in scenes),
+        "reference_count": _small([len(s.reference_states) for s in scenes]),
+        "scene_polygon": _small([row for rows in polygon_rows for row in rows]),
+        "scene_polygon_count": _small([len(rows) for rows in polygon_rows]),
+        "route_lane": _text(v for s in scenes for v in s.route_lane_ids),
+        "route_lane_count": _small([len(s.route_lane_ids) for s in scenes]),
+        "centerline": np.frombuffer(b"".join(lines), dtype=np.float64).reshape(-1, 3),
+        "centerline_count": _small([len(line) // 24 for line in lines]),
+        "scene_centerline": _small(scene_line),
+        "frame_count": _small([np.diff(s.frame_offsets) for s in scenes]).reshape(-1, NUM_FRAMES),
+        "object_count": _small([len(s.object_track) for s in scenes]),
+        "object_track": _small(joined(s.object_track for s in scenes)),
+        "object_heading": joined(np.asarray(s.object_boxes, dtype=np.float64)[:, 2] for s in scenes),
+        "track_token": _text(v for s in scenes for v in s.track_tokens),
+        "track_type": _small([OBJECT_TYPES.index(t) for s in scenes for t in s.track_types]),
+        "track_first_speed": joined(np.asarray(s.track_first_speed, dtype=np.float64) for s in scenes),
+        "track_count": _small([len(s.track_tokens) for s in scenes]),
+        "track_mask": joined(o["track_mask"] for o in objects).astype(np.uint16),
+        "track_size": joined((o["track_size"] for o in objects), 2),
+        "track_size_varies": joined(o["track_size_varies"] for o in objects).astype(np.uint8),
+        "key_xy": joined((o["key_xy"] for o in objects), 2),
+        "free_xy": joined((o["free_xy"] for o in objects), 2),
+        "free_xy_count": _small([len(o["free_xy"]) for o in objects]),
+        "free_size": joined((o["free_size"] for o in objects), 2),
+        "free_size_count": _small([len(o["free_size"]) for o in objects]),
+        "provenance": _small(_distinct([s.provenance for s in scenes])[1]),
+    }
+
+
+_COLUMNS = {"vertices": 2, "centerline": 3, "reference_states": 3, "key_xy": 2, "free_xy": 2}
+"""Arrays whose first two columns are coordinates, with their number of columns."""
+
+
+def _pack_columns(arrays: dict[str, NDArray[Any]]) -> dict[str, list[int | None]]:
+    """Replace coordinates by packed columns where that is possible; the exponents say where."""
+    exponents: dict[str, list[int | None]] = {}
+    for name, columns in _COLUMNS.items():
+        table = arrays.pop(name)
+        exponents[name] = []
+        for column in range(columns):
+            values = np.ascontiguousarray(table[:, column])
+            packed = pack_column(values) if column < 2 else None
+            exponents[name].append(packed[0] if packed else None)
+            for part, array in packed[1].items() if packed else [("values", values)]:
+                arrays[f"{name}.{column}.{part}"] = array
+    return exponents
+
+
+def _unpack_columns(arrays: dict[str, NDArray[Any]], exponents: dict[str, list[int | None]]) -> None:
+    """Undo `_pack_columns`."""
+    for name, of_columns in exponents.items():
+        columns = []
+        for column, exponent in enumerate(of_columns):
+            prefix = f"{name}.{column}."
+            if exponent is None:
+                columns.append(arrays.pop(f"{prefix}values"))
+            else:
+                parts = {part: arrays.pop(prefix + part) for part in ("steps", "large_at", "large")}
+                columns.append(unpack_column(exponent, parts))
+        arrays[name] = np.stack(columns, axis=1)
+
+
+def _object_arrays(scene: MetricScene) -> dict[str, NDArray[Any]]:
+    """Positions and sizes of one scene's boxes; those of tracks that cannot be coded are listed row by row."""
+    boxes = np.asarray(scene.object_boxes, dtype=np.float64)
+    track, count = np.asarray(scene.object_track, dtype=np.int64), len(scene.track_tokens)
+    frame = np.repeat(np.arange(NUM_FRAMES), np.diff(scene.frame_offsets))
+    if count == 0:
+        mask, key_xy = np.zeros(0, dtype=np.uint16), np.zeros((0, 2))
+    else:
+        mask, key_xy = code(frame, track, boxes[:, :2], count, NUM_FRAMES)
+    constant, size = constant_sizes(track, boxes[:, 3:], count)
+    return {
+        "track_mask": mask,
+        "key_xy": key_xy,
+        "free_xy": boxes[mask[track] == 0, :2],
+        "track_size": size,
+        "track_size_varies": ~constant,
+        "free_size": boxes[~constant[track], 3:],
     }
 
 
@@ -186,12 +276,28 @@ def _polygon_table(scenes: Sequence[MetricScene]) -> tuple[list[list[int]], dict
             mine.append(rows.setdefault((token, kind, tuple(sizes[first:last]), content), len(rows)))
         of_scene.append(mine)
     return of_scene, {
-        "polygon_token": np.array([key[0] for key in rows], dtype=np.str_),
-        "polygon_type": np.array([POLYGON_TYPES.index(key[1]) for key in rows], dtype=np.int64),
-        "polygon_rings": _offsets([len(key[2]) for key in rows]),
-        "ring_vertices": _offsets([size for key in rows for size in key[2]]),
+        "polygon_token": _text(key[0] for key in rows),
+        "polygon_type": _small([POLYGON_TYPES.index(key[1]) for key in rows]),
+        "polygon_ring_count": _small([len(key[2]) for key in rows]),
+        "ring_vertex_count": _small([size for key in rows for size in key[2]]),
         "vertices": np.frombuffer(b"".join(key[3] for key in rows), dtype=np.float64).reshape(-1, 2),
     }
+
+
+def _text(values: Iterable[str]) -> NDArray[np.uint8]:
+    """Strings as the UTF-8 bytes of a JSON list."""
+    return np.frombuffer(json.dumps(list(values), ensure_ascii=False, separators=(",", ":")).encode(), dtype=np.uint8)
+
+
+def _lines(text: NDArray[np.uint8]) -> list[str]:
+    strings: list[str] = json.loads(text.tobytes())
+    return strings
+
+
+def _small(values: Any) -> NDArray[np.integer]:
+    """Numbers from 0 in the smallest unsigned type that holds them."""
+    array = np.asarray(values, dtype=np.int64)
+    return array.astype(np.min_scalar_type(int(array.max(initial=0))))
 
 
 def _distinct(values: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], list[int]]:
@@ -200,7 +306,7 @@ def _distinct(values: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], l
     return [json.loads(v) for v in seen], index
 
 
-def _offsets(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+def _offsets(counts: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
     result = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=result[1:])
     return result

@@ -8,6 +8,7 @@ import pytest
 from navsim_bridge.logs import load_plain_pickle, log_path, read_log
 from navsim_bridge.maps import open_map
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes, cache
+from navsim_bridge.metric_cache.index import write_index
 from navsim_bridge.metric_cache.route import FROM_RECORDING, Centerlines
 from navsim_bridge.metric_cache.store import SceneFile, write_scenes
 from navsim_bridge.scene_filter import SceneFilter, Split
@@ -52,8 +53,8 @@ def test_polygons_with_holes_and_empty_frames_survive(scenes, tmp_path):
         frame_offsets=np.zeros(52, dtype=np.int64), object_track=np.zeros(0, dtype=np.int64),
         object_boxes=np.zeros((0, 5)), track_tokens=(), track_types=(), track_first_speed=np.zeros(0),
     )  # fmt: skip
-    write_scenes(tmp_path / "x.npz", [odd, scenes[1], odd], "test")
-    file = SceneFile(tmp_path / "x.npz")
+    write_scenes(tmp_path / "x.scenes", [odd, scenes[1], odd], "test")
+    file = SceneFile(tmp_path / "x.scenes")
     for row, expected in enumerate([odd, scenes[1], odd]):
         assert_equal(expected, file.scene(row))
 
@@ -72,7 +73,7 @@ def test_an_interrupted_run_leaves_no_cache_and_goes_on_later(world, tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("numpy.savez", stop)
+        patched.setattr("os.fsync", stop)
         with pytest.raises(KeyboardInterrupt):
             build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False)
     assert list(tmp_path.iterdir()) == []
@@ -82,11 +83,11 @@ def test_an_interrupted_run_leaves_no_cache_and_goes_on_later(world, tmp_path, m
 
 
 def test_a_damaged_file_is_named_and_made_again(built, world):
-    file = built.path / f"{LOG}.npz"
+    file = built.path / f"{LOG}.scenes"
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], whole[:5000] + b"\xff" * 64 + whole[5064:], b""):
         file.write_bytes(damaged)
-        with pytest.raises(CacheError, match=rf"{LOG}\.npz is damaged"):
+        with pytest.raises(CacheError, match=rf"{LOG}\.scenes is damaged"):
             MetricCache(built.path).load(built.tokens[:1])
         again = build_metric_cache(world.root, world.maps, world.split, built.path, progress=False)
         assert again.fingerprint == built.fingerprint
@@ -122,15 +123,16 @@ def test_missing_tokens_and_foreign_indexes_are_refused(built):
 
 
 def test_open_files_are_let_go_beyond_the_memory_limit(built, scenes, tmp_path):
-    for name in "ab":
-        write_scenes(tmp_path / f"{name}.npz", scenes[:1], "test")
-    logs = {n: {"file": f"{n}.npz", "tokens": [t]} for n, t in zip("ab", (scenes[0].token, "other"))}
-    (tmp_path / "index.json").write_text(json.dumps({**built.index, "logs": logs}))
+    logs = {}
+    for name, token in zip("ab", (scenes[0].token, "other")):
+        crc = write_scenes(tmp_path / f"{name}.scenes", scenes[:1], "test")
+        logs[name] = {"file": f"{name}.scenes", "tokens": [token], "crc32": crc}
+    write_index(tmp_path, {**built.index, "logs": logs})
     small = MetricCache(tmp_path, keep_bytes=1)
     small.load([scenes[0].token])
     with pytest.raises(CacheError, match=r"holds .* where index\.json says other"):
         small.load(["other"])
-    assert list(small._open) == ["b.npz"]
+    assert list(small._open) == ["b"]
 
 
 def test_scenes_that_cannot_be_scored_say_why(world):

@@ -1,0 +1,76 @@
+"""Official metric caches -> the packed cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from navsim_bridge.metric_cache import cache as packed
+from navsim_bridge.metric_cache.official import REFERENCE, OfficialCache, OfficialCacheError, read_official_cache
+from navsim_bridge.metric_cache.store import SUFFIX, file_hash
+from navsim_bridge.pdm.metric_scene import MetricScene
+
+READER = 1
+"""Raise when the reader's results change: scenes read by another one are converted again."""
+
+
+def convert_official_cache(
+    source: Path | str, out: Path | str, workers: int = 1, progress: bool = True
+) -> packed.MetricCache:
+    """Write the scenes of an official metric cache (navsim v1.1) to ``out`` in the packed form.
+
+    Logs that are already there and unchanged are kept. Bad files do not stop the rest: the good scenes are written
+    and can be used, and then the error is raised.
+
+    Raises:
+        FileNotFoundError: ``source`` holds no cache file.
+        OfficialCacheError: files that cannot be read; names the first with its token, and how many there are.
+        CacheError: ``out`` holds the cache of something else.
+    """
+    official, out = OfficialCache(source), Path(out)
+    name = f"official cache {official.folder.resolve().name}"
+    packed.refuse_other_split(out, name, "")
+    jobs = [
+        _OfficialJob(tuple(official.files[token] for token in tokens), out / f"{log}{SUFFIX}")
+        for log, tokens in official.by_log().items()
+    ]
+    logs = packed.run_jobs(jobs, workers, name, progress)
+    problems = [problem for entry in logs.values() for problem in entry.pop("problems")]
+    for log in [log for log, entry in logs.items() if not entry["tokens"]]:
+        (out / logs.pop(log)["file"]).unlink()
+    if not logs:
+        raise OfficialCacheError(f"none of {len(official)} scenes could be converted; first: {problems[0]}")
+    about = {"split": name, "data_split": "", "reference": REFERENCE, "unreadable": len(problems)}
+    packed.finish(out, logs, about, maps={})
+    if problems:
+        raise OfficialCacheError(
+            f"{len(problems)} of {len(official)} scenes could not be converted; first: {problems[0]} (the other "
+            f"{len(official) - len(problems)} are in {out})"
+        )
+    return packed.MetricCache(out)
+
+
+@dataclass(frozen=True)
+class _OfficialJob:
+    files: tuple[Path, ...]  # one log's
+    out: Path
+
+    @property
+    def num_scenes(self) -> int:
+        return len(self.files)
+
+    def run(self) -> dict[str, Any]:
+        problems: list[str] = []
+
+        def read() -> list[MetricScene]:
+            scenes = []
+            for file in self.files:
+                try:
+                    scenes.append(read_official_cache(file))
+                except OfficialCacheError as error:
+                    problems.append(str(error))
+            return scenes
+
+        source = packed.hash_of([READER, [(file.parent.name, file_hash(file)) for file in self.files]])
+        return {**packed.log_entry(self.out, source, len(self.files), read), "problems": problems}

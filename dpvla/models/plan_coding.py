@@ -20,6 +20,7 @@ class PlanCodingConfig:
 
     channels: Literal["x_y_cos_sin", "x_y_heading"] = "x_y_cos_sin"  # cos and sin have no wrap-around
     baseline: Literal["constant_velocity", "none"] = "constant_velocity"  # code the residual to it, or absolute poses
+    positions: Literal["pose", "delta"] = "pose"  # x and y as they are, or as steps from the pose before (smoother)
     std_floor: float = 0.01  # smallest spread (m, rad) that is normalised to 1; cos hardly varies at 0.5 s
 
 
@@ -64,7 +65,7 @@ class PlanCoding(nn.Module):
         bad = ~(plans.isfinite().flatten(1).all(1) & ego_status.isfinite().all(1))
         if bad.any():
             raise ValueError(f"plan statistics: {int(bad.sum())} scenes are not finite, first {int(bad.nonzero()[0])}")
-        values = self._channels(plans.double()) - self._baseline(ego_status.double())
+        values = self._steps(self._channels(plans.double()) - self._baseline(ego_status.double()))
         std, mean = torch.std_mean(values, dim=0)
         std = std.clamp_min(self.config.std_floor)
         self.mean.copy_(mean)
@@ -78,14 +79,15 @@ class PlanCoding(nn.Module):
         self._require_statistics()
         plans = plans if plans.dtype == torch.float64 else plans.float()
         baseline = self._over_candidates(self._baseline(ego_status.to(plans.dtype)), plans)
-        return (self._channels(plans) - baseline - self.mean.to(plans.dtype)) / self.std.to(plans.dtype)
+        values = self._steps(self._channels(plans) - baseline)
+        return (values - self.mean.to(plans.dtype)) / self.std.to(plans.dtype)
 
     def decode(self, values: Tensor, ego_status: Tensor) -> Tensor:
         """Inverse of ``encode``: headings come back in (-pi, pi]."""
         self._require_statistics()
         values = values if values.dtype == torch.float64 else values.float()
         baseline = self._over_candidates(self._baseline(ego_status.to(values.dtype)), values)
-        channels = values * self.std.to(values.dtype) + self.mean.to(values.dtype) + baseline
+        channels = self._poses(values * self.std.to(values.dtype) + self.mean.to(values.dtype)) + baseline
         if self.config.channels == "x_y_heading":
             heading = channels[..., 2:3]
             heading = torch.atan2(heading.sin(), heading.cos())
@@ -98,6 +100,19 @@ class PlanCoding(nn.Module):
         if self.config.channels == "x_y_heading":
             return torch.cat([plans[..., :2], torch.atan2(heading.sin(), heading.cos())], dim=-1)
         return torch.cat([plans[..., :2], heading.cos(), heading.sin()], dim=-1)
+
+    def _steps(self, channels: Tensor) -> Tensor:
+        """x and y as differences between poses, the first from the origin, where the config says so."""
+        if self.config.positions == "pose":
+            return channels
+        before = torch.cat([torch.zeros_like(channels[..., :1, :2]), channels[..., :-1, :2]], dim=-2)
+        return torch.cat([channels[..., :2] - before, channels[..., 2:]], dim=-1)
+
+    def _poses(self, channels: Tensor) -> Tensor:
+        """Inverse of ``_steps``."""
+        if self.config.positions == "pose":
+            return channels
+        return torch.cat([channels[..., :2].cumsum(dim=-2), channels[..., 2:]], dim=-1)
 
     def _baseline(self, ego_status: Tensor) -> Tensor:
         """(scene, 8, channel): keep the speed of t = 0 straight ahead, as NAVSIM's constant-velocity agent does."""

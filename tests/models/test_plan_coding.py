@@ -26,10 +26,11 @@ def _coding(**options) -> PlanCoding:
 
 @pytest.mark.parametrize("channels", ["x_y_cos_sin", "x_y_heading"])
 @pytest.mark.parametrize("baseline", ["constant_velocity", "none"])
+@pytest.mark.parametrize("positions", ["pose", "delta"])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), candidates=st.integers(0, 3))
-def test_decoding_inverts_encoding(channels, baseline, seed, candidates):
-    coding = _coding(channels=channels, baseline=baseline)
+def test_decoding_inverts_encoding(channels, baseline, positions, seed, candidates):
+    coding = _coding(channels=channels, baseline=baseline, positions=positions)
     plans, status = _plans(5, seed)
     if candidates:
         plans = torch.stack([plans + index for index in range(candidates)], dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -14,7 +15,7 @@ PACKAGES = ("dpvla", "torch", "torchvision", "numpy", "scipy", "shapely", "trans
 
 
 def collect(seed: int | None = None) -> dict[str, Any]:
-    """Python, package versions, git commit of the source tree (None outside one), device and command."""
+    """Python, package and BLAS versions, git commit of the source tree (None outside one), device and command."""
     import torch
 
     return {
@@ -23,7 +24,24 @@ def collect(seed: int | None = None) -> dict[str, Any]:
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "blas": blas_versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def blas_versions() -> dict[str, str]:
+    """The linear algebra that numpy and torch were built with: it decides the last bits of a result."""
+    import numpy as np
+    import torch
+
+    build: dict[str, Any] = np.show_config(mode="dicts")  # type: ignore[assignment]
+    numpy_blas = build.get("Build Dependencies", {}).get("blas", {})
+    torch_build = torch.__config__.show()
+    found = re.search(r"BLAS_INFO=(\w+)", torch_build)
+    mkl = re.search(r"Math Kernel Library Version ([\w.]+)", torch_build)
+    return {
+        "numpy": f"{numpy_blas.get('name', 'unknown')} {numpy_blas.get('version', '')}".strip(),
+        "torch": f"{found.group(1) if found else 'unknown'} {mkl.group(1) if mkl else ''}".strip(),
     }
 
 

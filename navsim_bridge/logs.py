@@ -127,6 +127,7 @@ class Log:
     routes: tuple[tuple[str, ...], ...]  # (frame,) roadblock ids of the route
     cameras: tuple[dict[str, str], ...]  # (frame,) camera name -> path below sensor_blobs/<split>
     annotations: tuple[Annotations | None, ...]  # (frame,) None where the log holds none (private test logs)
+    red_lights: tuple[tuple[str, ...] | None, ...]  # (frame,) ids of red lane connectors; None where not recorded
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -182,6 +183,7 @@ def read_log(path: Path | str) -> Log:
         routes=tuple(frame.route() for frame in read),
         cameras=tuple(frame.camera_paths() for frame in read),
         annotations=tuple(frame.annotations() for frame in read),
+        red_lights=tuple(frame.red_lights() for frame in read),
     )
 
 
@@ -285,6 +287,14 @@ class _Frame:
                     raise self.error(f"cams/{name}/data_path", "a path below sensor_blobs/<split>", path)
                 paths[name] = path
         return paths
+
+    def red_lights(self) -> tuple[str, ...] | None:
+        if "traffic_lights" not in self.raw:
+            return None
+        value = self.raw["traffic_lights"]
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, (list, tuple)) and len(v) == 2 for v in value):
+            raise self.error("traffic_lights", "a list of pairs (lane connector id, is red)", value)
+        return tuple(str(connector) for connector, is_red in value if is_red)
 
     def annotations(self) -> Annotations | None:
         if "anns" not in self.raw:

@@ -31,6 +31,8 @@ from navsim_bridge.pdm.ttc import LOOKAHEAD, time_to_collision
 HumanFilter = Literal["v2.1.2", "fixed", "off"]
 """How sub-scores that the recorded driver fails are forgiven: as released, as corrected later, or not at all."""
 
+METRIC_V2 = "EPDMS v2 (navsim 2.1.2, one stage, non-reactive traffic)"
+
 MULTIPLIERS = (
     "no_at_fault_collisions",
     "drivable_area_compliance",

@@ -1,0 +1,40 @@
+"""Check this machine: Python, packages, GPU, linear algebra, scores, data. One line per finding, with the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+try:
+    from dpvla import config
+    from dpvla.config import reporting_errors
+    from navsim_bridge import doctor
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"ERROR   module {missing.name} is missing -> pip install -e . in dpvla's checkout") from None
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what is wrong with this machine and what to do. Exits with 1 when something is broken."""
+
+    split: str | None = None  # also count this split's logs, scenes and missing camera files
+    data_root: str | None = None  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
+    maps_root: str | None = None  # folder with nuplan-maps-v1.0.json; default: NUPLAN_MAPS_ROOT, then the demo world
+    metric_cache: str | None = None  # also check every byte of this cache
+
+
+@reporting_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    options = config.parse(Doctor, argv)
+    counts = {doctor.OK: 0, doctor.WARNING: 0, doctor.ERROR: 0}
+    for finding in doctor.examine(options.data_root, options.maps_root, options.split, options.metric_cache):
+        counts[finding.level] += 1
+        print(finding, flush=True)
+    broken = counts[doctor.ERROR]
+    print(f"{counts[doctor.OK]} ok, {counts[doctor.WARNING]} warnings, {broken} broken")
+    if broken:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -177,7 +177,7 @@ def build_metric_cache(
     for location in sorted({r.location for r in records}):
         path = open_map(maps_root, location).path
         maps[location] = {
-            "file": path.relative_to(maps_root).as_posix(),
+            "file": path.relative_to(Path(maps_root).resolve()).as_posix(),
             "stamp": _stamp(path),
             "source_sha256": _map_hash(path),
         }

@@ -83,7 +83,7 @@ def _check_shapes(scene: MetricScene) -> None:
     check_offsets(token, "polygon_ring_offsets", scene.polygon_ring_offsets, polygons, rings, 1)
     check_offsets(token, "ring_offsets", scene.ring_offsets, rings, vertices[0], 3)
     line = np.shape(scene.centerline)
-    expect(len(line) == 2 and line[0] >= 1 and line[1] >= 2, f"centerline must be (point >= 1, 3), found {line}")
+    expect(len(line) == 2 and line[0] >= 2 and line[1] >= 2, f"centerline must be (point >= 2, 3), found {line}")
     boxes = np.shape(scene.object_boxes)
     expect(len(boxes) == 2 and boxes[1] == 5, f"object_boxes must be (row, 5), found {boxes}")
     expect(np.shape(scene.object_track) == boxes[:1], f"object_track must be ({boxes[0]},)")
@@ -220,14 +220,11 @@ def _pack_centerline(scenes: Sequence[MetricScene], origin: NDArray, parts: dict
     rows, counts, scene, position = _stack([item.centerline for item in scenes], 2)
     check_finite("centerline", rows, scene, [item.token for item in scenes])
     rows -= origin[scene]
-    sizes[:, 3] = np.maximum(counts, 2)  # a single point is a line of length zero
-    line = np.zeros((len(scenes), int(sizes[:, 3].max()), 2))
+    sizes[:, 3] = counts
+    line = np.zeros((len(scenes), counts.max(), 2))
     mask = np.zeros(line.shape[:2], dtype=bool)
     line[scene, position] = rows
     mask[scene, position] = True
-    single = counts == 1
-    line[single, 1] = line[single, 0]
-    mask[single, 1] = True
     parts |= {"centerline": line, "centerline_mask": mask}
 
 

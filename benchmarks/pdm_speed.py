@@ -45,8 +45,13 @@ _STAGE_SCENES = 256
 """The shares are measured on at most so many scenes."""
 
 
-def measure(golden: Sequence[GoldenScene], scenes: int, candidates: int, device: str, seconds: float) -> dict[str, Any]:
-    """One row: ``scenes`` x ``candidates`` plans scored in one call, the fastest of the passes within ``seconds``."""
+def measure(
+    golden: Sequence[GoldenScene], scenes: int, candidates: int, device: str, seconds: float, in_flight: int | None
+) -> dict[str, Any]:
+    """One row: ``scenes`` x ``candidates`` plans scored in one call, the fastest of the passes within ``seconds``.
+
+    ``in_flight`` is the ``max_plans_in_flight`` of ``score_plans``.
+    """
     gc.collect()
     _reset_peak(device)
     chosen = [golden[i % len(golden)] for i in range(scenes)]
@@ -59,7 +64,7 @@ def measure(golden: Sequence[GoldenScene], scenes: int, candidates: int, device:
 
     best_s, best_cpu_s, spent = np.inf, np.inf, 0.0
     while spent < seconds:
-        wall, cpu = _timed(lambda: score_plans(batch, plans), device)
+        wall, cpu = _timed(lambda: score_plans(batch, plans, max_plans_in_flight=in_flight), device)
         best_s, best_cpu_s, spent = min(best_s, wall), min(best_cpu_s, cpu), spent + wall
     peak = _peak_mb(device)
     few = min(scenes, _STAGE_SCENES)
@@ -146,6 +151,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to score")
     parser.add_argument("--json", type=Path, required=True, help="JSON file to write: a list of rows")
+    parser.add_argument(
+        "--max-plans-in-flight", type=int, help="bound on plans computed at once; by default the score's own"
+    )
     options = parser.parse_args(argv)
     paths = sorted(options.golden.glob("*.npz"))
     if not paths:
@@ -168,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     made = collect()
     for scenes, candidates in sizes:
-        row = measure(golden, scenes, candidates, options.device, options.seconds)
+        row = measure(golden, scenes, candidates, options.device, options.seconds, options.max_plans_in_flight)
         rows.append(row | {"threads": options.threads, "provenance": made})
         print(
             f"{row['device']:<7}{scenes:>7} x {candidates:<11}{row['plans_per_s']:>9.0f}{row['cpu_s']:>8.2f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,18 +24,19 @@ from navsim_bridge.agents import Agent
 from navsim_bridge.agents.policy_agent import is_model
 from navsim_bridge.logs import log_path
 from navsim_bridge.metric_cache.builder import build_scenes
-from navsim_bridge.metric_cache.cache import METRIC, MetricCache
+from navsim_bridge.metric_cache.cache import MetricCache
+from navsim_bridge.metric_cache.epdms_inputs import build_epdms_scenes
 from navsim_bridge.metric_cache.store import file_hash
+from navsim_bridge.metrics import PDMS, Metric, SceneScore
 from navsim_bridge.pdm.metric_scene import MetricScene
-from navsim_bridge.pdm.scene import SceneBatch
-from navsim_bridge.pdm.score import score_plans
 from navsim_bridge.reward import SUB_SCORES
 from navsim_bridge.scene_filter import Split
 from navsim_bridge.scenes import NUM_POSES, SceneRecord
 
-COLUMNS = ("token", "valid", *SUB_SCORES)
-"""The devkit's columns."""
+COLUMNS = ("token", "valid", *SUB_SCORES, "reason")
+"""Columns of scores.csv for the PDM score v1: the devkit's, then what cost the points."""
 SCENES_AT_ONCE = 256
+PDMS_V1 = PDMS()
 
 LoadScenes = Callable[[Sequence[SceneRecord]], Sequence[MetricScene]]
 
@@ -49,29 +51,37 @@ class Evaluation:
 
     tokens: tuple[str, ...]
     valid: NDArray[np.bool_]  # (scene,) False where the scene failed
-    values: NDArray[np.float64]  # (scene, 7) columns of SUB_SCORES, NaN where the scene failed
+    values: NDArray[np.float64]  # (scene, column), NaN where the scene failed or, for EPDMS, has no previous frame
     failures: dict[str, str] = field(default_factory=dict)  # token -> error
     metric: dict[str, Any] = field(default_factory=dict)  # reference, centrelines, fingerprint of the metric scenes
+    columns: tuple[str, ...] = SUB_SCORES  # names of the values
+    average_row: str = "average"  # token of the last row of the CSV
+    reasons: dict[str, str] = field(default_factory=dict)  # token -> what cost the points
 
     @property
     def averages(self) -> dict[str, float]:
-        """Mean of every sub-score over the scenes that did not fail.
+        """Mean of every sub-score over the scenes that did not fail; NaN for one that no scene has.
 
         Raises ValueError when all failed.
         """
         if not self.valid.any():
             raise ValueError(f"all {len(self.tokens)} scenes failed; there is no average")
-        return dict(zip(SUB_SCORES, self.values[self.valid].mean(axis=0).tolist()))
+        found = [column[~np.isnan(column)] for column in self.values[self.valid].T]
+        return {name: float(column.mean()) if len(column) else np.nan for name, column in zip(self.columns, found)}
 
     def to_csv(self) -> str:
-        """One row per scene and a last one, `average`; sub-scores of failed scenes are empty."""
+        """One row per scene and a last one with the averages; missing sub-scores are empty."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(["token", "valid", *self.columns, "reason"])
         for token, valid, row in zip(self.tokens, self.valid.tolist(), self.values.tolist()):
-            writer.writerow([token, valid, *(row if valid else [""] * len(row))])
-        writer.writerow(["average", bool(self.valid.all()), *self.averages.values()])
+            writer.writerow([token, valid, *map(_cell, row), self.reasons.get(token, "")])
+        writer.writerow([self.average_row, bool(self.valid.all()), *map(_cell, self.averages.values()), ""])
         return text.getvalue()
+
+
+def _cell(value: float) -> float | str:
+    return "" if np.isnan(value) else value
 
 
 def scenes_from_cache(cache: MetricCache) -> LoadScenes:
@@ -84,21 +94,28 @@ def scenes_from_logs(data_root: Path | str, maps_root: Path | str) -> LoadScenes
     return lambda records: list(build_scenes(records, data_root, maps_root))
 
 
+def epdms_scenes_from_logs(data_root: Path | str, maps_root: Path | str) -> LoadScenes:
+    """The same for EPDMS."""
+    return lambda records: list(build_epdms_scenes(records, data_root, maps_root))
+
+
 def evaluate(
     agent: Agent,
     records: Sequence[SceneRecord],
     load_scenes: LoadScenes,
     *,
+    metric: Metric = PDMS_V1,
     device: torch.device | str = "cpu",
     allow_failures: bool = False,
     progress: bool = True,
 ) -> Evaluation:
-    """Plan for every record and score it with the PDM score v1, one plan a scene.
+    """Plan for every record and score it, one plan a scene.
 
     Args:
         agent: from records to plans (scene, 8, 3).
         records: the scenes; order them by log.
         load_scenes: from records to their metric scenes, e.g. `scenes_from_cache`.
+        metric: what to score with.
         device: where to score.
         allow_failures: count a scene that fails as failed and go on, instead of stopping.
         progress: show a progress bar.
@@ -106,7 +123,7 @@ def evaluate(
     Raises:
         SceneFailureError: a scene failed and ``allow_failures`` is off; names the token.
     """
-    values = np.full((len(records), len(SUB_SCORES)), np.nan)
+    scores: dict[int, SceneScore] = {}
     failures: dict[str, str] = {}
     centerlines: Counter[str] = Counter()
     references: Counter[str] = Counter()
@@ -114,36 +131,62 @@ def evaluate(
     with tqdm(total=len(records), desc="scenes", unit="scene", disable=not progress) as bar:
         for first in range(0, len(records), SCENES_AT_ONCE):
             chunk = records[first : first + SCENES_AT_ONCE]
-            for offset, scored in _score_chunk(agent, chunk, load_scenes, torch.device(device), allow_failures):
+            judge = _Judge(agent, load_scenes, metric, torch.device(device))
+            for offset, scored in _score_chunk(judge, chunk, allow_failures):
                 if isinstance(scored, Exception):
                     failures[chunk[offset].token] = f"{type(scored).__name__}: {scored}"
                     continue
-                row, scene = scored
-                values[first + offset] = row
+                scores[first + offset], scene = scored
                 references[scene.provenance.get("reference", "unknown")] += 1
                 centerlines[scene.provenance.get("centerline", "unknown")] += 1
                 digest.update(_scene_bytes(scene))
             bar.update(len(chunk))
     tokens = tuple(r.token for r in records)
-    valid = np.array([token not in failures for token in tokens], dtype=bool)
-    metric = {
-        "name": METRIC,
+    about = metric.about | {
         "reference": dict(references),
         "centerlines": dict(centerlines),
         "scenes_fingerprint": digest.hexdigest(),
     }
-    return Evaluation(tokens, valid, values, failures, metric)
+    return Evaluation(
+        tokens=tokens,
+        valid=np.array([token not in failures for token in tokens], dtype=bool),
+        values=metric.finish(records, scores),
+        failures=failures,
+        metric=about,
+        columns=metric.columns,
+        average_row=metric.average_row,
+        reasons={tokens[index]: score.reason for index, score in scores.items()},
+    )
 
 
-Scored = tuple[NDArray[np.float64], MetricScene]
+@dataclass(frozen=True)
+class _Judge:
+    agent: Agent
+    load: LoadScenes
+    metric: Metric
+    device: torch.device
+
+    def __call__(self, records: Sequence[SceneRecord]) -> list[Scored]:
+        plans = np.asarray(self.agent(records), dtype=np.float64)
+        if plans.shape != (len(records), NUM_POSES, 3):
+            raise ValueError(f"the agent gave plans of shape {plans.shape}, expected {(len(records), NUM_POSES, 3)}")
+        scenes = self.load(records)
+        scored = self.metric.score(scenes, torch.from_numpy(plans), self.device)
+        for record, found in zip(records, scored):
+            if not np.isfinite(found.values[-1]):
+                raise ValueError(f"scene {record.token} got a score that is not finite")
+        return list(zip(scored, scenes))
+
+
+Scored = tuple[SceneScore, MetricScene]
 
 
 def _score_chunk(
-    agent: Agent, records: Sequence[SceneRecord], load: LoadScenes, device: torch.device, allow_failures: bool
+    judge: _Judge, records: Sequence[SceneRecord], allow_failures: bool
 ) -> Iterator[tuple[int, Scored | Exception]]:
     """Index and result of each record; when the chunk fails, scene by scene to find out which one."""
     try:
-        yield from enumerate(_score(agent, records, load, device))
+        yield from enumerate(judge(records))
         return
     except Exception as error:
         if len(records) == 1:
@@ -156,25 +199,11 @@ def _score_chunk(
         together = error
     any_failed = False
     for i, record in enumerate(records):
-        for _, scored in _score_chunk(agent, [record], load, device, allow_failures):
+        for _, scored in _score_chunk(judge, [record], allow_failures):
             any_failed = any_failed or isinstance(scored, Exception)
             yield i, scored
     if not any_failed:  # not one scene's fault, e.g. out of memory
         raise together
-
-
-def _score(agent: Agent, records: Sequence[SceneRecord], load: LoadScenes, device: torch.device) -> list[Scored]:
-    plans = np.asarray(agent(records), dtype=np.float64)
-    if plans.shape != (len(records), NUM_POSES, 3):
-        raise ValueError(f"the agent gave plans of shape {plans.shape}, expected {(len(records), NUM_POSES, 3)}")
-    scenes = load(records)
-    batch = SceneBatch.from_scenes(scenes).to(device)
-    scores = score_plans(batch, torch.from_numpy(plans)[:, None].to(device))
-    table = torch.stack([getattr(scores, name)[:, 0].double() for name in SUB_SCORES], dim=-1).cpu().numpy()
-    if not np.isfinite(table).all():
-        bad = records[int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])].token
-        raise ValueError(f"scene {bad} got a score that is not finite")
-    return list(zip(table, scenes))
 
 
 def write_evaluation(
@@ -203,13 +232,14 @@ def write_evaluation(
         "scenes": len(evaluation.tokens),
         "failed": len(evaluation.failures),
         "failures": evaluation.failures,
-        "averages": evaluation.averages,
+        "averages": {name: None if np.isnan(mean) else mean for name, mean in evaluation.averages.items()},
         "metric": evaluation.metric,
         "metric_cache": cache.provenance if cache else None,
         "data_fingerprint": data_fingerprint(records, data_root),
         "trained_on": trained_on,
         "trained_on_evaluation_split": saw_split(trained_on, split, records),
-        "samples_per_scene": 1,
+        "samples_per_scene": 1,  # plans drawn from the agent
+        "candidates_per_scene": 1,  # plans scored
         "omega": omega,
         "seed": seed,
         "provenance": collect(seed),
@@ -253,9 +283,14 @@ def data_fingerprint(records: Sequence[SceneRecord], data_root: Path | str) -> s
 def describe(summary: dict[str, Any]) -> str:
     """What to print of a summary."""
     means = summary["averages"]
-    short = {"no_at_fault_collisions": "NC", "drivable_area_compliance": "DAC", "ego_progress": "EP",
-             "time_to_collision_within_bound": "TTC", "comfort": "C", "score": "PDMS"}  # fmt: skip
-    numbers = "  ".join(f"{label} {100 * means[name]:.1f}" for name, label in short.items())
+    short = {"no_at_fault_collisions": "NC", "drivable_area_compliance": "DAC", "driving_direction_compliance": "DDC",
+             "traffic_light_compliance": "TLC", "ego_progress": "EP", "time_to_collision_within_bound": "TTC",
+             "comfort": "C", "lane_keeping": "LK", "history_comfort": "HC",
+             "two_frame_extended_comfort": "EC"}  # fmt: skip
+    numbers = "  ".join(f"{short[n]} {100 * mean:.1f}" for n, mean in means.items() if n in short and mean is not None)
+    human_filter = summary["metric"].get("human_filter")
+    total = "PDMS" if human_filter is None else f"EPDMS (human filter {human_filter})"
+    numbers = f"{numbers}  {total} {100 * means['score']:.1f}"
     lines = [f"{summary['agent']} on {summary['split']} ({summary['scenes']} scenes): {numbers}"]
     if summary["failed"]:
         first = next(iter(summary["failures"]))
@@ -264,7 +299,10 @@ def describe(summary: dict[str, Any]) -> str:
             f"{summary['failures'][first]}"
         )
     if summary["trained_on_evaluation_split"]:
-        lines.append(f"The weights were trained on scenes or logs of {summary['split']}: not a held-out score.")
+        lines.append(
+            "trained_on_evaluation_split: true. The weights were trained on scenes or logs of "
+            f"{summary['split']}: not a held-out score."
+        )
     if summary["trained_on_evaluation_split"] is None:
         lines.append("No run.yaml beside the weights: what they were trained on is unknown.")
     return "\n".join(lines)
@@ -280,4 +318,7 @@ def _scene_bytes(scene: MetricScene) -> bytes:
                   scene.ring_offsets, scene.vertices, scene.centerline, scene.frame_offsets, scene.object_track,
                   scene.object_boxes, scene.track_first_speed):  # fmt: skip
         digest.update(np.ascontiguousarray(array).tobytes())
+    if scene.v2 is not None:
+        for part in dataclasses.astuple(scene.v2):
+            digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
     return digest.digest()

@@ -13,19 +13,29 @@ from dpvla import config
 from dpvla.config import reporting_errors
 from navsim_bridge import roots
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
-from navsim_bridge.evaluation import describe, evaluate, scenes_from_cache, scenes_from_logs, write_evaluation
+from navsim_bridge.evaluation import (
+    describe,
+    epdms_scenes_from_logs,
+    evaluate,
+    scenes_from_cache,
+    scenes_from_logs,
+    write_evaluation,
+)
 from navsim_bridge.metric_cache import MetricCache
+from navsim_bridge.metrics import EPDMS, PDMS, Metric
 from navsim_bridge.scene_filter import load_split
 from navsim_bridge.scenes import select_scenes
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score an agent on a split with the PDM score v1, one plan a scene."""
+    """Score an agent on a split with the PDM score (NAVSIM v1) or EPDMS (v2), one plan a scene."""
 
     agent: Literal["constant_velocity", "stand_still", "human", "dpvla"]  # who drives
     split: str  # name of a split, or a YAML file in the devkit's scene-filter schema
     out: str  # folder for scores.csv and summary.json
+    metric: Literal["pdms", "epdms"] = "pdms"  # NAVSIM v1, or v2 in one stage with recorded traffic
+    human_filter: Literal["v2.1.2", "fixed"] = "v2.1.2"  # epdms: as released, or as corrected later
     checkpoint: str = ""  # dpvla: checkpoint or model directory
     omega: float = 1.0  # dpvla: greediness of the guided combination
     seed: int = 0  # dpvla: of the sampling noise
@@ -44,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     learned = options.agent == "dpvla"
     if learned != bool(options.checkpoint):
         raise SystemExit("error: --checkpoint belongs to --agent dpvla, which needs it")
+    epdms = options.metric == "epdms"
+    if epdms and options.metric_cache:
+        raise SystemExit("error: --metric-cache holds scenes of the PDM score v1; --metric epdms builds its own")
+    if not epdms and options.human_filter != "v2.1.2":
+        raise SystemExit("error: --human-filter belongs to --metric epdms; the PDM score v1 has no such filter")
     data_root = roots.data_root(options.data_root)
     split = load_split(options.split, data_root)
     records = select_scenes(split, data_root, options.allow_missing)
@@ -52,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         cache.require([r.token for r in records])
         load_scenes = scenes_from_cache(cache)
     else:
-        load_scenes = scenes_from_logs(data_root, roots.maps_root(options.maps_root))
+        from_logs = epdms_scenes_from_logs if epdms else scenes_from_logs
+        load_scenes = from_logs(data_root, roots.maps_root(options.maps_root))
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,7 +84,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     else:
         agent = BASELINES[options.agent]
-    evaluation = evaluate(agent, records, load_scenes, device=device, allow_failures=options.allow_failures)
+    metric: Metric = EPDMS(options.human_filter) if epdms else PDMS()
+    evaluation = evaluate(
+        agent, records, load_scenes, metric=metric, device=device, allow_failures=options.allow_failures
+    )
     summary = write_evaluation(
         options.out,
         evaluation,

@@ -47,7 +47,7 @@ def score_in_chunks(
         raise ValueError(f"max_plans_in_flight must be at least 1, found {max_plans_in_flight}")
     candidates = max(1, max_plans_in_flight - 1)
     if plans.shape[1] > candidates:
-        return _join([_by_scenes(score, scenes, part, 1) for part in plans.split(candidates, dim=1)], dim=1)
+        return join([_by_scenes(score, scenes, part, 1) for part in plans.split(candidates, dim=1)], dim=1)
     return _by_scenes(score, scenes, plans, max(1, max_plans_in_flight // (plans.shape[1] + 1)))
 
 
@@ -62,11 +62,11 @@ def _by_scenes(score: Callable[[Any, Tensor], Result], scenes: Scenes, plans: Te
         rows = order[start : start + per_chunk]
         parts.append(score(scenes.select(rows), plans[torch.from_numpy(rows).to(plans.device)]))
     back = torch.from_numpy(np.argsort(order)).to(plans.device)
-    joined: Any = _join(parts, dim=0)
+    joined: Any = join(parts, dim=0)
     return dataclasses.replace(joined, **{f.name: getattr(joined, f.name)[back] for f in dataclasses.fields(joined)})
 
 
-def _join(parts: list[Result], dim: int) -> Result:
+def join(parts: list[Result], dim: int) -> Result:
     """Concatenate results of further scenes (dim 0) or further candidates of the same scenes (dim 1)."""
     first: Any = parts[0]
     joined = {}

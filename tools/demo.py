@@ -47,8 +47,8 @@ class DemoConfig:
     seed: int = 0  # of every training stage and of sampling
     omega: float = 1.0  # greediness w; fixed here, before any test score is looked at
     world: DemoWorldConfig = field(default_factory=DemoWorldConfig)  # the demo world
-    pretrain: tuple[str, ...] = ()  # more options for tools/pretrain.py
-    dipole: tuple[str, ...] = ()  # more options for tools/rl_finetune.py
+    pretrain_config: str = str(HERE.parent / "configs" / "pretrain_demo.yaml")  # recipe of tools/pretrain.py
+    dipole_config: str = str(HERE.parent / "configs" / "dipole_demo.yaml")  # recipe of tools/rl_finetune.py
     pictures: int = 8  # scenes drawn where imitation failed and DIPOLE succeeded
 
 
@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with timed(seconds, "world"):
         make_demo_world(config.world)
     with timed(seconds, "pretraining"):
-        launch("pretrain.py", "--out", str(out / "pretrain"), *shared_options(config), *config.pretrain)
+        launch(
+            "pretrain.py", "--config", config.pretrain_config, "--out", str(out / "pretrain"), *shared_options(config)
+        )
     with timed(seconds, "fine-tuning"):
         fine_tune(config, out)
     with timed(seconds, "evaluation"):
@@ -89,7 +91,15 @@ def shared_options(config: DemoConfig) -> list[str]:
 
 def fine_tune(config: DemoConfig, out: Path) -> None:
     """The two DIPOLE runs and the control, side by side on separate cores."""
-    common = [*shared_options(config), "--checkpoint", str(out / "pretrain"), "--dipole.omega", str(config.omega)]
+    common = [
+        "--config",
+        config.dipole_config,
+        *shared_options(config),
+        "--checkpoint",
+        str(out / "pretrain"),
+        "--dipole.omega",
+        str(config.omega),
+    ]
     jobs = [
         ["--split", "navtest", "--out", str(out / "dipole_navtest")],
         ["--split", "navtrain", "--out", str(out / "dipole_navtrain")],
@@ -98,10 +108,7 @@ def fine_tune(config: DemoConfig, out: Path) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = max(1, min(len(jobs), cores))
     with ThreadPoolExecutor(at_once) as pool:
-        runs = [
-            pool.submit(launch, "rl_finetune.py", *common, *job, *config.dipole, threads=max(1, cores // at_once))
-            for job in jobs
-        ]
+        runs = [pool.submit(launch, "rl_finetune.py", *common, *job, threads=max(1, cores // at_once)) for job in jobs]
         for run in runs:
             run.result()
 

@@ -30,7 +30,7 @@ def read_index(folder: Path, version: tuple[int, int]) -> dict[str, Any]:
     path = folder / INDEX
     if not path.is_file():
         raise CacheError(f"{folder} holds no finished metric cache (no {INDEX}); run tools/cache_metrics.py")
-    again = f"run tools/cache_metrics.py again for {folder}"
+    again = f"run tools/cache_metrics.py again with --out {folder}"
     try:
         text = path.read_bytes().decode()
         index: dict[str, Any] = json.loads(text)
@@ -44,6 +44,7 @@ def read_index(folder: Path, version: tuple[int, int]) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(f"{path} is damaged ({type(error).__name__}: {error}); {again}") from error
     if found != version:
+        again = f"run tools/cache_metrics.py --split {index.get('split')} --out {folder} again"
         raise CacheError(
             f"{path}: format {found[0]} of builder {found[1]}, expected {version[0]} of {version[1]}; {again}"
         )

@@ -161,10 +161,11 @@ def _gives_back(mask: Int, dense: Float, present: NDArray[np.bool_]) -> NDArray[
 
 
 def _sightings(xy: Float, present: NDArray[np.bool_], first: int, last: int) -> int:
-    """Mask of one track (frame, 2) whose gaps are not known: from each sighting to the nearest next one that fits."""
+    """Mask of one track (frame, 2) whose gaps are not known: from each sighting to the farthest next one that fits
+    (to nearer ones, a part of a gap may fit by luck and the rest then does not)."""
     mask, start = 1 << first, first
     while start < last:
-        for end in range(start + 1, last + 1):
+        for end in range(last, start, -1):
             pair = np.array([(1 << start) | (1 << end)])
             part = slice(start * STEPS, end * STEPS + 1)
             inside = np.zeros_like(present)

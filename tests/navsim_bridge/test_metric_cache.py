@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -163,15 +165,71 @@ def test_the_tool_builds_a_cache(world, tmp_path, capsys):
         cache_metrics.main([*arguments, "--split", "nope"])
 
 
-def test_several_processes_write_the_same_cache_as_one(world, tmp_path, monkeypatch):
-    for name in ("a", "b"):
-        frames = load_plain_pickle(log_path(world.root, "mini", LOG))
-        for frame in frames:
-            frame["token"] = name + frame["token"][1:]
-        log_path(tmp_path, "mini", name).parent.mkdir(parents=True, exist_ok=True)
-        log_path(tmp_path, "mini", name).write_bytes(pickle.dumps(frames))
+@pytest.fixture
+def two_logs(world):
+    def write(root):
+        for name in ("a", "b"):
+            frames = load_plain_pickle(log_path(world.root, "mini", LOG))
+            for frame in frames:
+                frame["token"] = name + frame["token"][1:]
+            log_path(root, "mini", name).parent.mkdir(parents=True, exist_ok=True)
+            log_path(root, "mini", name).write_bytes(pickle.dumps(frames))
+
+    return write
+
+
+def test_several_processes_write_the_same_cache_as_one(world, tmp_path, monkeypatch, two_logs):
+    two_logs(tmp_path)
     alone = build_metric_cache(tmp_path, world.maps, world.split, tmp_path / "alone", progress=False)
     monkeypatch.setattr(cache, "SCENES_PER_PROCESS", 1)
     together = build_metric_cache(tmp_path, world.maps, world.split, tmp_path / "together", workers=2, progress=False)
     assert together.index == alone.index
     assert len(together) == 14
+
+
+def test_changed_sources_are_noticed_and_touched_ones_are_not(world, tmp_path):
+    for part in ("navsim_logs", "maps"):
+        shutil.copytree(world.root / part, tmp_path / part)
+    maps = tmp_path / "maps"
+    built = build_metric_cache(tmp_path, maps, world.split, tmp_path / "cache", progress=False)
+    log = log_path(tmp_path, "mini", LOG)
+    for path in (log, next(maps.glob("*/*/map.gpkg"))):
+        os.utime(path, ns=(0, 0))
+        built.check_sources(tmp_path, maps)
+        whole = path.read_bytes()
+        path.write_bytes(whole + b"\0")
+        with pytest.raises(CacheError, match=rf"older than its sources: 1 changed or missing, first .*{path.name}"):
+            built.check_sources(tmp_path, maps)
+        path.write_bytes(whole)
+    log.unlink()
+    with pytest.raises(CacheError, match=LOG):
+        built.check_sources(tmp_path, maps)
+
+
+def test_a_cache_of_an_older_format_is_built_anew(built, world):
+    old = built.path / f"{LOG}.npz"
+    old.write_bytes(b"of format 1")
+    index = {"format": 1, "builder": 1, "split": "small", "data_split": "mini", "logs": {LOG: {"file": old.name}}}
+    (built.path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(CacheError, match=r"format 1 of builder 1, expected .* --split small --out"):
+        MetricCache(built.path)
+    assert len(build_metric_cache(world.root, world.maps, world.split, built.path, progress=False)) == 7
+    assert sorted(p.name for p in built.path.iterdir()) == [f"{LOG}.scenes", "index.json"]
+
+
+def test_logs_that_were_done_when_a_run_was_killed_are_kept(world, tmp_path, monkeypatch, two_logs):
+    two_logs(tmp_path)
+    built = []
+
+    def killed_at_the_second(records, *roots):
+        built.append(records[0].log_name)
+        if len(built) == 2:
+            raise KeyboardInterrupt
+        return build_scenes(records, *roots)
+
+    monkeypatch.setattr(cache, "build_scenes", killed_at_the_second)
+    out = tmp_path / "cache"
+    with pytest.raises(KeyboardInterrupt):
+        build_metric_cache(tmp_path, world.maps, world.split, out, progress=False)
+    assert len(build_metric_cache(tmp_path, world.maps, world.split, out, progress=False)) == 14
+    assert built == ["a", "b", "b"]

@@ -50,6 +50,9 @@ def test_the_tool_writes_scores_as_the_devkit_does(world, cache, tmp_path, capsy
     for row in rows[:-1]:
         for name in set(SUB_SCORES) - {"ego_progress", "score"}:
             assert float(row[name]) == float(official[row["token"]][name])
+        lost = [name for name in set(SUB_SCORES) - {"score"} if float(row[name]) < 1 - 1e-6]
+        assert bool(row["reason"]) is bool(lost)
+    assert any("collision" in row["reason"] or "drivable" in row["reason"] for row in rows)
     scores = [float(row["score"]) for row in rows]
     assert scores[-1] == pytest.approx(np.mean(scores[:-1]))
     assert {row["valid"] for row in rows} == {"True"}
@@ -62,6 +65,9 @@ def test_the_tool_writes_scores_as_the_devkit_does(world, cache, tmp_path, capsy
     assert summary["averages"]["score"] == pytest.approx(scores[-1])
     assert summary["metric"]["reference"] == {"recorded driver": 7}
     assert summary["metric_cache"]["fingerprint"] == cache.fingerprint
+    assert summary["metric"]["name"] == "PDMS v1 (navsim 1.1)"
+    assert summary["candidates_per_scene"] == 1
+    assert {"git_commit", "blas", "packages"} <= set(summary["provenance"])
     assert summary["trained_on_evaluation_split"] is False
     assert "PDMS" in capsys.readouterr().out
 

@@ -1,0 +1,166 @@
+"""EPDMS from logs and maps: equal to the devkit's own scores, and what is written about them."""
+
+import csv
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from dpvla.training.run_directory import TrainedOn
+from navsim_bridge import evaluation as evaluating
+from navsim_bridge.agents import constant_velocity
+from navsim_bridge.evaluation import SceneFailureError, describe, epdms_scenes_from_logs, evaluate, write_evaluation
+from navsim_bridge.logs import read_log
+from navsim_bridge.metric_cache.epdms_inputs import build_epdms_scenes
+from navsim_bridge.metrics import EPDMS, previous_frames
+from navsim_bridge.pdm import EPDMS_SUB_SCORES
+from navsim_bridge.scene_filter import SceneFilter, Split
+from navsim_bridge.scenes import select_scenes
+from tests.navsim_bridge.conftest import FIXTURE, LOG
+from tools import evaluate as tool
+
+REFERENCE_DECIDES = ("ego_progress", "score")
+SPLIT = """
+data_split: mini
+scene_filter: {num_history_frames: 4, num_future_frames: 10, frame_interval: 1, has_route: true, max_scenes: 12}
+"""
+
+
+@pytest.fixture(scope="module")
+def split_file(world):
+    path = world.root / "splits" / "adjacent.yaml"
+    path.write_text(SPLIT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def records(world):
+    rules = SceneFilter(num_history_frames=4, num_future_frames=10, frame_interval=1, max_scenes=12)
+    return select_scenes(Split("adjacent", "mini", rules), world.root)
+
+
+def rows_of(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("agent", ["human", "constant_velocity"])
+def test_every_sub_score_but_progress_equals_the_devkits(agent, world, split_file, tmp_path, capsys):
+    tool.main(["--metric", "epdms", "--agent", agent, "--split", str(split_file), "--out", str(tmp_path),
+               "--data-root", str(world.root), "--maps-root", str(world.maps)])  # fmt: skip
+    ours = rows_of(tmp_path / "scores.csv")
+    assert tuple(ours[0]) == ("token", "valid", *EPDMS_SUB_SCORES, "reason")
+    official = {row["token"]: row for row in rows_of(FIXTURE / f"v2_{agent}.csv")}
+    assert len(ours) == 13
+    for index, row in enumerate(ours[:-1]):
+        expected = official[row["token"]]
+        if index == 0:  # the fixture's log starts later than the devkit's did
+            expected = expected | {"two_frame_extended_comfort": ""}
+        for name in set(EPDMS_SUB_SCORES) - set(REFERENCE_DECIDES):
+            assert row[name] == expected[name], (row["token"], name)
+    assert ours[-1]["token"] == "average_all_frames"
+    found = [float(row["two_frame_extended_comfort"]) for row in ours[1:-1]]
+    assert float(ours[-1]["two_frame_extended_comfort"]) == pytest.approx(np.mean(found))
+    assert "EPDMS (human filter v2.1.2)" in capsys.readouterr().out
+
+
+def test_a_lost_sub_score_has_a_reason(world, records):
+    load = epdms_scenes_from_logs(world.root, world.maps)
+    result = evaluate(constant_velocity, records, load, metric=EPDMS("fixed"), progress=False)
+    for token, row in zip(result.tokens, result.values):
+        terms = dict(zip(result.columns, row))
+        if terms["drivable_area_compliance"] == 0:
+            assert "leaves the drivable area at" in result.reasons[token]
+    assert (result.values[:, 1] == 0).any()
+
+
+def test_the_summary_says_what_the_numbers_are(world, records, tmp_path):
+    load = epdms_scenes_from_logs(world.root, world.maps)
+    result = evaluate(constant_velocity, records[:2], load, metric=EPDMS("fixed"), progress=False)
+    summary = write_evaluation(tmp_path, result, agent="x", split=world.split, records=records[:2],
+                               data_root=world.root, seed=3)  # fmt: skip
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["metric"]["name"].startswith("EPDMS v2 (navsim 2.1.2")
+    assert summary["metric"]["human_filter"] == "fixed"
+    assert len(summary["metric"]["scenes_fingerprint"]) == 64
+    assert (summary["split"], summary["scenes"], summary["candidates_per_scene"], summary["seed"]) == ("small", 2, 1, 3)
+    assert {"git_commit", "blas", "packages"} <= set(summary["provenance"])
+    assert {"numpy", "torch"} <= set(summary["provenance"]["packages"])
+
+
+def test_without_any_previous_frame_the_average_of_its_term_is_missing(world, records, tmp_path):
+    load = epdms_scenes_from_logs(world.root, world.maps)
+    result = evaluate(constant_velocity, records[::2], load, metric=EPDMS(), progress=False)
+    summary = write_evaluation(tmp_path, result, agent="x", split=world.split, records=records[::2],
+                               data_root=world.root, seed=0)  # fmt: skip
+    assert summary["averages"]["two_frame_extended_comfort"] is None
+    assert rows_of(tmp_path / "scores.csv")[-1]["two_frame_extended_comfort"] == ""
+    assert 0 <= summary["averages"]["score"] <= 1
+
+
+def test_order_and_chunks_of_the_records_do_not_matter(world, records, monkeypatch):
+    load = epdms_scenes_from_logs(world.root, world.maps)
+    whole = evaluate(constant_velocity, records, load, metric=EPDMS(), progress=False)
+    monkeypatch.setattr(evaluating, "SCENES_AT_ONCE", 5)
+    order = np.random.default_rng(0).permutation(len(records))
+    shuffled = evaluate(constant_velocity, [records[i] for i in order], load, metric=EPDMS(), progress=False)
+    np.testing.assert_allclose(shuffled.values, whole.values[order], rtol=0, atol=1e-9)
+
+
+def test_a_frame_follows_the_one_half_a_second_before_it_in_its_log(records):
+    other_log = dataclasses.replace(records[2], log_name="other")
+    synthetic = dataclasses.replace(records[4], token="f" * 17)
+    index, seconds = previous_frames([records[1], records[0], other_log, records[3], synthetic])
+    assert index[0] == 1
+    assert seconds[0] == pytest.approx(0.5, abs=0.01)
+    assert seconds[1:].isnan().all()
+
+
+def test_weights_trained_on_the_split_are_said_and_stored_to_be(world, records, tmp_path, monkeypatch):
+    stage = dataclasses.asdict(TrainedOn("dipole", "navtrain", 1, (LOG,)))
+    monkeypatch.setattr(evaluating, "training_stages", lambda checkpoint: [stage])
+    load = epdms_scenes_from_logs(world.root, world.maps)
+    result = evaluate(constant_velocity, records[:1], load, metric=EPDMS(), progress=False)
+    summary = write_evaluation(tmp_path, result, agent="dpvla", split=world.split, records=records[:1],
+                               data_root=world.root, seed=0, checkpoint=tmp_path)  # fmt: skip
+    assert json.loads((tmp_path / "summary.json").read_text())["trained_on_evaluation_split"] is True
+    assert summary["trained_on"] == [stage]
+    assert "trained_on_evaluation_split: true" in describe(summary)
+
+
+def test_a_log_without_traffic_lights_cannot_be_scored(world, records, tmp_path):
+    source = world.root / f"navsim_logs/mini/{LOG}.pkl"
+    frames = pickle.loads(source.read_bytes())  # our own fixture
+    for frame in frames:
+        del frame["traffic_lights"]
+    target = tmp_path / f"navsim_logs/mini/{LOG}.pkl"
+    target.parent.mkdir(parents=True)
+    target.write_bytes(pickle.dumps(frames))
+    assert set(read_log(target).red_lights) == {None}
+    with pytest.raises(ValueError, match=f"scene {records[0].token} .*no 'traffic_lights'.*--metric pdms"):
+        list(build_epdms_scenes(records[:1], tmp_path, world.maps))
+    with pytest.raises(SceneFailureError, match=records[0].token):
+        evaluate(constant_velocity, records[:1], epdms_scenes_from_logs(tmp_path, world.maps), metric=EPDMS())
+
+
+def test_bad_traffic_lights_are_refused_by_frame(tmp_path, frame):
+    path = tmp_path / "log.pkl"
+    path.write_bytes(pickle.dumps([frame(0, traffic_lights=[(7, True), 8])]))
+    with pytest.raises(ValueError, match=r"frame 0 .*traffic_lights.*lane connector id, is red"):
+        read_log(path)
+    path.write_bytes(pickle.dumps([frame(0, traffic_lights=[(7, True), (8, False)])]))
+    assert read_log(path).red_lights == (("7",),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--metric", "epdms", "--metric-cache", "x"], "--metric-cache holds scenes of the PDM score v1"),
+        (["--human-filter", "fixed"], "--human-filter belongs to --metric epdms"),
+    ],
+)
+def test_options_of_the_other_metric_are_refused(arguments, problem):
+    with pytest.raises(SystemExit, match=problem):
+        tool.main(["--agent", "human", "--split", "x", "--out", "y", *arguments])

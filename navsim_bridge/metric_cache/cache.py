@@ -285,7 +285,8 @@ def _run(jobs: Sequence[AnyJob], workers: int) -> Iterator[tuple[AnyJob, dict[st
 
 
 def finish(out: Path, logs: dict[str, dict[str, Any]], about: dict[str, Any], maps: dict[str, Any]) -> None:
-    """Write the index, which makes the scene files in ``out`` a cache, and remove files of its earlier index."""
+    """Write the index, which makes the scene files in ``out`` a cache; remove files of an earlier index or a killed
+    run."""
     centerlines: Counter[str] = Counter()
     for entry in logs.values():
         centerlines.update(entry.pop("centerlines"))
@@ -305,6 +306,8 @@ def finish(out: Path, logs: dict[str, dict[str, Any]], about: dict[str, Any], ma
     write_index(out, index)
     for name in before - {entry["file"] for entry in logs.values()}:
         (out / name).unlink(missing_ok=True)
+    for unfinished in out.glob(f".*{SUFFIX}.*"):  # what a killed run was writing
+        unfinished.unlink(missing_ok=True)
 
 
 def _listed_files(out: Path) -> set[str]:

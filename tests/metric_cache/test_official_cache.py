@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from navsim_bridge.metric_cache import CacheError, MetricCache, convert_official_cache
+from navsim_bridge.metric_cache import CacheError, MetricCache, cache, convert_official_cache
 from navsim_bridge.metric_cache.official import KNOWN, OfficialCache, OfficialCacheError, read_official_cache
 from navsim_bridge.pdm import SUB_SCORES, SceneBatch, score_plans
 from navsim_bridge.pdm.golden import FRAGILE_COLUMNS
@@ -122,13 +122,13 @@ def test_missing_fields_are_named(moved):
 
 
 def test_converted_scenes_score_as_the_files_do(moved, tmp_path):
-    cache = convert_official_cache(moved.folder, tmp_path / "packed", progress=False)
-    assert cache.provenance["reference"].startswith("PDM-Closed")
-    for scene in cache.load(moved.tokens):
+    packed = convert_official_cache(moved.folder, tmp_path / "packed", progress=False)
+    assert packed.provenance["reference"].startswith("PDM-Closed")
+    for scene in packed.load(moved.tokens):
         original = moved.read(scene.token)
         assert scene.object_boxes.tobytes() == original.object_boxes.tobytes()
         assert scene.vertices.tobytes() == original.vertices.tobytes()
-    cache.check_sources(tmp_path, tmp_path)  # names no sources
+    packed.check_sources(tmp_path, tmp_path)  # names no sources
 
 
 def test_the_converter_keeps_good_scenes_and_ends_with_one_line(moved, tmp_path, capsys):
@@ -152,6 +152,13 @@ def test_a_second_conversion_keeps_what_is_there(moved, tmp_path, monkeypatch):
     first = convert_official_cache(moved.folder, tmp_path / "packed", progress=False)
     monkeypatch.setattr("navsim_bridge.metric_cache.convert.read_official_cache", None)
     assert convert_official_cache(moved.folder, first.path, progress=False).fingerprint == first.fingerprint
+
+
+def test_several_processes_convert_to_the_same_cache_as_one(moved, tmp_path, monkeypatch):
+    alone = convert_official_cache(moved.folder, tmp_path / "alone", progress=False)
+    monkeypatch.setattr(cache, "SCENES_PER_PROCESS", 1)
+    together = convert_official_cache(moved.folder, tmp_path / "together", workers=2, progress=False)
+    assert together.index == alone.index
 
 
 def test_a_folder_of_another_cache_is_left_alone(moved, tmp_path):

@@ -231,5 +231,7 @@ def test_logs_that_were_done_when_a_run_was_killed_are_kept(world, tmp_path, mon
     out = tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
         build_metric_cache(tmp_path, world.maps, world.split, out, progress=False)
+    (out / ".b.scenes.x1y2").write_bytes(b"half a file")
     assert len(build_metric_cache(tmp_path, world.maps, world.split, out, progress=False)) == 14
     assert built == ["a", "b", "b"]
+    assert sorted(p.name for p in out.iterdir()) == ["a.scenes", "b.scenes", "index.json"]

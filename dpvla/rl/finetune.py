@@ -31,7 +31,7 @@ class DipoleConfig:
     omega: float = 1.0  # w: greediness of the roll-outs, and of later sampling; not given by the paper
     cycles: int = 1  # times the buffer is cleared and filled again
     epochs_per_cycle: int = 9  # training epochs on one buffer (paper: 9 after 1 roll-out epoch)
-    scenes_per_cycle: int = 0  # scenes rolled out in a cycle; 0: all of the split
+    scenes_per_cycle: int = 0  # at most so many scenes are rolled out in a cycle; 0: all of the split
     batch_size: int = 56  # scenes in an update, each with its whole group (paper: 56 navtrain, 4 navtest)
     scenes_per_call: int = 64  # scenes encoded, sampled and scored together
     rank: int = 16  # of each LoRA adapter
@@ -83,9 +83,7 @@ class DipoleStage:
         self.accelerator, self.model_directory, self.describe = accelerator, model_directory, describe
         self.buffer: RolloutBuffer | None = None
         self._contexts: list[SceneContext] | None = None
-        scenes = config.scenes_per_cycle or len(source)
-        if scenes > len(source):
-            raise ValueError(f"scenes_per_cycle is {scenes} but the split has {len(source)} scenes")
+        scenes = min(config.scenes_per_cycle or len(source), len(source))
         self._local = scenes // accelerator.num_processes
         if self._local == 0:
             raise ValueError(f"{scenes} scenes cannot be shared by {accelerator.num_processes} processes")

@@ -16,8 +16,8 @@ from navsim_bridge.pdm.geometry import (
     VEHICLE_LENGTH,
     VEHICLE_WIDTH,
     boxes_intersect,
-    distance_to_polyline,
     ego_center,
+    near_polyline,
     points_in_polygons,
 )
 
@@ -64,10 +64,12 @@ def _on_red_edge(scenes: EPDMSBatch, centers: Tensor, headings: Tensor) -> Tenso
     owner = scenes.chain_light.repeat_interleave(start.shape[2], dim=1)
     red = torch.gather(scenes.light_red[:, :num_times], 2, owner.unsqueeze(1).expand(-1, num_times, -1))
     reach = half + (_EGO_RADIUS + 1e-6)
-    away_x = centers[..., 0].unsqueeze(-1) - middle[:, None, None, :, 0]
-    away_y = centers[..., 1].unsqueeze(-1) - middle[:, None, None, :, 1]
+    away_x, away_y = (
+        (centers[..., axis].contiguous().unsqueeze(-1) - middle[..., axis].contiguous()[:, None, None]).square_()
+        for axis in (0, 1)
+    )
     # padding is infinite and its length NaN, so it never compares as near
-    near = (away_x.square() + away_y.square() <= (reach * reach)[:, None, None]) & red.unsqueeze(1)
+    near = ((away_x + away_y) <= (reach * reach)[:, None, None]) & red.unsqueeze(1)
     scene, candidate, time, edge = near.nonzero(as_tuple=True)
     direction = along[scene, edge]
     hit = boxes_intersect(
@@ -90,8 +92,9 @@ def lane_keeping(scenes: EPDMSBatch, states: Tensor, areas: EgoAreas) -> Tensor:
     """
     num_scenes, num_candidates, num_times = states.shape[:3]
     line = scenes.scenes
-    away = distance_to_polyline(ego_center(states).view(num_scenes, -1, 2), line.centerline, line.centerline_mask)
-    off = (away > _LANE_DEVIATION).view(num_scenes, num_candidates, num_times)
+    points = ego_center(states).view(num_scenes, -1, 2)
+    off = ~near_polyline(points, line.centerline, line.centerline_mask, _LANE_DEVIATION)
+    off = off.view(num_scenes, num_candidates, num_times)
     # judged steps move to the front, in order; the others behind them end the last row
     skipped, order = torch.sort(areas.center_in_intersection.to(torch.uint8), dim=-1, stable=True)
     off = torch.gather(off, -1, order) & (skipped == 0)

@@ -255,39 +255,76 @@ def project_on_polyline(points: Tensor, line: Tensor, mask: Tensor) -> Tensor:
         line: (scene, vertex, 2), at least two vertices per scene.
         mask: (scene, vertex) True for real vertices, which come first.
     """
-    length, fraction, distance = _to_segments(points, line, mask)
+    start, end = line[:, :-1], line[:, 1:]
+    step = end - start
+    squared = (step * step).sum(-1)  # (scene, segment)
+    length = torch.where(mask[:, 1:], squared.sqrt(), 0.0)
     begins_at = torch.cumsum(length, -1) - length
+    offset_x = points[..., 0].unsqueeze(-1) - line[:, None, :, 0]  # (scene, point, vertex)
+    offset_y = points[..., 1].unsqueeze(-1) - line[:, None, :, 1]
+    to_vertex = (offset_x * offset_x + offset_y * offset_y).sqrt()
+    offset_x, offset_y = offset_x[..., :-1], offset_y[..., :-1]
+    step_x, step_y = step[:, None, :, 0], step[:, None, :, 1]
+    fraction, distance = _to_segment(
+        offset_x, offset_y, step_x, step_y, squared.unsqueeze(1), to_vertex[..., :-1], to_vertex[..., 1:]
+    )
+    distance = torch.where(mask[:, None, 1:], distance, torch.inf)
     nearest = _first_minimum(distance)
     along = torch.gather(fraction, -1, nearest).squeeze(-1).clamp(0.0, 1.0)
     nearest = nearest.squeeze(-1)
     return torch.gather(begins_at, 1, nearest) + along * torch.gather(length, 1, nearest)
 
 
-def distance_to_polyline(points: Tensor, line: Tensor, mask: Tensor) -> Tensor:
-    """Distance [m] (scene, point) of points to a polyline; arguments as in ``project_on_polyline``."""
-    return _to_segments(points, line, mask)[2].amin(-1)
+def near_polyline(points: Tensor, line: Tensor, mask: Tensor, limit: float) -> Tensor:
+    """(scene, point) bool: whether a polyline comes within ``limit`` metres; arguments as in ``project_on_polyline``.
+
+    Only segments whose midpoint is close enough for that are measured.
+    """
+    num_scenes, num_points = points.shape[:2]
+    step = line[:, 1:] - line[:, :-1]
+    squared = (step * step).sum(-1)
+    middle_x, middle_y = ((line[:, 1:] + line[:, :-1]) / 2).unbind(-1)
+    reach = squared.sqrt() / 2 + (limit + 1e-6)
+    reach = torch.where(mask[:, 1:], reach * reach, -1.0).unsqueeze(1)  # nothing is near padding
+    away = (points[..., 0].contiguous().unsqueeze(-1) - middle_x.contiguous().unsqueeze(1)).square_()
+    away += (points[..., 1].contiguous().unsqueeze(-1) - middle_y.contiguous().unsqueeze(1)).square_()
+    pair = (away <= reach).view(-1).nonzero().squeeze(-1)
+    num_segments = step.shape[1]
+    row = torch.div(pair, num_segments, rounding_mode="floor")
+    scene = torch.div(row, num_points, rounding_mode="floor")
+    segment = pair - row * num_segments
+    point = points.reshape(-1, 2).index_select(0, row)
+    to_start, to_end = point - line[scene, segment], point - line[scene, segment + 1]
+    step_x, step_y = step[scene, segment].unbind(-1)
+    start_distance, end_distance = ((offset * offset).sum(-1).sqrt() for offset in (to_start, to_end))
+    _, distance = _to_segment(
+        to_start[:, 0], to_start[:, 1], step_x, step_y, squared[scene, segment], start_distance, end_distance
+    )
+    near = torch.zeros(num_scenes * num_points, dtype=torch.bool, device=points.device)
+    near[row[distance <= limit]] = True
+    return near.view(num_scenes, num_points)
 
 
-def _to_segments(points: Tensor, line: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Segment lengths (scene, segment); foot of each point as a fraction, and distance (scene, point, segment)."""
-    start, end = line[:, :-1], line[:, 1:]
-    step = end - start
-    squared = (step * step).sum(-1)  # (scene, segment)
-    length = torch.where(mask[:, 1:], squared.sqrt(), 0.0)
+def _to_segment(
+    offset_x: Tensor,
+    offset_y: Tensor,
+    step_x: Tensor,
+    step_y: Tensor,
+    squared: Tensor,
+    to_start: Tensor,
+    to_end: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Foot of a point on a segment as a fraction of it, unclamped, and the distance, with the formulas of GEOS.
+
+    The offset is that of the point from the segment's start, the step leads to its end; of length zero if they
+    are the same, which ``squared`` says.
+    """
     degenerate = squared == 0
-    safe = torch.where(degenerate, 1.0, squared).unsqueeze(1)
-    offset_x = points[..., 0].unsqueeze(-1) - line[:, None, :, 0]  # (scene, point, vertex)
-    offset_y = points[..., 1].unsqueeze(-1) - line[:, None, :, 1]
-    to_vertex = (offset_x * offset_x + offset_y * offset_y).sqrt()
-    to_start, to_end = to_vertex[..., :-1], to_vertex[..., 1:]
-    offset_x, offset_y = offset_x[..., :-1], offset_y[..., :-1]
-    step_x, step_y = step[:, None, :, 0], step[:, None, :, 1]
+    safe = torch.where(degenerate, 1.0, squared)
     fraction = (offset_x * step_x + offset_y * step_y) / safe
     aside = ((offset_x * step_y - offset_y * step_x) / safe).abs() * safe.sqrt()
     distance = torch.where(fraction <= 0, to_start, torch.where(fraction >= 1, to_end, aside))
-    distance = torch.where(degenerate.unsqueeze(1), to_start, distance)
-    distance = torch.where(mask[:, None, 1:], distance, torch.inf)
-    return length, fraction, distance
+    return fraction, torch.where(degenerate, to_start, distance)
 
 
 def _first_minimum(values: Tensor) -> Tensor:

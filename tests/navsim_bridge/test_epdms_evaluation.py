@@ -29,8 +29,8 @@ scene_filter: {num_history_frames: 4, num_future_frames: 10, frame_interval: 1, 
 
 
 @pytest.fixture(scope="module")
-def split_file(world):
-    path = world.root / "splits" / "adjacent.yaml"
+def split_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("splits") / "adjacent.yaml"
     path.write_text(SPLIT)
     return path
 

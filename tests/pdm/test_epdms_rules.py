@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import torch
 
 from navsim_bridge.pdm import (
@@ -21,6 +22,7 @@ from navsim_bridge.pdm import (
 from navsim_bridge.pdm.epdms import TERMS
 from navsim_bridge.pdm.epdms_reasons import reasons
 from navsim_bridge.pdm.epdms_scene import _sample_past
+from navsim_bridge.pdm.geometry import near_polyline
 
 ORIGIN = np.array([586000.25, 4512000.5])
 TIME = 1_600_000_000_000_000
@@ -193,6 +195,21 @@ def test_a_brake_just_before_the_start_is_felt_by_history_comfort():
     terms = terms_of(road(dataclasses.replace(extra, past_states=braking)))
     assert value(terms, "history_comfort") == [0.0]
     assert "longitudinal acceleration" in reasons(terms)[0][0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nearness_to_a_line_equals_shapely_also_on_folded_and_repeated_points(seed):
+    rng = np.random.default_rng(seed)
+    line = np.cumsum(rng.normal(size=(30, 2)) * 3, axis=0)
+    line = np.concatenate((line, line[-1:], line[-6:-2][::-1]))
+    padded = torch.zeros((1, len(line) + 7, 2), dtype=torch.float64)
+    padded[0, : len(line)] = torch.from_numpy(line)
+    mask = torch.arange(padded.shape[1])[None] < len(line)
+    points = rng.normal(size=(400, 2)) * 10
+    ours = near_polyline(torch.from_numpy(points)[None], padded, mask, 1.5)[0].numpy()
+    theirs = shapely.distance(shapely.LineString(line), shapely.points(points)) <= 1.5
+    assert 0 < theirs.sum() < len(theirs)
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def made_up(values, human):

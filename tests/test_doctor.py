@@ -87,6 +87,18 @@ def test_the_unrelated_navsim_is_told_from_the_devkit(devkit, tmp_path, monkeypa
     assert "navsim" not in sys.modules
 
 
+def test_missing_and_old_packages_are_named(monkeypatch):
+    needs = ["numpy>=1.26", "scipy>=99", "no-such-package>=1", "mypy>=99; extra == 'dev'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: needs)
+    found = [str(f) for f in doctor.check_packages()]
+    assert len(found) == 2
+    assert "package scipy is" in found[0]
+    assert "needed >=99 -> pip install 'scipy>=99'" in found[0]
+    assert found[1] == "ERROR   package no-such-package is missing -> pip install 'no-such-package>=1'"
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: needs[:1])
+    assert only(doctor.check_packages()).level == OK
+
+
 def test_a_torchvision_of_another_torch_is_named_without_importing_it(monkeypatch):
     monkeypatch.setattr(doctor, "_version", {"torch": "2.5.1+cu124", "torchvision": "0.19.0"}.get)
     monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["numpy", "torch==2.4.0", "pillow>=5.3"])

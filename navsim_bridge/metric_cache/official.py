@@ -25,6 +25,7 @@ from navsim_bridge.logs import UnsafePickleError, unpickle_plain
 from navsim_bridge.metric_cache.tracks import interpolated_between_key_frames
 from navsim_bridge.pdm.geometry import REAR_AXLE_TO_CENTER
 from navsim_bridge.pdm.metric_scene import NUM_FRAMES, OBJECT_TYPES, MetricScene
+from navsim_bridge.pdm.packing import pack_scenes
 
 FILE = "metric_cache.pkl"
 METADATA = "metadata"
@@ -168,18 +169,20 @@ def read_official_cache(path: Path | str) -> MetricScene:
                 "packed cache from logs and maps instead"
             )
         cache = unpickle_plain(data, path, KNOWN)
-        return _Reader(cache).scene(path.parent.name, path.parts[-4] if len(path.parts) > 3 else "")
+        scene = _Reader(cache).scene(path.parent.name, path.parts[-4] if len(path.parts) > 3 else "")
+        pack_scenes([scene])  # refuses NaN and arrays that contradict each other
+        return scene
     except FileNotFoundError:
         raise
     except (OSError, lzma.LZMAError, EOFError) as error:
         problem = f"not a whole LZMA file ({type(error).__name__}: {error})"
     except UnsafePickleError as error:
         problem = f"names a class that caches of navsim v1.1 do not hold: {_without_path(error, path)}"
-    except (AttributeError, KeyError, IndexError, TypeError, shapely.errors.ShapelyError) as error:
+    except (AttributeError, LookupError, TypeError, ArithmeticError, shapely.errors.ShapelyError) as error:
         problem = f"not the content that navsim v1.1 writes ({type(error).__name__}: {error})"
     except ValueError as error:
         problem = _without_path(error, path)
-    raise OfficialCacheError(f"token {path.parent.name}: {path}: {problem}")
+    raise OfficialCacheError(f"token {path.parent.name}: {path}: {' '.join(problem.split())}")
 
 
 def _without_path(error: Exception, path: Path) -> str:

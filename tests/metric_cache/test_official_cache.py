@@ -4,6 +4,7 @@ import lzma
 import os
 import pickle
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,17 @@ def test_a_bad_file_is_named_with_its_token(moved, content):
     with pytest.raises(OfficialCacheError, match=rf"^token {DEGENERATE}: {moved.files[DEGENERATE]}: ") as raised:
         moved.read(DEGENERATE)
     assert "\n" not in str(raised.value)
+
+
+def test_values_that_cannot_be_scored_are_refused(moved):
+    data = lzma.decompress(moved.files[CURVE].read_bytes())
+    number = moved.read(CURVE).centerline[5, 0]
+    assert sum(data.count(struct.pack(order, number)) for order in ("<d", ">d")) > 0
+    for order in ("<d", ">d"):  # as a numpy scalar or as a Python float
+        data = data.replace(struct.pack(order, number), struct.pack(order, np.nan))
+    moved.files[CURVE].write_bytes(lzma.compress(data))
+    with pytest.raises(OfficialCacheError, match=rf"token {CURVE}: .*NaN"):
+        moved.read(CURVE)
 
 
 def test_missing_fields_are_named(moved):

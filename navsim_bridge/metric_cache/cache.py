@@ -14,6 +14,11 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
 from navsim_bridge.logs import log_path
 from navsim_bridge.maps import open_map
 from navsim_bridge.metric_cache.builder import REFERENCE, build_scenes
@@ -29,16 +34,14 @@ BUILDER = 1
 """Raise when the builder's results change: caches of another builder are made again."""
 SCENES_PER_PROCESS = 1000
 """A process takes seconds to start and builds hundreds of scenes a second: fewer are not worth another one."""
-OPEN_FILES = 256
-"""Most scene files mapped at once; each takes one file descriptor."""
 METRIC = "PDMS v1 (navsim 1.1)"
 
 
 class MetricCache:
     """Reads the metric scenes that `build_metric_cache` or `convert_official_cache` wrote.
 
-    A log's file is checked byte by byte when it is first opened; the last opened ones stay mapped, up to
-    ``keep_bytes`` and `OPEN_FILES`.
+    A log's file is checked byte by byte when it is opened; the last opened ones stay mapped, up to ``keep_bytes`` of
+    what has to be unpacked and half of the file descriptors that the process may have.
     """
 
     def __init__(self, path: Path | str, keep_bytes: int = 2 << 30) -> None:
@@ -48,7 +51,7 @@ class MetricCache:
         self._place = {
             token: (log, row) for log, entry in self.index["logs"].items() for row, token in enumerate(entry["tokens"])
         }
-        self._keep_bytes = keep_bytes
+        self._keep_bytes, self._keep_files = keep_bytes, _most_open_files()
         self._open: OrderedDict[str, SceneFile] = OrderedDict()
 
     @property
@@ -135,7 +138,7 @@ class MetricCache:
         entry = self.index["logs"][log]
         opened = self._open[log] = SceneFile(self.path / entry["file"], entry["crc32"])
         while len(self._open) > 1 and (
-            len(self._open) > OPEN_FILES or sum(f.num_bytes for f in self._open.values()) > self._keep_bytes
+            len(self._open) > self._keep_files or sum(f.num_bytes for f in self._open.values()) > self._keep_bytes
         ):
             self._open.popitem(last=False)
         return opened
@@ -329,6 +332,14 @@ def refuse_other_split(out: Path, split: str, data_split: str) -> None:
         return
     if there != (split, data_split):
         raise CacheError(f"{out} holds the metric cache of split {there[0]}; choose another folder for {split}")
+
+
+def _most_open_files() -> int:
+    """Files to keep mapped: each takes a descriptor, and opening one again costs a check of all its bytes."""
+    if resource is None:
+        return 256
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 4096 if limit == resource.RLIM_INFINITY else max(1, min(4096, limit // 2))
 
 
 def hash_of(parts: Any) -> str:

@@ -73,7 +73,7 @@ class SceneFile:
 
     def _index(self) -> None:
         a = self._arrays
-        self.num_bytes = sum(array.nbytes for array in a.values())
+        self.num_bytes = sum(a[name].nbytes for name in _COLUMNS)  # unpacked; the rest is mapped
         self.tokens = _lines(a["token"])
         self._log_names = _lines(a["log_name"])
         self._polygon_tokens = _lines(a["polygon_token"])

@@ -39,9 +39,9 @@ class DemoWorldConfig:
 
     root: str = "data/demo_world"  # folder that receives maps/, navsim_logs/, sensor_blobs/ and splits/
     seed: int = 0  # everything random derives from it
-    num_train_logs: int = 16  # logs in navsim_logs/trainval
-    num_test_logs: int = 5  # logs in navsim_logs/test
-    log_seconds: float = 100.0  # recorded length of each log [s]
+    num_train_logs: int = 34  # logs in navsim_logs/trainval
+    num_test_logs: int = 11  # logs in navsim_logs/test
+    log_seconds: float = 50.0  # recorded length of each log [s]
     image_width: int = 480  # pixels; 1920 is full size
     image_height: int = 270  # pixels; 1080 is full size
     jpeg_quality: int = 88  # 1 to 100

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from dpvla.batch import RewardFunction
 from dpvla.training.run_directory import TrainedOn
 from navsim_bridge.dataset import NavsimDataset
-from navsim_bridge.metric_cache import MetricCache, build_metric_cache
+from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
 from navsim_bridge.reward import PDMReward
 from navsim_bridge.roots import DEMO_WORLD, data_root, maps_root
 from navsim_bridge.scene_filter import Split, load_split
@@ -98,8 +98,19 @@ def open_metric_cache(path: str | None, split: Split, root: Path, maps: Path, wo
     own = root / "metric_cache"
     whole = own / f"{split.name}_all"
     if (whole / "index.json").is_file():  # the demo world keeps one cache for a filtered and its unfiltered split
-        return MetricCache(whole)
+        return up_to_date_cache(whole, load_split(whole.name, root), root, maps, workers)
     return build_metric_cache(root, maps, split, own / split.name, workers)
+
+
+def up_to_date_cache(path: Path, split: Split, root: Path, maps: Path, workers: int) -> MetricCache:
+    """The cache at ``path`` when it is whole and its logs and maps are unchanged, else made again."""
+    try:
+        cache = MetricCache(path)
+        cache.check_sources(root, maps)
+        return cache
+    except CacheError as error:
+        print(f"making {path} again: {error}")
+        return build_metric_cache(root, maps, split, path, workers)
 
 
 def hold_out(records: list[SceneRecord], logs: int) -> tuple[list[SceneRecord], list[SceneRecord]]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from dpvla.training.checkpoint import resolve_checkpoint
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
 from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
 from navsim_bridge.evaluation import Evaluation, evaluate, scenes_from_cache, write_evaluation
-from navsim_bridge.metric_cache import MetricCache
 from navsim_bridge.pictures import save_scene_picture
 from navsim_bridge.reward import SUB_SCORES
 from navsim_bridge.scene_filter import load_split
 from navsim_bridge.scenes import SceneRecord, select_scenes
+from navsim_bridge.training_data import open_metric_cache
 
 HERE = Path(__file__).resolve().parent
 SHORT = {"NC": "no_at_fault_collisions", "DAC": "drivable_area_compliance", "TTC": "time_to_collision_within_bound",
@@ -156,7 +156,7 @@ def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, Any]
     The filtered split is part of the unfiltered one, so one pass over the latter scores both.
     """
     root = Path(config.world.root)
-    cache = MetricCache(root / "metric_cache" / "navtest_all")
+    cache = open_metric_cache(None, load_split("navtest", root), root, root / "maps", workers=1)
     everything, filtered = load_split("navtest_all", root), load_split("navtest", root)
     records = select_scenes(everything, root)
     inside = {r.token for r in select_scenes(filtered, root)}
@@ -192,12 +192,12 @@ def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, Any]
 def restrict(evaluation: Evaluation, tokens: set[str]) -> Evaluation:
     """The part of an evaluation that concerns ``tokens``."""
     keep = np.array([token in tokens for token in evaluation.tokens])
-    return Evaluation(
-        tuple(token for token in evaluation.tokens if token in tokens),
-        evaluation.valid[keep],
-        evaluation.values[keep],
-        evaluation.failures,
-        evaluation.metric,
+    return replace(
+        evaluation,
+        tokens=tuple(token for token in evaluation.tokens if token in tokens),
+        valid=evaluation.valid[keep],
+        values=evaluation.values[keep],
+        reasons={token: why for token, why in evaluation.reasons.items() if token in tokens},
     )
 
 
@@ -215,7 +215,7 @@ def draw_pictures(config: DemoConfig, out: Path, scored: dict[str, Evaluation]) 
     """Test scenes where imitation failed and DIPOLE, trained on other scenes, succeeded: spread over logs."""
     root = Path(config.world.root)
     records = {r.token: r for r in select_scenes(load_split("navtest", root), root)}
-    cache = MetricCache(root / "metric_cache" / "navtest_all")
+    cache = open_metric_cache(None, load_split("navtest", root), root, root / "maps", workers=1)
     before, after = scored["pretrain"], scored["dipole_navtrain"]
     column = SUB_SCORES.index("score")
     better = (before.values[:, column] < FAILED) & (after.values[:, column] > SUCCEEDED)

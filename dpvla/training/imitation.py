@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dpvla.batch import DrivingBatch, RewardFunction, SceneSource
 from dpvla.models import DPVLA
+from dpvla.training.augmentation import jitter_colours
 from dpvla.training.order import epoch_batches, steps_per_epoch
 
 
@@ -23,6 +24,7 @@ class ImitationConfig:
     epochs: int = 100  # passes over the training split (paper: 100)
     batch_size: int = 16  # scenes in an update, over all processes (paper: 16)
     noise_draws: int = 1  # noise levels drawn for each scene of an update; the scene is encoded once
+    colour_jitter: float = 0.0  # random contrast, brightness and cast of the images; against learning the weather
     num_workers: int = 0  # processes that decode images; 0: in the training process
     validation_scenes: int = 256  # held-out scenes used for loss and PDMS
 
@@ -30,14 +32,15 @@ class ImitationConfig:
 class ImitationStep(nn.Module):
     """The differentiable part of an update; ``forward`` is what accelerate wraps."""
 
-    def __init__(self, policy: DPVLA, noise_draws: int) -> None:
+    def __init__(self, policy: DPVLA, config: ImitationConfig) -> None:
         super().__init__()
         self.policy: DPVLA = policy
-        self.noise_draws = noise_draws
+        self.config = config
 
     def forward(self, batch: DrivingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Denoising error of the recorded plans."""
-        return self.policy.imitation_loss(batch, draws=self.noise_draws)
+        seen = replace(batch, images=jitter_colours(batch.images, self.config.colour_jitter))
+        return self.policy.imitation_loss(seen, draws=self.config.noise_draws)
 
 
 class ImitationStage:
@@ -60,7 +63,7 @@ class ImitationStage:
                 f"batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes"
             )
         self.policy, self.source, self.config, self.seed = policy, source, config, seed
-        self.module: nn.Module = ImitationStep(policy, config.noise_draws)
+        self.module: nn.Module = ImitationStep(policy, config)
         self.accelerator, self.describe = accelerator, describe
         self.validation, self.reward = validation, reward
 

@@ -1,0 +1,29 @@
+"""Random changes of the camera images that leave the driving task as it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def jitter_colours(images: Tensor, strength: float) -> Tensor:
+    """Random contrast, brightness and colour cast, the same for all cameras of a scene.
+
+    Args:
+        images: (scene, camera, 3, height, width) uint8.
+        strength: each channel is scaled around mid-grey by a factor of 1 ± strength, a half of it shared by the three
+            channels, and shifted by up to ± strength / 2 of full scale. 0 returns the images as they are.
+
+    Randomness comes from torch's global generator.
+    """
+    if not 0 <= strength < 1:
+        raise ValueError(f"colour jitter must lie in [0, 1), found {strength}")
+    if strength == 0:
+        return images
+
+    def draw(channels: int) -> Tensor:
+        return 2 * torch.rand(len(images), 1, channels, 1, 1, device=images.device) - 1
+
+    gain = 1 + strength * (draw(1) + draw(3)) / 2
+    shift = 255 * strength * (draw(1) + draw(3)) / 4
+    return ((images.float() - 127.5) * gain + 127.5 + shift).round().clamp_(0, 255).to(torch.uint8)

@@ -54,7 +54,7 @@ def birds_eye(scene: MetricScene) -> BirdsEyeScene:
     areas: list[tuple[str, list[Array]]] = []
     for index, layer in enumerate(scene.polygon_types):
         first, last = scene.polygon_ring_offsets[index : index + 2]
-        rings = [
+        rings: list[Array] = [
             _to_ego(scene.vertices[scene.ring_offsets[ring] : scene.ring_offsets[ring + 1]], origin)
             for ring in range(first, last)
         ]

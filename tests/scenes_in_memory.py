@@ -20,9 +20,10 @@ class ScenesInMemory:
         time = 0.5 * torch.arange(1, 9)
         turn = (1 - command)[:, None] * 0.05 * time
         along = speed[:, None] * time
+        shape = (count, 3, 3, image_size[1], image_size[0])
         self._all = DrivingBatch(
             tokens=tuple(f"scene{i:04d}" for i in range(count)),
-            images=torch.randint(0, 256, (count, 3, 3, image_size[1], image_size[0]), generator=draw, dtype=torch.uint8),
+            images=torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8),
             command=command,
             ego_status=torch.stack([speed, 0 * speed, 0 * speed, 0 * speed], dim=-1),
             history=torch.zeros(count, 3, 3),

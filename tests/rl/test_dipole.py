@@ -58,7 +58,8 @@ def policy() -> DPVLA:
 
 def scene(policy: DPVLA, count: int) -> SceneContext:
     tokens = torch.randn(count, 7, policy.encoder.token_width)
-    return SceneContext(tokens, None, torch.zeros(count, dtype=torch.long), torch.randn(count, 4), torch.randn(count, 3, 3))
+    command = torch.zeros(count, dtype=torch.long)
+    return SceneContext(tokens, None, command, torch.randn(count, 4), torch.randn(count, 3, 3))
 
 
 def loss_of(policy: DPVLA, context: SceneContext, advantages: Tensor, beta: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_a_finished_run_trains_no_further(tmp_path: Path, pretrained: Path) -> N
 def test_every_epoch_holds_every_scene_once_and_order_depends_on_step_alone() -> None:
     batches = epoch_batches(10, 4, 0, 1)
     epochs = [[next(batches) for _ in range(steps_per_epoch(10, 4))] for _ in range(2)]
-    assert [sorted(sum(map(list, epoch), [])) for epoch in epochs] == [list(range(10))] * 2
+    assert [sorted(itertools.chain(*epoch)) for epoch in epochs] == [list(range(10))] * 2
     assert epochs[0] != epochs[1]
     assert next(epoch_batches(10, 4, 4, 1)) == epochs[1][1]
 
@@ -155,11 +156,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
             stage.policy.head.output.weight.register_hook(lambda gradient: gradient * torch.nan)
         return stage
 
+    accelerator = Accelerator(cpu=True)
+    stage = make(accelerator, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        accelerator = Accelerator(cpu=True)
-        stage = make(accelerator, tmp_path)
         train(stage, replace(LOOP, steps=9, stop_after_step=3), tmp_path, accelerator)
-    with pytest.raises(FloatingPointError, match="not finite around step 4.*step_00000003"):
+    with pytest.raises(FloatingPointError, match=r"not finite around step 4.*step_00000003"):
         run(make, tmp_path, [])
     newest = latest_checkpoint(tmp_path)
     assert newest is not None and newest.name == "step_00000003"

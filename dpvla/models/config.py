@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
-from typing import Any, Literal, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
+from dpvla.config import from_dict
 from dpvla.diffusion.schedule import PARAMETRISATIONS, VPLinearSchedule
 from dpvla.models.dit import HeadConfig
 from dpvla.models.plan_coding import PlanCodingConfig
@@ -75,7 +75,7 @@ class DPVLAConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DPVLAConfig:
         """Inverse of ``to_dict``; unknown keys are refused with the nearest valid name."""
-        return _build(cls, data, "")
+        return from_dict(cls, data, "model config")
 
     @classmethod
     def paper(cls) -> DPVLAConfig:
@@ -101,24 +101,3 @@ class DPVLAConfig:
             head=HeadConfig(preset="tiny"),
             diffusion=DiffusionConfig(loss_weighting="v"),
         )
-
-
-def _build(cls: Any, data: Mapping[str, Any], path: str) -> Any:
-    if not isinstance(data, Mapping):
-        raise ValueError(f"model config {path or 'top level'}: expected a mapping, found {type(data).__name__}")
-    names = [f.name for f in fields(cls)]
-    for key in data:
-        if key not in names:
-            near = get_close_matches(key, names, 1)
-            hint = f"; did you mean {path}{near[0]}?" if near else f"; valid: {', '.join(names)}"
-            raise ValueError(f"unknown model config key {path}{key}{hint}")
-    hints = get_type_hints(cls)
-    values = {}
-    for key, value in data.items():
-        kind = hints[key]
-        if is_dataclass(kind):
-            value = _build(kind, value, f"{path}{key}.")
-        elif isinstance(value, list) and key == "blocks":
-            value = tuple(value)
-        values[key] = value
-    return cls(**values)

@@ -33,8 +33,8 @@ BASE_POLICY: tuple[str | None, ...] = (None,)
 class DPVLA(nn.Module):
     """Driving policy: scene encoder, diffusion head, plan coding.
 
-    Call it through its methods; under DistributedDataParallel call ``wrapped("imitation_loss", batch)`` or
-    ``wrapped("denoising_errors", context, ...)``, so that gradients are synchronised.
+    Call it through its methods. What is trained under DistributedDataParallel is a small module around it whose
+    ``forward`` is the loss (``training.imitation``, ``rl.finetune``), so that gradients are synchronised.
     """
 
     def __init__(self, config: DPVLAConfig, encoder: FlorenceEncoder | TimmEncoder) -> None:
@@ -199,13 +199,6 @@ class DPVLA(nn.Module):
         errors = self.denoising_errors(context, plans, t, noise, loss_weighting=loss_weighting, alpha_floor=alpha_floor)
         loss = errors.mean()
         return loss, {"imitation/loss": loss.detach()}
-
-    def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Dispatch for wrappers that only hook ``forward`` (DistributedDataParallel)."""
-        methods: dict[str, Any] = {"imitation_loss": self.imitation_loss, "denoising_errors": self.denoising_errors}
-        if method not in methods:
-            raise ValueError(f"forward dispatches to {sorted(methods)}, not {method!r}")
-        return methods[method](*args, **kwargs)
 
     # ------------------------------------------------------------------ sampling
 

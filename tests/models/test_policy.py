@@ -51,7 +51,7 @@ def test_a_newer_format_is_refused(light, tmp_path):
 def test_configs_survive_json_and_refuse_unknown_keys():
     for config in (DPVLAConfig.paper(), DPVLAConfig.tiny(), DPVLAConfig.tiny_florence()):
         assert DPVLAConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ValueError, match=r"head\.presett; did you mean head\.preset\?"):
+    with pytest.raises(ValueError, match=r"'head\.presett'; nearest valid name: 'head\.preset'"):
         DPVLAConfig.from_dict({"head": {"presett": "tiny"}})
 
 
@@ -192,15 +192,6 @@ def test_other_channels_and_absolute_poses_work_too():
     batch = make_batch(policy.config)
     assert policy.imitation_loss(batch)[0].isfinite()
     assert _plans(policy, batch).shape == (4, 3, 8, 3)
-
-
-def test_forward_dispatches_for_distributed_wrappers(light):
-    batch = make_batch(light.config)
-    first = light("imitation_loss", batch, generator=torch.Generator().manual_seed(0))[0]
-    second = light.imitation_loss(batch, generator=torch.Generator().manual_seed(0))[0]
-    assert torch.equal(first, second)
-    with pytest.raises(ValueError, match="forward dispatches to"):
-        light("sample", batch)
 
 
 def test_unknown_image_networks_are_refused_with_the_nearest_name():

@@ -12,8 +12,9 @@ help:
 	@echo "make lint   set up, then run ruff and mypy"
 	@echo "PYTHON=python3.11 chooses the interpreter (3.10, 3.11 or 3.12), VENV=DIR the environment"
 
+# Waiting threads sleep instead of spinning: the demo's processes share the cores with each other and with yours.
 demo: $(VENV)/.installed
-	$(RUN) tools/demo.py
+	OMP_WAIT_POLICY=PASSIVE $(RUN) tools/demo.py
 
 test: $(VENV)/.installed-dev
 	$(RUN) -m pytest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from dpvla.batch import RewardFunction, SceneSource
 from dpvla.models import DPVLA, SceneContext
 from dpvla.rl.buffer import RolloutBuffer
+from dpvla.training.augmentation import jitter_colours
 
 
 def chunks(count: int, size: int) -> Iterator[range]:
@@ -21,11 +23,19 @@ def chunks(count: int, size: int) -> Iterator[range]:
 
 
 @torch.no_grad()
-def encode_scenes(policy: DPVLA, source: SceneSource, indices: Sequence[int], accelerator: Accelerator) -> SceneContext:
-    """Context of the scenes at ``indices``, in evaluation mode."""
+def encode_scenes(
+    policy: DPVLA,
+    source: SceneSource,
+    indices: Sequence[int],
+    accelerator: Accelerator,
+    colour_jitter: float = 0.0,
+) -> SceneContext:
+    """Context of the scenes at ``indices``, in evaluation mode, of images with random colours where asked for."""
     policy.eval()
+    batch = source.batch(indices).to(accelerator.device)
+    batch = replace(batch, images=jitter_colours(batch.images, colour_jitter))
     with accelerator.autocast():
-        return policy.encode(source.batch(indices).to(accelerator.device))
+        return policy.encode(batch)
 
 
 @torch.no_grad()

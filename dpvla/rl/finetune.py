@@ -34,9 +34,6 @@ class DipoleConfig:
     scenes_per_cycle: int = 0  # at most so many scenes are rolled out in a cycle; 0: all of the split
     batch_size: int = 56  # scenes in an update, each with its whole group (paper: 56 navtrain, 4 navtest)
     scenes_per_call: int = 64  # scenes encoded, sampled and scored together
-    colour_jitter: float = (
-        0.0  # of the images that training batches are encoded from, afresh each time; 0: encoded once
-    )
     rank: int = 16  # of each LoRA adapter
     alpha: int = 16  # LoRA scale is alpha / rank
     context_cache_gb: float = 8.0  # encoded scenes of a cycle stay in memory up to this size, else they are re-encoded
@@ -113,7 +110,6 @@ class DipoleStage:
             order = epoch_batches(self._local, self.config.batch_size, place, self.seed, cycle, self._rank)
             for _, rows in zip(range(place, self.steps_per_cycle), order):
                 chosen = torch.as_tensor(rows)
-                torch.manual_seed(step_seed(self.seed, step, self._rank, 1))  # of the jitter: depends on the step alone
                 yield RolloutBatch(
                     self._context_of(chosen),
                     self.buffer.plans[chosen].to(self.accelerator.device),
@@ -170,8 +166,8 @@ class DipoleStage:
             progress=self.accelerator.is_main_process,
         )
 
-    def _encode(self, indices: Tensor, colour_jitter: float = 0.0) -> SceneContext:
-        return encode_scenes(self.policy, self.source, indices.tolist(), self.accelerator, colour_jitter)
+    def _encode(self, indices: Tensor) -> SceneContext:
+        return encode_scenes(self.policy, self.source, indices.tolist(), self.accelerator)
 
     def _encode_all(self, indices: Tensor) -> list[SceneContext] | None:
         """The frozen encoder's tokens of a whole cycle, in portions, or None when they exceed the limit."""
@@ -193,8 +189,6 @@ class DipoleStage:
 
     def _context_of(self, chosen: Tensor) -> SceneContext:
         assert self.buffer is not None
-        if self.config.colour_jitter:
-            return self._encode(self.buffer.indices[chosen], self.config.colour_jitter)
         if self._contexts is None:
             return self._encode(self.buffer.indices[chosen])
         if len(self._contexts) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +12,6 @@ from tqdm import tqdm
 from dpvla.batch import RewardFunction, SceneSource
 from dpvla.models import DPVLA, SceneContext
 from dpvla.rl.buffer import RolloutBuffer
-from dpvla.training.augmentation import jitter_colours
 
 
 def chunks(count: int, size: int) -> Iterator[range]:
@@ -23,19 +21,11 @@ def chunks(count: int, size: int) -> Iterator[range]:
 
 
 @torch.no_grad()
-def encode_scenes(
-    policy: DPVLA,
-    source: SceneSource,
-    indices: Sequence[int],
-    accelerator: Accelerator,
-    colour_jitter: float = 0.0,
-) -> SceneContext:
-    """Context of the scenes at ``indices``, in evaluation mode, of images with random colours where asked for."""
+def encode_scenes(policy: DPVLA, source: SceneSource, indices: Sequence[int], accelerator: Accelerator) -> SceneContext:
+    """Context of the scenes at ``indices``, in evaluation mode."""
     policy.eval()
-    batch = source.batch(indices).to(accelerator.device)
-    batch = replace(batch, images=jitter_colours(batch.images, colour_jitter))
     with accelerator.autocast():
-        return policy.encode(batch)
+        return policy.encode(source.batch(indices).to(accelerator.device))
 
 
 @torch.no_grad()

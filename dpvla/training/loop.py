@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -90,6 +91,11 @@ def train(stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator)
 
     SIGINT and SIGTERM save a checkpoint after the current step and raise KeyboardInterrupt.
     """
+    with Stopper(accelerator, config) as stopper:
+        return _train(stage, config, out, accelerator, stopper)
+
+
+def _train(stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator, stopper: Stopper) -> Path:
     names = [name for name, parameter in stage.module.named_parameters() if parameter.requires_grad]
     parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -134,7 +140,6 @@ def train(stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator)
     if accelerator.is_main_process and config.trackers:
         accelerator.init_trackers("tracking")
     tracker = Tracker(accelerator, out, first)
-    stopper = Stopper(accelerator, config)
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, smoothing=0.05)
     batches = stage.batches(first, tracker.log)
     sums: dict[str, Tensor] = {}
@@ -238,11 +243,16 @@ class Stopper:
     def __init__(self, accelerator: Accelerator, config: LoopConfig) -> None:
         self._accelerator, self._config = accelerator, config
         self._signalled = False
-        try:
-            signal.signal(signal.SIGINT, self._note)
-            signal.signal(signal.SIGTERM, self._note)
-        except ValueError:
-            pass  # not the main thread: the host program handles signals
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopper:
+        if threading.current_thread() is threading.main_thread():  # elsewhere the host program handles signals
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signalled:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +134,20 @@ def test_buffer_comes_back_from_its_file(tmp_path: Path) -> None:
     back = RolloutBuffer.load(tmp_path / "buffer.safetensors")
     assert back.cycle == 5
     assert torch.equal(back.plans, plans) and torch.equal(back.advantages(), buffer.advantages())
+
+
+def test_a_termination_signal_saves_and_stops_and_signals_are_as_before_afterwards(tmp_path: Path) -> None:
+    def make(accelerator: Accelerator, out: Path) -> ImitationStage:
+        stage = imitation(accelerator, out)
+        stage.module.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        return stage
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="step 1"):
+        run(make, tmp_path, [])
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None and newest.name == "step_00000001"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_finished_run_trains_no_further(tmp_path: Path, pretrained: Path) -> None:

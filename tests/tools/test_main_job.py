@@ -34,6 +34,7 @@ def run(tool: str, *options: str, cwd: Path, launcher: tuple[str, ...] = (), sta
 def toy_recipe(name: str, path: Path, **groups: dict[str, Any]) -> None:
     """A shipped recipe with some values made small."""
     recipe = yaml.safe_load((REPOSITORY / "configs" / f"{name}.yaml").read_text())
+    recipe |= {"validation_logs": 1} if "validation_logs" in recipe else {}
     for group, values in groups.items():
         recipe[group] |= values
     path.write_text(yaml.safe_dump(recipe))
@@ -150,7 +151,7 @@ def test_a_token_missing_from_the_cache_is_an_error(place: Path) -> None:
 def test_accelerate_launch_pretrains_and_stops_and_goes_on(place: Path) -> None:
     launcher = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision",
                 "no", "--dynamo_backend", "no", "--cpu")  # fmt: skip
-    options = ("--out", "runs/stopped", "--imitation.epochs", "2", "--loop.log-every", "1")
+    options = ("--out", "runs/stopped", "--config", "pretrain.yaml", "--loop.log-every", "1")
     text = run("pretrain.py", *options, "--loop.stop-after-step", "1", cwd=place, launcher=launcher, status=1)
     assert "the same command goes on from there" in text
     run("pretrain.py", *options, cwd=place)

@@ -125,11 +125,11 @@ def _write_splits(config: DemoWorldConfig, root: Path, logs: list[LogName], work
     counts: dict[str, Any] = {}
     for name, folder in SPLITS.items():
         names = [log.name(config.num_frames) for log in logs if log.folder == folder]
-        selection.write_split(root, f"{name}_all", folder, names, None)
-        counts[f"{name}_all"] = len(names) * (config.num_frames - 13)
+        selection.write_split(root, f"{name}_all", folder, names, config.frame_interval, None)
+        counts[f"{name}_all"] = len(names) * len(config.scene_frames())
         if config.metric_cache:
             chosen = selection.select(root, name, workers, progress=not config.quiet)
-            selection.write_split(root, name, folder, names, chosen.kept)
+            selection.write_split(root, name, folder, names, config.frame_interval, chosen.kept)
             counts[name] = len(chosen.kept)
             counts[f"{name}_all_human_pdms"] = round(float(chosen.human.mean()), 6)
     return counts

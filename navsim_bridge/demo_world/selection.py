@@ -28,8 +28,13 @@ from navsim_bridge.scenes import by_log, select_scenes
 HIGHEST_CONSTANT_VELOCITY, LOWEST_HUMAN = 0.8, 0.8
 
 
-def write_split(root: Path, name: str, folder: str, logs: Sequence[str], tokens: Sequence[str] | None) -> Path:
-    """Write ``splits/<name>.yaml`` in the devkit's scene-filter schema; ``tokens`` None keeps every window."""
+def write_split(
+    root: Path, name: str, folder: str, logs: Sequence[str], frame_interval: int, tokens: Sequence[str] | None
+) -> Path:
+    """Write ``splits/<name>.yaml`` in the devkit's scene-filter schema.
+
+    A scene starts every ``frame_interval`` frames of a log; ``tokens`` None keeps all of them.
+    """
     content: dict[str, Any] = {
         "data_split": folder,
         "scene_filter": {
@@ -37,7 +42,7 @@ def write_split(root: Path, name: str, folder: str, logs: Sequence[str], tokens:
             "_convert_": "all",
             "num_history_frames": HISTORY_FRAMES,
             "num_future_frames": FUTURE_FRAMES,
-            "frame_interval": 1,
+            "frame_interval": frame_interval,
             "has_route": True,
             "max_scenes": None,
             "log_names": list(logs),

@@ -1,0 +1,1 @@
+"""OGBench and ExORL: DIPOLE and its baselines on small networks, one file per agent."""

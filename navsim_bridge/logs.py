@@ -107,8 +107,13 @@ class Annotations:
 
     boxes: NDArray[np.float64]  # (box, 7) x, y, z, length, width, height, yaw; ego rear-axle frame
     types: NDArray[np.int64]  # (box,) index into OBJECT_NAMES
-    speeds: NDArray[np.float64]  # (box,) norm of the velocity in the ground plane [m/s]
+    velocities: NDArray[np.float64]  # (box, 2) in the ground plane, ego axes, not relative to the ego's motion [m/s]
     track_tokens: tuple[str, ...]  # (box,)
+
+    @property
+    def speeds(self) -> NDArray[np.float64]:
+        """(box,) norm of the velocities [m/s]."""
+        return np.linalg.norm(self.velocities, axis=1)
 
 
 @dataclass(frozen=True)
@@ -314,7 +319,7 @@ class _Frame:
         return Annotations(
             boxes=self._table(anns, "gt_boxes", 7),
             types=np.array([self._object_type(name) for name in anns["gt_names"]], dtype=np.int64),
-            speeds=np.linalg.norm(self._table(anns, "gt_velocity_3d", 3)[:, :2], axis=1),
+            velocities=self._table(anns, "gt_velocity_3d", 3)[:, :2],
             track_tokens=tuple(map(str, tracks)),
         )
 

@@ -31,7 +31,7 @@ PAST_FRAMES = 4
 SYNTHETIC_TOKEN = 17
 """Length of a synthetic scene's token; the devkit knows them by it."""
 _STEPS = (EPDMS_FRAMES - 1) // (V2_KEY_FRAMES - 1)  # 0.1 s frames between key frames
-_NOTHING = Annotations(np.zeros((0, 7)), np.zeros(0, dtype=np.int64), np.zeros(0), ())
+_NOTHING = Annotations(np.zeros((0, 7)), np.zeros(0, dtype=np.int64), np.zeros((0, 2)), ())
 
 
 class EPDMSSceneBuilder:

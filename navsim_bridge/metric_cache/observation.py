@@ -62,7 +62,7 @@ def observe(annotations: Sequence[Annotations], poses: NDArray[np.float64]) -> O
     types = np.zeros(num_tracks, dtype=np.int64)
     for k in reversed(range(KEY_FRAMES)):  # backwards, so that the first sighting's size, speed and type stay
         boxes, of = annotations[k].boxes, rows[k]
-        key_poses[k, of], seen[k, of] = _to_global(boxes, poses[k]), True
+        key_poses[k, of], seen[k, of] = to_global(boxes, poses[k]), True
         size[of], types[of], speed[of] = boxes[:, 3:5], annotations[k].types, annotations[k].speeds
     speed[~np.isin(types, _MOVING_TYPES)] = 0.0
     frames, present = _interpolate(key_poses, seen)
@@ -81,7 +81,7 @@ def observe(annotations: Sequence[Annotations], poses: NDArray[np.float64]) -> O
     )
 
 
-def _to_global(boxes: NDArray[np.float64], pose: NDArray[np.float64]) -> NDArray[np.float64]:
+def to_global(boxes: NDArray[np.float64], pose: NDArray[np.float64]) -> NDArray[np.float64]:
     """(box, 3) global centre and heading of boxes given in the ego frame."""
     x, y, heading = pose
     cos, sin = np.cos(heading), np.sin(heading)

@@ -15,7 +15,7 @@ def frames(**tracks):
         result.append(Annotations(
             boxes=np.array([[x, 0, 0, length, 2, 1, heading] for _, (x, heading, length, _) in seen]).reshape(-1, 7),
             types=np.array([OBJECT_NAMES.index(name.rpartition("_")[0]) for name, _ in seen], dtype=np.int64),
-            speeds=np.array([values[3] for _, values in seen]),
+            velocities=np.array([[values[3], 0.0] for _, values in seen]).reshape(-1, 2),
             track_tokens=tuple(name.rpartition("_")[2] for name, _ in seen),
         ))  # fmt: skip
     return result

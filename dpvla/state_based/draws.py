@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dpvla.training.loop import step_seed
+from dpvla.training.order import step_seed
 
 
 class Draws(Protocol):

@@ -44,8 +44,9 @@ class Transitions:
                     f"transitions: {field.name} must be float32 with {axes} axes and {rows} rows, "
                     f"found {value.dtype} {tuple(value.shape)}"
                 )
-            if not torch.isfinite(value).all():
-                bad = int((~torch.isfinite(value)).flatten(1 if axes == 2 else 0).reshape(rows, -1).any(1).sum())
+            finite = torch.isfinite(value)
+            if not finite.all():
+                bad = int((~finite).reshape(rows, -1).any(1).sum())
                 raise ValueError(f"transitions: {field.name} holds NaN or infinity in {bad} of {rows} rows")
         if self.next_observations.shape != self.observations.shape:
             raise ValueError(
@@ -63,7 +64,7 @@ class Transitions:
     def from_arrays(arrays: Mapping[str, np.ndarray]) -> Transitions:
         """From NumPy arrays of any number type under this class's field names (others are ignored).
 
-        Actions are clipped to ``ACTION_LIMIT``. KeyError-like input is refused by name.
+        Actions are clipped to ``ACTION_LIMIT``; a missing field is refused by name.
         """
         missing = [field.name for field in fields(Transitions) if field.name not in arrays]
         if missing:
@@ -78,9 +79,8 @@ class Transitions:
         for number, part in enumerate(parts[:-1]):
             if len(part) and part.terminals[-1] != 1:
                 raise ValueError(f"transitions: part {number} of {len(parts)} does not end an episode")
-        return Transitions(
-            **{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Transitions)}
-        )
+        names = [field.name for field in fields(Transitions)]
+        return Transitions(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def __len__(self) -> int:
         return len(self.observations)

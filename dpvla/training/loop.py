@@ -17,15 +17,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dpvla.training import checkpoint
+from dpvla.training.order import step_seed
 from dpvla.training.tracking import Tracker
+from dpvla.training.update import GradientUpdate, Update
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LoopConfig:
     lr_schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at 0
     weight_decay: float = 0.01  # of AdamW
     adam_betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
-    clip_norm: float = 1.0  # gradient norm is clipped to this
+    clip_norm: float = 1.0  # gradient norm is clipped to this; 0: never
     ema_decay: float = 0.0  # weights are averaged with this decay for evaluation and saving; 0 turns it off
     precision: Literal["no", "bf16"] = "no"  # autocast of the model
     seed: int = 0  # of everything random
@@ -68,6 +68,9 @@ class Stage(Protocol):
         """Read back what ``save`` wrote beside the weights."""
 
 
+MakeUpdate = Callable[[nn.Module, LoopConfig, Accelerator], Update]
+
+
 def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
     """An Accelerator on the GPU if there is one, else on the CPU; refuses a launch it would silently run alone."""
     on_cpu = not torch.cuda.is_available()
@@ -86,39 +89,28 @@ def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
     return accelerator
 
 
-def train(stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator) -> Path:
+def train(
+    stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator, make_update: MakeUpdate = GradientUpdate
+) -> Path:
     """Run ``stage`` to ``config.steps``, going on from the newest checkpoint in ``out``; returns the last one.
 
-    SIGINT and SIGTERM save a checkpoint after the current step and raise KeyboardInterrupt.
+    ``make_update`` says how a step changes the weights. SIGINT and SIGTERM save a checkpoint after the current step
+    and raise KeyboardInterrupt.
     """
     with Stopper(accelerator, config) as stopper:
-        return _train(stage, config, out, accelerator, stopper)
+        return _train(stage, config, out, accelerator, make_update(stage.module, config, accelerator), stopper)
 
 
-def _train(stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator, stopper: Stopper) -> Path:
-    names = [name for name, parameter in stage.module.named_parameters() if parameter.requires_grad]
-    parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=config.lr,
-        betas=config.adam_betas,
-        weight_decay=config.weight_decay,
-        fused=accelerator.device.type == "cuda",
-    )
-    module, prepared = accelerator.prepare(stage.module, optimizer)
-    ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
+def _train(
+    stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator, update: Update, stopper: Stopper
+) -> Path:
+    _check_stride(config, update.stride)
 
     def save(step: int) -> Path:
         def write(directory: Path) -> None:
-            state = directory / "trainer_state"
-            checkpoint.save_tensors(state / "weights.safetensors", dict(zip(names, parameters)) | buffers(stage.module))
-            checkpoint.save_tensors(
-                state / "optimizer.safetensors", checkpoint.optimizer_tensors(prepared.optimizer, names)
-            )
-            if ema is not None:
-                checkpoint.save_tensors(state / "ema.safetensors", dict(zip(names, ema.shadow_params)))
-            checkpoint.write_meta(state / "loop.json", {"step": step})
-            with averaged(ema, parameters):
+            update.save(directory / "trainer_state")
+            checkpoint.write_meta(directory / "trainer_state" / "loop.json", {"step": step})
+            with update.averaged():
                 stage.save(directory)
 
         return checkpoint.write_checkpoint(out, step, write, config.keep_checkpoints)
@@ -126,13 +118,7 @@ def _train(stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator
     first, last = 0, checkpoint.latest_checkpoint(out)
     if last is not None:
         first = checkpoint.checkpoint_step(last)
-        state = last / "trainer_state"
-        checkpoint.load_weights(stage.module, checkpoint.load_tensors(state / "weights.safetensors"), state)
-        checkpoint.load_optimizer(prepared.optimizer, names, checkpoint.load_tensors(state / "optimizer.safetensors"))
-        if ema is not None:
-            shadow = checkpoint.load_tensors(state / "ema.safetensors")
-            ema.shadow_params = [shadow[name].to(p.device) for name, p in zip(names, parameters)]
-            ema.optimization_step = first
+        update.load(last / "trainer_state", first)
         stage.restore(last)
         accelerator.print(f"going on from step {first} of {config.steps} in {out}")
     if last is not None and first >= config.steps:
@@ -145,24 +131,13 @@ def _train(stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator
     sums: dict[str, Tensor] = {}
     summed, waited, began = 0, 0.0, time.perf_counter()
 
-    for step in range(first + 1, config.steps + 1):
+    for step in range(first + update.stride, config.steps + 1, update.stride):
         before = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - before
 
-        module.train()
         torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
-        for group in prepared.param_groups:
-            group["lr"] = learning_rate(config, step)
-        with accelerator.autocast():
-            loss, info = module(batch)
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(parameters, config.clip_norm)
-        prepared.step()
-        prepared.zero_grad(set_to_none=True)
-        if ema is not None:
-            ema.step(parameters)
-        for name, value in (info | {"train/loss": loss.detach(), "train/grad_norm": torch.as_tensor(norm)}).items():
+        for name, value in update.step(batch, step, learning_rate(config, step)).items():
             sums[name] = sums[name] + value.detach().float() if name in sums else value.detach().float()
         summed += 1
 
@@ -175,14 +150,14 @@ def _train(stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator
                     f"{checkpoint.latest_checkpoint(out)}, go on from it with a smaller loop.lr"
                 )
             elapsed = time.perf_counter() - began
-            speed = {"speed/steps_per_s": summed / elapsed, "speed/data_wait": waited / elapsed}
+            speed = {"speed/steps_per_s": summed * update.stride / elapsed, "speed/data_wait": waited / elapsed}
             tracker.log(step, means | speed | {"train/lr": learning_rate(config, step)})
             bar.set_postfix_str(f"loss {means['train/loss']:.4f}, data wait {waited / elapsed:.0%}")
             sums, summed, waited, began = {}, 0, 0.0, time.perf_counter()
-        bar.update()
+        bar.update(update.stride)
         if done or (config.evaluate_every and step % config.evaluate_every == 0):
-            module.eval()
-            with averaged(ema, parameters):
+            stage.module.eval()
+            with update.averaged():
                 values = dict(stage.evaluate(step))
             if values:
                 tracker.log(step, values)
@@ -200,6 +175,14 @@ def _train(stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator
     return checkpoint.resolve_checkpoint(out)
 
 
+def _check_stride(config: LoopConfig, stride: int) -> None:
+    for name in ("steps", "log_every", "evaluate_every", "save_every", "stop_after_step"):
+        if getattr(config, name) % stride:
+            raise ValueError(
+                f"loop.{name} = {getattr(config, name)} must be a multiple of {stride}, the updates per step"
+            )
+
+
 def learning_rate(config: LoopConfig, step: int) -> float:
     """Learning rate of update ``step`` (counted from 1)."""
     if step <= config.warmup_steps:
@@ -208,33 +191,6 @@ def learning_rate(config: LoopConfig, step: int) -> float:
         return config.lr
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def step_seed(seed: int, *path: int) -> int:
-    """A 63-bit seed that depends on every number given."""
-    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Persistent buffers of a module by name."""
-    kept = module.state_dict()
-    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
-
-
-class averaged:  # noqa: N801 (reads as a verb: ``with averaged(ema, parameters)``)
-    """The averaged weights stand in for the trained ones inside the ``with`` block."""
-
-    def __init__(self, ema: EMAModel | None, parameters: list[nn.Parameter]) -> None:
-        self._ema, self._parameters = ema, parameters
-
-    def __enter__(self) -> None:
-        if self._ema is not None:
-            self._ema.store(self._parameters)
-            self._ema.copy_to(self._parameters)
-
-    def __exit__(self, *_: object) -> None:
-        if self._ema is not None:
-            self._ema.restore(self._parameters)
 
 
 class Stopper:

@@ -1,10 +1,15 @@
-"""Which scenes stand in which batch: a function of seed and step alone."""
+"""Which scenes stand in which batch, and which seed a step has: functions of seed and step alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+
+def step_seed(seed: int, *path: int) -> int:
+    """A 63-bit seed that depends on every number given."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def permutation(count: int, *seed: int) -> np.ndarray:

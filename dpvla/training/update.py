@@ -1,0 +1,111 @@
+"""How weights change in one step of the loop: forward, backward, clip, AdamW, average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from dpvla.training import checkpoint
+
+if TYPE_CHECKING:
+    from dpvla.training.loop import LoopConfig
+
+
+class Update(Protocol):
+    """What the loop asks of an optimiser and the weights it moves."""
+
+    stride: int  # updates made by one call of ``step``
+
+    def step(self, batch: Any, step: int, lr: float) -> dict[str, Tensor]:
+        """Learn from ``batch``, ending at update number ``step``; scalars to log, ``train/loss`` among them."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the module holds the weights that are evaluated and saved."""
+
+    def save(self, state: Path) -> None:
+        """Write weights and optimiser into the directory ``state``."""
+
+    def load(self, state: Path, step: int) -> None:
+        """Read back what ``save`` wrote after update ``step``."""
+
+
+class GradientUpdate:
+    """One clipped AdamW step on ``module(batch)`` through accelerate, and an average of the weights if asked for."""
+
+    stride = 1
+
+    def __init__(self, module: nn.Module, config: LoopConfig, accelerator: Accelerator) -> None:
+        """``module(batch)`` returns (loss, info); its trainable parameters are optimised."""
+        self.own, self.config, self.accelerator = module, config, accelerator
+        self.names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.lr,
+            betas=config.adam_betas,
+            weight_decay=config.weight_decay,
+            fused=accelerator.device.type == "cuda",
+        )
+        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay else None
+
+    def step(self, batch: Any, step: int, lr: float) -> dict[str, Tensor]:
+        """One update at learning rate ``lr``; randomness comes from torch's global generator."""
+        self.module.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with self.accelerator.autocast():
+            loss, info = self.module(batch)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        return info | {"train/loss": loss.detach(), "train/grad_norm": torch.as_tensor(norm)}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights, where there are any, stand in for the trained ones."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def save(self, state: Path) -> None:
+        """``weights``, ``optimizer`` and, where averaged, ``ema`` as safetensors."""
+        weights = dict(zip(self.names, self.parameters)) | buffers(self.own)
+        checkpoint.save_tensors(state / "weights.safetensors", weights)
+        moments = checkpoint.optimizer_tensors(self.optimizer.optimizer, self.names)
+        checkpoint.save_tensors(state / "optimizer.safetensors", moments)
+        if self.ema is not None:
+            checkpoint.save_tensors(state / "ema.safetensors", dict(zip(self.names, self.ema.shadow_params)))
+
+    def load(self, state: Path, step: int) -> None:
+        """Read back what ``save`` wrote after update ``step``."""
+        checkpoint.load_weights(self.own, checkpoint.load_tensors(state / "weights.safetensors"), state)
+        moments = checkpoint.load_tensors(state / "optimizer.safetensors")
+        checkpoint.load_optimizer(self.optimizer.optimizer, self.names, moments)
+        if self.ema is not None:
+            shadow = checkpoint.load_tensors(state / "ema.safetensors")
+            self.ema.shadow_params = [shadow[name].to(p.device) for name, p in zip(self.names, self.parameters)]
+            self.ema.optimization_step = step
+
+
+def buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Persistent buffers of a module by name."""
+    kept = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}

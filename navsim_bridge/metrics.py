@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from navsim_bridge.metric_cache.cache import METRIC
+from navsim_bridge.metric_cache.cache import METRIC, MetricName
 from navsim_bridge.metric_cache.epdms_inputs import SYNTHETIC_TOKEN
 from navsim_bridge.pdm import (
     EPDMS_SUB_SCORES,
@@ -50,6 +50,10 @@ class Metric(Protocol):
     """Scores plans, one a scene."""
 
     @property
+    def key(self) -> MetricName:
+        """The option that chooses it; its scenes are cached under this name."""
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Sub-scores in the devkit's names and order; the last is the score."""
 
@@ -71,6 +75,7 @@ class Metric(Protocol):
 class PDMS:
     """The PDM score of NAVSIM v1."""
 
+    key: MetricName = "pdms"
     columns = SUB_SCORES
     average_row = "average"
 
@@ -100,6 +105,7 @@ class EPDMS:
     """EPDMS of NAVSIM v2: one stage, log-replay traffic."""
 
     human_filter: HumanFilter = "v2.1.2"
+    key: ClassVar[MetricName] = "epdms"
     columns = EPDMS_SUB_SCORES
     average_row = "average_all_frames"
 

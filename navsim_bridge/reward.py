@@ -38,6 +38,7 @@ class PDMReward:
         """``tokens``: the scenes that will be asked for, all of the cache by default; a missing one is an error."""
         self.cache, self.device, self.keep_bytes = cache, torch.device(device), keep_bytes
         self.tokens = cache.tokens if tokens is None else tuple(dict.fromkeys(tokens))
+        cache.require_metric("pdms")
         cache.require(self.tokens)
         self._rows = {token: row for row, token in enumerate(self.tokens)}
         self._packed: SceneBatch | None = None

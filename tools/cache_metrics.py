@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dpvla import config
 from dpvla.config import reporting_errors
 from navsim_bridge import roots
-from navsim_bridge.metric_cache import build_metric_cache, convert_official_cache
+from navsim_bridge.metric_cache import MetricName, build_metric_cache, convert_official_cache
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class CacheMetrics:
     """
 
     out: str  # folder of the cache
+    metric: MetricName = "pdms"  # NAVSIM v1, or v2
     split: str = ""  # name of a split, or a YAML file in the devkit's scene-filter schema
     official_cache: str = ""  # instead of a split: folder that the devkit's metric caching wrote
     data_root: str = ""  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(CacheMetrics, argv)
     if bool(options.split) == bool(options.official_cache):
         raise ValueError("give either --split or --official-cache")
+    if options.official_cache and options.metric != "pdms":
+        raise ValueError("--official-cache reads the devkit's caches of v1.1, which are for --metric pdms")
     start = time.perf_counter()
     if options.official_cache:
         cache = convert_official_cache(options.official_cache, options.out, workers=options.workers)
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.out,
             workers=options.workers,
             allow_missing=options.allow_missing,
+            metric=options.metric,
         )
     seconds = time.perf_counter() - start
     print(f"{len(cache)} scenes of {cache.index['split']} in {cache.path} after {seconds:.1f} s")

@@ -21,7 +21,7 @@ from navsim_bridge.evaluation import (
     scenes_from_logs,
     write_evaluation,
 )
-from navsim_bridge.metric_cache import MetricCache
+from navsim_bridge.metric_cache import MetricCache, MetricName
 from navsim_bridge.metrics import EPDMS, PDMS, Metric
 from navsim_bridge.scene_filter import load_split
 from navsim_bridge.scenes import select_scenes
@@ -34,7 +34,7 @@ class Evaluate:
     agent: Literal["constant_velocity", "stand_still", "human", "dpvla"]  # who drives
     split: str  # name of a split, or a YAML file in the devkit's scene-filter schema
     out: str  # folder for scores.csv and summary.json
-    metric: Literal["pdms", "epdms"] = "pdms"  # NAVSIM v1, or v2 in one stage with recorded traffic
+    metric: MetricName = "pdms"  # NAVSIM v1, or v2 in one stage with recorded traffic
     human_filter: Literal["v2.1.2", "fixed"] = "v2.1.2"  # epdms: as released, or as corrected later
     checkpoint: str = ""  # dpvla: checkpoint or model directory
     omega: float = 1.0  # dpvla: greediness of the guided combination
@@ -55,8 +55,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if learned != bool(options.checkpoint):
         raise SystemExit("error: --checkpoint belongs to --agent dpvla, which needs it")
     epdms = options.metric == "epdms"
-    if epdms and options.metric_cache:
-        raise SystemExit("error: --metric-cache holds scenes of the PDM score v1; --metric epdms builds its own")
     if not epdms and options.human_filter != "v2.1.2":
         raise SystemExit("error: --human-filter belongs to --metric epdms; the PDM score v1 has no such filter")
     data_root = roots.data_root(options.data_root)
@@ -64,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = select_scenes(split, data_root, options.allow_missing)
     cache = MetricCache(options.metric_cache) if options.metric_cache else None
     if cache is not None:
+        cache.require_metric(options.metric)
         cache.require([r.token for r in records])
         load_scenes = scenes_from_cache(cache)
     else:

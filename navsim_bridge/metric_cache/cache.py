@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -23,8 +23,10 @@ from navsim_bridge.logs import log_path
 from navsim_bridge.maps import open_map
 from navsim_bridge.metric_cache.builder import REFERENCE, build_scenes
 from navsim_bridge.metric_cache.container import CacheError
+from navsim_bridge.metric_cache.epdms_inputs import build_epdms_scenes
 from navsim_bridge.metric_cache.index import INDEX, read_index, write_index
 from navsim_bridge.metric_cache.store import FORMAT, SUFFIX, SceneFile, file_hash, write_scenes
+from navsim_bridge.pdm.epdms import METRIC_V2
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.scene_filter import Split, load_split
@@ -35,6 +37,9 @@ BUILDER = 1
 SCENES_PER_PROCESS = 1000
 """A process takes seconds to start and builds hundreds of scenes a second: fewer are not worth another one."""
 METRIC = "PDMS v1 (navsim 1.1)"
+MetricName = Literal["pdms", "epdms"]
+METRICS: dict[MetricName, str] = {"pdms": METRIC, "epdms": METRIC_V2}
+"""What a cache says its scenes are for."""
 
 
 class MetricCache:
@@ -63,6 +68,19 @@ class MetricCache:
     def fingerprint(self) -> str:
         """Hash over the content of all files."""
         return str(self.index["fingerprint"])
+
+    @property
+    def metric(self) -> str:
+        """What the scenes are for, one of `METRICS`."""
+        return str(self.index["metric"])
+
+    def require_metric(self, metric: MetricName) -> None:
+        """Raise CacheError when the scenes are for the other metric."""
+        if self.metric != METRICS[metric]:
+            raise CacheError(
+                f"{self.path} holds scenes of {self.metric}, not of {METRICS[metric]}; make another cache with "
+                f"tools/cache_metrics.py --metric {metric}"
+            )
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -152,6 +170,7 @@ def build_metric_cache(
     workers: int = 1,
     allow_missing: bool = False,
     progress: bool = True,
+    metric: MetricName = "pdms",
 ) -> MetricCache:
     """Write the metric scenes of a split to ``out``; logs that are already there and unchanged are kept.
 
@@ -162,17 +181,18 @@ def build_metric_cache(
         workers: processes.
         allow_missing: cache what there is when logs or tokens of the split are missing.
         progress: show a progress bar.
+        metric: what the scenes are for: "pdms" (NAVSIM v1) or "epdms" (v2).
 
     Raises:
-        CacheError: ``out`` holds the cache of another split.
+        CacheError: ``out`` holds the cache of another split or metric.
         FileNotFoundError, ValueError: see `select_scenes`, `open_map` and `SceneBuilder.build`.
     """
     split = load_split(split, data_root) if isinstance(split, str) else split
     out = Path(out)
-    refuse_other_split(out, split.name, split.data_split)
+    refuse_other_split(out, split.name, split.data_split, metric)
     records = select_scenes(split, data_root, allow_missing, workers)
     jobs = [
-        _LogJob(Path(data_root), Path(maps_root), tuple(of_log), out / f"{log_name}{SUFFIX}")
+        _LogJob(Path(data_root), Path(maps_root), tuple(of_log), out / f"{log_name}{SUFFIX}", metric)
         for (_, log_name), of_log in by_log(records).items()
     ]
     logs = run_jobs(jobs, workers, f"metric cache of {split.name}", progress)
@@ -184,7 +204,8 @@ def build_metric_cache(
             "stamp": _stamp(path),
             "source_sha256": _map_hash(path),
         }
-    finish(out, logs, {"split": split.name, "data_split": split.data_split, "reference": REFERENCE}, maps)
+    about = {"metric": METRICS[metric], "split": split.name, "data_split": split.data_split, "reference": REFERENCE}
+    finish(out, logs, about, maps)
     return MetricCache(out)
 
 
@@ -207,6 +228,7 @@ class _LogJob:
     maps_root: Path
     records: tuple[SceneRecord, ...]
     out: Path
+    metric: MetricName
 
     @property
     def num_scenes(self) -> int:
@@ -216,11 +238,12 @@ class _LogJob:
         first = self.records[0]
         path = log_path(self.data_root, first.data_split, first.log_name)
         sha256 = file_hash(path)
+        build = build_epdms_scenes if self.metric == "epdms" else build_scenes
         entry = log_entry(
             self.out,
             self._source(sha256),
             len(self.records),
-            lambda: list(build_scenes(self.records, self.data_root, self.maps_root)),
+            lambda: list(build(self.records, self.data_root, self.maps_root)),
         )
         return {**entry, "stamp": _stamp(path), "source_sha256": sha256}
 
@@ -229,6 +252,7 @@ class _LogJob:
         maps = {at: _map_hash(open_map(self.maps_root, at).path) for at in {r.location for r in self.records}}
         parts = {
             "builder": BUILDER,
+            "metric": self.metric,
             "log": log_hash,
             "maps": dict(sorted(maps.items())),
             "windows": [(r.token, r.first_frame, r.num_history, len(r.poses)) for r in self.records],
@@ -297,7 +321,7 @@ def finish(out: Path, logs: dict[str, dict[str, Any]], about: dict[str, Any], ma
     index = {
         "format": FORMAT,
         "builder": BUILDER,
-        "metric": METRIC,
+        "metric": METRIC,  # unless ``about`` says another
         **about,
         "num_scenes": sum(len(entry["tokens"]) for entry in logs.values()),
         "centerlines": dict(centerlines),
@@ -323,13 +347,15 @@ def _listed_files(out: Path) -> set[str]:
     return {name for name in names if Path(name).name == name and name.endswith((SUFFIX, ".npz"))}
 
 
-def refuse_other_split(out: Path, split: str, data_split: str) -> None:
-    """Raise CacheError when ``out`` holds the cache of another split; a damaged index is no cache."""
+def refuse_other_split(out: Path, split: str, data_split: str, metric: MetricName = "pdms") -> None:
+    """Raise CacheError when ``out`` holds the cache of another split or metric; a damaged index is no cache."""
     try:
         found = json.loads((out / INDEX).read_text(encoding="utf-8"))
         there = found["split"], found["data_split"]
     except (OSError, ValueError, KeyError, TypeError):
         return
+    if found.get("metric", METRIC) != METRICS[metric]:
+        raise CacheError(f"{out} holds scenes of {found['metric']}; choose another folder for {METRICS[metric]}")
     if there != (split, data_split):
         raise CacheError(f"{out} holds the metric cache of split {there[0]}; choose another folder for {split}")
 

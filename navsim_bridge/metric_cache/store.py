@@ -1,5 +1,7 @@
 """Many `MetricScene`s in one file: flat arrays with offsets, nothing lost and little stored twice.
 
+A file holds scenes of the PDM score v1 or scenes of EPDMS, which have fewer object frames and further inputs.
+
 Scenes of one log share most map polygons and centrelines, so each distinct one is stored once. Objects are stored as
 `tracks` codes them; sizes once per track where they do not change; text as UTF-8; indexes in as few bytes as they
 need; columns of coordinates as `fixed_point` packs them. What is read back equals what was written, bit by bit.
@@ -19,9 +21,17 @@ from numpy.typing import NDArray
 from navsim_bridge.metric_cache.container import CacheError, map_arrays, write_arrays
 from navsim_bridge.metric_cache.fixed_point import pack_column, unpack_column
 from navsim_bridge.metric_cache.tracks import KeyFrames, code, constant_sizes, mask_lengths, positions
-from navsim_bridge.pdm.metric_scene import NUM_FRAMES, OBJECT_TYPES, POLYGON_TYPES, MetricScene
+from navsim_bridge.pdm.epdms_scene import lights_as_map
+from navsim_bridge.pdm.metric_scene import (
+    EPDMS_FRAMES,
+    NUM_FRAMES,
+    OBJECT_TYPES,
+    POLYGON_TYPES,
+    EPDMSInputs,
+    MetricScene,
+)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout; files of another version are refused."""
 SUFFIX = ".scenes"
 
@@ -32,15 +42,20 @@ def write_scenes(path: Path | str, scenes: Sequence[MetricScene], source: str) -
     ``source`` identifies what they were made from; `SceneFile.source` gives it back.
 
     Raises:
-        ValueError: a scene with the inputs of EPDMS, which this format does not hold.
+        ValueError: scenes of both metrics, or one whose object frames are not those of its metric.
     """
+    epdms = bool(scenes) and scenes[0].v2 is not None
     for scene in scenes:
-        if scene.v2 is not None or len(scene.frame_offsets) != NUM_FRAMES + 1:
-            raise ValueError(f"scene {scene.token} holds inputs of EPDMS; the metric cache stores PDMS v1 only")
-    arrays = _pack(scenes)
-    exponents = _pack_columns(arrays)
+        if (scene.v2 is not None) != epdms:
+            raise ValueError(f"scene {scene.token}: one file holds scenes of the PDM score v1 or of EPDMS, not of both")
+        if len(scene.frame_offsets) != _num_frames(epdms) + 1:
+            frames, expected = len(scene.frame_offsets) - 1, _num_frames(epdms)
+            raise ValueError(f"scene {scene.token} has {frames} object frames; its metric needs {expected}")
+    arrays = _pack(scenes, epdms)
+    exponents = _pack_columns(arrays, epdms)
     header = {
         "format": FORMAT,
+        "epdms": epdms,
         "source": source,
         "provenance": _distinct([s.provenance for s in scenes])[0],
         "exponents": exponents,
@@ -67,13 +82,15 @@ class SceneFile:
         if header["format"] != FORMAT:
             raise CacheError(f"{self.path}: format {header['format']}, expected {FORMAT}; make the cache again")
         self.source: str = header["source"]
+        self.epdms: bool = header["epdms"]
+        self._num_frames = _num_frames(self.epdms)
         self._provenance: list[dict[str, str]] = header["provenance"]
         _unpack_columns(self._arrays, header["exponents"])
         self._index()
 
     def _index(self) -> None:
         a = self._arrays
-        self.num_bytes = sum(a[name].nbytes for name in _COLUMNS)  # unpacked; the rest is mapped
+        self.num_bytes = sum(a[name].nbytes for name in _columns(self.epdms))  # unpacked; the rest is mapped
         self.tokens = _lines(a["token"])
         self._log_names = _lines(a["log_name"])
         self._polygon_tokens = _lines(a["polygon_token"])
@@ -87,13 +104,13 @@ class SceneFile:
         self._ring_vertices = _offsets(self._vertices_per_ring)
         self._mask = a["track_mask"].astype(np.int64)
         self._first_key = _offsets(mask_lengths(self._mask))
-        self._key_frames = KeyFrames.of(self._mask, NUM_FRAMES)
+        self._key_frames = KeyFrames.of(self._mask, self._num_frames)
         self._resized = a["track_size_varies"].astype(bool)
         # where each scene's part of an array begins and ends
-        self._parts = {
-            name: _offsets(a[f"{name}_count"].astype(np.int64)).tolist()
-            for name in ("reference", "scene_polygon", "route_lane", "object", "track", "free_xy", "free_size")
-        }
+        names = ["reference", "scene_polygon", "route_lane", "object", "track", "free_xy", "free_size"]
+        if self.epdms:
+            names += ["past", "light_polygon"]
+        self._parts = {name: _offsets(a[f"{name}_count"].astype(np.int64)).tolist() for name in names}
         self._centerlines = _offsets(a["centerline_count"].astype(np.int64)).tolist()
 
     @property
@@ -110,10 +127,7 @@ class SceneFile:
             return slice(offsets[row], offsets[row + 1])
 
         polygons = a["scene_polygon"][part("scene_polygon")]
-        ring_counts = self._rings_per_polygon[polygons]
-        rings = _ranges(self._polygon_rings[polygons], ring_counts)
-        vertex_counts = self._vertices_per_ring[rings]
-        vertices = a["vertices"][_ranges(self._ring_vertices[rings], vertex_counts)]
+        ring_of_polygon, vertex_of_ring, vertices = self._rings(polygons)
         tracks, reference, chosen = part("track"), part("reference"), polygons.tolist()
         line = int(a["scene_centerline"][row])
         frame_counts = a["frame_count"][row]
@@ -127,8 +141,8 @@ class SceneFile:
             reference_times_us=a["reference_times_us"][reference],
             polygon_tokens=tuple(self._polygon_tokens[i] for i in chosen),
             polygon_types=tuple(self._polygon_types[i] for i in chosen),
-            polygon_ring_offsets=_offsets(ring_counts),
-            ring_offsets=_offsets(vertex_counts),
+            polygon_ring_offsets=ring_of_polygon,
+            ring_offsets=vertex_of_ring,
             vertices=vertices,
             route_lane_ids=tuple(self._route_lanes[part("route_lane")]),
             centerline=a["centerline"][self._centerlines[line] : self._centerlines[line + 1]],
@@ -139,6 +153,30 @@ class SceneFile:
             track_types=tuple(self._track_types[tracks]),
             track_first_speed=a["track_first_speed"][tracks],
             provenance=self._provenance[int(a["provenance"][row])],
+            v2=self._inputs(row, part) if self.epdms else None,
+        )
+
+    def _rings(self, polygons: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Ring offsets, vertex offsets and vertices of rows of the polygon table."""
+        ring_counts = self._rings_per_polygon[polygons]
+        rings = _ranges(self._polygon_rings[polygons], ring_counts)
+        vertex_counts = self._vertices_per_ring[rings]
+        vertices = self._arrays["vertices"][_ranges(self._ring_vertices[rings], vertex_counts)]
+        return _offsets(ring_counts), _offsets(vertex_counts), vertices
+
+    def _inputs(self, row: int, part: Callable[[str], slice]) -> EPDMSInputs:
+        a, lights = self._arrays, part("light_polygon")
+        polygons = a["light_polygon"][lights]
+        ring_of_light, vertex_of_ring, vertices = self._rings(polygons)
+        return EPDMSInputs(
+            human_plan=a["human_plan"][row] if a["has_human"][row] else None,
+            past_states=a["past_states"][part("past")],
+            past_times_us=a["past_times_us"][part("past")],
+            light_tokens=tuple(self._polygon_tokens[i] for i in polygons.tolist()),
+            light_ring_offsets=ring_of_light,
+            ring_offsets=vertex_of_ring,
+            vertices=vertices,
+            light_red=np.ascontiguousarray(a["light_red"][lights].T).astype(bool),
         )
 
     def _boxes(
@@ -148,7 +186,7 @@ class SceneFile:
         boxes = np.empty((len(track), 5))
         mask = self._mask[track]
         coded = mask > 0
-        frame = np.repeat(np.arange(NUM_FRAMES), frame_counts)
+        frame = np.repeat(np.arange(self._num_frames), frame_counts)
         if coded.all():
             boxes[:, :2] = positions(self._key_frames, a["key_xy"], self._first_key[track], mask, frame)
         else:
@@ -163,8 +201,14 @@ class SceneFile:
         return boxes
 
 
-def _pack(scenes: Sequence[MetricScene]) -> dict[str, NDArray[Any]]:
-    polygon_rows, polygon_table = _polygon_table(scenes)
+def _num_frames(epdms: bool) -> int:
+    return EPDMS_FRAMES if epdms else NUM_FRAMES
+
+
+def _pack(scenes: Sequence[MetricScene], epdms: bool) -> dict[str, NDArray[Any]]:
+    lights = [lights_as_map(s, s.v2) for s in scenes if s.v2 is not None]  # polygons of the map, too
+    polygon_rows, polygon_table = _polygon_table([*scenes, *lights])
+    polygon_rows, light_rows = polygon_rows[: len(scenes)], polygon_rows[len(scenes) :]
     lines: dict[bytes, int] = {}
     scene_line = [lines.setdefault(np.asarray(s.centerline, dtype=np.float64).tobytes(), len(lines)) for s in scenes]
 
@@ -173,8 +217,20 @@ def _pack(scenes: Sequence[MetricScene]) -> dict[str, NDArray[Any]]:
         shape = (0, columns) if columns else (0,)
         return np.concatenate([np.zeros(shape, dtype=np.asarray(parts[0]).dtype), *parts]) if parts else np.zeros(shape)
 
-    objects = [_object_arrays(s) for s in scenes]
+    objects = [_object_arrays(s, _num_frames(epdms)) for s in scenes]
+    inputs = [s.v2 for s in scenes if s.v2 is not None]
+    further = {
+        "human_plan": np.array([np.zeros((8, 3)) if v.human_plan is None else v.human_plan for v in inputs]),
+        "has_human": np.array([v.human_plan is not None for v in inputs], dtype=np.uint8),
+        "past_states": joined((np.asarray(v.past_states, dtype=np.float64) for v in inputs), 11),
+        "past_times_us": joined(np.asarray(v.past_times_us, dtype=np.int64) for v in inputs),
+        "past_count": _small([len(v.past_states) for v in inputs]),
+        "light_polygon": _small([row for rows in light_rows for row in rows]),
+        "light_polygon_count": _small([len(rows) for rows in light_rows]),
+        "light_red": joined((np.asarray(v.light_red, dtype=np.uint8).T for v in inputs), EPDMS_FRAMES),
+    }
     return {
+        **(further if epdms else {}),
         **polygon_table,
         "token": _text(s.token for s in scenes),
         "log_name": _text(s.log_name for s in scenes),
@@ -190,7 +246,7 @@ def _pack(scenes: Sequence[MetricScene]) -> dict[str, NDArray[Any]]:
         "centerline": np.frombuffer(b"".join(lines), dtype=np.float64).reshape(-1, 3),
         "centerline_count": _small([len(line) // 24 for line in lines]),
         "scene_centerline": _small(scene_line),
-        "frame_count": _small([np.diff(s.frame_offsets) for s in scenes]).reshape(-1, NUM_FRAMES),
+        "frame_count": _small([np.diff(s.frame_offsets) for s in scenes]).reshape(-1, _num_frames(epdms)),
         "object_count": _small([len(s.object_track) for s in scenes]),
         "object_track": _small(joined(s.object_track for s in scenes)),
         "object_heading": joined(np.asarray(s.object_boxes, dtype=np.float64)[:, 2] for s in scenes),
@@ -214,10 +270,14 @@ _COLUMNS = {"vertices": 2, "centerline": 3, "reference_states": 3, "key_xy": 2, 
 """Arrays whose first two columns are coordinates, with their number of columns."""
 
 
-def _pack_columns(arrays: dict[str, NDArray[Any]]) -> dict[str, list[int | None]]:
+def _columns(epdms: bool) -> dict[str, int]:
+    return _COLUMNS | {"past_states": 11} if epdms else _COLUMNS
+
+
+def _pack_columns(arrays: dict[str, NDArray[Any]], epdms: bool) -> dict[str, list[int | None]]:
     """Replace coordinates by packed columns where that is possible; the exponents say where."""
     exponents: dict[str, list[int | None]] = {}
-    for name, columns in _COLUMNS.items():
+    for name, columns in _columns(epdms).items():
         table = arrays.pop(name)
         exponents[name] = []
         for column in range(columns):
@@ -243,15 +303,15 @@ def _unpack_columns(arrays: dict[str, NDArray[Any]], exponents: dict[str, list[i
         arrays[name] = np.stack(columns, axis=1)
 
 
-def _object_arrays(scene: MetricScene) -> dict[str, NDArray[Any]]:
+def _object_arrays(scene: MetricScene, num_frames: int) -> dict[str, NDArray[Any]]:
     """Positions and sizes of one scene's boxes; those of tracks that cannot be coded are listed row by row."""
     boxes = np.asarray(scene.object_boxes, dtype=np.float64)
     track, count = np.asarray(scene.object_track, dtype=np.int64), len(scene.track_tokens)
-    frame = np.repeat(np.arange(NUM_FRAMES), np.diff(scene.frame_offsets))
+    frame = np.repeat(np.arange(num_frames), np.diff(scene.frame_offsets))
     if count == 0:
         mask, key_xy = np.zeros(0, dtype=np.uint16), np.zeros((0, 2))
     else:
-        mask, key_xy = code(frame, track, boxes[:, :2], count, NUM_FRAMES)
+        mask, key_xy = code(frame, track, boxes[:, :2], count, num_frames)
     constant, size = constant_sizes(track, boxes[:, 3:], count)
     return {
         "track_mask": mask,

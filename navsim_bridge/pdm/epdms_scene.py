@@ -96,7 +96,7 @@ class EPDMSBatch:
             padded[row, : len(samples)] = samples
 
         lights: dict[str, NDArray] = {}
-        as_map = [_lights_as_map(scene, extra) for scene, extra in zip(scenes, extras)]
+        as_map = [lights_as_map(scene, extra) for scene, extra in zip(scenes, extras)]
         pack_map(as_map, batch.origin.numpy(), lights, np.zeros((len(scenes), 5), dtype=np.int64))
         red = np.zeros((len(scenes), EPDMS_FRAMES, max(len(extra.light_tokens) for extra in extras)), dtype=bool)
         for row, extra in enumerate(extras):
@@ -191,7 +191,7 @@ def _sample_past(extra: EPDMSInputs) -> NDArray[np.float64]:
     return np.stack([np.interp(at, times, column) for column in columns], axis=-1)
 
 
-def _lights_as_map(scene: MetricScene, extra: EPDMSInputs) -> MetricScene:
+def lights_as_map(scene: MetricScene, extra: EPDMSInputs) -> MetricScene:
     """A scene whose map is the lights' polygons, for the packing they share with the map."""
     return dataclasses.replace(
         scene,

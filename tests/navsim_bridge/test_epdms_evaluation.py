@@ -13,12 +13,16 @@ from navsim_bridge import evaluation as evaluating
 from navsim_bridge.agents import constant_velocity
 from navsim_bridge.evaluation import SceneFailureError, describe, epdms_scenes_from_logs, evaluate, write_evaluation
 from navsim_bridge.logs import read_log
+from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes
 from navsim_bridge.metric_cache.epdms_inputs import build_epdms_scenes
+from navsim_bridge.metric_cache.store import write_scenes
 from navsim_bridge.metrics import EPDMS, previous_frames
 from navsim_bridge.pdm import EPDMS_SUB_SCORES
-from navsim_bridge.scene_filter import SceneFilter, Split
+from navsim_bridge.reward import PDMReward
+from navsim_bridge.scene_filter import SceneFilter, Split, load_split
 from navsim_bridge.scenes import select_scenes
 from tests.navsim_bridge.conftest import FIXTURE, LOG
+from tools import cache_metrics
 from tools import evaluate as tool
 
 REFERENCE_DECIDES = ("ego_progress", "score")
@@ -154,13 +158,54 @@ def test_bad_traffic_lights_are_refused_by_frame(tmp_path, frame):
     assert read_log(path).red_lights == (("7",),)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        (["--metric", "epdms", "--metric-cache", "x"], "--metric-cache holds scenes of the PDM score v1"),
-        (["--human-filter", "fixed"], "--human-filter belongs to --metric epdms"),
-    ],
-)
-def test_options_of_the_other_metric_are_refused(arguments, problem):
-    with pytest.raises(SystemExit, match=problem):
-        tool.main(["--agent", "human", "--split", "x", "--out", "y", *arguments])
+def test_the_human_filter_of_the_other_metric_is_refused():
+    with pytest.raises(SystemExit, match="--human-filter belongs to --metric epdms"):
+        tool.main(["--agent", "human", "--split", "x", "--out", "y", "--human-filter", "fixed"])
+
+
+@pytest.fixture(scope="module")
+def packed(world, split_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("packed")
+    cache_metrics.main(["--metric", "epdms", "--split", str(split_file), "--out", str(out),
+                        "--data-root", str(world.root), "--maps-root", str(world.maps)])  # fmt: skip
+    return MetricCache(out)
+
+
+def test_scenes_of_epdms_are_stored_exactly(world, records, packed):
+    built = list(build_epdms_scenes(records, world.root, world.maps))
+    assert any(len(scene.v2.light_tokens) for scene in built)
+    for scene, loaded in zip(built, packed.load([r.token for r in records])):
+        for one, two in ((scene, loaded), (scene.v2, loaded.v2)):
+            for name in (f.name for f in dataclasses.fields(one) if f.name != "v2"):
+                mine, theirs = getattr(one, name), getattr(two, name)
+                np.testing.assert_array_equal(mine, theirs, err_msg=name)
+                assert np.asarray(mine).dtype == np.asarray(theirs).dtype, name
+
+
+def test_a_packed_cache_gives_the_scores_of_the_logs(world, records, packed, split_file, tmp_path):
+    tool.main(["--metric", "epdms", "--agent", "constant_velocity", "--split", str(split_file), "--out", str(tmp_path),
+               "--data-root", str(world.root), "--metric-cache", str(packed.path)])  # fmt: skip
+    load = epdms_scenes_from_logs(world.root, world.maps)
+    expected = evaluate(constant_velocity, records, load, metric=EPDMS(), progress=False)
+    assert (tmp_path / "scores.csv").read_text() == expected.to_csv()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["metric_cache"]["metric"] == summary["metric"]["name"]
+
+
+def test_a_cache_of_the_other_metric_is_refused(world, packed, split_file, tmp_path):
+    with pytest.raises(SystemExit, match=r"holds scenes of EPDMS .*, not of PDMS v1 .*--metric pdms"):
+        tool.main(["--agent", "human", "--split", str(split_file), "--out", str(tmp_path),
+                   "--data-root", str(world.root), "--metric-cache", str(packed.path)])  # fmt: skip
+    with pytest.raises(CacheError, match="holds scenes of EPDMS"):
+        PDMReward(packed)
+    with pytest.raises(CacheError, match=r"holds scenes of EPDMS .*choose another folder for PDMS v1"):
+        build_metric_cache(world.root, world.maps, load_split(split_file), packed.path, progress=False)
+
+
+def test_scenes_of_both_metrics_do_not_share_a_file(world, records, tmp_path):
+    scenes = list(build_epdms_scenes(records[:1], world.root, world.maps))
+    scenes += build_scenes(records[1:2], world.root, world.maps)
+    with pytest.raises(ValueError, match=f"scene {records[1].token}: one file holds"):
+        write_scenes(tmp_path / "x.scenes", scenes, "test")
+    with pytest.raises(ValueError, match="has 51 object frames; its metric needs 41"):
+        write_scenes(tmp_path / "x.scenes", [dataclasses.replace(scenes[1], v2=scenes[0].v2)], "test")

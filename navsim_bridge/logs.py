@@ -215,6 +215,16 @@ def yaw(rotation: NDArray[np.float64]) -> float:
     return float(np.arctan2(2 * (w * z - x * y), 1 - 2 * (y**2 + z**2)))
 
 
+def to_global(boxes: NDArray[np.float64], pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(box, 3) global centre and heading of boxes given in the ego frame."""
+    x, y, heading = pose
+    cos, sin = np.cos(heading), np.sin(heading)
+    turned = np.mod(boxes[:, 6] + heading + np.pi, 2 * np.pi) - np.pi
+    return np.stack(
+        [boxes[:, 0] * cos - boxes[:, 1] * sin + x, boxes[:, 0] * sin + boxes[:, 1] * cos + y, turned], axis=1
+    )
+
+
 class _Frame:
     """Checked access to one raw frame."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.logs import Annotations
+from navsim_bridge.logs import Annotations, to_global
 from navsim_bridge.pdm.metric_scene import NUM_FRAMES, OBJECT_TYPES
 
 KEY_FRAMES = 11
@@ -78,16 +78,6 @@ def observe(annotations: Sequence[Annotations], poses: NDArray[np.float64]) -> O
         track_tokens=tuple(tokens[i] for i in order),
         track_types=tuple(OBJECT_TYPES[types[i]] for i in order),
         track_first_speed=speed[order],
-    )
-
-
-def to_global(boxes: NDArray[np.float64], pose: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(box, 3) global centre and heading of boxes given in the ego frame."""
-    x, y, heading = pose
-    cos, sin = np.cos(heading), np.sin(heading)
-    turned = np.mod(boxes[:, 6] + heading + np.pi, 2 * np.pi) - np.pi
-    return np.stack(
-        [boxes[:, 0] * cos - boxes[:, 1] * sin + x, boxes[:, 0] * sin + boxes[:, 1] * cos + y, turned], axis=1
     )
 
 

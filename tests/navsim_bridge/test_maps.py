@@ -161,8 +161,9 @@ def test_objects_are_found_by_their_exact_id_only(vector_map):
 
 def test_empty_references_lead_nowhere(world, tmp_path, vector_map):
     link = next(lane for lane in vector_map.lanes.values() if lane.is_connector)
-    path = _edited(world, tmp_path, "UPDATE lane_connectors SET exit_lane_fid = NULL, speed_limit_mps = NULL, "
-                   f"lane_group_connector_fid = NULL, traffic_light_stop_line_fids = NULL WHERE fid = {link.id}")  # fmt: skip
+    emptied = ("exit_lane_fid", "lane_group_connector_fid", "speed_limit_mps", "traffic_light_stop_line_fids")
+    values = ", ".join(f"{column} = NULL" for column in emptied)
+    path = _edited(world, tmp_path, f"UPDATE lane_connectors SET {values} WHERE fid = {link.id}")
     changed = VectorMap(path, LOCATION)
     lane = changed.lanes[link.id]
     assert (lane.incoming, lane.block, lane.stop_lines, np.isnan(lane.speed_limit)) == ((), "", (), True)

@@ -18,7 +18,8 @@ import shapely
 from numpy.typing import NDArray
 
 from navsim_bridge.maps import Lane, MapError, VectorMap
-from navsim_bridge.pdm.geometry import REAR_AXLE_TO_CENTER, VEHICLE_LENGTH, VEHICLE_WIDTH
+from navsim_bridge.pdm_closed.boxes import EGO_HALF, corners, ego_centers
+from navsim_bridge.pdm_closed.forecast import shape_of
 from navsim_bridge.pdm_closed.lane_graph import chain_lanes, link_blocks
 
 NEAR = 1.0
@@ -79,8 +80,8 @@ def official_route(vector_map: VectorMap, roadblock_ids: Sequence[str], pose: Fl
         pose: (3,) x, y, heading of the rear axle at t = 0, global frame.
 
     Raises:
-        MapError: the route names a roadblock that the map does not have, or has no lane at all, or a lane or
-            connector of the route has no usable polygon where one is needed.
+        MapError: the route names a roadblock that the map does not have, or has no lane at all, nothing drivable is
+            near the ego, or a lane or connector of the route has no usable polygon where one is needed.
         ValueError: an empty route, or a pose that is not three finite numbers.
     """
     return _finder(vector_map).find(roadblock_ids, pose)
@@ -97,7 +98,8 @@ class RouteFinder:
     def __init__(self, vector_map: VectorMap) -> None:
         self._map = vector_map
         self._points: dict[str, tuple[Float, NDArray[np.int64]]] = {}
-        self._polygons: dict[str, dict[str, shapely.Geometry]] = {}
+        self._shapes = lru_cache(None)(vector_map.shapes)
+        self._shape = lru_cache(_KEPT)(self._find_shape)
         self._route_lanes = lru_cache(_KEPT)(self._find_route_lanes)
         self._corrected = lru_cache(_KEPT)(self._correct)
         self._chain = lru_cache(_KEPT)(self._find_chain)
@@ -112,9 +114,9 @@ class RouteFinder:
         if not given:
             raise ValueError("the scene has no route (roadblock_ids is empty)")
         given_lanes = self._route_lanes(given)
-        step = REAR_AXLE_TO_CENTER * np.array([np.cos(pose[2]), np.sin(pose[2])])
-        center = pose[:2] + step
-        rear = np.append(center - step, pose[2])  # the devkit stores the centre and computes the rear axle from it
+        forward = ego_centers(np.array([0.0, 0.0, pose[2]]))
+        center = pose[:2] + forward
+        rear = np.append(center - forward, pose[2])  # the devkit stores the centre and computes the rear axle from it
         roadblocks = self._corrected(given, *self._blocks_at(rear, given))
         lanes = self._route_lanes(roadblocks)
         start = self._starting_lane(lanes, rear, center)
@@ -167,7 +169,7 @@ class RouteFinder:
         return around[int(np.argmin(nearest))], tuple(around)
 
     def _nearest_block(self, layer: str, rear: Float) -> tuple[str, ...]:
-        shapes = self._map.shapes(layer)
+        shapes = self._shapes(layer)
         if not len(shapes):
             return ()
         distances = shapely.distance(shapes, shapely.Point(rear[0], rear[1]))
@@ -217,7 +219,7 @@ class RouteFinder:
         for i, block in enumerate(route):
             if not self._map.blocks[block].is_connector:
                 continue
-            shape = self._polygon("ROADBLOCK_CONNECTOR", block)
+            shape = self._shape("ROADBLOCK_CONNECTOR", block)
             low_x, low_y, high_x, high_y = shape.bounds
             for other in earlier:
                 left, bottom, right, top = other.bounds
@@ -233,15 +235,11 @@ class RouteFinder:
         except shapely.errors.GEOSException as error:
             raise MapError(f"{self._map.path}: roadblock connector {block} on the route: {error}") from error
 
-    def _polygon(self, layer: str, token: str) -> shapely.Geometry:
-        if layer not in self._polygons:
-            parts: dict[str, list[shapely.Geometry]] = {}
-            for polygon, shape in zip(self._map.polygons[layer], self._map.shapes(layer)):
-                parts.setdefault(polygon.token, []).append(shape)
-            self._polygons[layer] = {i: p[0] if len(p) == 1 else shapely.MultiPolygon(p) for i, p in parts.items()}
-        if token not in self._polygons[layer]:
-            raise MapError(f"{self._map.path}: {layer} {token} on the route has no polygon")
-        return self._polygons[layer][token]
+    def _find_shape(self, layer: str, token: str) -> shapely.Geometry:
+        parts = [shape_of(polygon) for polygon in self._map.polygons_of(layer, token)]
+        if not parts:
+            raise MapError(f"{self._map.path}: {token} on the route has no polygon in layer {layer}")
+        return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
 
     # Centreline
 
@@ -249,6 +247,11 @@ class RouteFinder:
         on_route = set(lanes)
         here = [lane for lane in self._map.lanes_at(rear[0], rear[1]) if lane.id in on_route]
         if not here:
+            if not self._map.drivable(center[0], center[1], MAP_RADIUS):
+                raise MapError(
+                    f"{self._map.path}: nothing drivable within {MAP_RADIUS:g} m of the ego at x {center[0]:.1f}, "
+                    f"y {center[1]:.1f}; the devkit has no centreline there either"
+                )
             return self._map.lanes[self._lane_at_footprint(lanes, rear[2], center)]
         errors = [self._heading_error(lane, rear) for lane in here]
         best = [lane for lane, error in zip(here, errors) if error == min(errors)]
@@ -275,16 +278,13 @@ class RouteFinder:
         """The first lane around the vehicle's centre; else the first that is nearest to its outline."""
         if not lanes:
             raise MapError(f"{self._map.path}: no roadblock of the route has a lane")
-        shapes = np.array(
-            [self._polygon("LANE_CONNECTOR" if self._map.lanes[i].is_connector else "LANE", i) for i in lanes]
-        )
+        layer = {True: "LANE_CONNECTOR", False: "LANE"}
+        shapes = np.array([self._shape(layer[self._map.lanes[i].is_connector], i) for i in lanes])
         around = shapely.contains_xy(shapes, center[0], center[1])
         if around.any():
             return lanes[int(np.argmax(around))]
-        along = VEHICLE_LENGTH / 2 * np.array([np.cos(heading), np.sin(heading)])
-        left = VEHICLE_WIDTH / 2 * np.array([-np.sin(heading), np.cos(heading)])
-        corners = [center + along + left, center - along + left, center - along - left, center + along - left]
-        return lanes[int(np.argmin(shapely.distance(shapes, shapely.Polygon(corners))))]
+        outline = shapely.Polygon(corners(center, np.array(heading), EGO_HALF))
+        return lanes[int(np.argmin(shapely.distance(shapes, outline)))]
 
     def _find_chain(self, roadblocks: tuple[str, ...], start: str) -> tuple[tuple[str, ...], bool, Float]:
         first = roadblocks.index(self._map.lanes[start].block)

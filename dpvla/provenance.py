@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("dpvla", "torch", "torchvision", "numpy", "scipy", "shapely", "transformers", "diffusers", "peft",
-            "accelerate", "timm", "safetensors")  # fmt: skip
+            "accelerate", "timm", "safetensors", "mujoco", "dm_control", "gymnasium", "ogbench")  # fmt: skip
 
 
 def collect(seed: int | None = None) -> dict[str, Any]:

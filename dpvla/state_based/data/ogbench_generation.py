@@ -1,0 +1,211 @@
+"""Make OGBench data sets here: episode by episode, in parallel, resumable, the same bytes for the same seed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dpvla import provenance
+from dpvla.files import write_atomically, write_json
+from dpvla.parallel import available_cores, run_jobs
+from dpvla.state_based.data.ogbench_episodes import SOURCES, Rows, make_episode
+from dpvla.state_based.environments.ogbench_environment import versions
+
+GENERATOR = 1
+"""Raised whenever the same settings would give other data."""
+
+ORIGIN = "locally generated"
+PARTS = ("train", "val")
+
+
+class OtherDataError(ValueError):
+    """The folder holds data that this run would have to overwrite or mix with."""
+
+
+@dataclass(frozen=True)
+class OGBenchGeneration:
+    """Which data to make and where. A killed run goes on where it stopped; a larger --episodes adds to what is there.
+
+    The result depends on neither workers nor interruptions.
+    """
+
+    env: str = "cube-single-play"  # data set name without -v0: cube-{single,double}-play, scene-play, pointmaze-*
+    episodes: int = 0  # training episodes; a tenth more for validation; 0: as many as the official data has
+    out: str = "data/ogbench"  # folder that receives <env>-v0.npz, <env>-v0-val.npz and <env>-v0.json
+    seed: int = 0  # everything random derives from it
+    steps: int = 0  # rows of an episode; 0: as in the official data (1001, giant mazes 2001)
+    workers: int = field(default_factory=available_cores)  # processes
+    quiet: bool = False  # no progress bar
+
+    def __post_init__(self) -> None:
+        if self.env not in SOURCES:
+            raise ValueError(f"cannot make '{self.env}' here; choose from: {', '.join(SOURCES)}")
+        for name, least in (("episodes", 0), ("steps", 0), ("seed", 0), ("workers", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        if self.rows < 2:
+            raise ValueError(f"steps must be at least 2 (an episode's last row only ends it), found {self.steps}")
+
+    @property
+    def rows(self) -> int:
+        """Rows of an episode."""
+        return self.steps or SOURCES[self.env].rows
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Episodes of each part."""
+        train = self.episodes or SOURCES[self.env].episodes
+        return {"train": train, "val": max(train // 10, 1)}
+
+    def identity(self) -> dict[str, Any]:
+        """All that one episode depends on; data of different identities are never mixed."""
+        return {
+            "generator": GENERATOR,
+            "env": self.env,
+            "seed": self.seed,
+            "rows_per_episode": self.rows,
+            "packages": versions(),
+        }
+
+
+def generate(config: OGBenchGeneration) -> dict[str, Any]:
+    """Make the data set, or what is missing of it; returns the content of its sidecar ``<env>-v0.json``.
+
+    Raises:
+        OtherDataError: the folder holds files of that name which are official, foreign or made with other settings.
+    """
+    out = Path(config.out)
+    about = _finished(config, out)
+    if about is not None and about["episodes"] == config.counts:
+        return about
+    shards = _open_shards(config, out)
+    if about is not None:
+        _split(config, out, about, shards)
+    jobs = [
+        (config.env, config.rows, config.seed, part, index, shards / _shard_name(part, index))
+        for part in PARTS
+        for index in range(config.counts[part])
+        if not (shards / _shard_name(part, index)).exists()
+    ]
+    total = sum(config.counts.values())
+    with tqdm(total=total, initial=total - len(jobs), desc=config.env, unit="episode", disable=config.quiet) as bar:
+        for _ in run_jobs(write_shard, jobs, config.workers):
+            bar.update()
+    about = {
+        "origin": ORIGIN,
+        "note": "made with the package's scripted oracles and the official scripts' settings; not the official data",
+        **config.identity(),
+        "episodes": config.counts,
+        "rows": {part: count * config.rows for part, count in config.counts.items()},
+        "files": {},
+        "provenance": provenance.collect(config.seed),
+    }
+    # Until the sidecar is there again the shards are the data set, so a kill in between loses nothing.
+    sidecar_path(out, f"{config.env}-v0").unlink(missing_ok=True)
+    for part in PARTS:
+        path = data_path(out, f"{config.env}-v0", part)
+        _write_data(path, [shards / _shard_name(part, index) for index in range(config.counts[part])])
+        about["files"][path.name] = fingerprint(path)
+    write_json(sidecar_path(out, f"{config.env}-v0"), about)
+    shutil.rmtree(shards)
+    return about
+
+
+def data_path(folder: Path, stem: str, part: str) -> Path:
+    """The package's file name of the training or validation part."""
+    return folder / f"{stem}{'' if part == 'train' else '-val'}.npz"
+
+
+def sidecar_path(folder: Path, stem: str) -> Path:
+    """The file that says how locally generated data was made."""
+    return folder / f"{stem}.json"
+
+
+def fingerprint(path: Path) -> str:
+    """Checksums of the arrays in an npz file, from its directory: tells contents apart without reading them."""
+    with zipfile.ZipFile(path) as archive:
+        return " ".join(f"{item.filename.removesuffix('.npy')}:{item.CRC:08x}" for item in archive.infolist())
+
+
+def write_shard(env: str, rows: int, seed: int, part: str, index: int, path: Path) -> None:
+    """Make one episode and write it; its seed depends on the data set's seed, the part and the index alone."""
+    own_seed = np.random.SeedSequence((seed, PARTS.index(part), index)).generate_state(1)[0]
+    episode = make_episode(env, rows, int(own_seed))
+    write_atomically(path, lambda file: np.savez(file, **episode))  # type: ignore[arg-type]
+
+
+def _finished(config: OGBenchGeneration, out: Path) -> dict[str, Any] | None:
+    """The sidecar of a complete data set with the same identity; None when there is no data set."""
+    stem = f"{config.env}-v0"
+    sidecar = sidecar_path(out, stem)
+    if sidecar.exists():
+        about = json.loads(sidecar.read_text(encoding="utf-8"))
+        _refuse_other(config, about, sidecar)
+        return about if all(data_path(out, stem, part).exists() for part in PARTS) else None
+    found = [path for part in PARTS if (path := data_path(out, stem, part)).exists()]
+    if found and not (_shards_folder(config, out) / "settings.json").exists():
+        raise OtherDataError(
+            f"{found[0]} was not made by this tool (no {sidecar.name} beside it): choose another --out"
+        )
+    return None
+
+
+def _refuse_other(config: OGBenchGeneration, found: dict[str, Any], where: Path) -> None:
+    for key, mine in config.identity().items():
+        if found.get(key) != mine:
+            raise OtherDataError(
+                f"{where} belongs to data with {key} {found.get(key)!r}, this run has {mine!r}: choose another --out "
+                "or delete that data"
+            )
+
+
+def _shards_folder(config: OGBenchGeneration, out: Path) -> Path:
+    return out / f".{config.env}-v0.parts"
+
+
+def _shard_name(part: str, index: int) -> str:
+    return f"{part}-{index:06d}.npz"
+
+
+def _open_shards(config: OGBenchGeneration, out: Path) -> Path:
+    shards = _shards_folder(config, out)
+    settings = shards / "settings.json"
+    if settings.exists():
+        _refuse_other(config, json.loads(settings.read_text(encoding="utf-8")), settings)
+        for leftover in shards.glob(".*"):  # temporary files of a killed run
+            leftover.unlink()
+    else:
+        write_json(settings, config.identity())
+    return shards
+
+
+def _split(config: OGBenchGeneration, out: Path, about: dict[str, Any], shards: Path) -> None:
+    """Turn a finished data set of another size back into shards, so that its episodes are not made again."""
+    for part in PARTS:
+        with np.load(data_path(out, f"{config.env}-v0", part), allow_pickle=False) as file:
+            data = {key: file[key] for key in file.files}
+        for index in range(min(about["episodes"][part], config.counts[part])):
+            episode = {key: rows[index * config.rows : (index + 1) * config.rows] for key, rows in data.items()}
+            write_atomically(shards / _shard_name(part, index), lambda file, e=episode: np.savez(file, **e))  # type: ignore[misc]
+
+
+def _write_data(path: Path, shards: list[Path]) -> None:
+    data: dict[str, list[NDArray[Any]]] = {}
+    for shard in shards:
+        for key, rows in _read_shard(shard).items():
+            data.setdefault(key, []).append(rows)
+    joined = {key: np.concatenate(rows) for key, rows in data.items()}
+    write_atomically(path, lambda file: np.savez_compressed(file, **joined))  # type: ignore[arg-type]
+
+
+def _read_shard(path: Path) -> Rows:
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}

@@ -1,0 +1,40 @@
+"""Load the simulators without a window: nothing here draws, and most machines that train have no display."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+INSTALL = "the state-based track needs MuJoCo, dm_control and ogbench: pip install 'dpvla[state]'"
+
+
+def load(module: str) -> ModuleType:
+    """Import ``module`` (part of mujoco, dm_control or ogbench), with drawing off unless the caller has chosen.
+
+    MuJoCo's packages read MUJOCO_GL once, when first imported, and look for a display when it is unset. A value that
+    is set (egl, osmesa, glfw) is left alone, and so is a process that has imported them already.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed; says how to install it.
+    """
+    _quiet_complaints_about_the_packages_own_models()
+    if "mujoco" not in sys.modules and "dm_control" not in sys.modules:
+        os.environ.setdefault("MUJOCO_GL", "disable")
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in ("mujoco", "dm_control", "dm_env", "ogbench", "gymnasium"):
+            raise ModuleNotFoundError(f"{error}; {INSTALL}", name=error.name) from error
+        raise
+
+
+@cache
+def _quiet_complaints_about_the_packages_own_models() -> None:
+    """Two messages that every environment of every worker would repeat and nobody here can act on."""
+    warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32", category=UserWarning)
+    logging.getLogger("absl").addFilter(lambda record: "'settotalmass' is deprecated" not in record.getMessage())

@@ -1,0 +1,119 @@
+"""OGBench's single-task environments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpvla.state_based.environments.environment import Array, Environment, Step
+from dpvla.state_based.environments.headless import load
+
+_NAME = re.compile(r"(?P<world>[a-z0-9-]+)-(?P<type>[a-z]+)-singletask(?P<task>-task[1-5])?-v0")
+
+
+@dataclass(frozen=True)
+class OGBenchName:
+    """The parts of a single-task name such as ``cube-single-play-singletask-task2-v0``."""
+
+    full: str
+    world: str  # cube-single
+    type: str  # play, navigate, ...
+
+    @property
+    def dataset(self) -> str:
+        """Stem of the data files: the tasks of a world share them."""
+        return f"{self.world}-{self.type}-v0"
+
+
+def parse_name(name: str) -> OGBenchName:
+    """Split a single-task name; raises ValueError showing the expected form."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"'{name}' is not a single-task OGBench name; expected e.g. cube-single-play-singletask-v0 (default task) "
+            "or cube-single-play-singletask-task2-v0"
+        )
+    return OGBenchName(name, match["world"], match["type"])
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides OGBench's physics and rewards."""
+    return {package: metadata.version(package) for package in ("ogbench", "gymnasium", "mujoco", "dm_control")}
+
+
+class OGBenchEnvironment(Environment):
+    """A single-task environment of the installed ``ogbench`` package.
+
+    Since ogbench 1.2.0 the reward, the end of the task and the success belong to the state an action was taken in
+    ("pre"), as in the relabelled data; before, to the state it led to ("post"). `about` says which.
+    """
+
+    metric = "success"
+
+    def __init__(self, name: str, seed: int = 0) -> None:
+        parse_name(name)
+        self.name = name
+        self._global = np.random.RandomState(seed)
+        with self._global_randomness():
+            self._env = make_raw(name)
+            self._env.reset(seed=seed)
+        self.observation_size = int(self._env.observation_space.shape[0])
+        self.action_size = int(self._env.action_space.shape[0])
+        self.max_steps = int(self._env.spec.max_episode_steps)
+
+    def reset(self, seed: int | None = None) -> Array:
+        if seed is not None:
+            self._global.seed(seed)
+        with self._global_randomness():
+            observation, _ = self._env.reset(seed=seed)
+        return observation.astype(np.float32)
+
+    def step(self, action: NDArray[Any]) -> Step:
+        with self._global_randomness():
+            observation, reward, terminated, truncated, info = self._env.step(self._checked(action))
+        return Step(
+            observation=observation.astype(np.float32),
+            reward=float(reward),
+            mask=1.0 - float(terminated),
+            finished=bool(terminated or truncated),
+            success=float(info["success"]),
+        )
+
+    def about(self) -> dict[str, Any]:
+        return {"packages": versions(), "success_timing": success_timing(self._env)}
+
+    @contextmanager
+    def _global_randomness(self) -> Iterator[None]:
+        """Mazes draw start and goal noise from numpy's global generator: lend it this environment's own stream."""
+        outside = np.random.get_state()
+        np.random.set_state(self._global.get_state())
+        try:
+            yield
+        finally:
+            self._global.set_state(np.random.get_state())
+            np.random.set_state(outside)
+
+
+def make_raw(name: str) -> Any:
+    """The package's own gymnasium environment of a single-task name.
+
+    Raises:
+        ValueError: the installed package does not know it.
+    """
+    ogbench = load("ogbench")
+    try:
+        return ogbench.make_env_and_datasets(name, env_only=True)
+    except load("gymnasium").error.UnregisteredEnv as error:
+        raise ValueError(f"ogbench {metadata.version('ogbench')} has no environment for '{name}': {error}") from None
+
+
+def success_timing(env: Any) -> str:
+    """'pre' or 'post': which state of (s, a, s') rewards and success belong to (always 'post' before ogbench 1.2)."""
+    return str(getattr(env.unwrapped, "_success_timing", "post"))

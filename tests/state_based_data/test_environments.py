@@ -1,0 +1,142 @@
+"""Simulators behind the common interface."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dpvla.state_based.environments import make_environment
+from dpvla.state_based.environments.control_suite import ControlEnvironment
+from dpvla.state_based.environments.headless import load
+from dpvla.state_based.environments.ogbench_environment import parse_name
+
+SIZES = {
+    "walker-stand": (24, 6, 1000, "return"),
+    "quadruped-walk": (78, 12, 1000, "return"),
+    "cheetah-run-backward": (17, 6, 1000, "return"),
+    "jaco-reach-top-left": (42, 9, 250, "return"),
+    "pointmaze-medium-navigate-singletask-v0": (2, 2, 1000, "success"),
+    "cube-single-play-singletask-task2-v0": (28, 5, 200, "success"),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_limits_and_seeds_of_every_family(name: str) -> None:
+    env = make_environment(name, seed=1)
+    assert (env.observation_size, env.action_size, env.max_steps, env.metric) == SIZES[name]
+    first, other, again = (_walk(env, seed) for seed in (5, 6, 5))
+    assert first.dtype == np.float32 and first.shape[1] == env.observation_size
+    np.testing.assert_array_equal(first, again)
+    assert (first[0] != other[0]).any()
+
+
+@pytest.mark.parametrize("name", ["pointmaze-medium-navigate-singletask-v0", "jaco-reach-top-right"])
+def test_a_seeded_episode_does_not_depend_on_what_ran_before(name: str) -> None:
+    used, fresh = make_environment(name, seed=1), make_environment(name, seed=2)
+    _walk(used, seed=9)
+    np.random.seed(123)
+    expected = np.random.RandomState(123).rand()
+    np.testing.assert_array_equal(_walk(used, seed=5), _walk(fresh, seed=5))
+    assert np.random.rand() == expected, "the caller's random numbers must be left alone"
+
+
+def test_the_time_limit_ends_an_episode_but_leaves_the_mask_at_one() -> None:
+    env = make_environment("jaco-reach-top-left")
+    env.reset(0)
+    steps = [env.step(np.zeros(9)) for _ in range(250)]
+    assert [step.finished for step in steps] == [False] * 249 + [True]
+    assert all(step.mask == 1 and step.success is None for step in steps)
+
+
+def test_a_maze_ends_with_mask_zero_in_the_step_taken_at_the_goal() -> None:
+    env = make_environment("pointmaze-medium-navigate-singletask-v0")
+    env.reset(0)
+    maze = env._env.unwrapped  # type: ignore[attr-defined]
+    before = env.step(np.zeros(2))
+    assert (before.reward, before.mask, before.finished, before.success) == (-1, 1, False, 0)
+    maze.set_xy(np.asarray(maze.cur_goal_xy))
+    at_goal = env.step(np.zeros(2))
+    assert env.about()["success_timing"] == "pre", "of ogbench 1.2.0 and later"
+    assert (at_goal.reward, at_goal.mask, at_goal.finished, at_goal.success) == (0, 0, True, 1)
+
+
+def test_running_backward_is_rewarded_as_running_forward_is_for_the_mirrored_speed() -> None:
+    forward, backward = ControlEnvironment("cheetah-run"), ControlEnvironment("cheetah-run-backward")
+    for speed, run, run_backward in ((4.0, 0.4, 0.0), (-4.0, 0.0, 0.4), (12.0, 1.0, 0.0), (-12.0, 0.0, 1.0)):
+        for env, expected in ((forward, run), (backward, run_backward)):
+            physics = env.raw.physics
+            with physics.reset_context():
+                physics.data.qvel[0] = speed  # the root's slide along x: the whole body moves at this speed
+            assert env.raw.task.get_reward(physics) == pytest.approx(expected, abs=1e-9)
+
+
+def test_actions_are_scaled_to_the_joints_own_range() -> None:
+    env = ControlEnvironment("jaco-reach-top-left")
+    spec = env.raw.action_spec()
+    sent: list[np.ndarray] = []
+    step = env.raw.step
+    env.raw.step = lambda action: (sent.append(action), step(action))[1]
+    env.reset(0)
+    for value in (-1.0, 0.0, 1.0, 7.0):
+        env.step(np.full(9, value))
+    centre = (spec.minimum + spec.maximum) / 2
+    for got, expected in zip(sent, (spec.minimum, centre, spec.maximum, spec.maximum)):
+        np.testing.assert_allclose(got, expected, atol=1e-7)
+
+
+def test_wrong_actions_are_refused() -> None:
+    env = make_environment("cheetah-run")
+    env.reset(0)
+    with pytest.raises(ValueError, match=r"shape \(5,\), expected \(6,\)"):
+        env.step(np.zeros(5))
+    with pytest.raises(ValueError, match="not finite"):
+        env.step(np.full(6, np.nan))
+
+
+def test_wrong_names_are_explained() -> None:
+    with pytest.raises(ValueError, match="walker-stand, walker-walk"):
+        make_environment("walker-fly")
+    with pytest.raises(ValueError, match="cube-single-play-singletask-task2-v0"):
+        make_environment("cube-single-play-v0")
+    with pytest.raises(ValueError, match="has no environment for 'cube-sextuple"):
+        make_environment("cube-sextuple-play-singletask-v0")
+
+
+def test_names_are_split() -> None:
+    name = parse_name("antsoccer-arena-navigate-singletask-task4-v0")
+    assert (name.world, name.type, name.dataset) == ("antsoccer-arena", "navigate", "antsoccer-arena-navigate-v0")
+
+
+def test_simulators_load_without_a_display_and_without_complaint() -> None:
+    code = "import os; from dpvla.state_based.environments import make_environment as make; make('cheetah-run')"
+    done = _python(code + "; print(os.environ['MUJOCO_GL'])", {})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "disable\n", "")
+
+
+def test_a_renderer_that_the_user_chose_is_left_alone() -> None:
+    code = "import os; from dpvla.state_based.environments.headless import load; load('dm_env')"
+    assert _python(code + "; print(os.environ['MUJOCO_GL'])", {"MUJOCO_GL": "egl"}).stdout == "egl\n"
+
+
+def test_a_missing_package_is_reported_with_the_extra_to_install() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dpvla\[state\]'"):
+        load("ogbench.not_there")
+
+
+def _python(code: str, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run in a fresh interpreter with no display and only these rendering settings."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")}
+    kept |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **settings}
+    return subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True)
+
+
+def _walk(env, seed: int, steps: int = 20) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    observations = [env.reset(seed)]
+    for _ in range(steps):
+        observations.append(env.step(rng.uniform(-1, 1, env.action_size)).observation)
+    return np.array(observations)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from navsim_bridge.logs import Log, list_logs, log_path, open_log
 from navsim_bridge.scene_filter import SceneFilter, Split
+from navsim_bridge.shard import Shard
 
 NUM_POSES = 8
 """Poses of a plan, 0.5 s apart."""
@@ -77,8 +78,26 @@ def relative(poses: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray
     return np.stack([dx * cos - dy * sin, dx * sin + dy * cos, heading], axis=-1)
 
 
+def select_logs(split: Split, data_root: Path | str, allow_missing: bool = False) -> list[str]:
+    """Names of the logs that a split looks at, sorted.
+
+    Raises FileNotFoundError when logs that it names are missing, with their count, unless ``allow_missing``.
+    """
+    there, wanted = list_logs(data_root, split.data_split), split.scene_filter.log_names
+    if wanted is None:
+        return there
+    missing = sorted(set(wanted) - set(there))
+    if missing and not allow_missing:
+        raise FileNotFoundError(
+            f"split {split.name}: {len(missing)} of {len(wanted)} logs are not in "
+            f"{log_path(data_root, split.data_split, '*').parent}, first {missing[0]}. Get them, or ask for the rest "
+            "with --allow-missing."
+        )
+    return sorted(set(wanted) & set(there))
+
+
 def select_scenes(
-    split: Split, data_root: Path | str, allow_missing: bool = False, workers: int = 1
+    split: Split, data_root: Path | str, allow_missing: bool = False, workers: int = 1, shard: Shard | None = None
 ) -> list[SceneRecord]:
     """The scenes of a split, ordered by log name and time.
 
@@ -89,25 +108,19 @@ def select_scenes(
         data_root: folder with `navsim_logs/`.
         allow_missing: go on with what there is when named logs or tokens are missing.
         workers: processes that read logs.
+        shard: only the scenes of this part of `select_logs`, maybe none; whether every token of the split is there
+            can then not be told.
 
     Raises:
         FileNotFoundError: logs named by the split are missing, with their count.
         ValueError: tokens of the split are in no log (with counts), a token names two scenes, or no scene is left.
     """
-    there = list_logs(data_root, split.data_split)
-    wanted = split.scene_filter.log_names
-    names = there if wanted is None else sorted(set(wanted) & set(there))
-    if wanted is not None and len(names) < len(wanted) and not allow_missing:
-        missing = sorted(set(wanted) - set(there))
-        raise FileNotFoundError(
-            f"split {split.name}: {len(missing)} of {len(wanted)} logs are not in "
-            f"{log_path(data_root, split.data_split, '*').parent}, first {missing[0]}. Get them, or ask for the rest "
-            "by allowing missing scenes."
-        )
-    records: list[SceneRecord] = []
+    names = select_logs(split, data_root, allow_missing)
     limit = split.scene_filter.max_scenes
-    for found in _windows_of_logs(split, data_root, names, workers):
-        records += found
+    mine = names if shard is None else shard.take(names)
+    records: list[SceneRecord] = []
+    for found in _windows_of_logs(split, data_root, names if limit is not None else mine, workers):
+        records += found  # the first so many of a split are known from all of its logs
         if limit is not None and len(records) >= limit:
             records = records[:limit]
             break
@@ -115,14 +128,17 @@ def select_scenes(
     if twice:
         logs = sorted({r.log_name for r in records if r.token == twice[0]})
         raise ValueError(f"split {split.name}: token {twice[0]} names two scenes, in {' and '.join(logs)}")
+    if shard is not None:
+        in_shard = set(mine)
+        return [r for r in records if r.log_name in in_shard]
     tokens = split.scene_filter.tokens
     if tokens is not None and limit is None and len(records) < len(tokens) and not allow_missing:
         found_tokens = {r.token for r in records}
         absent = [token for token in tokens if token not in found_tokens]
         raise ValueError(
             f"split {split.name}: {len(absent)} of {len(tokens)} scenes are in no log below {data_root} (or no window "
-            f"of the split starts there), first {absent[0]}. Get the missing logs, or ask for the rest by allowing "
-            "missing scenes."
+            f"of the split starts there), first {absent[0]}. Get the missing logs, or ask for the rest with "
+            "--allow-missing."
         )
     if not records:
         raise ValueError(f"split {split.name} selects no scene from {len(names)} logs below {data_root}")

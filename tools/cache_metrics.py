@@ -1,4 +1,7 @@
-"""Build the metric cache of a split from logs and maps, or convert an official metric cache to the packed form."""
+"""Build the metric cache of a split from logs and maps, or convert an official metric cache to the packed form.
+
+On several machines: `--shard K/N` on each (or `accelerate launch` / `torchrun`), then `--merge OUT --out OUT`.
+"""
 
 from __future__ import annotations
 
@@ -10,48 +13,62 @@ from dataclasses import dataclass
 from dpvla import config
 from dpvla.config import reporting_errors
 from navsim_bridge import roots
-from navsim_bridge.metric_cache import MetricName, build_metric_cache, convert_official_cache
+from navsim_bridge.metric_cache import MetricName, build_metric_cache, convert_official_cache, merge_caches
+from navsim_bridge.shard import Shard
 
 
 @dataclass(frozen=True)
 class CacheMetrics:
     """Build the metric cache of a split from logs and maps, or from the devkit's own metric cache (v1.1).
 
-    An interrupted run goes on where it stopped.
+    An interrupted run goes on where it stopped. On several machines with a shared folder (or folders copied together
+    afterwards) give each its --shard K/N, then join the parts with --merge DIR [DIR ...] --out DIR; the processes of
+    `accelerate launch` and torchrun take their shards from RANK and WORLD_SIZE.
     """
 
-    out: str  # folder of the cache
+    out: str  # folder of the cache; shards go into shard-K-of-N below it
     metric: MetricName = "pdms"  # NAVSIM v1, or v2
-    split: str = ""  # name of a split, or a YAML file in the devkit's scene-filter schema
+    split: str = ""  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
     official_cache: str = ""  # instead of a split: folder that the devkit's metric caching wrote
+    merge: tuple[str, ...] = ()  # instead of a split: shards, or folders that hold them
+    shard: str = ""  # K/N, such as 3/16: only this part of the split's logs
     data_root: str = ""  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
     maps_root: str = ""  # folder with nuplan-maps-v1.0.json; default: NUPLAN_MAPS_ROOT, then the demo world
-    workers: int = os.cpu_count() or 1  # processes
-    allow_missing: bool = False  # cache what there is when logs or scenes of the split are missing
+    workers: int = 0  # processes (0: one per core, divided among the processes that a launcher starts here)
+    allow_missing: bool = False  # cache (or merge) what there is when logs, scenes or shards of the split are missing
 
 
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(CacheMetrics, argv)
-    if bool(options.split) == bool(options.official_cache):
-        raise ValueError("give either --split or --official-cache")
-    if options.official_cache and options.metric != "pdms":
-        raise ValueError("--official-cache reads the devkit's caches of v1.1, which are for --metric pdms")
+    if sum(map(bool, (options.split, options.official_cache, options.merge))) != 1:
+        raise ValueError("give one of --split, --official-cache and --merge")
+    if not options.split and (options.shard or options.metric != "pdms"):
+        raise ValueError("--shard and --metric belong to --split: caches of the devkit are of v1.1, shards say theirs")
+    workers = options.workers or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    shard = Shard.parse(options.shard) if options.shard else Shard.from_environment()
+    if shard is not None and not options.split:
+        raise ValueError("only --split can be worked on by several launched processes; run this one without launcher")
     start = time.perf_counter()
-    if options.official_cache:
-        cache = convert_official_cache(options.official_cache, options.out, workers=options.workers)
+    if options.merge:
+        cache = merge_caches(options.merge, options.out, options.allow_missing)
+    elif options.official_cache:
+        cache = convert_official_cache(options.official_cache, options.out, workers=workers)
     else:
         cache = build_metric_cache(
             roots.data_root(options.data_root),
             roots.maps_root(options.maps_root),
             options.split,
             options.out,
-            workers=options.workers,
+            workers=workers,
             allow_missing=options.allow_missing,
             metric=options.metric,
+            shard=shard,
         )
     seconds = time.perf_counter() - start
     print(f"{len(cache)} scenes of {cache.index['split']} in {cache.path} after {seconds:.1f} s")
+    if shard is not None:
+        print(f"shard {shard}; when all are there: tools/cache_metrics.py --merge {options.out} --out {options.out}")
 
 
 if __name__ == "__main__":

@@ -4,5 +4,9 @@ from navsim_bridge.metric_cache.builder import build_scenes
 from navsim_bridge.metric_cache.cache import MetricCache, MetricName, build_metric_cache
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.convert import convert_official_cache
+from navsim_bridge.metric_cache.merging import merge_caches
 
-__all__ = ["CacheError", "MetricCache", "MetricName", "build_metric_cache", "build_scenes", "convert_official_cache"]
+__all__ = [
+    "CacheError", "MetricCache", "MetricName", "build_metric_cache", "build_scenes", "convert_official_cache",
+    "merge_caches",
+]  # fmt: skip

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
-
-from tqdm import tqdm
+from typing import Any, Literal
 
 try:
     import resource
@@ -20,22 +20,24 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 from navsim_bridge.logs import log_path
-from navsim_bridge.maps import open_map
+from navsim_bridge.maps import map_path, share_maps, use_shared_maps
 from navsim_bridge.metric_cache.builder import REFERENCE, build_scenes
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.epdms_inputs import build_epdms_scenes
 from navsim_bridge.metric_cache.index import INDEX, read_index, write_index
-from navsim_bridge.metric_cache.store import FORMAT, SUFFIX, SceneFile, file_hash, write_scenes
+from navsim_bridge.metric_cache.jobs import in_parts, log_entry, num_processes, run_jobs
+from navsim_bridge.metric_cache.store import FORMAT, SUFFIX, SceneFile, file_hash
 from navsim_bridge.pdm.epdms import METRIC_V2
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.scene_filter import Split, load_split
-from navsim_bridge.scenes import SceneRecord, by_log, process_context, select_scenes
+from navsim_bridge.scenes import SceneRecord, by_log, select_logs, select_scenes
+from navsim_bridge.shard import Shard
 
+SHARED_MAPS = ".maps"
+"""Folder in the cache in which worker processes find the maps while they run."""
 BUILDER = 1
 """Raise when the builder's results change: caches of another builder are made again."""
-SCENES_PER_PROCESS = 1000
-"""A process takes seconds to start and builds hundreds of scenes a second: fewer are not worth another one."""
 METRIC = "PDMS v1 (navsim 1.1)"
 MetricName = Literal["pdms", "epdms"]
 METRICS: dict[MetricName, str] = {"pdms": METRIC, "epdms": METRIC_V2}
@@ -171,6 +173,7 @@ def build_metric_cache(
     allow_missing: bool = False,
     progress: bool = True,
     metric: MetricName = "pdms",
+    shard: Shard | None = None,
 ) -> MetricCache:
     """Write the metric scenes of a split to ``out``; logs that are already there and unchanged are kept.
 
@@ -182,44 +185,64 @@ def build_metric_cache(
         allow_missing: cache what there is when logs or tokens of the split are missing.
         progress: show a progress bar.
         metric: what the scenes are for: "pdms" (NAVSIM v1) or "epdms" (v2).
+        shard: build this part alone, in the folder `Shard.folder` of ``out``; `merge_caches` joins the parts.
 
     Raises:
         CacheError: ``out`` holds the cache of another split or metric.
         FileNotFoundError, ValueError: see `select_scenes`, `open_map` and `SceneBuilder.build`.
     """
     split = load_split(split, data_root) if isinstance(split, str) else split
-    out = Path(out)
+    out, maps_root = Path(out), Path(maps_root)
+    about: dict[str, Any] = {
+        "metric": METRICS[metric],
+        "split": split.name,
+        "data_split": split.data_split,
+        "reference": REFERENCE,
+    }
+    if shard is not None:
+        out = out / shard.folder
+        about["shard"] = describe_shard(shard, split, select_logs(split, data_root, allow_missing), allow_missing)
     refuse_other_split(out, split.name, split.data_split, metric)
-    records = select_scenes(split, data_root, allow_missing, workers)
+    records = select_scenes(split, data_root, allow_missing, workers, shard)
+    maps = _map_entries(maps_root, sorted({r.location for r in records}))
+    hashes = {location: entry["source_sha256"] for location, entry in maps.items()}
     jobs = [
-        _LogJob(Path(data_root), Path(maps_root), tuple(of_log), out / f"{log_name}{SUFFIX}", metric)
+        _LogJob(Path(data_root), maps_root, tuple(of_log), out / f"{log_name}{SUFFIX}", metric, hashes)
         for (_, log_name), of_log in by_log(records).items()
     ]
-    logs = run_jobs(jobs, workers, f"metric cache of {split.name}", progress)
-    maps: dict[str, Any] = {}
-    for location in sorted({r.location for r in records}):
-        path = open_map(maps_root, location).path
-        maps[location] = {
-            "file": path.relative_to(Path(maps_root).resolve()).as_posix(),
-            "stamp": _stamp(path),
-            "source_sha256": _map_hash(path),
-        }
-    about = {"metric": METRICS[metric], "split": split.name, "data_split": split.data_split, "reference": REFERENCE}
+    title = f"metric cache of {split.name}" + (f", shard {shard}" if shard else "")
+    with _shared_maps(jobs, workers, out / SHARED_MAPS) as initializer:
+        logs = run_jobs(jobs, workers, title, progress, initializer)
     finish(out, logs, about, maps)
     return MetricCache(out)
 
 
-class Job(Protocol):
-    """The scenes of one log, to be written to ``out``."""
+@contextmanager
+def _shared_maps(jobs: Sequence[_LogJob], workers: int, folder: Path) -> Iterator[Callable[[], None] | None]:
+    """What makes worker processes share the maps of the logs that are not there yet; nothing for one process."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed run
+    missing = [job for job in jobs if not job.out.exists()]
+    if num_processes(jobs, workers) == 1 or not missing:
+        yield None
+        return
+    maps_root = missing[0].maps_root
+    try:
+        share_maps(maps_root, sorted({r.location for job in missing for r in job.records}), folder)
+        yield partial(use_shared_maps, maps_root, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    @property
-    def out(self) -> Path: ...
 
-    @property
-    def num_scenes(self) -> int: ...
-
-    def run(self) -> dict[str, Any]:
-        """Write the file unless an unchanged one is there; returns its entry of the index, see `log_entry`."""
+def _map_entries(maps_root: Path, locations: Sequence[str]) -> dict[str, Any]:
+    entries = {}
+    for location in locations:
+        path = map_path(maps_root, location)
+        entries[location] = {
+            "file": path.relative_to(maps_root.resolve()).as_posix(),
+            "stamp": _stamp(path),
+            "source_sha256": _map_hash(path),
+        }
+    return entries
 
 
 @dataclass(frozen=True)
@@ -229,6 +252,7 @@ class _LogJob:
     records: tuple[SceneRecord, ...]
     out: Path
     metric: MetricName
+    map_hashes: dict[str, str]  # location -> SHA-256
 
     @property
     def num_scenes(self) -> int:
@@ -238,18 +262,22 @@ class _LogJob:
         first = self.records[0]
         path = log_path(self.data_root, first.data_split, first.log_name)
         sha256 = file_hash(path)
-        build = build_epdms_scenes if self.metric == "epdms" else build_scenes
+        source = self._source(sha256)
         entry = log_entry(
             self.out,
-            self._source(sha256),
+            source,
             len(self.records),
-            lambda: list(build(self.records, self.data_root, self.maps_root)),
+            lambda: in_parts(self.out, source, len(self.records), self._build),
         )
         return {**entry, "stamp": _stamp(path), "source_sha256": sha256}
 
+    def _build(self, part: slice) -> list[MetricScene]:
+        build = build_epdms_scenes if self.metric == "epdms" else build_scenes
+        return list(build(self.records[part], self.data_root, self.maps_root))
+
     def _source(self, log_hash: str) -> str:
         """Hash of all that a log's scenes depend on."""
-        maps = {at: _map_hash(open_map(self.maps_root, at).path) for at in {r.location for r in self.records}}
+        maps = {at: self.map_hashes[at] for at in {r.location for r in self.records}}
         parts = {
             "builder": BUILDER,
             "metric": self.metric,
@@ -258,57 +286,6 @@ class _LogJob:
             "windows": [(r.token, r.first_frame, r.num_history, len(r.poses)) for r in self.records],
         }
         return hash_of(parts)
-
-
-def log_entry(out: Path, source: str, count: int, scenes_of: Callable[[], list[MetricScene]]) -> dict[str, Any]:
-    """The index entry of one log, whose scenes are written to ``out`` unless a whole file of ``count`` scenes from the
-    same ``source`` is there."""
-    try:
-        file = SceneFile(out)
-        kept = file.source == source and len(file.tokens) == count
-    except CacheError:
-        kept = False
-    if not kept:
-        write_scenes(out, scenes_of(), source)
-        file = SceneFile(out)
-    return {
-        "file": out.name,
-        "crc32": file.crc,
-        "source": source,
-        "tokens": file.tokens,
-        "centerlines": dict(Counter(p.get("centerline", "unknown") for p in file.provenances)),
-    }
-
-
-AnyJob = TypeVar("AnyJob", bound=Job)
-
-
-def run_jobs(jobs: Sequence[AnyJob], workers: int, title: str, progress: bool) -> dict[str, dict[str, Any]]:
-    """Index entries of all jobs by log name, sorted."""
-    done: dict[str, dict[str, Any]] = {}
-    total = sum(job.num_scenes for job in jobs)
-    with tqdm(total=total, desc=title, unit="scene", disable=None if progress else True) as bar:
-        for job, entry in _run(jobs, workers):
-            done[job.out.name.removesuffix(SUFFIX)] = entry
-            bar.update(job.num_scenes)
-    return {name: done[name] for name in sorted(done)}
-
-
-def _run(jobs: Sequence[AnyJob], workers: int) -> Iterator[tuple[AnyJob, dict[str, Any]]]:
-    num_scenes = sum(job.num_scenes for job in jobs)
-    workers = min(workers, len(jobs), num_scenes // SCENES_PER_PROCESS)
-    if workers <= 1:
-        for job in jobs:
-            yield job, job.run()
-        return
-    with ProcessPoolExecutor(workers, mp_context=process_context()) as pool:
-        running = {pool.submit(job.run): job for job in jobs}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def finish(out: Path, logs: dict[str, dict[str, Any]], about: dict[str, Any], maps: dict[str, Any]) -> None:
@@ -345,6 +322,19 @@ def _listed_files(out: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
     return {name for name in names if Path(name).name == name and name.endswith((SUFFIX, ".npz"))}
+
+
+def describe_shard(shard: Shard, split: Split, logs: Sequence[str], allow_missing: bool) -> dict[str, Any]:
+    """What merging must know of a shard: its place, and a hash that the shards of one selection have in common."""
+    rules = dataclasses.asdict(split.scene_filter)
+    tokens = split.scene_filter.tokens
+    return {
+        "index": shard.index,
+        "count": shard.count,
+        "selection": hash_of([rules, list(logs)]),
+        "tokens": None if tokens is None or split.scene_filter.max_scenes is not None else len(tokens),
+        "allow_missing": allow_missing,
+    }
 
 
 def refuse_other_split(out: Path, split: str, data_split: str, metric: MetricName = "pdms") -> None:

@@ -29,7 +29,10 @@ def read_index(folder: Path, version: tuple[int, int]) -> dict[str, Any]:
     """
     path = folder / INDEX
     if not path.is_file():
-        raise CacheError(f"{folder} holds no finished metric cache (no {INDEX}); run tools/cache_metrics.py")
+        shards = sum(1 for _ in folder.glob(f"shard-*-of-*/{INDEX}"))
+        run = "run tools/cache_metrics.py"
+        run += f" --merge {folder} --out {folder} to join its {shards} shards" if shards else ""
+        raise CacheError(f"{folder} holds no finished metric cache (no {INDEX}); {run}")
     again = f"run tools/cache_metrics.py again with --out {folder}"
     try:
         text = path.read_bytes().decode()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from navsim_bridge.metric_cache import CacheError, MetricCache, cache, convert_official_cache
+from navsim_bridge.metric_cache import CacheError, MetricCache, convert_official_cache, jobs
 from navsim_bridge.metric_cache.official import KNOWN, OfficialCache, OfficialCacheError, read_official_cache
 from navsim_bridge.pdm import SUB_SCORES, SceneBatch, score_plans
 from navsim_bridge.pdm.golden import FRAGILE_COLUMNS
@@ -168,7 +168,7 @@ def test_a_second_conversion_keeps_what_is_there(moved, tmp_path, monkeypatch):
 
 def test_several_processes_convert_to_the_same_cache_as_one(moved, tmp_path, monkeypatch):
     alone = convert_official_cache(moved.folder, tmp_path / "alone", progress=False)
-    monkeypatch.setattr(cache, "SCENES_PER_PROCESS", 1)
+    monkeypatch.setattr(jobs, "SCENES_PER_PROCESS", 1)
     together = convert_official_cache(moved.folder, tmp_path / "together", workers=2, progress=False)
     assert together.index == alone.index
 
@@ -182,5 +182,5 @@ def test_a_folder_of_another_cache_is_left_alone(moved, tmp_path):
 
 
 def test_the_tool_wants_one_source(tmp_path):
-    with pytest.raises(SystemExit, match="give either --split or --official-cache"):
+    with pytest.raises(SystemExit, match="give one of --split, --official-cache and --merge"):
         cache_metrics.main(["--out", str(tmp_path)])

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navsim_bridge.metric_cache import CacheError, MetricCache
-from navsim_bridge.metric_cache.cache import finish, log_entry
+from navsim_bridge.metric_cache.cache import finish
 from navsim_bridge.metric_cache.fixed_point import pack_column, unpack_column
+from navsim_bridge.metric_cache.jobs import log_entry
 from navsim_bridge.metric_cache.store import SceneFile, write_scenes
 from navsim_bridge.metric_cache.tracks import KeyFrames, code, mask_lengths, positions
 from navsim_bridge.pdm.golden import read_golden

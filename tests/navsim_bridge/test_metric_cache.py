@@ -9,7 +9,7 @@ import pytest
 
 from navsim_bridge.logs import load_plain_pickle, log_path, read_log
 from navsim_bridge.maps import open_map
-from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes, cache
+from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes, cache, jobs
 from navsim_bridge.metric_cache.index import write_index
 from navsim_bridge.metric_cache.route import FROM_RECORDING, Centerlines
 from navsim_bridge.metric_cache.store import SceneFile, write_scenes
@@ -181,7 +181,7 @@ def two_logs(world):
 def test_several_processes_write_the_same_cache_as_one(world, tmp_path, monkeypatch, two_logs):
     two_logs(tmp_path)
     alone = build_metric_cache(tmp_path, world.maps, world.split, tmp_path / "alone", progress=False)
-    monkeypatch.setattr(cache, "SCENES_PER_PROCESS", 1)
+    monkeypatch.setattr(jobs, "SCENES_PER_PROCESS", 1)
     together = build_metric_cache(tmp_path, world.maps, world.split, tmp_path / "together", workers=2, progress=False)
     assert together.index == alone.index
     assert len(together) == 14

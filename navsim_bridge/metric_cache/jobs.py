@@ -1,0 +1,140 @@
+"""Logs to scene files, over processes; what is already there is kept, so that a killed run goes on where it stopped.
+
+A log's scenes are built `SCENES_PER_PART` at a time. Finished parts of a long log lie beside its file until that is
+whole: a kill costs each process one part at most.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from navsim_bridge.metric_cache.container import CacheError
+from navsim_bridge.metric_cache.store import SUFFIX, SceneFile, write_scenes
+from navsim_bridge.pdm.metric_scene import MetricScene
+from navsim_bridge.scenes import process_context
+
+SCENES_PER_PROCESS = 1000
+"""A process takes seconds to start and builds hundreds of scenes a second: fewer are not worth another one."""
+SCENES_PER_PART = 64
+SECONDS_BETWEEN_LINES = 30.0
+"""How often progress is printed where it does not go to a terminal."""
+
+
+class Job(Protocol):
+    """The scenes of one log, to be written to ``out``."""
+
+    @property
+    def out(self) -> Path: ...
+
+    @property
+    def num_scenes(self) -> int: ...
+
+    def run(self) -> dict[str, Any]:
+        """Write the file unless an unchanged one is there; returns its entry of the index, see `log_entry`."""
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+
+def num_processes(jobs: Sequence[Job], workers: int) -> int:
+    """Processes worth starting, of at most ``workers``."""
+    num_scenes = sum(job.num_scenes for job in jobs)
+    return max(1, min(workers, len(jobs), num_scenes // SCENES_PER_PROCESS))
+
+
+def run_jobs(
+    jobs: Sequence[AnyJob],
+    workers: int,
+    title: str,
+    progress: bool,
+    initializer: Callable[[], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Index entries of all jobs by log name, sorted.
+
+    Logs whose file is there come first: they take no time, and the rest then tells when the end is near.
+    ``initializer`` is called in each worker process.
+    """
+    done: dict[str, dict[str, Any]] = {}
+    jobs = sorted(jobs, key=lambda job: not job.out.exists())
+    total = sum(job.num_scenes for job in jobs)
+    interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
+    with tqdm(total=total, desc=title, unit="scene", disable=not progress, mininterval=interval, delay=1) as bar:
+        for job, entry in _run(jobs, workers, initializer):
+            done[job.out.name.removesuffix(SUFFIX)] = entry
+            bar.update(job.num_scenes)
+    return {name: done[name] for name in sorted(done)}
+
+
+def _run(
+    jobs: Sequence[AnyJob], workers: int, initializer: Callable[[], None] | None
+) -> Iterator[tuple[AnyJob, dict[str, Any]]]:
+    workers = num_processes(jobs, workers)
+    if workers == 1:
+        for job in jobs:
+            yield job, job.run()
+        return
+    with ProcessPoolExecutor(workers, mp_context=process_context(), initializer=initializer) as pool:
+        running = {pool.submit(job.run): job for job in jobs}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def log_entry(out: Path, source: str, count: int, scenes_of: Callable[[], list[MetricScene]]) -> dict[str, Any]:
+    """The index entry of one log, whose scenes are written to ``out`` unless a whole file of ``count`` scenes from the
+    same ``source`` is there."""
+    file = _whole_file(out, source, count)
+    if file is None:
+        write_scenes(out, scenes_of(), source)
+        file = SceneFile(out)
+        for part in out.parent.glob(f".{out.name}.part-*"):
+            part.unlink()
+    return entry_of(file)
+
+
+def entry_of(file: SceneFile) -> dict[str, Any]:
+    """What the index says of a scene file."""
+    return {
+        "file": file.path.name,
+        "crc32": file.crc,
+        "source": file.source,
+        "tokens": file.tokens,
+        "centerlines": dict(Counter(p.get("centerline", "unknown") for p in file.provenances)),
+    }
+
+
+def in_parts(out: Path, source: str, count: int, build: Callable[[slice], list[MetricScene]]) -> list[MetricScene]:
+    """The ``count`` scenes of a log, part by part; parts that an earlier run left beside ``out`` are read back.
+
+    ``build`` gets the places of a part's scenes.
+    """
+    if count <= SCENES_PER_PART:
+        return build(slice(0, count))
+    scenes: list[MetricScene] = []
+    for first in range(0, count, SCENES_PER_PART):
+        size = min(SCENES_PER_PART, count - first)
+        path = out.with_name(f".{out.name}.part-{first}")
+        file = _whole_file(path, source, size)
+        if file is None:
+            write_scenes(path, build(slice(first, first + size)), source)
+            file = SceneFile(path)
+        scenes += [file.scene(row) for row in range(size)]
+    return scenes
+
+
+def _whole_file(path: Path, source: str, count: int) -> SceneFile | None:
+    try:
+        file = SceneFile(path)
+    except CacheError:
+        return None
+    return file if file.source == source and len(file.tokens) == count else None

@@ -1,0 +1,130 @@
+"""One metric cache from the shards that several machines made, equal to the one made in one go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from navsim_bridge.metric_cache.cache import BUILDER, METRICS, MetricCache, finish, refuse_other_split
+from navsim_bridge.metric_cache.container import CacheError
+from navsim_bridge.metric_cache.index import read_index
+from navsim_bridge.metric_cache.jobs import entry_of
+from navsim_bridge.metric_cache.store import FORMAT, SceneFile
+from navsim_bridge.shard import Shard
+
+_SAME = ("metric", "split", "data_split", "reference")
+"""What the shards of one cache have in common, in the order of the index."""
+
+
+def merge_caches(folders: Sequence[Path | str], out: Path | str, allow_missing: bool = False) -> MetricCache:
+    """Join the shards that `build_metric_cache` wrote into the cache that it would have written alone.
+
+    Scene files are linked where the file system can, else copied; the shards stay as they are and can be deleted.
+
+    Args:
+        folders: shards, or folders that hold shards.
+        out: folder of the cache; may be the one that holds the shards.
+        allow_missing: merge what there is when shards, or scenes of the split, are missing.
+
+    Raises:
+        FileNotFoundError: no shard there.
+        CacheError: a shard is missing, unfinished, damaged or of another selection, maps differ, or scenes of the
+            split are in no shard.
+    """
+    out = Path(out)
+    shards = _read(_find(folders))
+    first = next(iter(shards.values()))[1]
+    _check(shards, allow_missing)
+    metric = next(name for name, described in METRICS.items() if described == first["metric"])
+    refuse_other_split(out, first["split"], first["data_split"], metric)
+    logs: dict[str, dict[str, Any]] = {}
+    maps: dict[str, Any] = {}
+    for folder, index in shards.values():
+        for name, entry in index["maps"].items():
+            if maps.setdefault(name, entry)["source_sha256"] != entry["source_sha256"]:
+                raise CacheError(f"{folder} was made with another map of {name} than the shards before it")
+        for name, entry in index["logs"].items():
+            file = SceneFile(folder / entry["file"], entry["crc32"])  # checks every byte
+            logs[name] = {**entry_of(file), "stamp": entry["stamp"], "source_sha256": entry["source_sha256"]}
+            _link(file.path, out / entry["file"])
+    _refuse_repeated(logs)
+    about = {key: first[key] for key in _SAME}
+    finish(out, {name: logs[name] for name in sorted(logs)}, about, {name: maps[name] for name in sorted(maps)})
+    return MetricCache(out)
+
+
+def _find(folders: Sequence[Path | str]) -> list[Path]:
+    """Folders of shards among and in ``folders``."""
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        inside = [folder] if Shard.of_folder(folder.name) else sorted(folder.glob("shard-*-of-*"))
+        inside = [path for path in inside if path.is_dir() and Shard.of_folder(path.name)]
+        if not inside:
+            raise FileNotFoundError(
+                f"no shard of a metric cache in {folder}; tools/cache_metrics.py --shard writes them as shard-K-of-N"
+            )
+        found += inside
+    return found
+
+
+def _read(paths: Sequence[Path]) -> dict[int, tuple[Path, dict[str, Any]]]:
+    """Folder and index of every shard by place, ascending."""
+    shards: dict[int, tuple[Path, dict[str, Any]]] = {}
+    for path in paths:
+        index = read_index(path, (FORMAT, BUILDER))
+        about = index.get("shard")
+        if about is None:
+            raise CacheError(f"{path} is a whole metric cache, not a shard")
+        if about["index"] in shards:
+            raise CacheError(f"shard {about['index']} is there twice: {shards[about['index']][0]} and {path}")
+        shards[about["index"]] = path, index
+    return dict(sorted(shards.items()))
+
+
+def _check(shards: dict[int, tuple[Path, dict[str, Any]]], allow_missing: bool) -> None:
+    """That the shards belong together and are all there."""
+    (first_path, first), *others = shards.values()
+    about = first["shard"]
+    for path, index in others:
+        for key in _SAME:
+            if index[key] != first[key]:
+                raise CacheError(f"{path} is of {key} {index[key]}, {first_path} of {first[key]}")
+        for key, what in (("count", "count of shards"), ("selection", "selection of logs and scenes")):
+            if index["shard"][key] != about[key]:
+                raise CacheError(f"{path} was made with another {what} than {first_path}; make its shards again")
+    missing = [str(i) for i in range(1, about["count"] + 1) if i not in shards]
+    if missing and not allow_missing:
+        raise CacheError(
+            f"{len(missing)} of {about['count']} shards are missing: {', '.join(missing)}. Make or copy them, or ask "
+            "for the rest with --allow-missing."
+        )
+    found, wanted = sum(index["num_scenes"] for _, index in shards.values()), about["tokens"]
+    asked = allow_missing or about["allow_missing"]
+    if not found or (wanted is not None and found < wanted and not asked):
+        raise CacheError(
+            f"split {first['split']}: {found} of {wanted or 'any'} scenes are in the shards; the others are in no log "
+            "(or no window of the split starts there). Get the missing logs, or ask for the rest with --allow-missing."
+        )
+
+
+def _refuse_repeated(logs: dict[str, dict[str, Any]]) -> None:
+    seen: dict[str, str] = {}
+    for name, entry in logs.items():
+        for token in entry["tokens"]:
+            if seen.setdefault(token, name) != name:
+                raise CacheError(f"token {token} names two scenes, in {seen[token]} and {name}")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Put a file's content at ``target``, at once."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.merging")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

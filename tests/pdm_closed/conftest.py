@@ -1,0 +1,5 @@
+"""The small world with official scores, shared with the bridge's tests."""
+
+from tests.navsim_bridge.conftest import world
+
+__all__ = ["world"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dpvla.state_based.draws import Draws
+from dpvla.training.order import step_seed
 
 Info = dict[str, Tensor]
 """Numbers to log, one per seed: {name: (seed,)}."""
@@ -25,8 +26,8 @@ class Batch:
     rewards: Tensor  # (seed, row)
     next_observations: Tensor  # (seed, row, observation)
     masks: Tensor  # (seed, row), 0 where nothing follows
-    next_actions: Tensor  # (seed, row, action) recorded in the next row
-    next_action_known: Tensor  # (seed, row), 0 where the next row belongs to another episode
+    next_actions: Tensor | None = None  # (seed, row, action) recorded in the next row; for agents that use them
+    next_action_known: Tensor | None = None  # (seed, row), 0 where the next row belongs to another episode
 
 
 class Agent(nn.Module, ABC):
@@ -39,10 +40,17 @@ class Agent(nn.Module, ABC):
     period: int = 1
     """The loss of update n (from 0) may depend on n modulo this (ReBRAC: its actor learns every second time)."""
 
+    uses_next_actions: bool = False
+    """Whether batches carry the recorded next actions."""
+
     def __init__(self, config: Any, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> None:
         super().__init__()
         self.config, self.observation_dim, self.action_dim = config, observation_dim, action_dim
         self.seeds = tuple(seeds)
+
+    def generators(self) -> list[torch.Generator]:
+        """For the initial weights: one per seed, so that a seed starts the same whoever trains beside it."""
+        return [torch.Generator().manual_seed(step_seed(seed, 0)) for seed in self.seeds]
 
     @abstractmethod
     def loss(self, batch: Batch, draws: Draws, phase: int) -> tuple[Tensor, Info]:

@@ -74,8 +74,9 @@ class ImitationStage:
 
     def batches(self, first_step: int, log: Callable[[int, Mapping[str, float]], None]) -> Iterator[DrivingBatch]:
         """Shuffled batches from ``first_step`` on, decoded ahead by the workers."""
-        order = epoch_batches(len(self.source), self.config.batch_size, first_step, self.seed)
-        mine = (rows[self.accelerator.process_index :: self.accelerator.num_processes] for rows in order)
+        processes = self.accelerator.num_processes
+        order = epoch_batches(len(self.source), self.config.batch_size, first_step, self.seed, multiple_of=processes)
+        mine = (rows[self.accelerator.process_index :: processes] for rows in order)
         loader = DataLoader(
             _WholeBatches(self.source),
             batch_size=None,

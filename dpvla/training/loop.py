@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,7 @@ def _train(
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, smoothing=0.05)
     batches = stage.batches(first, tracker.log)
     sums: dict[str, Tensor] = {}
+    counts: Counter[str] = Counter()
     summed, waited, began = 0, 0.0, time.perf_counter()
 
     for step in range(first + update.stride, config.steps + 1, update.stride):
@@ -139,11 +141,12 @@ def _train(
         torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
         for name, value in update.step(batch, step, learning_rate(config, step)).items():
             sums[name] = sums[name] + value.detach().float() if name in sums else value.detach().float()
+            counts[name] += 1
         summed += 1
 
         done, stop = step == config.steps, stopper.asked(step)
         if step % config.log_every == 0 or done or stop:
-            means = {name: float(value) / summed for name, value in sums.items()}
+            means = {name: float(value) / counts[name] for name, value in sums.items()}
             if not all(map(math.isfinite, means.values())):
                 raise FloatingPointError(
                     f"loss or gradient is not finite around step {step}: {means}; the last checkpoint is "
@@ -153,7 +156,7 @@ def _train(
             speed = {"speed/steps_per_s": summed * update.stride / elapsed, "speed/data_wait": waited / elapsed}
             tracker.log(step, means | speed | {"train/lr": learning_rate(config, step)})
             bar.set_postfix_str(f"loss {means['train/loss']:.4f}, data wait {waited / elapsed:.0%}")
-            sums, summed, waited, began = {}, 0, 0.0, time.perf_counter()
+            sums, counts, summed, waited, began = {}, Counter(), 0, 0.0, time.perf_counter()
         bar.update(update.stride)
         if done or (config.evaluate_every and step % config.evaluate_every == 0):
             stage.module.eval()

@@ -22,13 +22,19 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-def epoch_batches(count: int, batch_size: int, first_step: int, *seed: int) -> Iterator[Sequence[int]]:
-    """Endless batches of indices from step ``first_step`` (from 0) on; every epoch is a fresh shuffle."""
+def epoch_batches(
+    count: int, batch_size: int, first_step: int, *seed: int, multiple_of: int = 1
+) -> Iterator[Sequence[int]]:
+    """Endless batches of indices from step ``first_step`` (from 0) on; every epoch is a fresh shuffle.
+
+    An epoch's last batch is filled up with scenes of its first ones to a ``multiple_of`` the processes that share it.
+    """
     per_epoch = steps_per_epoch(count, batch_size)
     step = first_step
     while True:
         epoch, place = divmod(step, per_epoch)
         order = permutation(count, *seed, epoch)
+        order = np.resize(order, -(-count // multiple_of) * multiple_of)
         while place < per_epoch:
             yield order[place * batch_size : (place + 1) * batch_size].tolist()
             place, step = place + 1, step + 1

@@ -1,0 +1,119 @@
+"""CFGRL (Frans et al., 2025): one flow conditioned on "better than average", sampled with classifier-free guidance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dpvla.diffusion import flow
+from dpvla.diffusion.guidance import combine
+from dpvla.state_based.agent import Agent, Batch, Info
+from dpvla.state_based.critics import ImplicitQ, ImplicitQConfig
+from dpvla.state_based.draws import Draws
+from dpvla.state_based.flow_policy import flow_actions
+from dpvla.state_based.networks import StackedMLP
+
+NULL, NEGATIVE, POSITIVE = range(3)  # labels
+
+
+@dataclass(frozen=True)
+class CFGRLConfig(ImplicitQConfig):
+    """Defaults: the official OGBench variant; the ExORL one has scheme = both and mish with normalisation before it."""
+
+    scheme: Literal["dropout", "both"] = "dropout"  # dropout: each row is labelled positive, negative or (with chance
+    # null_share) null; both: each row teaches null with weight null_share and, where A is positive, positive
+    null_share: float = 0.1  # of rows, or weight, for the unconditional velocity
+    threshold: float = 0.0  # an advantage of at least this is positive
+    advantage_from: Literal["target", "online"] = "target"  # which Q the A = Q - V comes from
+    guidance: float = 1.5  # w: 1 samples the positive policy, more goes beyond it; no single value is official
+    label_size: int = 32  # numbers a label is embedded in
+    time_size: int = 0  # sinusoidal features of t (16 on ExORL); 0: t itself
+    time_grid: bool = False  # t is drawn from {0, 1/T, ..., 1} (ExORL) instead of [0, 1)
+    flow_steps: int = 16  # T: Euler steps (16 on OGBench, 32 on ExORL)
+
+
+class CFGRL(Agent):
+    """Two Qs, V, one labelled flow policy."""
+
+    config: CFGRLConfig
+
+    def __init__(self, config: CFGRLConfig, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> None:
+        super().__init__(config, observation_dim, action_dim, seeds)
+        generators = self.generators()
+        self.values = ImplicitQ(config, observation_dim, action_dim, generators)
+        inputs = observation_dim + action_dim + config.label_size + (config.time_size or 1)
+        self.policy = StackedMLP(
+            generators, 1, inputs, config.hidden, action_dim, config.activation, config.policy_norm
+        )
+        labels = [torch.randn(3, config.label_size, generator=generator) for generator in generators]
+        self.labels = nn.Parameter(torch.stack(labels) / math.sqrt(config.label_size))  # (seed, label, number)
+
+    def loss(self, batch: Batch, draws: Draws, phase: int) -> tuple[Tensor, Info]:
+        """Values, and flow matching under labels that say whether the action is better than V."""
+        value_loss, info, values = self.values.loss(batch)
+        q = values.target_q if self.config.advantage_from == "target" else values.q
+        policy_loss, policy_info = self.policy_loss(batch, q - values.v, draws)
+        return value_loss + policy_loss, info | policy_info
+
+    def policy_loss(self, batch: Batch, advantage: Tensor, draws: Draws) -> tuple[Tensor, Info]:
+        """Flow matching, mean over rows and action numbers: (seed,); advantage (seed, row)."""
+        config, rows = self.config, advantage.shape[1]
+        positive = advantage >= config.threshold
+        noise, t = draws.normal(*batch.actions.shape[1:]), draws.uniform(rows, 1)
+        if config.time_grid:
+            t = (t * (config.flow_steps + 1)).floor() / config.flow_steps
+        x_t, velocity = flow.noised(batch.actions, noise, t), batch.actions - noise
+
+        def error(label: Tensor) -> Tensor:
+            return (self.velocity(batch.observations, x_t, t, label) - velocity).square().mean(-1)
+
+        if config.scheme == "dropout":
+            dropped = draws.uniform(rows) < config.null_share
+            label = torch.where(dropped, NULL, torch.where(positive, POSITIVE, NEGATIVE))
+            loss = error(label).mean(-1)
+        else:
+            label = torch.zeros_like(advantage, dtype=torch.int64)
+            loss = (positive * error(label + POSITIVE) + config.null_share * error(label + NULL)).mean(-1)
+        info = {
+            "actor/flow": loss.detach(),
+            "actor/advantage": advantage.mean(-1),
+            "actor/positive_share": positive.float().mean(-1),
+        }
+        return loss, info
+
+    def velocity(self, observations: Tensor, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """Velocity under ``label`` (seed, row), (seed, row, action)."""
+        embedded = F.one_hot(label, 3).to(self.labels.dtype) @ self.labels
+        time = sinusoidal(t, self.config.time_size) if self.config.time_size else t
+        return self.policy(observations, x_t, time, embedded)[:, 0]
+
+    def guided(self, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """``v_null + w (v_positive - v_null)``, both in one pass."""
+        label = torch.zeros(observations.shape[:2], dtype=torch.int64, device=observations.device)
+        twice = observations.repeat(1, 2, 1), x_t.repeat(1, 2, 1), t.repeat(1, 2, 1)
+        both = self.velocity(*twice, torch.cat((label + POSITIVE, label + NULL), 1))
+        positive, null = both.chunk(2, 1)
+        return combine(positive, null, self.config.guidance - 1)
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, draws: Draws, temperature: float = 1.0) -> Tensor:
+        """One guided sample."""
+        noise = draws.normal(observations.shape[1], self.action_dim)
+        return flow_actions(self.guided, observations, noise, self.config.flow_steps)
+
+    def update_targets(self, phase: int) -> None:
+        """The target Q follows."""
+        self.values.critic.follow()
+
+
+def sinusoidal(t: Tensor, size: int) -> Tensor:
+    """Sine and cosine of t at ``size / 2`` frequencies from 1 down to 1e-4 per unit: (…, 1) to (…, size)."""
+    frequencies = torch.logspace(0, -4, size // 2, device=t.device)
+    angles = t * frequencies
+    return torch.cat((angles.sin(), angles.cos()), -1)

@@ -1,0 +1,117 @@
+"""Small networks side by side: all members of all seeds are one batched matmul per layer."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["tanh", "gelu", "mish", "swish", "relu"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),  # flax's default
+    "mish": F.mish,
+    "swish": F.silu,
+    "relu": F.relu,
+}
+LAYER_NORM_EPS = 1e-6  # flax's default
+
+
+class StackedLinear(nn.Module):
+    """``members`` linear layers for each seed: Glorot-uniform weights (times ``scale``), zero biases."""
+
+    def __init__(
+        self, generators: Sequence[torch.Generator], members: int, inputs: int, outputs: int, scale: float = 1.0
+    ) -> None:
+        """``generators``: one per seed, on the CPU; each fills the weights of its own seed only."""
+        super().__init__()
+        bound = math.sqrt(scale * 6 / (inputs + outputs))
+        draws = [torch.rand(members, inputs, outputs, generator=generator) for generator in generators]
+        self.weight = nn.Parameter((2 * torch.stack(draws) - 1) * bound)  # (seed, member, in, out)
+        self.bias = nn.Parameter(torch.zeros(len(generators), members, 1, outputs))
+
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """(seed · member, row, in) to (seed · member, row, out); ``frozen``: no gradient to the parameters."""
+        weight, bias = (self.weight.detach(), self.bias.detach()) if frozen else (self.weight, self.bias)
+        return torch.baddbmm(bias.flatten(0, 1), x, weight.flatten(0, 1))
+
+
+class StackedLayerNorm(nn.Module):
+    """Layer normalisation over the last axis, with gain and bias of each member."""
+
+    def __init__(self, seeds: int, members: int, size: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(seeds, members, 1, size))
+        self.bias = nn.Parameter(torch.zeros(seeds, members, 1, size))
+
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """(seed · member, row, size), normalised; ``frozen``: no gradient to the parameters."""
+        gain, bias = (self.gain.detach(), self.bias.detach()) if frozen else (self.gain, self.bias)
+        normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+        return torch.addcmul(bias.flatten(0, 1), normed, gain.flatten(0, 1))
+
+
+class StackedMLP(nn.Module):
+    """``members`` equal MLPs for each seed, e.g. two critics, or the positive and the negative policy.
+
+    Layer normalisation stands after every activation (as in FQL's critics), or before all but the last one (as in
+    CFGRL's networks).
+    """
+
+    def __init__(
+        self,
+        generators: Sequence[torch.Generator],
+        members: int,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        activation: Activation,
+        layer_norm: Literal["none", "after", "before"] = "none",
+        final_scale: float = 1.0,
+    ) -> None:
+        """``final_scale``: of the last layer's initial variance. ``generators``: one per seed, on the CPU."""
+        super().__init__()
+        self.seeds, self.members, self.outputs = len(generators), members, outputs
+        self.activation, self.norm_before = ACTIVATIONS[activation], layer_norm == "before"
+        sizes = [inputs, *hidden]
+        self.layers = nn.ModuleList(StackedLinear(generators, members, i, o) for i, o in itertools.pairwise(sizes))
+        normed = {"none": 0, "after": len(hidden), "before": len(hidden) - 1}[layer_norm]
+        self.norms = nn.ModuleList(StackedLayerNorm(self.seeds, members, size) for size in hidden[:normed])
+        self.final = StackedLinear(generators, members, sizes[-1], outputs, final_scale)
+
+    def forward(self, *inputs: Tensor, frozen: bool = False) -> Tensor:
+        """(seed, member, row, out).
+
+        Args:
+            inputs: (seed, row, number) each, joined along the last axis; every member of a seed sees the same.
+            frozen: no gradient to the parameters (but to the inputs).
+        """
+        x = torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0]
+        x = x.unsqueeze(1).expand(-1, self.members, -1, -1).flatten(0, 1)
+        for number, layer in enumerate(self.layers):
+            norm = self.norms[number] if number < len(self.norms) else None
+            x = layer(x, frozen)
+            if norm is None:
+                x = self.activation(x)
+            elif self.norm_before:
+                x = self.activation(norm(x, frozen))
+            else:
+                x = norm(self.activation(x), frozen)
+        return self.final(x, frozen).unflatten(0, (self.seeds, self.members))
+
+
+def target_of(module: nn.Module) -> nn.Module:
+    """A copy that takes no gradient and is moved by ``follow`` alone."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(target: nn.Module, online: nn.Module, rate: float) -> None:
+    """``target += rate (online - target)``, all tensors in one call (soft update)."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)

@@ -1,0 +1,197 @@
+"""Updates of an agent, several per step of the loop and, on a GPU, all of them in one CUDA graph.
+
+An update: gather rows, losses of every network and seed, one backward pass, one fused Adam, targets follow. What it
+draws at random is drawn before, each seed from a generator made of (seed, step): the graph itself holds no generator,
+a stopped run goes on exactly, and a seed learns the same alone as beside others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from dpvla.state_based.agent import Agent
+from dpvla.state_based.draws import CountingDraws, TapeDraws
+from dpvla.state_based.replay import Replay
+from dpvla.training import checkpoint
+from dpvla.training.loop import LoopConfig
+from dpvla.training.order import step_seed
+
+WARM_UP = 3  # updates before a capture; cuBLAS and autograd allocate what they need in them
+MOST_USEFUL_THREADS = 8  # for layers of 512 and batches of 256
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """How updates are launched. It does not change what is learned, except through float rounding."""
+
+    per_step: int = 1  # updates in one step of the loop, and in one CUDA graph; steps count updates all the same
+    cuda_graph: bool = True  # capture them where there is a GPU
+    tf32: bool = True  # TensorFloat-32 matmuls on a GPU, as JAX has them by default
+    threads: int = 0  # CPU threads; 0: the cores this process really has, at most 8
+
+
+class StackedUpdate:
+    """An ``Update`` of ``training.loop`` for an ``Agent``; its batches are the ``Replay`` to draw from."""
+
+    def __init__(self, agent: Agent, config: LoopConfig, launch: UpdateConfig) -> None:
+        _refuse_unsupported(config)
+        self.agent, self.stride = agent, launch.per_step
+        self.device = agent.device
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.set_float32_matmul_precision("high" if launch.tf32 else "highest")
+        else:
+            torch.set_num_threads(launch.threads or own_cores())
+        self._capture = on_gpu and launch.cuda_graph
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
+        self.names = [name for name, parameter in agent.named_parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(  # Adam where the weight decay is 0
+            self.parameters,
+            lr=torch.tensor(config.lr, device=self.device) if on_gpu else config.lr,
+            betas=config.adam_betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=on_gpu,
+        )
+        self._generators = [torch.Generator(self.device) for _ in agent.seeds]
+        self._rows = torch.zeros(0, dtype=torch.int64)  # (seed, update, row)
+        self._normals = self._uniforms = torch.zeros(0)  # (seed, update, number)
+
+    def step(self, replay: Replay, step: int, lr: float) -> dict[str, Tensor]:
+        """``per_step`` updates, the last of which has number ``step``; its losses, averaged over seeds."""
+        if len(self._rows) == 0:
+            self._make_tape(replay)
+        self._draw(replay, step)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        phase = (step - self.stride) % self.agent.period
+        if not self._capture:
+            return self._updates(replay, phase)
+        if phase not in self._graphs:
+            self._graphs[phase] = self._captured(replay, phase)
+        graph, info = self._graphs[phase]
+        graph.replay()
+        return {name: value.clone() for name, value in info.items()}
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The agent's own weights are the ones to evaluate and save."""
+        return nullcontext()
+
+    def save(self, state: Path) -> None:
+        """All networks, targets included, and Adam's moments."""
+        checkpoint.save_tensors(state / "weights.safetensors", self.agent.state_dict())
+        checkpoint.save_tensors(
+            state / "optimizer.safetensors", checkpoint.optimizer_tensors(self.optimizer, self.names)
+        )
+
+    def load(self, state: Path, step: int) -> None:
+        """Read back what ``save`` wrote."""
+        checkpoint.load_weights(self.agent, checkpoint.load_tensors(state / "weights.safetensors"), state)
+        moments = checkpoint.load_tensors(state / "optimizer.safetensors")
+        checkpoint.load_optimizer(self.optimizer, self.names, moments)
+
+    def _updates(self, replay: Replay, phase: int) -> dict[str, Tensor]:
+        agent = self.agent
+        for update in range(self.stride):
+            now = (phase + update) % agent.period
+            batch = replay.gather(self._rows[:, update], agent.uses_next_actions)
+            draws = TapeDraws(self._normals[:, update], self._uniforms[:, update])
+            loss, info = agent.loss(batch, draws, now)
+            loss.sum().backward()  # seeds share no parameters, so each gets the gradient of its own loss
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            agent.update_targets(now)
+        means = torch.stack([loss.detach(), *info.values()]).mean(-1)
+        return dict(zip(("train/loss", *info), means))
+
+    def _make_tape(self, replay: Replay) -> None:
+        """Room for the random numbers of one step, as many as a trial of the loss asks for."""
+        agent, seeds = self.agent, len(self.agent.seeds)
+        size = agent.config.batch_size
+        self._rows = torch.zeros(seeds, self.stride, size, dtype=torch.int64, device=self.device)
+        counts = [CountingDraws(seeds, self.device) for _ in range(agent.period)]
+        with torch.no_grad():
+            for phase, counted in enumerate(counts):
+                agent.loss(replay.gather(self._rows[:, 0], agent.uses_next_actions), counted, phase)
+        normals, uniforms = max(c.normals for c in counts), max(c.uniforms for c in counts)
+        self._normals = torch.zeros(seeds, self.stride, normals, device=self.device)
+        self._uniforms = torch.zeros(seeds, self.stride, uniforms, device=self.device)
+
+    def _draw(self, replay: Replay, step: int) -> None:
+        for seed, generator in zip(self.agent.seeds, self._generators):
+            generator.manual_seed(step_seed(seed, step))
+        for number, generator in enumerate(self._generators):
+            self._normals[number].normal_(generator=generator)
+            self._uniforms[number].uniform_(generator=generator)
+        rows = replay.draw_rows(self._generators, self.stride * self._rows.shape[2])
+        self._rows.copy_(rows.view_as(self._rows))
+
+    def _captured(self, replay: Replay, phase: int) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
+        """The updates as a CUDA graph. Trial updates come first and are undone, so learning starts where it stood."""
+        kept = [(tensor, tensor.clone()) for tensor in self._state()]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._updates(replay, phase)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.no_grad():
+            torch._foreach_zero_(self._moments())  # those that the trial made
+            for tensor, before in kept:
+                tensor.copy_(before)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            info = self._updates(replay, phase)
+        return graph, info
+
+    def _moments(self) -> list[Tensor]:
+        return [value for values in self.optimizer.state.values() for value in values.values()]
+
+    def _state(self) -> list[Tensor]:
+        return [*self.agent.state_dict(keep_vars=False).values(), *self._moments()]
+
+
+def make_update(launch: UpdateConfig) -> Callable[[nn.Module, LoopConfig, Accelerator], StackedUpdate]:
+    """What ``training.loop.train`` takes as ``make_update``; the module must be an ``Agent``."""
+
+    def make(module: nn.Module, config: LoopConfig, accelerator: Accelerator) -> StackedUpdate:
+        assert isinstance(module, Agent)
+        if accelerator.num_processes > 1:
+            raise ValueError("the state-based track trains several seeds in one process; start it as one process")
+        return StackedUpdate(module, config, launch)
+
+    return make
+
+
+def own_cores() -> int:
+    """CPU threads worth using: OMP_NUM_THREADS if set, else this process's cores (affinity and container limit).
+
+    More threads than cores is the expensive mistake: waiting ones spin and steal time from the working ones.
+    """
+    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        return max(1, int(asked))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    limit = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
+    if limit.is_file():
+        quota, period = limit.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return min(cores, MOST_USEFUL_THREADS)
+
+
+def _refuse_unsupported(config: LoopConfig) -> None:
+    for name, value in (("clip_norm", 0.0), ("ema_decay", 0.0), ("precision", "no")):
+        if getattr(config, name) != value:
+            raise ValueError(f"loop.{name} must be {value} on the state-based track, found {getattr(config, name)}")

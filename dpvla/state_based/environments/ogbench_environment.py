@@ -25,6 +25,12 @@ class OGBenchName:
     full: str
     world: str  # cube-single
     type: str  # play, navigate, ...
+    task: str  # -task2, or nothing for the default task
+
+    @property
+    def environment(self) -> str:
+        """Id that the package registers."""
+        return f"{self.world}-singletask{self.task}-v0"
 
     @property
     def dataset(self) -> str:
@@ -40,7 +46,7 @@ def parse_name(name: str) -> OGBenchName:
             f"'{name}' is not a single-task OGBench name; expected e.g. cube-single-play-singletask-v0 (default task) "
             "or cube-single-play-singletask-task2-v0"
         )
-    return OGBenchName(name, match["world"], match["type"])
+    return OGBenchName(name, match["world"], match["type"], match["task"] or "")
 
 
 def versions() -> dict[str, str]:
@@ -107,11 +113,20 @@ def make_raw(name: str) -> Any:
     Raises:
         ValueError: the installed package does not know it.
     """
-    ogbench = load("ogbench")
+    refuse_unknown(parse_name(name))
+    return load("ogbench").make_env_and_datasets(name, env_only=True)
+
+
+def refuse_unknown(name: OGBenchName) -> None:
+    """Raise ValueError when the installed package has no such world or task."""
+    load("ogbench")  # registers its environments
+    gymnasium = load("gymnasium")
     try:
-        return ogbench.make_env_and_datasets(name, env_only=True)
-    except load("gymnasium").error.UnregisteredEnv as error:
-        raise ValueError(f"ogbench {metadata.version('ogbench')} has no environment for '{name}': {error}") from None
+        gymnasium.spec(name.environment)
+    except gymnasium.error.Error as error:
+        raise ValueError(
+            f"ogbench {metadata.version('ogbench')} has no environment for '{name.full}': {error}"
+        ) from None
 
 
 def success_timing(env: Any) -> str:

@@ -1,0 +1,215 @@
+"""Collect a small ExORL-like data set with an RND agent: same files, own exploration, resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dpvla import provenance
+from dpvla.files import write_atomically, write_json
+from dpvla.state_based.data.exorl_data import COLLECTION, DEFAULT_FOLDER
+from dpvla.state_based.data.exorl_files import EpisodeFile, buffer_folder, list_episodes, read_episode, write_episode
+from dpvla.state_based.data.exorl_rewards import sizes_of
+from dpvla.state_based.data.ogbench_generation import ORIGIN, OtherDataError
+from dpvla.state_based.data.rnd_agent import RNDAgent
+from dpvla.state_based.environments.control_suite import TASKS, ControlEnvironment, versions
+
+COLLECTOR_VERSION = 1
+"""Raised whenever the same settings would give other data."""
+
+CHECKPOINT = "collector.pt"
+
+
+@dataclass(frozen=True)
+class ExORLCollection:
+    """What to collect and where. A killed run goes on where it stopped and gives the same bytes as an unbroken one.
+
+    The defaults are smaller and learn more rarely than URLB's (hidden 1024, batch 1024, an update every 2 steps), which
+    would need a GPU.
+    """
+
+    domain: str = "walker"  # walker, quadruped, cheetah or jaco
+    episodes: int = 300  # of 1000 transitions (jaco: 250); a larger number later adds to what is there
+    out: str = str(DEFAULT_FOLDER)  # folder that receives <domain>/rnd/buffer/episode_<index>_<length>.npz
+    seed: int = 0  # everything random derives from it
+    hidden: int = 256  # width of all networks
+    batch_size: int = 256  # transitions of an update
+    update_every: int = 4  # environment steps per update
+    random_steps: int = 4000  # steps with uniformly random actions and without updates at the start
+    steps: int = 0  # transitions of an episode; 0: the domain's
+    checkpoint_every: int = 5  # episodes between states to resume from
+    threads: int = 1  # CPU threads of the networks; more rarely pay at this size
+    quiet: bool = False  # no progress bar
+
+    def __post_init__(self) -> None:
+        if self.domain not in TASKS:
+            raise ValueError(f"unknown domain '{self.domain}'; choose from: {', '.join(TASKS)}")
+        for name in ("episodes", "hidden", "batch_size", "update_every", "checkpoint_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if min(self.steps, self.random_steps, self.seed) < 0:
+            raise ValueError("steps, random_steps and seed must not be negative")
+
+    def identity(self) -> dict[str, Any]:
+        """All that an episode depends on, besides those before it."""
+        names = ("domain", "seed", "hidden", "batch_size", "update_every", "random_steps", "steps")
+        settings = {name: getattr(self, name) for name in names}
+        return {"collector": "rnd", "version": COLLECTOR_VERSION, **settings, "packages": versions()}
+
+
+def collect(config: ExORLCollection) -> Path:
+    """Collect, or what is missing of it; returns the buffer's folder.
+
+    Raises:
+        OtherDataError: the folder holds other episodes.
+    """
+    buffer = buffer_folder(config.out, config.domain, "rnd")
+    _open(config, buffer)
+    env = ControlEnvironment(f"{config.domain}-{TASKS[config.domain][0]}", config.seed)
+    steps = config.steps or env.max_steps
+    agent = RNDAgent(env.observation_size, env.action_size, config.hidden, config.seed)
+    done = _resume(buffer, agent)
+    replay = _Replay(max(config.episodes, done) * steps, env)
+    if done:
+        for episode in list_episodes(config.out, config.domain, "rnd"):
+            replay.extend(read_episode(episode, sizes_of(env), ["observation", "action"]))
+    title = f"{config.domain} rnd"
+    with (
+        _threads(config.threads),
+        tqdm(total=config.episodes, initial=done, desc=title, unit="episode", disable=config.quiet) as bar,
+    ):
+        for index in range(done, config.episodes):
+            episode_rows, novelty = _episode(config, env, agent, replay, index, steps)
+            write_episode(buffer, index, episode_rows)
+            if (index + 1) % config.checkpoint_every == 0 or index + 1 == config.episodes:
+                _save(buffer, agent, index + 1)
+            bar.set_postfix(intrinsic_reward=f"{novelty:.3g}")
+            bar.update()
+    return buffer
+
+
+class _Replay:
+    """All transitions so far."""
+
+    def __init__(self, rows: int, env: ControlEnvironment) -> None:
+        self.size = 0
+        self._observations = torch.empty(rows, env.observation_size)
+        self._actions = torch.empty(rows, env.action_size)
+        self._next_observations = torch.empty(rows, env.observation_size)
+
+    def add(self, observation: NDArray[Any], action: NDArray[Any], next_observation: NDArray[Any]) -> None:
+        self._observations[self.size] = torch.from_numpy(observation)
+        self._actions[self.size] = torch.from_numpy(action)
+        self._next_observations[self.size] = torch.from_numpy(next_observation)
+        self.size += 1
+
+    def extend(self, episode: dict[str, NDArray[Any]]) -> None:
+        """Append an episode file's rows."""
+        observations = episode["observation"]
+        for before, action, after in zip(observations[:-1], episode["action"][1:], observations[1:]):
+            self.add(before, action, after)
+
+    def sample(self, rows: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        chosen = torch.randint(self.size, (rows,), generator=generator)
+        return self._observations[chosen], self._actions[chosen], self._next_observations[chosen]
+
+
+def _episode(
+    config: ExORLCollection, env: ControlEnvironment, agent: RNDAgent, replay: _Replay, index: int, steps: int
+) -> tuple[dict[str, NDArray[Any]], float]:
+    """One episode in the official layout, learning on the way; and the last update's mean intrinsic reward."""
+    own_seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0])
+    observation, novelty = env.reset(own_seed), 0.0
+    rows: dict[str, list[Any]] = {
+        "observation": [observation],
+        "action": [np.zeros(env.action_size, np.float32)],
+        "reward": [[0.0]],
+        "discount": [[1.0]],
+        "physics": [env.physics_state()],
+    }
+    for _ in range(steps):
+        seen = replay.size
+        exploring = seen >= config.random_steps
+        action = (agent.act(torch.from_numpy(observation)) if exploring else agent.random_action()).numpy()
+        if exploring and seen > 0 and seen % config.update_every == 0:
+            novelty = agent.update(*replay.sample(config.batch_size, agent.generator))
+        step = env.step(action)
+        replay.add(observation, action, step.observation)
+        observation = step.observation
+        row = (observation, action, [step.reward], [step.mask], env.physics_state())
+        for values, value in zip(rows.values(), row):
+            values.append(value)
+        if step.finished:
+            break
+    types = {"physics": np.float64}
+    return {key: np.array(values, dtype=types.get(key, np.float32)) for key, values in rows.items()}, novelty
+
+
+def _open(config: ExORLCollection, buffer: Path) -> None:
+    about = buffer.parent / COLLECTION
+    if about.exists():
+        found = json.loads(about.read_text(encoding="utf-8"))["settings"]
+        for key, mine in config.identity().items():
+            if found.get(key) != mine:
+                raise OtherDataError(
+                    f"{about} has {key} {found.get(key)!r}, this run has {mine!r}: choose another --out or delete "
+                    f"{buffer.parent}"
+                )
+    elif buffer.exists() and any(buffer.iterdir()):
+        raise OtherDataError(f"{buffer} holds episodes that were not collected by this tool: choose another --out")
+    else:
+        note = "collected with this project's own RND agent; not the official ExORL data"
+        made_by = provenance.collect(config.seed)
+        write_json(about, {"origin": ORIGIN, "note": note, "settings": config.identity(), "provenance": made_by})
+
+
+def _resume(buffer: Path, agent: RNDAgent) -> int:
+    """Number of episodes the last saved state had seen; later ones are removed, as they will be collected again."""
+    path = buffer.parent / CHECKPOINT
+    done = 0
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        agent.restore(saved["agent"])
+        done = int(saved["episodes"])
+    if buffer.exists():
+        for leftover in buffer.glob(".*"):
+            leftover.unlink()
+        for episode in _episodes(buffer):
+            if episode.index >= done:
+                episode.path.unlink()
+    kept = len(list(buffer.glob("*.npz"))) if buffer.exists() else 0
+    if kept != done:
+        raise OtherDataError(
+            f"{path} has learned from {done} episodes but {buffer} holds {kept} of them: put the others back or "
+            f"delete {buffer.parent}"
+        )
+    return done
+
+
+def _episodes(buffer: Path) -> list[EpisodeFile]:
+    out, domain, collector = buffer.parents[2], buffer.parents[1].name, buffer.parent.name
+    return list_episodes(out, domain, collector) if any(buffer.glob("*.npz")) else []
+
+
+def _save(buffer: Path, agent: RNDAgent, episodes: int) -> None:
+    state = {"episodes": episodes, "agent": agent.state()}
+    write_atomically(buffer.parent / CHECKPOINT, lambda file: torch.save(state, file))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from dpvla.dipole import group_advantages
@@ -21,9 +22,28 @@ class RolloutBuffer:
     indices: Tensor  # (scene,) int64, positions in the scene source
     plans: Tensor  # (scene, candidate, 8, 3) ego frame
     scores: Mapping[str, Tensor]  # (scene, candidate) each; 'score' is the reward
+    processes: int = 1  # that rolled out and train on equal parts of it, one part after the other
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def part(self, process: int) -> slice:
+        """Rows that a process trains on."""
+        size = len(self) // self.processes
+        return slice(process * size, (process + 1) * size)
+
+    def gathered(self, accelerator: Accelerator) -> RolloutBuffer:
+        """The equally long buffers of all processes as one that each of them holds."""
+
+        def gather(value: Tensor) -> Tensor:
+            return accelerator.gather(value.to(accelerator.device)).cpu()
+
+        if accelerator.num_processes == 1:
+            return self
+        scores = {name: gather(value) for name, value in self.scores.items()}
+        return RolloutBuffer(
+            self.cycle, gather(self.indices), gather(self.plans), scores, processes=accelerator.num_processes
+        )
 
     def advantages(self) -> Tensor:
         """Group-normalised advantages (scene, candidate), Eq. 17."""
@@ -43,7 +63,8 @@ class RolloutBuffer:
     def save(self, path: Path) -> None:
         """Write as one safetensors file."""
         tensors = {f"scores.{name}": value for name, value in self.scores.items()}
-        tensors |= {"indices": self.indices, "plans": self.plans, "cycle": torch.tensor(self.cycle)}
+        tensors |= {"indices": self.indices, "plans": self.plans}
+        tensors |= {"cycle": torch.tensor(self.cycle), "processes": torch.tensor(self.processes)}
         save_tensors(path, tensors)
 
     @classmethod
@@ -51,4 +72,6 @@ class RolloutBuffer:
         """Read what ``save`` wrote."""
         tensors = load_tensors(path)
         scores = {k.removeprefix("scores."): v for k, v in tensors.items() if k.startswith("scores.")}
-        return cls(int(tensors["cycle"]), tensors["indices"], tensors["plans"], scores)
+        return cls(
+            int(tensors["cycle"]), tensors["indices"], tensors["plans"], scores, processes=int(tensors["processes"])
+        )

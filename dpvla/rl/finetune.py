@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,8 @@ from dpvla.dipole import dipole_loss
 from dpvla.models import DPVLA, SceneContext
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.rl.rollout import chunks, collect, encode_scenes
-from dpvla.training.checkpoint import link_tree
-from dpvla.training.loop import step_seed
-from dpvla.training.order import epoch_batches, permutation, steps_per_epoch
+from dpvla.training.checkpoint import CheckpointError, link_tree
+from dpvla.training.order import epoch_batches, permutation, step_seed, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -104,15 +102,16 @@ class DipoleStage:
         while True:
             cycle, place = divmod(step, self.steps_per_cycle)
             if place == 0 or self.buffer is None or self.buffer.cycle != cycle:
-                self.buffer = self._roll_out(cycle)
-                log(step, self._mean_over_processes(self.buffer.statistics()))
-            advantages = self.buffer.advantages()
+                self.buffer = self._roll_out(cycle).gathered(self.accelerator)
+                log(step, self.buffer.statistics())
+            mine = self.buffer.part(self._rank)
+            plans, advantages = self.buffer.plans[mine], self.buffer.advantages()[mine]
             order = epoch_batches(self._local, self.config.batch_size, place, self.seed, cycle, self._rank)
             for _, rows in zip(range(place, self.steps_per_cycle), order):
                 chosen = torch.as_tensor(rows)
                 yield RolloutBatch(
                     self._context_of(chosen),
-                    self.buffer.plans[chosen].to(self.accelerator.device),
+                    plans[chosen].to(self.accelerator.device),
                     advantages[chosen].to(self.accelerator.device),
                 )
                 step += 1
@@ -132,9 +131,15 @@ class DipoleStage:
     def restore(self, directory: Path) -> None:
         """Take up the buffer; the encoded scenes are made again in the same portions."""
         path = directory / "trainer_state" / "buffer.safetensors"
-        if self.accelerator.num_processes == 1 and path.exists():
-            self.buffer = RolloutBuffer.load(path)
-            self._contexts = self._encode_all(self.buffer.indices)
+        if not path.exists():
+            return
+        buffer = RolloutBuffer.load(path)
+        if buffer.processes != self.accelerator.num_processes:
+            raise CheckpointError(
+                f"{directory} is of a run with {buffer.processes} processes, this one has "
+                f"{self.accelerator.num_processes}: launch as many, or start a new run from these weights"
+            )
+        self.buffer, self._contexts = buffer, self._encode_all(buffer.indices[buffer.part(self._rank)])
 
     @property
     def _rank(self) -> int:
@@ -190,16 +195,7 @@ class DipoleStage:
     def _context_of(self, chosen: Tensor) -> SceneContext:
         assert self.buffer is not None
         if self._contexts is None:
-            return self._encode(self.buffer.indices[chosen])
+            return self._encode(self.buffer.indices[self.buffer.part(self._rank)][chosen])
         if len(self._contexts) > 1:
             self._contexts = [SceneContext.cat(self._contexts)]
         return self._contexts[0].select(chosen).to(self.accelerator.device)
-
-    def _mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:
-        if self.accelerator.num_processes == 1:
-            return values
-        numbers = torch.tensor(list(values.values()), device=self.accelerator.device)
-        mean = self.accelerator.reduce(numbers, reduction="mean").tolist()
-        if not all(map(math.isfinite, mean)):
-            raise FloatingPointError(f"roll-out statistics are not finite: {dict(zip(values, mean))}")
-        return dict(zip(values, mean))

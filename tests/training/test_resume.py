@@ -35,8 +35,8 @@ def describe(directory: Path) -> None:
     write_run(directory, LOOP, 7, ())
 
 
-def imitation(accelerator: Accelerator, out: Path) -> ImitationStage:
-    source = ScenesInMemory(10, IMAGE_SIZE)
+def imitation(accelerator: Accelerator, out: Path, scenes: int = 10) -> ImitationStage:
+    source = ScenesInMemory(scenes, IMAGE_SIZE)
     torch.manual_seed(0)
     policy = DPVLA.from_config(DPVLAConfig.tiny())
     policy.plan_coding.fit(source.plans(), source.ego_status())

@@ -1,0 +1,64 @@
+"""Training shared by two processes."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from dpvla.rl.buffer import RolloutBuffer
+from dpvla.training.checkpoint import CheckpointError, latest_checkpoint
+from dpvla.training.loop import train
+from dpvla.training.order import epoch_batches
+from tests.training.test_resume import LOOP, assert_same_files, dipole
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = str(ROOT / "tests" / "training" / "two_processes.py")
+    done = subprocess.run([*command, script, str(out)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def newest(run: Path) -> Path:
+    found = latest_checkpoint(run)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("stage", ["imitation", "dipole"])
+def test_a_stopped_run_of_two_processes_ends_bit_for_bit_as_in_one_go(runs: Path, stage: str) -> None:
+    assert_same_files(newest(runs / stage / "straight"), newest(runs / stage / "broken"))
+
+
+def test_processes_roll_out_different_scenes_and_both_are_kept(runs: Path) -> None:
+    buffer = RolloutBuffer.load(newest(runs / "dipole" / "straight") / "trainer_state" / "buffer.safetensors")
+    assert buffer.processes == 2 and len(buffer) == 6
+    assert len(set(buffer.indices.tolist())) == 6
+    assert [buffer.part(0), buffer.part(1)] == [slice(0, 3), slice(3, 6)]
+    assert not torch.equal(buffer.plans[0], buffer.plans[3])
+
+
+def test_another_number_of_processes_cannot_go_on(runs: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    stage = dipole(newest(runs / "imitation" / "straight"))(accelerator, runs)
+    with pytest.raises(CheckpointError, match="2 processes, this one has 1"):
+        train(stage, replace(LOOP, steps=stage.steps + 8), runs / "dipole" / "broken", accelerator)
+
+
+def test_a_last_batch_is_filled_up_for_every_process() -> None:
+    batches = epoch_batches(9, 4, 0, 1, multiple_of=2)
+    epoch = [next(batches) for _ in range(3)]
+    assert [len(rows) for rows in epoch] == [4, 4, 2]
+    assert {row for rows in epoch for row in rows} == set(range(9))
+    assert epoch[2][1] == epoch[0][0]

@@ -1,0 +1,38 @@
+"""Run by `test_two_processes.py` under torchrun: imitation and DIPOLE in one go, and stopped and gone on with."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from dpvla.training.loop import Stage, train
+from tests.training.test_resume import LOOP, dipole, imitation, replace
+
+
+def run(make: Callable[[Accelerator, Path], Stage], out: Path, stops: list[int]) -> Path:
+    for stop in [*stops, 0]:
+        accelerator = Accelerator(cpu=True)
+        assert accelerator.num_processes == 2
+        accelerator.end_training = lambda: None  # it would close the process group, which the next run needs
+        stage = make(accelerator, out)
+        config = replace(LOOP, steps=stage.steps, stop_after_step=stop)  # type: ignore[attr-defined]
+        try:
+            last = train(stage, config, out, accelerator)
+        except KeyboardInterrupt:
+            accelerator.wait_for_everyone()
+    weights = torch.cat([p.detach().flatten() for p in stage.module.parameters() if p.requires_grad])
+    both = accelerator.gather(weights).view(2, -1)
+    assert torch.equal(both[0], both[1]), "the processes ended with different weights"
+    return last
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    model = run(lambda a, o: imitation(a, o, scenes=9), out / "imitation" / "straight", [])
+    run(lambda a, o: imitation(a, o, scenes=9), out / "imitation" / "broken", [3, 4])
+    run(dipole(model), out / "dipole" / "straight", [])
+    run(dipole(model), out / "dipole" / "broken", [1, 3])
+    torch.distributed.destroy_process_group()

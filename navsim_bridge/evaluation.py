@@ -23,15 +23,14 @@ from dpvla.provenance import collect
 from navsim_bridge.agents import Agent
 from navsim_bridge.agents.policy_agent import is_model
 from navsim_bridge.logs import log_path
-from navsim_bridge.metric_cache.builder import build_scenes
+from navsim_bridge.metric_cache.builder import MetricName, scene_builder
 from navsim_bridge.metric_cache.cache import MetricCache
-from navsim_bridge.metric_cache.epdms_inputs import build_epdms_scenes
 from navsim_bridge.metric_cache.store import file_hash
 from navsim_bridge.metrics import PDMS, Metric, SceneScore
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.reward import SUB_SCORES
 from navsim_bridge.scene_filter import Split
-from navsim_bridge.scenes import NUM_POSES, SceneRecord
+from navsim_bridge.scenes import NUM_POSES, SceneRecord, by_log
 
 COLUMNS = ("token", "valid", *SUB_SCORES, "reason")
 """Columns of scores.csv for the PDM score v1: the devkit's, then what cost the points."""
@@ -89,14 +88,40 @@ def scenes_from_cache(cache: MetricCache) -> LoadScenes:
     return lambda records: cache.load([r.token for r in records])
 
 
-def scenes_from_logs(data_root: Path | str, maps_root: Path | str) -> LoadScenes:
-    """Metric scenes built on the way; records of one log should come together."""
-    return lambda records: list(build_scenes(records, data_root, maps_root))
+class ScenesFromLogs:
+    """Metric scenes built on the way, a log at a time; records of one log should come together."""
 
+    def __init__(
+        self,
+        records: Sequence[SceneRecord],
+        data_root: Path | str,
+        maps_root: Path | str,
+        metric: MetricName = "pdms",
+    ) -> None:
+        """``records``: all scenes of the split, since scenes depend on the ones before them in their log."""
+        self._of_log, self._roots, self._metric = by_log(records), (data_root, maps_root), metric
+        self._log: tuple[str, str] | None = None
+        self._built: dict[str, MetricScene] = {}
+        self._failed: dict[str, ValueError] = {}
 
-def epdms_scenes_from_logs(data_root: Path | str, maps_root: Path | str) -> LoadScenes:
-    """The same for EPDMS."""
-    return lambda records: list(build_epdms_scenes(records, data_root, maps_root))
+    def __call__(self, records: Sequence[SceneRecord]) -> list[MetricScene]:
+        """The scenes of ``records``; raises the ValueError of the first that cannot be built."""
+        scenes: dict[str, MetricScene] = {}
+        for log, wanted in by_log(records).items():
+            self._build(log)
+            for record in wanted:
+                if record.token in self._failed:
+                    raise self._failed[record.token]
+                scenes[record.token] = self._built[record.token]
+        return [scenes[r.token] for r in records]
+
+    def _build(self, log: tuple[str, str]) -> None:
+        if log != self._log:
+            of_log = self._of_log[log]
+            builder = scene_builder(of_log, *self._roots, self._metric)
+            self._failed = {}
+            self._built = {scene.token: scene for scene in builder.build(of_log, failed=self._failed)}
+            self._log = log
 
 
 def evaluate(
@@ -114,7 +139,7 @@ def evaluate(
     Args:
         agent: from records to plans (scene, 8, 3).
         records: the scenes; order them by log.
-        load_scenes: from records to their metric scenes, e.g. `scenes_from_cache`.
+        load_scenes: from records to their metric scenes, e.g. `scenes_from_cache`, `ScenesFromLogs`.
         metric: what to score with.
         device: where to score.
         allow_failures: count a scene that fails as failed and go on, instead of stopping.

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from navsim_bridge.metric_cache.cache import METRIC, MetricName
+from navsim_bridge.metric_cache.builder import MetricName
+from navsim_bridge.metric_cache.cache import METRIC
 from navsim_bridge.metric_cache.epdms_inputs import SYNTHETIC_TOKEN
 from navsim_bridge.pdm import (
     EPDMS_SUB_SCORES,

@@ -14,11 +14,11 @@ from dpvla.config import reporting_errors
 from navsim_bridge import roots
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
 from navsim_bridge.evaluation import (
+    LoadScenes,
+    ScenesFromLogs,
     describe,
-    epdms_scenes_from_logs,
     evaluate,
     scenes_from_cache,
-    scenes_from_logs,
     write_evaluation,
 )
 from navsim_bridge.metric_cache import MetricCache, MetricName
@@ -61,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     split = load_split(options.split, data_root)
     records = select_scenes(split, data_root, options.allow_missing)
     cache = MetricCache(options.metric_cache) if options.metric_cache else None
+    load_scenes: LoadScenes
     if cache is not None:
         cache.require_metric(options.metric)
         cache.require([r.token for r in records])
         load_scenes = scenes_from_cache(cache)
     else:
-        from_logs = epdms_scenes_from_logs if epdms else scenes_from_logs
-        load_scenes = from_logs(data_root, roots.maps_root(options.maps_root))
+        load_scenes = ScenesFromLogs(records, data_root, roots.maps_root(options.maps_root), options.metric)
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,100 +1,211 @@
-"""`MetricScene`s from logs and maps, by the observation rules of the devkit's metric cache (version 1.1).
+"""`MetricScene`s from logs and maps, by the rules of the devkit's metric caching: version 1.1 for the PDM score, 2.1.2
+for EPDMS.
 
-What differs from the official cache: the reference plan is the recorded driver, not the PDM-Closed planner, and
-the centreline is chosen with the recorded path (see `route`). Both are named in each scene's provenance.
+Objects, route, centreline, drivable area and the plan of the reference planner (PDM-Closed) are the devkit's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from navsim_bridge.logs import Log, annotated, log_path, open_log
-from navsim_bridge.maps import VectorMap, flatten, open_map
+from navsim_bridge.maps import Polygon, VectorMap, flatten, open_map
+from navsim_bridge.metric_cache.epdms_inputs import V2_KEY_FRAMES, epdms_inputs, observe_v2
 from navsim_bridge.metric_cache.observation import KEY_FRAMES, observe
-from navsim_bridge.metric_cache.route import Centerlines, route_lanes
+from navsim_bridge.pdm.geometry import REAR_AXLE_TO_CENTER
 from navsim_bridge.pdm.metric_scene import MetricScene
-from navsim_bridge.pdm.simulate import ego_state_as_read_back, reference_from_plan
+from navsim_bridge.pdm.simulate import ego_state_as_read_back
+from navsim_bridge.pdm_closed.forecast import forecast
+from navsim_bridge.pdm_closed.inputs import PlannerScene, PresentObjects, ReferencePlan, red_lights_on_route
+from navsim_bridge.pdm_closed.planner import Version, plan_references
+from navsim_bridge.pdm_closed.route import MAP_RADIUS, OfficialRoute, official_route
 from navsim_bridge.scenes import SceneRecord, by_log
 
-MAP_RADIUS = 100.0
-"""Half-width [m] of the map square around the vehicle centre that the score looks at."""
-CENTER_FROM_REAR_AXLE = 1.461
-"""Metres from the rear axle forward to the centre of the devkit's vehicle."""
-REFERENCE = "recorded driver"
+MetricName = Literal["pdms", "epdms"]
+"""The PDM score of NAVSIM v1, or EPDMS of v2."""
+REFERENCE: dict[MetricName, str] = {"pdms": "PDM-Closed (navsim 1.1)", "epdms": "PDM-Closed (navsim 2.1.2)"}
+VERSION: dict[MetricName, Version] = {"pdms": "v1", "epdms": "v2"}
+WHOLE_ROUTE = "lanes of the corrected route to its end"
+LONGEST = "longest chain of lanes of the corrected route"
 
 
 class SceneBuilder:
     """Builds the metric scenes of one log."""
 
-    def __init__(self, log: Log, maps: dict[str, VectorMap]) -> None:
+    def __init__(self, log: Log, maps: Mapping[str, VectorMap], metric: MetricName = "pdms") -> None:
         """``maps``: location -> map, for every location of the log."""
-        self._log, self._maps = log, maps
-        self._centerlines = {location: Centerlines(vector_map) for location, vector_map in maps.items()}
+        self._log, self._maps, self._metric = log, maps, metric
+        self._key_frames = KEY_FRAMES if metric == "pdms" else V2_KEY_FRAMES
 
-    def build(self, record: SceneRecord) -> MetricScene:
-        """The metric scene of ``record``.
+    def build(
+        self,
+        records: Sequence[SceneRecord],
+        before: Sequence[SceneRecord] = (),
+        failed: dict[str, ValueError] | None = None,
+    ) -> list[MetricScene]:
+        """The metric scenes of ``records``, in their order.
 
-        Raises ValueError naming log, scene and what is missing: fewer than ten future frames, no annotations,
-        or a route that the map does not have.
+        The devkit's planner ignores what has touched the ego at t = 0 of an earlier scene, so a scene depends on those
+        before it: ``records`` and ``before`` together should be all scenes of a split that lie in this log, up to the
+        last of ``records``.
+
+        Args:
+            records: scenes of the log.
+            before: earlier scenes, which are not built.
+            failed: when given, a scene that cannot be built is left out and its error put here by token.
+
+        Raises:
+            ValueError: naming log, scene and what is missing: future or history frames, annotations, traffic lights,
+                or a roadblock of the route.
         """
+        drafts: list[tuple[SceneRecord, PlannerScene, OfficialRoute]] = []
+        for record in sorted(records, key=lambda r: r.first_frame):
+            try:
+                drafts.append((record, *self._planner_scene(record)))
+            except ValueError as error:
+                self._fail(record, error, failed)
+        plans = plan_references(
+            [scene for _, scene, _ in drafts], version=VERSION[self._metric], ignored=self._ignored_after(before)
+        )
+        scenes: dict[str, MetricScene] = {}
+        for (record, planner_scene, route), plan in zip(drafts, plans):
+            try:
+                scenes[record.token] = self._metric_scene(record, planner_scene, route, plan)
+            except ValueError as error:
+                self._fail(record, error, failed)
+        return [scenes[r.token] for r in records if r.token in scenes]
+
+    def _ignored_after(self, records: Sequence[SceneRecord]) -> set[str]:
+        """Tokens of what the planner ignores after these scenes; those that it cannot plan add nothing."""
+        ignored: set[str] = set()
+        for record in records:
+            with suppress(ValueError):
+                ignored.update(forecast(self._planner_scene(record)[0]).newly_ignored)
+        return ignored
+
+    @staticmethod
+    def _fail(record: SceneRecord, error: ValueError, failed: dict[str, ValueError] | None) -> None:
+        named = ValueError(f"scene {record.token} of log {record.log_name}: {error}")
+        if failed is None:
+            raise named from error
+        failed[record.token] = named
+
+    def _planner_scene(self, record: SceneRecord) -> tuple[PlannerScene, OfficialRoute]:
         now = record.first_frame + record.now
-        frames = slice(now, now + KEY_FRAMES)
-        if len(record.poses) - record.now < KEY_FRAMES:
+        future = len(record.poses) - record.num_history
+        if future < self._key_frames - 1:
             raise ValueError(
-                f"scene {record.token} of log {record.log_name} has {len(record.poses) - record.num_history} future "
-                f"frames; scoring needs {KEY_FRAMES - 1}: use a split with num_future_frames: {KEY_FRAMES - 1}"
+                f"it has {future} future frames; scoring needs {self._key_frames - 1}: use a split with "
+                f"num_future_frames: {self._key_frames - 1}"
             )
-        states = np.zeros((KEY_FRAMES, 11))
-        states[:, :3] = self._log.poses[frames]
-        states = ego_state_as_read_back(states)
-        ego_state = states[0].copy()
+        ego_state = np.zeros(11)
+        ego_state[:3] = record.pose
+        ego_state = ego_state_as_read_back(ego_state[None])[0]
         ego_state[3:5], ego_state[5:7] = record.velocity, record.acceleration
+        red = self._log.red_lights[now]
+        if red is None:
+            raise ValueError(
+                f"{self._log.path}: frame {now} (token {self._log.tokens[now]}) has no 'traffic_lights', which the "
+                "reference planner stops for"
+            )
         vector_map = self._maps[record.location]
-        try:
-            boxes = annotated(self._log.annotations[frames], self._log, now)
-            observation = observe(boxes, states[:, :3])
-            lanes = route_lanes(vector_map, record.route)
-        except ValueError as error:
-            raise ValueError(f"scene {record.token} of log {record.log_name}: {error}") from error
-        centerline, source = self._centerlines[record.location].find(lanes, ego_state[:3], self._log.poses[frames])
-        reference, times = reference_from_plan(record.plan(), ego_state, int(record.times_us[record.now]))
-        heading = ego_state[2]
+        route = official_route(vector_map, record.route, record.pose)
+        x, y, heading = ego_state[:3]
         polygons = vector_map.drivable(
-            float(ego_state[0] + CENTER_FROM_REAR_AXLE * np.cos(heading)),
-            float(ego_state[1] + CENTER_FROM_REAR_AXLE * np.sin(heading)),
+            float(x + REAR_AXLE_TO_CENTER * np.cos(heading)),
+            float(y + REAR_AXLE_TO_CENTER * np.sin(heading)),
             MAP_RADIUS,
         )
         ring_of_polygon, vertex_of_ring, vertices = flatten(polygons)
-        return MetricScene(
+        boxes = annotated(self._log.annotations[now : now + 1], self._log, now)[0]
+        scene = PlannerScene(
             token=record.token,
             log_name=record.log_name,
             ego_state=ego_state,
             ego_time_us=int(record.times_us[record.now]),
-            reference_states=reference,
-            reference_times_us=times,
+            centerline=route.centerline,
+            speed_limit=route.speed_limit,
+            route_lane_ids=route.lanes,
             polygon_tokens=tuple(p.token for p in polygons),
             polygon_types=tuple(p.layer for p in polygons),
             polygon_ring_offsets=ring_of_polygon,
             ring_offsets=vertex_of_ring,
             vertices=vertices,
-            route_lane_ids=lanes,
-            centerline=centerline,
+            present=PresentObjects.from_annotations(boxes, ego_state[:3]),
+            red_lights=red_lights_on_route(red, route.lanes, self._polygons(vector_map, red)),
+        )
+        return scene, route
+
+    @staticmethod
+    def _polygons(vector_map: VectorMap, connectors: Sequence[str]) -> dict[str, Polygon]:
+        found = {token: vector_map.polygons_of("LANE_CONNECTOR", token) for token in connectors}
+        return {token: polygons[-1] for token, polygons in found.items() if polygons}
+
+    def _metric_scene(
+        self, record: SceneRecord, scene: PlannerScene, route: OfficialRoute, plan: ReferencePlan
+    ) -> MetricScene:
+        now = record.first_frame + record.now
+        frames = slice(now, now + self._key_frames)
+        states = np.zeros((self._key_frames, 11))
+        states[:, :3] = self._log.poses[frames]
+        poses = ego_state_as_read_back(states)[:, :3]
+        boxes = annotated(self._log.annotations[frames], self._log, now)
+        epdms = self._metric == "epdms"
+        observation = observe_v2(boxes, poses) if epdms else observe(boxes, poses)
+        return MetricScene(
+            token=record.token,
+            log_name=record.log_name,
+            ego_state=scene.ego_state,
+            ego_time_us=scene.ego_time_us,
+            reference_states=plan.states,
+            reference_times_us=plan.times_us,
+            polygon_tokens=scene.polygon_tokens,
+            polygon_types=scene.polygon_types,
+            polygon_ring_offsets=scene.polygon_ring_offsets,
+            ring_offsets=scene.ring_offsets,
+            vertices=scene.vertices,
+            route_lane_ids=scene.route_lane_ids,
+            centerline=scene.centerline,
             frame_offsets=observation.frame_offsets,
             object_track=observation.object_track,
             object_boxes=observation.object_boxes,
             track_tokens=observation.track_tokens,
             track_types=observation.track_types,
             track_first_speed=observation.track_first_speed,
-            provenance={"reference": REFERENCE, "centerline": source},
+            provenance={
+                "reference": REFERENCE[self._metric],
+                "centerline": WHOLE_ROUTE if route.reaches_end else LONGEST,
+            },
+            v2=epdms_inputs(self._log, self._maps[record.location], record, route.given_lanes) if epdms else None,
         )
 
 
-def build_scenes(records: Sequence[SceneRecord], data_root: Path | str, maps_root: Path | str) -> Iterator[MetricScene]:
-    """Metric scenes of ``records``, log by log in order of first appearance, in this process."""
-    for (data_split, log_name), of_log in by_log(records).items():
-        log = open_log(log_path(data_root, data_split, log_name))
-        builder = SceneBuilder(log, {r.location: open_map(maps_root, r.location) for r in of_log})
-        yield from map(builder.build, of_log)
+def build_scenes(
+    records: Sequence[SceneRecord],
+    data_root: Path | str,
+    maps_root: Path | str,
+    metric: MetricName = "pdms",
+    before: Sequence[SceneRecord] = (),
+) -> Iterator[MetricScene]:
+    """Metric scenes of ``records``, log by log in order of first appearance, in this process.
+
+    Scenes depend on the ones before them in their log: pass all of a split together, or those that are not wanted as
+    ``before``, see `SceneBuilder.build`.
+    """
+    earlier = by_log(before)
+    for key, of_log in by_log(records).items():
+        yield from scene_builder(of_log, data_root, maps_root, metric).build(of_log, earlier.get(key, ()))
+
+
+def scene_builder(
+    of_log: Sequence[SceneRecord], data_root: Path | str, maps_root: Path | str, metric: MetricName = "pdms"
+) -> SceneBuilder:
+    """The builder for scenes of one log."""
+    first = of_log[0]
+    log = open_log(log_path(data_root, first.data_split, first.log_name))
+    return SceneBuilder(log, {r.location: open_map(maps_root, r.location) for r in of_log}, metric)

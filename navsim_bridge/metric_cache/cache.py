@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 try:
     import resource
@@ -21,9 +21,8 @@ except ImportError:  # not on Windows
 
 from navsim_bridge.logs import log_path
 from navsim_bridge.maps import map_path, share_maps, use_shared_maps
-from navsim_bridge.metric_cache.builder import REFERENCE, build_scenes
+from navsim_bridge.metric_cache.builder import REFERENCE, MetricName, build_scenes
 from navsim_bridge.metric_cache.container import CacheError
-from navsim_bridge.metric_cache.epdms_inputs import build_epdms_scenes
 from navsim_bridge.metric_cache.index import INDEX, read_index, write_index
 from navsim_bridge.metric_cache.jobs import in_parts, log_entry, num_processes, run_jobs
 from navsim_bridge.metric_cache.store import FORMAT, SUFFIX, SceneFile, file_hash
@@ -36,10 +35,9 @@ from navsim_bridge.shard import Shard
 
 SHARED_MAPS = ".maps"
 """Folder in the cache in which worker processes find the maps while they run."""
-BUILDER = 1
+BUILDER = 2
 """Raise when the builder's results change: caches of another builder are made again."""
 METRIC = "PDMS v1 (navsim 1.1)"
-MetricName = Literal["pdms", "epdms"]
 METRICS: dict[MetricName, str] = {"pdms": METRIC, "epdms": METRIC_V2}
 """What a cache says its scenes are for."""
 
@@ -197,7 +195,7 @@ def build_metric_cache(
         "metric": METRICS[metric],
         "split": split.name,
         "data_split": split.data_split,
-        "reference": REFERENCE,
+        "reference": REFERENCE[metric],
     }
     if shard is not None:
         out = out / shard.folder
@@ -272,8 +270,8 @@ class _LogJob:
         return {**entry, "stamp": _stamp(path), "source_sha256": sha256}
 
     def _build(self, part: slice) -> list[MetricScene]:
-        build = build_epdms_scenes if self.metric == "epdms" else build_scenes
-        return list(build(self.records[part], self.data_root, self.maps_root))
+        records, before = self.records[part], self.records[: part.start]
+        return list(build_scenes(records, self.data_root, self.maps_root, self.metric, before))
 
     def _source(self, log_hash: str) -> str:
         """Hash of all that a log's scenes depend on."""

@@ -20,8 +20,8 @@ from navsim_bridge.metric_cache.store import SUFFIX, SceneFile, write_scenes
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.scenes import process_context
 
-SCENES_PER_PROCESS = 1000
-"""A process takes seconds to start and builds hundreds of scenes a second: fewer are not worth another one."""
+SCENES_PER_PROCESS = 250
+"""A process takes seconds to start and builds some 50 scenes a second: fewer are not worth another one."""
 SCENES_PER_PART = 64
 SECONDS_BETWEEN_LINES = 30.0
 """How often progress is printed where it does not go to a terminal."""

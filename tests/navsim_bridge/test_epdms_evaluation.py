@@ -11,10 +11,9 @@ import pytest
 from dpvla.training.run_directory import TrainedOn
 from navsim_bridge import evaluation as evaluating
 from navsim_bridge.agents import constant_velocity
-from navsim_bridge.evaluation import SceneFailureError, describe, epdms_scenes_from_logs, evaluate, write_evaluation
+from navsim_bridge.evaluation import SceneFailureError, ScenesFromLogs, describe, evaluate, write_evaluation
 from navsim_bridge.logs import read_log
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes
-from navsim_bridge.metric_cache.epdms_inputs import build_epdms_scenes
 from navsim_bridge.metric_cache.store import write_scenes
 from navsim_bridge.metrics import EPDMS, previous_frames
 from navsim_bridge.pdm import EPDMS_SUB_SCORES
@@ -71,7 +70,7 @@ def test_every_sub_score_but_progress_equals_the_devkits(agent, world, split_fil
 
 
 def test_a_lost_sub_score_has_a_reason(world, records):
-    load = epdms_scenes_from_logs(world.root, world.maps)
+    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
     result = evaluate(constant_velocity, records, load, metric=EPDMS("fixed"), progress=False)
     for token, row in zip(result.tokens, result.values):
         terms = dict(zip(result.columns, row))
@@ -81,7 +80,7 @@ def test_a_lost_sub_score_has_a_reason(world, records):
 
 
 def test_the_summary_says_what_the_numbers_are(world, records, tmp_path):
-    load = epdms_scenes_from_logs(world.root, world.maps)
+    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
     result = evaluate(constant_velocity, records[:2], load, metric=EPDMS("fixed"), progress=False)
     summary = write_evaluation(tmp_path, result, agent="x", split=world.split, records=records[:2],
                                data_root=world.root, seed=3)  # fmt: skip
@@ -95,7 +94,7 @@ def test_the_summary_says_what_the_numbers_are(world, records, tmp_path):
 
 
 def test_without_any_previous_frame_the_average_of_its_term_is_missing(world, records, tmp_path):
-    load = epdms_scenes_from_logs(world.root, world.maps)
+    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
     result = evaluate(constant_velocity, records[::2], load, metric=EPDMS(), progress=False)
     summary = write_evaluation(tmp_path, result, agent="x", split=world.split, records=records[::2],
                                data_root=world.root, seed=0)  # fmt: skip
@@ -105,7 +104,7 @@ def test_without_any_previous_frame_the_average_of_its_term_is_missing(world, re
 
 
 def test_order_and_chunks_of_the_records_do_not_matter(world, records, monkeypatch):
-    load = epdms_scenes_from_logs(world.root, world.maps)
+    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
     whole = evaluate(constant_velocity, records, load, metric=EPDMS(), progress=False)
     monkeypatch.setattr(evaluating, "SCENES_AT_ONCE", 5)
     order = np.random.default_rng(0).permutation(len(records))
@@ -125,7 +124,7 @@ def test_a_frame_follows_the_one_half_a_second_before_it_in_its_log(records):
 def test_weights_trained_on_the_split_are_said_and_stored_to_be(world, records, tmp_path, monkeypatch):
     stage = dataclasses.asdict(TrainedOn("dipole", "navtrain", 1, (LOG,)))
     monkeypatch.setattr(evaluating, "training_stages", lambda checkpoint: [stage])
-    load = epdms_scenes_from_logs(world.root, world.maps)
+    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
     result = evaluate(constant_velocity, records[:1], load, metric=EPDMS(), progress=False)
     summary = write_evaluation(tmp_path, result, agent="dpvla", split=world.split, records=records[:1],
                                data_root=world.root, seed=0, checkpoint=tmp_path)  # fmt: skip
@@ -143,10 +142,10 @@ def test_a_log_without_traffic_lights_cannot_be_scored(world, records, tmp_path)
     target.parent.mkdir(parents=True)
     target.write_bytes(pickle.dumps(frames))
     assert set(read_log(target).red_lights) == {None}
-    with pytest.raises(ValueError, match=f"scene {records[0].token} .*no 'traffic_lights'.*--metric pdms"):
-        list(build_epdms_scenes(records[:1], tmp_path, world.maps))
+    with pytest.raises(ValueError, match=f"scene {records[0].token} .*no 'traffic_lights', which the reference"):
+        list(build_scenes(records[:1], tmp_path, world.maps, "epdms"))
     with pytest.raises(SceneFailureError, match=records[0].token):
-        evaluate(constant_velocity, records[:1], epdms_scenes_from_logs(tmp_path, world.maps), metric=EPDMS())
+        evaluate(constant_velocity, records[:1], ScenesFromLogs(records, tmp_path, world.maps, "epdms"), metric=EPDMS())
 
 
 def test_bad_traffic_lights_are_refused_by_frame(tmp_path, frame):
@@ -172,7 +171,7 @@ def packed(world, split_file, tmp_path_factory):
 
 
 def test_scenes_of_epdms_are_stored_exactly(world, records, packed):
-    built = list(build_epdms_scenes(records, world.root, world.maps))
+    built = list(build_scenes(records, world.root, world.maps, "epdms"))
     assert any(len(scene.v2.light_tokens) for scene in built)
     for scene, loaded in zip(built, packed.load([r.token for r in records])):
         for one, two in ((scene, loaded), (scene.v2, loaded.v2)):
@@ -185,7 +184,7 @@ def test_scenes_of_epdms_are_stored_exactly(world, records, packed):
 def test_a_packed_cache_gives_the_scores_of_the_logs(world, records, packed, split_file, tmp_path):
     tool.main(["--metric", "epdms", "--agent", "constant_velocity", "--split", str(split_file), "--out", str(tmp_path),
                "--data-root", str(world.root), "--metric-cache", str(packed.path)])  # fmt: skip
-    load = epdms_scenes_from_logs(world.root, world.maps)
+    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
     expected = evaluate(constant_velocity, records, load, metric=EPDMS(), progress=False)
     assert (tmp_path / "scores.csv").read_text() == expected.to_csv()
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -203,7 +202,7 @@ def test_a_cache_of_the_other_metric_is_refused(world, packed, split_file, tmp_p
 
 
 def test_scenes_of_both_metrics_do_not_share_a_file(world, records, tmp_path):
-    scenes = list(build_epdms_scenes(records[:1], world.root, world.maps))
+    scenes = list(build_scenes(records[:1], world.root, world.maps, "epdms"))
     scenes += build_scenes(records[1:2], world.root, world.maps)
     with pytest.raises(ValueError, match=f"scene {records[1].token}: one file holds"):
         write_scenes(tmp_path / "x.scenes", scenes, "test")

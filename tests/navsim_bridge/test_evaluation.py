@@ -11,11 +11,11 @@ from navsim_bridge.agents import constant_velocity, stand_still
 from navsim_bridge.evaluation import (
     COLUMNS,
     SceneFailureError,
+    ScenesFromLogs,
     describe,
     evaluate,
     saw_split,
     scenes_from_cache,
-    scenes_from_logs,
     write_evaluation,
 )
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
@@ -63,7 +63,7 @@ def test_the_tool_writes_scores_as_the_devkit_does(world, cache, tmp_path, capsy
     summary = json.loads((tmp_path / "b/summary.json").read_text())
     assert summary["scenes"] == 7
     assert summary["averages"]["score"] == pytest.approx(scores[-1])
-    assert summary["metric"]["reference"] == {"recorded driver": 7}
+    assert summary["metric"]["reference"] == {"PDM-Closed (navsim 1.1)": 7}
     assert summary["metric_cache"]["fingerprint"] == cache.fingerprint
     assert summary["metric"]["name"] == "PDMS v1 (navsim 1.1)"
     assert summary["candidates_per_scene"] == 1
@@ -80,7 +80,8 @@ def test_an_agent_that_stands_still_scores_between_nothing_and_all(world, cache)
 
 def test_scores_do_not_depend_on_where_the_metric_scenes_come_from(world, cache):
     from_cache = evaluate(constant_velocity, world.records, scenes_from_cache(cache), progress=False)
-    built = evaluate(constant_velocity, world.records, scenes_from_logs(world.root, world.maps), progress=False)
+    from_logs = ScenesFromLogs(world.records, world.root, world.maps)
+    built = evaluate(constant_velocity, world.records, from_logs, progress=False)
     np.testing.assert_array_equal(built.values, from_cache.values)
     assert built.metric == from_cache.metric
 
@@ -127,6 +128,18 @@ def test_failed_scenes_are_counted_and_never_scored_zero(world, cache, tmp_path)
     rows = read_rows(tmp_path / "scores.csv")
     assert (rows[3]["valid"], rows[3]["score"]) == ("False", "")
     assert rows[-1]["valid"] == "False"
+
+
+def test_a_scene_that_cannot_be_built_fails_alone(world, cache):
+    lost = dataclasses.replace(world.records[3], route=("nowhere",))
+    records = [lost if r.token == lost.token else r for r in world.records]
+    load = ScenesFromLogs(records, world.root, world.maps)
+    with pytest.raises(SceneFailureError, match=f"scene {lost.token} .*route names roadblock nowhere"):
+        evaluate(constant_velocity, records, load, progress=False)
+    result = evaluate(constant_velocity, records, load, allow_failures=True, progress=False)
+    assert list(result.failures) == [lost.token]
+    whole = evaluate(constant_velocity, world.records, scenes_from_cache(cache), progress=False)
+    np.testing.assert_array_equal(np.delete(result.values, 3, axis=0), np.delete(whole.values, 3, axis=0))
 
 
 def test_an_error_of_no_single_scene_is_not_hidden(world, cache):

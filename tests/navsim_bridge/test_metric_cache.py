@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 
 from navsim_bridge.logs import load_plain_pickle, log_path, read_log
-from navsim_bridge.maps import open_map
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes, cache, jobs
 from navsim_bridge.metric_cache.index import write_index
-from navsim_bridge.metric_cache.route import FROM_RECORDING, Centerlines
 from navsim_bridge.metric_cache.store import SceneFile, write_scenes
 from navsim_bridge.scene_filter import SceneFilter, Split
 from navsim_bridge.scenes import record
-from tests.navsim_bridge.conftest import LOCATION, LOG
+from tests.navsim_bridge.conftest import LOG
 from tools import cache_metrics
 
 
@@ -140,19 +138,11 @@ def test_open_files_are_let_go_beyond_the_memory_limit(built, scenes, tmp_path):
 def test_scenes_that_cannot_be_scored_say_why(world):
     log = read_log(log_path(world.root, "mini", LOG))
     short = record(log, "mini", 0, 4, 8)
-    with pytest.raises(ValueError, match=f"scene {short.token} of log {LOG} has 8 future frames; scoring needs 10"):
+    with pytest.raises(ValueError, match=f"scene {short.token} of log {LOG}: it has 8 future frames; scoring needs 10"):
         list(build_scenes([short], world.root, world.maps))
     lost = dataclasses.replace(world.records[0], route=("nowhere",))
     with pytest.raises(ValueError, match=f"scene {lost.token} .*route names roadblock nowhere"):
         list(build_scenes([lost], world.root, world.maps))
-
-
-def test_off_route_the_centreline_is_the_recorded_path(world):
-    lines = Centerlines(open_map(world.maps, LOCATION))
-    recorded = np.array([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0], [5.01, 0.0, 0.0], [10.0, 1.0, 0.0]])
-    line, source = lines.find((), recorded[0], recorded)
-    assert source == FROM_RECORDING
-    np.testing.assert_allclose(line[:, :2], [[0, 0], [5, 0], [10, 1], [110, 1]])
 
 
 def test_the_tool_builds_a_cache(world, tmp_path, capsys):
@@ -160,7 +150,7 @@ def test_the_tool_builds_a_cache(world, tmp_path, capsys):
     arguments = ["--split", "small", "--out", str(out), "--data-root", str(world.root), "--maps-root", str(world.maps)]
     cache_metrics.main([*arguments, "--workers", "2"])
     assert "7 scenes of small" in capsys.readouterr().out
-    assert MetricCache(out).provenance["reference"] == "recorded driver"
+    assert MetricCache(out).provenance["reference"] == "PDM-Closed (navsim 1.1)"
     with pytest.raises(SystemExit, match="no split 'nope'"):
         cache_metrics.main([*arguments, "--split", "nope"])
 

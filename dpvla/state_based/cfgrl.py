@@ -113,7 +113,7 @@ class CFGRL(Agent):
 
 
 def sinusoidal(t: Tensor, size: int) -> Tensor:
-    """Sine and cosine of t at ``size / 2`` frequencies from 1 down to 1e-4 per unit: (…, 1) to (…, size)."""
-    frequencies = torch.logspace(0, -4, size // 2, device=t.device)
-    angles = t * frequencies
-    return torch.cat((angles.sin(), angles.cos()), -1)
+    """Cosine and sine of t at ``size / 2`` frequencies that fall geometrically from 1e4: (…, 1) to (…, size)."""
+    exponents = torch.arange(size // 2, device=t.device) / (size // 2)
+    angles = t * 10_000 ** (1 - exponents)
+    return torch.cat((angles.cos(), angles.sin()), -1)

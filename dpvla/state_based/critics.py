@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dpvla.state_based.agent import Batch, Info
-from dpvla.state_based.networks import Activation, StackedMLP, follow, target_of
+from dpvla.state_based.networks import Activation, LayerNorm, StackedMLP, follow, target_of
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class AgentConfig:
     batch_size: int = 256  # rows of an update, per seed
     hidden: tuple[int, ...] = (512, 512, 512, 512)  # layer sizes of all networks
     activation: Activation = "gelu"  # of the hidden layers
-    value_norm: Literal["none", "after", "before"] = "after"  # layer normalisation in Q and V, around the activation
-    policy_norm: Literal["none", "after", "before"] = "none"  # layer normalisation in the policies
+    value_norm: LayerNorm = "after"  # layer normalisation in Q and V: after or before the activation
+    policy_norm: LayerNorm = "none"  # layer normalisation in the policies
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the online Q that the target Q takes over after each update
 

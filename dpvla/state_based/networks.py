@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Activation = Literal["tanh", "gelu", "mish", "swish", "relu"]
+LayerNorm = Literal["none", "after", "before", "before_but_last"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "gelu": lambda x: F.gelu(x, approximate="tanh"),  # flax's default
@@ -60,8 +61,8 @@ class StackedLayerNorm(nn.Module):
 class StackedMLP(nn.Module):
     """``members`` equal MLPs for each seed, e.g. two critics, or the positive and the negative policy.
 
-    Layer normalisation stands after every activation (as in FQL's critics), or before all but the last one (as in
-    CFGRL's networks).
+    Layer normalisation stands after every activation (FQL's critics), before every activation (CFGRL's critics), or
+    before all but the last one (CFGRL's policy).
     """
 
     def __init__(
@@ -72,16 +73,16 @@ class StackedMLP(nn.Module):
         hidden: Sequence[int],
         outputs: int,
         activation: Activation,
-        layer_norm: Literal["none", "after", "before"] = "none",
+        layer_norm: LayerNorm = "none",
         final_scale: float = 1.0,
     ) -> None:
         """``final_scale``: of the last layer's initial variance. ``generators``: one per seed, on the CPU."""
         super().__init__()
         self.seeds, self.members, self.outputs = len(generators), members, outputs
-        self.activation, self.norm_before = ACTIVATIONS[activation], layer_norm == "before"
+        self.activation, self.norm_before = ACTIVATIONS[activation], layer_norm.startswith("before")
         sizes = [inputs, *hidden]
         self.layers = nn.ModuleList(StackedLinear(generators, members, i, o) for i, o in itertools.pairwise(sizes))
-        normed = {"none": 0, "after": len(hidden), "before": len(hidden) - 1}[layer_norm]
+        normed = {"none": 0, "before_but_last": len(hidden) - 1}.get(layer_norm, len(hidden))
         self.norms = nn.ModuleList(StackedLayerNorm(self.seeds, members, size) for size in hidden[:normed])
         self.final = StackedLinear(generators, members, sizes[-1], outputs, final_scale)
 

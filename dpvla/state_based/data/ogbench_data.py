@@ -116,7 +116,9 @@ def _origin(name: OGBenchName, folder: Path, files: list[Path]) -> dict[str, Any
     try:
         prints = {path.name: fingerprint(path) for path in files}
     except zipfile.BadZipFile:
-        raise ValueError(_broken(next(path for path in files if not zipfile.is_zipfile(path)))) from None
+        for path in files:
+            _refuse_unreadable(path)
+        raise
     sidecar = sidecar_path(folder, name.dataset)
     if not sidecar.exists():
         return {**about, "origin": "unknown (local file)", "files": prints}

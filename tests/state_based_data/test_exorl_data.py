@@ -16,8 +16,8 @@ from dpvla.state_based.data import exorl_collection, exorl_rewards
 from dpvla.state_based.data.exorl_collection import ExORLCollection, collect
 from dpvla.state_based.data.exorl_data import load_exorl
 from dpvla.state_based.data.exorl_rewards import rewards_of
+from dpvla.state_based.data.local_data import OtherDataError
 from dpvla.state_based.data.offline_data import load_data
-from dpvla.state_based.data.ogbench_generation import OtherDataError
 from dpvla.state_based.data.rnd_agent import RNDAgent
 from dpvla.state_based.environments.control_suite import ControlEnvironment
 from dpvla.state_based.transitions import ACTION_LIMIT

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from dpvla.state_based.data import ogbench_episodes, ogbench_generation
+from dpvla.state_based.data.local_data import OtherDataError
 from dpvla.state_based.data.ogbench_episodes import VISIBLE_Y, make_episode
-from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, OtherDataError, generate
+from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
 from tools import make_ogbench_data
 
 MAZE = "pointmaze-medium-navigate"

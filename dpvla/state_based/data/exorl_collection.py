@@ -19,7 +19,7 @@ from dpvla.files import write_atomically, write_json
 from dpvla.state_based.data.exorl_data import COLLECTION, DEFAULT_FOLDER
 from dpvla.state_based.data.exorl_files import EpisodeFile, buffer_folder, list_episodes, read_episode, write_episode
 from dpvla.state_based.data.exorl_rewards import sizes_of
-from dpvla.state_based.data.ogbench_generation import ORIGIN, OtherDataError
+from dpvla.state_based.data.local_data import ORIGIN, OtherDataError, refuse_other
 from dpvla.state_based.data.rnd_agent import RNDAgent
 from dpvla.state_based.environments.control_suite import TASKS, ControlEnvironment, versions
 
@@ -158,12 +158,7 @@ def _open(config: ExORLCollection, buffer: Path) -> None:
     about = buffer.parent / COLLECTION
     if about.exists():
         found = json.loads(about.read_text(encoding="utf-8"))["settings"]
-        for key, mine in config.identity().items():
-            if found.get(key) != mine:
-                raise OtherDataError(
-                    f"{about} has {key} {found.get(key)!r}, this run has {mine!r}: choose another --out or delete "
-                    f"{buffer.parent}"
-                )
+        refuse_other(config.identity(), found, about)
     elif buffer.exists() and any(buffer.iterdir()):
         raise OtherDataError(f"{buffer} holds episodes that were not collected by this tool: choose another --out")
     else:

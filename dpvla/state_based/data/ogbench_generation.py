@@ -16,18 +16,14 @@ from tqdm import tqdm
 from dpvla import provenance
 from dpvla.files import write_atomically, write_json
 from dpvla.parallel import available_cores, run_jobs
+from dpvla.state_based.data.local_data import ORIGIN, OtherDataError, refuse_other
 from dpvla.state_based.data.ogbench_episodes import SOURCES, Rows, make_episode
 from dpvla.state_based.environments.ogbench_environment import versions
 
 GENERATOR = 1
 """Raised whenever the same settings would give other data."""
 
-ORIGIN = "locally generated"
 PARTS = ("train", "val")
-
-
-class OtherDataError(ValueError):
-    """The folder holds data that this run would have to overwrite or mix with."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,7 @@ def _finished(config: OGBenchGeneration, out: Path) -> dict[str, Any] | None:
     sidecar = sidecar_path(out, stem)
     if sidecar.exists():
         about = json.loads(sidecar.read_text(encoding="utf-8"))
-        _refuse_other(config, about, sidecar)
+        refuse_other(config.identity(), about, sidecar)
         return about if all(data_path(out, stem, part).exists() for part in PARTS) else None
     found = [path for part in PARTS if (path := data_path(out, stem, part)).exists()]
     if found and not (_shards_folder(config, out) / "settings.json").exists():
@@ -156,15 +152,6 @@ def _finished(config: OGBenchGeneration, out: Path) -> dict[str, Any] | None:
             f"{found[0]} was not made by this tool (no {sidecar.name} beside it): choose another --out"
         )
     return None
-
-
-def _refuse_other(config: OGBenchGeneration, found: dict[str, Any], where: Path) -> None:
-    for key, mine in config.identity().items():
-        if found.get(key) != mine:
-            raise OtherDataError(
-                f"{where} belongs to data with {key} {found.get(key)!r}, this run has {mine!r}: choose another --out "
-                "or delete that data"
-            )
 
 
 def _shards_folder(config: OGBenchGeneration, out: Path) -> Path:
@@ -179,7 +166,7 @@ def _open_shards(config: OGBenchGeneration, out: Path) -> Path:
     shards = _shards_folder(config, out)
     settings = shards / "settings.json"
     if settings.exists():
-        _refuse_other(config, json.loads(settings.read_text(encoding="utf-8")), settings)
+        refuse_other(config.identity(), json.loads(settings.read_text(encoding="utf-8")), settings)
         for leftover in shards.glob(".*"):  # temporary files of a killed run
             leftover.unlink()
     else:

@@ -309,6 +309,7 @@ def check_split(root: Path, maps: Path, split_name: str) -> Iterator[Finding]:
     from navsim_bridge.logs import list_logs
     from navsim_bridge.scene_filter import load_split
     from navsim_bridge.scenes import select_scenes
+    from navsim_bridge.sensors import missing_images
 
     try:
         split = load_split(split_name, root)
@@ -341,15 +342,15 @@ def check_split(root: Path, maps: Path, split_name: str) -> Iterator[Finding]:
     if unmapped:
         yield Finding(ERROR, f"split {split.name}: no map of {', '.join(unmapped)} in {maps}", "get nuPlan's maps")
     sensors = root / roots.SENSORS / split.data_split
-    wanted_files = [r.cameras.get(camera) for r in records for camera in cameras]
-    gone = [name or "(the log names none)" for name in wanted_files if name is None or not (sensors / name).is_file()]
+    gone = [file for files in missing_images(records, root, cameras).values() for file in files]
+    count = len(records) * len(cameras)
     if gone:
         yield Finding(
-            ERROR, f"split {split.name}: {len(gone)} of {len(wanted_files)} camera files are missing, first {gone[0]}",
+            ERROR, f"split {split.name}: {len(gone)} of {count} camera files are missing, first {gone[0]}",
             f"get them into {sensors}; only plans without cameras (human, constant_velocity) can be made",
         )  # fmt: skip
     else:
-        yield Finding(OK, f"split {split.name}: all {len(wanted_files)} camera files ({', '.join(cameras)})")
+        yield Finding(OK, f"split {split.name}: all {count} camera files ({', '.join(cameras)})")
 
 
 def check_cache(folder: str) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Which scenes a split holds: YAML files in the devkit's scene-filter schema."""
+"""Which scenes a split holds: YAML files in the devkit's scene-filter schema, or lists of tokens."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Any
 
 import yaml
 
+from navsim_bridge.roots import LOGS
+from navsim_bridge.token_list import SUFFIXES, TokenListError, read_token_list
+
 DEVKIT_SPLITS = Path("navsim/planning/script/config/common/train_test_split")
 SPLITS = "splits"
 IGNORED_KEYS = ("_target_", "_convert_")
@@ -19,6 +22,7 @@ VERSION_2_KEYS = (
     "include_synthetic_scenes", "all_mapping", "synthetic_scene_tokens", "reactive_synthetic_initial_tokens",
     "non_reactive_synthetic_initial_tokens",
 )  # fmt: skip
+TWO_STAGE_KEYS = ("reactive_all_mapping", "non_reactive_all_mapping", "two_stage_mapping")
 SPLIT_KEYS = ("data_split", "scene_filter", "defaults")
 
 
@@ -70,23 +74,27 @@ def load_split(name_or_file: str | Path, data_root: Path | str | None = None) ->
     """Find and read a split.
 
     A name is looked up as ``<data_root>/splits/NAME.yaml``, then among the devkit's own splits below
-    ``NAVSIM_DEVKIT_ROOT``; anything that ends in .yaml or .yml, or has a folder in it, is a file.
+    ``NAVSIM_DEVKIT_ROOT``; anything that ends in .yaml, .yml, .csv or .parquet, or has a folder in it, is a file.
+    A list of tokens (`read_token_list`) selects from all windows of 4 + 10 frames that have a route. Where a file
+    names no ``data_split``, as lists and the devkit's bare scene filters, it is the folder that has the logs.
 
     Raises:
         FileNotFoundError: listing what was looked at and the names there are.
-        SplitError: unknown or unusable keys.
+        SplitError: unknown or unusable keys, or a folder of logs that cannot be told.
     """
-    path = _find(str(name_or_file), Path(data_root) if data_root else None)
-    raw = _read_yaml(path)
+    root = Path(data_root) if data_root else None
+    path = _find(str(name_or_file), root)
     try:
-        return _split(path, raw)
+        return _token_split(path, root) if path.suffix in SUFFIXES else _split(path, _read_yaml(path), root)
+    except TokenListError as error:  # names the file itself
+        raise SplitError(str(error)) from None
     except SplitError as error:
         raise SplitError(f"{path}: {error}") from None
 
 
 def _find(name: str, data_root: Path | None) -> Path:
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    if path.suffix in (".yaml", ".yml", *SUFFIXES) or len(path.parts) > 1:
         if not path.is_file():
             raise FileNotFoundError(f"no split file {path}")
         return path
@@ -100,8 +108,8 @@ def _find(name: str, data_root: Path | None) -> Path:
     known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
     raise FileNotFoundError(
         f"no split '{name}'. Looked at: {', '.join(str(f / f'{name}.yaml') for f in folders) or 'nowhere'}; "
-        f"names there: {', '.join(known) or 'none'}. Give a YAML file, or set NAVSIM_DEVKIT_ROOT for the devkit's "
-        "splits."
+        f"names there: {', '.join(known) or 'none'}. Give a YAML, CSV or Parquet file, or set "
+        "NAVSIM_DEVKIT_ROOT for the devkit's splits."
     )
 
 
@@ -116,12 +124,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _split(path: Path, raw: dict[str, Any]) -> Split:
+def _split(path: Path, raw: dict[str, Any], data_root: Path | None) -> Split:
     data_split = raw.get("data_split")
-    if not isinstance(data_split, str) or not data_split:
+    if data_split is not None and (not isinstance(data_split, str) or not data_split):
         raise SplitError(f"data_split must name the folder below navsim_logs/, found {data_split!r}")
     if "scene_filter" in raw or "defaults" in raw:
-        _check_keys(raw, SPLIT_KEYS)
+        for key in TWO_STAGE_KEYS:
+            if raw.get(key):
+                raise SplitError(f"{key} is set: the second stage of NAVSIM v2 is not supported")
+        _check_keys(raw, (*SPLIT_KEYS, *TWO_STAGE_KEYS))
         content = raw.get("scene_filter")
         if content is None or isinstance(content, str):
             content = _read_yaml(_scene_filter_file(path, content or _default_filter(raw.get("defaults"))))
@@ -129,7 +140,29 @@ def _split(path: Path, raw: dict[str, Any]) -> Split:
             raise SplitError(f"scene_filter must be a group of keys, found {content!r:.80}")
     else:
         content = {key: value for key, value in raw.items() if key != "data_split"}
-    return Split(path.stem, data_split, scene_filter(content), path)
+    rules = scene_filter(content)
+    return Split(path.stem, data_split or _folder_of_logs(rules.log_names, data_root), rules, path)
+
+
+def _token_split(path: Path, data_root: Path | None) -> Split:
+    columns = read_token_list(path)
+    logs = tuple(dict.fromkeys(columns["log_name"])) if "log_name" in columns else None
+    folders = set(columns.get("data_split", ()))
+    if len(folders) > 1:
+        raise SplitError(f"a split lies in one folder of logs; data_split names {', '.join(sorted(folders))}")
+    rules = SceneFilter(frame_interval=1, log_names=logs, tokens=columns["token"])
+    return Split(path.stem, folders.pop() if folders else _folder_of_logs(logs, data_root), rules, path)
+
+
+def _folder_of_logs(log_names: tuple[str, ...] | None, data_root: Path | None) -> str:
+    """The folder below navsim_logs/ when there is only one, or only one that has any of the logs."""
+    folders = sorted(p for p in (data_root / LOGS).glob("*") if p.is_dir()) if data_root else []
+    if len(folders) > 1 and log_names is not None:
+        folders = [folder for folder in folders if any((folder / f"{name}.pkl").is_file() for name in log_names)]
+    if len(folders) == 1:
+        return folders[0].name
+    found = f"{', '.join(p.name for p in folders) or 'none'} could be meant"
+    raise SplitError(f"data_split must name the folder below {LOGS}/ ({found}): add it, in a list as a column")
 
 
 def scene_filter(content: Mapping[str, Any]) -> SceneFilter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +23,8 @@ NUM_POSES = 8
 """Poses of a plan, 0.5 s apart."""
 LOGS_PER_PROCESS = 50
 """Fewer logs are not worth another process."""
+
+ASK_FOR_THE_REST = "{}, or ask for the rest (--allow-missing, where the tool has it)."
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,14 @@ def select_logs(split: Split, data_root: Path | str, allow_missing: bool = False
     if wanted is None:
         return there
     missing = sorted(set(wanted) - set(there))
-    if missing and not allow_missing:
-        raise FileNotFoundError(
+    if missing:
+        found = (
             f"split {split.name}: {len(missing)} of {len(wanted)} logs are not in "
-            f"{log_path(data_root, split.data_split, '*').parent}, first {missing[0]}. Get them, or ask for the rest "
-            "with --allow-missing."
+            f"{log_path(data_root, split.data_split, '*').parent}, first {missing[0]}"
         )
+        if not allow_missing:
+            raise FileNotFoundError(f"{found}. {ASK_FOR_THE_REST.format('Get them')}")
+        print(f"{found}; they are left out", file=sys.stderr)
     return sorted(set(wanted) & set(there))
 
 
@@ -106,7 +111,7 @@ def select_scenes(
     Args:
         split: from `load_split`.
         data_root: folder with `navsim_logs/`.
-        allow_missing: go on with what there is when named logs or tokens are missing.
+        allow_missing: say on stderr which named logs or tokens are missing, and go on with the rest.
         workers: processes that read logs.
         shard: only the scenes of this part of `select_logs`, maybe none; whether every token of the split is there
             can then not be told.
@@ -132,14 +137,16 @@ def select_scenes(
         in_shard = set(mine)
         return [r for r in records if r.log_name in in_shard]
     tokens = split.scene_filter.tokens
-    if tokens is not None and limit is None and len(records) < len(tokens) and not allow_missing:
+    if tokens is not None and limit is None and len(records) < len(tokens):
         found_tokens = {r.token for r in records}
         absent = [token for token in tokens if token not in found_tokens]
-        raise ValueError(
+        lack = (
             f"split {split.name}: {len(absent)} of {len(tokens)} scenes are in no log below {data_root} (or no window "
-            f"of the split starts there), first {absent[0]}. Get the missing logs, or ask for the rest with "
-            "--allow-missing."
+            f"of the split starts there), first {absent[0]}"
         )
+        if not allow_missing:
+            raise ValueError(f"{lack}. {ASK_FOR_THE_REST.format('Get the missing logs')}")
+        print(f"{lack}; they are left out", file=sys.stderr)
     if not records:
         raise ValueError(f"split {split.name} selects no scene from {len(names)} logs below {data_root}")
     return records

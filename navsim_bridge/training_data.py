@@ -10,19 +10,20 @@ from accelerate import Accelerator
 
 from dpvla.batch import RewardFunction
 from dpvla.training.run_directory import TrainedOn
-from navsim_bridge.dataset import NavsimDataset
+from navsim_bridge.dataset import CAMERAS, NavsimDataset
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
 from navsim_bridge.reward import PDMReward
 from navsim_bridge.roots import DEMO_WORLD, data_root, maps_root
 from navsim_bridge.scene_filter import Split, load_split
 from navsim_bridge.scenes import SceneRecord, select_scenes
+from navsim_bridge.sensors import with_images
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Scenes to train on."""
 
-    split: str = "navtrain"  # name, or YAML file in the devkit's scene-filter schema
+    split: str = "navtrain"  # name, or a YAML, CSV or Parquet file that lists its scenes
     data_root: str | None = None  # holds navsim_logs/ (default: OPENSCENE_DATA_ROOT, then the demo world)
     maps_root: str | None = None  # holds the maps (default: NUPLAN_MAPS_ROOT, then the demo world's)
     metric_cache: str | None = (
@@ -31,6 +32,7 @@ class DataConfig:
     image_cache: str | None = None  # folder for images decoded once at the model's size (default: decode every time)
     validation_logs: int = 0  # the last so many logs of the split are held out
     workers: int = 0  # processes for reading and caching (0: one per core)
+    allow_missing: bool = False  # train on what there is when logs, scenes or images of the split are missing
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def open_training_data(
         root, maps = data_root(config.data_root), maps_root(config.maps_root)
         workers = config.workers or os.cpu_count() or 1
         split = load_split(config.split, root)
-        train, held_out = hold_out(select_scenes(split, root, workers=workers), config.validation_logs)
+        records = select_scenes(split, root, config.allow_missing, workers)
+        records = with_images(records, root, CAMERAS, split.name, config.allow_missing)
+        train, held_out = hold_out(records, config.validation_logs)
         source = NavsimDataset(train, root, image_size)
         validation = NavsimDataset(held_out, root, image_size) if held_out else None
         for dataset in (source, validation):
@@ -75,7 +79,7 @@ def open_training_data(
         scored = source if reward_on == "source" else validation
         reward = None
         if scored is not None:
-            cache = open_metric_cache(config.metric_cache, split, root, maps, workers)
+            cache = open_metric_cache(config.metric_cache, split, root, maps, workers, config.allow_missing)
             reward = PDMReward(cache, accelerator.device, scored.tokens)
     return TrainingData(split.name, source, validation, reward)
 
@@ -91,7 +95,9 @@ def make_demo_world_if_needed(config: DataConfig) -> None:
     make_demo_world(DemoWorldConfig(root=str(DEMO_WORLD)))
 
 
-def open_metric_cache(path: str | None, split: Split, root: Path, maps: Path, workers: int) -> MetricCache:
+def open_metric_cache(
+    path: str | None, split: Split, root: Path, maps: Path, workers: int, allow_missing: bool = False
+) -> MetricCache:
     """The given cache as it is, or the split's own below ``root``, which is made or completed first."""
     if path is not None:
         return MetricCache(path)
@@ -99,7 +105,7 @@ def open_metric_cache(path: str | None, split: Split, root: Path, maps: Path, wo
     whole = own / f"{split.name}_all"
     if (whole / "index.json").is_file():  # the demo world keeps one cache for a filtered and its unfiltered split
         return up_to_date_cache(whole, load_split(whole.name, root), root, maps, workers)
-    return build_metric_cache(root, maps, split, own / split.name, workers)
+    return build_metric_cache(root, maps, split, own / split.name, workers, allow_missing)
 
 
 def up_to_date_cache(path: Path, split: Split, root: Path, maps: Path, workers: int) -> MetricCache:

@@ -13,6 +13,7 @@ from dpvla import config
 from dpvla.config import reporting_errors
 from navsim_bridge import roots
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
+from navsim_bridge.dataset import CAMERAS
 from navsim_bridge.evaluation import (
     LoadScenes,
     ScenesFromLogs,
@@ -25,6 +26,7 @@ from navsim_bridge.metric_cache import MetricCache, MetricName
 from navsim_bridge.metrics import EPDMS, PDMS, Metric
 from navsim_bridge.scene_filter import load_split
 from navsim_bridge.scenes import select_scenes
+from navsim_bridge.sensors import with_images
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Evaluate:
     """Score an agent on a split with the PDM score (NAVSIM v1) or EPDMS (v2), one plan a scene."""
 
     agent: Literal["constant_velocity", "stand_still", "human", "dpvla"]  # who drives
-    split: str  # name of a split, or a YAML file in the devkit's scene-filter schema
+    split: str  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
     out: str  # folder for scores.csv and summary.json
     metric: MetricName = "pdms"  # NAVSIM v1, or v2 in one stage with recorded traffic
     human_filter: Literal["v2.1.2", "fixed"] = "v2.1.2"  # epdms: as released, or as corrected later
@@ -45,7 +47,7 @@ class Evaluate:
     batch_size: int = 64  # dpvla: scenes planned together
     device: str = "auto"  # cpu, cuda, cuda:1, ...
     allow_failures: bool = False  # count scenes that fail, leave them out of the averages, and go on
-    allow_missing: bool = False  # score what there is when logs or scenes of the split are missing
+    allow_missing: bool = False  # score what there is when logs, scenes or images of the split are missing
 
 
 @reporting_errors
@@ -60,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     data_root = roots.data_root(options.data_root)
     split = load_split(options.split, data_root)
     records = select_scenes(split, data_root, options.allow_missing)
+    if learned:
+        records = with_images(records, data_root, CAMERAS, split.name, options.allow_missing)
     cache = MetricCache(options.metric_cache) if options.metric_cache else None
     load_scenes: LoadScenes
     if cache is not None:

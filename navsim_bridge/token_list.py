@@ -1,0 +1,65 @@
+"""Splits as lists of tokens: CSV or Parquet files with a column `token`, such as the devkit's score files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".csv", ".parquet")
+COLUMNS = ("token", "log_name", "data_split")
+"""The columns that are read; the first must be there."""
+SUMMARY_ROWS = ("average", "extended_pdm_score", "pseudo_closed_loop")
+"""Rows of the devkit's score files whose token begins so are not scenes."""
+
+
+class TokenListError(ValueError):
+    """A list that cannot be used; the message says which file and row and what to do."""
+
+
+def read_token_list(path: Path) -> dict[str, tuple[str, ...]]:
+    """Values of the `COLUMNS` that the file has, one per scene, summary rows left out.
+
+    Raises:
+        TokenListError: no column `token`, an empty or repeated token, no scene, or Parquet without pyarrow.
+    """
+    columns = _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    if "token" not in columns:
+        raise TokenListError(f"{path}: no column 'token'; it has {', '.join(map(str, columns)) or 'none'}")
+    rows = [i for i, token in enumerate(columns["token"]) if not str(token).startswith(SUMMARY_ROWS)]
+    if not rows:
+        raise TokenListError(f"{path} lists no scene")
+    found: dict[str, tuple[str, ...]] = {}
+    for name in COLUMNS:
+        if name in columns:
+            values = columns[name]
+            bad = [i for i in rows if not isinstance(values[i], str) or not values[i].strip()]
+            if bad:
+                raise TokenListError(f"{path}: row {bad[0] + 1}: {name}: expected a text, found {values[bad[0]]!r}")
+            found[name] = tuple(values[i].strip() for i in rows)
+    seen: set[str] = set()
+    for token in found["token"]:
+        if token in seen:
+            raise TokenListError(f"{path}: token {token} is listed twice")
+        seen.add(token)
+    return found
+
+
+def _csv(path: Path) -> Mapping[str, Sequence[Any]]:
+    with open(path, newline="", encoding="utf-8-sig") as file:  # as texts: 12345678e9012345 is a token, not a number
+        rows = list(csv.DictReader(file))
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ()) if name is not None}
+
+
+def _parquet(path: Path) -> Mapping[str, Sequence[Any]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise TokenListError(f"{path}: reading Parquet needs pyarrow (pip install pyarrow); or give a CSV") from None
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise TokenListError(f"{path}: not a readable Parquet file ({error})") from None
+    return {name: table[name].to_pylist() for name in COLUMNS if name in table.column_names}

@@ -1,0 +1,155 @@
+import csv
+import pickle
+import sys
+
+import numpy as np
+import pytest
+
+from navsim_bridge.scene_filter import SplitError, load_split
+from navsim_bridge.scenes import select_scenes
+from navsim_bridge.sensors import missing_images, with_images
+from tests.navsim_bridge.conftest import FIXTURE, LOG
+from tools import evaluate
+
+CAMERAS = ("CAM_L0", "CAM_F0")
+
+
+@pytest.fixture
+def data(tmp_path, frame):
+    """Folders mini (log a) and test (log b) with two front images a frame, of which frame 4 of log a lacks one."""
+    for folder, name, first in (("mini", "a", 0), ("test", "b", 100)):
+        frames = []
+        for i in range(first, first + 16):
+            cams = {camera: {"data_path": f"{name}/{camera}/{i}.jpg"} for camera in CAMERAS}
+            frames.append(frame(i, cams=cams))
+            for camera in cams.values():
+                path = tmp_path / "sensor_blobs" / folder / camera["data_path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        path = tmp_path / f"navsim_logs/{folder}/{name}.pkl"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(pickle.dumps(frames))
+    (tmp_path / "sensor_blobs/mini/a/CAM_F0/4.jpg").unlink()
+    return tmp_path
+
+
+def token(index):
+    return f"{index:016x}"
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_tokens_are_kept_as_texts_and_select_their_windows(data):
+    split = load_split(write(data / "few.csv", f"log_name,token\na,{token(4)}\na,{token(3)}\n"), data)
+    assert (split.name, split.data_split, split.scene_filter.log_names) == ("few", "mini", ("a",))
+    assert split.scene_filter.tokens == (token(4), token(3))  # 16 digits each: no number
+    assert [r.token for r in select_scenes(split, data)] == [token(3), token(4)]
+
+
+def test_the_folder_of_logs_is_found_named_or_asked_for(data):
+    assert load_split(write(data / "b.csv", f"token,log_name\n{token(103)},b\n"), data).data_split == "test"
+    assert load_split(write(data / "c.csv", f"token,data_split\n{token(103)},test\n"), data).data_split == "test"
+    bare = write(data / "bare.csv", f"token\n{token(103)}\n")
+    with pytest.raises(SplitError, match=r"bare\.csv: data_split must name .* \(mini, test could be meant\)"):
+        load_split(bare, data)
+    with pytest.raises(SplitError, match="data_split names mini, test"):
+        load_split(write(data / "d.csv", "token,data_split\n1,test\n2,mini\n"), data)
+    with pytest.raises(SplitError, match=r"\(none could be meant\)"):
+        load_split(write(data / "e.csv", "token,log_name\n1,nowhere\n"), data)
+
+
+def test_the_devkits_bare_scene_filters_are_splits_too(data):
+    header = "_target_: navsim.common.dataclasses.SceneFilter\n_convert_: 'all'\n\nnum_history_frames: 4\n"
+    rules = f"{header}num_future_frames: 10\nframe_interval: 1\nhas_route: true\nmax_scenes: null\n"
+    path = write(data / "navfew.yaml", f"{rules}log_names:\n  - 'b'\ntokens:\n  - '{token(104)}'\n")
+    split = load_split(path, data)
+    assert (split.data_split, split.scene_filter.frame_interval) == ("test", 1)
+    assert [r.token for r in select_scenes(split, data)] == [token(104)]
+    with pytest.raises(SplitError, match="mini, test could be meant"):
+        load_split(write(data / "navall.yaml", rules), data)
+
+
+def test_second_stages_are_refused_as_such(data):
+    path = write(data / "two.yaml", "data_split: mini\nscene_filter: {}\nreactive_all_mapping:\n- - a\n")
+    with pytest.raises(SplitError, match="reactive_all_mapping is set: the second stage of NAVSIM v2 is not supported"):
+        load_split(path, data)
+
+
+def test_lists_that_cannot_be_used_say_why(data):
+    for text, message in (
+        ("name\nx\n", r"no column 'token'; it has name"),
+        ("", r"no column 'token'; it has none"),
+        ("token\naverage\n", "lists no scene"),
+        ("token,log_name\nab,a\n,a\n", "row 2: token: expected a text, found ''"),
+        ("token,log_name\nab\n", "row 1: log_name: expected a text, found None"),
+        ("token\nab\nab\n", "token ab is listed twice"),
+    ):
+        with pytest.raises(SplitError, match=rf"bad\.csv.*{message}"):
+            load_split(write(data / "bad.csv", text), data)
+
+
+def test_score_files_of_the_devkit_select_their_scenes(world):
+    for name in ("human.csv", "constant_velocity.csv"):
+        with open(FIXTURE / name) as file:
+            expected = {row["token"] for row in csv.DictReader(file) if not row["token"].startswith("average")}
+        split = load_split(FIXTURE / name, world.root)
+        assert split.data_split == "mini"
+        assert {r.token for r in select_scenes(split, world.root)} == expected
+
+
+def test_parquet_needs_pyarrow_and_says_so(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SplitError, match=r"few\.parquet: reading Parquet needs pyarrow .*or give a CSV"):
+        load_split(write(data / "few.parquet", ""), data)
+
+
+def test_parquet_lists_are_read(data):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    table = pyarrow.table({"token": [token(3), "average"], "log_name": ["a", ""], "score": [np.nan, 1.0]})
+    parquet.write_table(table, data / "few.parquet")
+    assert [r.token for r in select_scenes(load_split(data / "few.parquet", data), data)] == [token(3)]
+    with pytest.raises(SplitError, match="not a readable Parquet file"):
+        load_split(write(data / "bad.parquet", "nothing of the kind"), data)
+
+
+@pytest.fixture
+def records(data):
+    return select_scenes(load_split(write(data / "all.yaml", "data_split: mini\nframe_interval: 1\n"), data), data)
+
+
+def test_missing_images_are_counted_before_any_work(data, records, capsys):
+    assert len(records) == 3
+    assert list(missing_images(records, data, CAMERAS)) == [token(4)]
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 6 camera files are missing, for 1 of 3 scenes, first .*F0/4.jpg"
+    ):
+        with_images(records, data, CAMERAS, "all")
+    rest = with_images(records, data, CAMERAS, "all", allow_missing=True)
+    assert [r.token for r in rest] == [token(3), token(5)]
+    assert "these scenes are left out" in capsys.readouterr().err
+    assert with_images(rest, data, CAMERAS, "all") == rest
+    with pytest.raises(FileNotFoundError, match=r"the log names none"):
+        with_images(records, data, ("CAM_B0",), "all", allow_missing=True)  # nothing would be left
+
+
+def test_what_is_left_out_is_said(data, capsys):
+    split = load_split(write(data / "lost.csv", f"token,log_name\n{token(3)},a\nbeef,gone\n"), data)
+    with pytest.raises(FileNotFoundError, match="1 of 2 logs are not in"):
+        select_scenes(split, data)
+    assert len(select_scenes(split, data, allow_missing=True)) == 1
+    said = capsys.readouterr().err
+    assert "1 of 2 logs are not in" in said
+    assert "1 of 2 scenes are in no log" in said
+
+
+def test_an_agent_with_cameras_is_not_loaded_when_images_are_missing(world, tmp_path):
+    arguments = ["--agent", "dpvla", "--checkpoint", str(tmp_path / "none"), "--split", str(world.split_file)]
+    roots = ["--data-root", str(world.root), "--maps-root", str(world.maps), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=r"21 of 21 camera files are missing, for 7 of 7 scenes"):
+        evaluate.main([*arguments, *roots])
+    assert (world.root / f"navsim_logs/mini/{LOG}.pkl").is_file()

@@ -7,6 +7,7 @@ plans[0].states, plans[0].times_us                      # MetricScene.reference_
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -51,8 +52,10 @@ def plan_references(
         raise ValueError(f"version must be one of {', '.join(get_args(Version))}, found {version!r}")
     plans: list[ReferencePlan] = []
     carried = frozenset(ignored)
-    for start in range(0, len(scenes), SCENES_AT_ONCE):
-        batch = scenes[start : start + SCENES_AT_ONCE]
+    num_batches = -(-len(scenes) // SCENES_AT_ONCE)
+    edges = [len(scenes) * i // max(1, num_batches) for i in range(num_batches + 1)]
+    for start, end in pairwise(edges):  # of nearly equal size: a batch of one scene costs several
+        batch = scenes[start:end]
         forecasts, after = [], []
         for scene in batch:
             _check(scene)

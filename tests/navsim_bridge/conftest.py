@@ -1,7 +1,12 @@
-"""Seven scenes with official scores (tests/fixtures/world_v1_subset), unpacked in the official layout."""
+"""A log with official scores (tests/fixtures/world_v1_log, world_v1_subset), unpacked in the official layout: seven
+scenes from its middle for most tests, and all of it with the official metric cache."""
 
+import io
 import json
 import lzma
+import pickle
+import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +20,10 @@ from navsim_bridge.scene_filter import Split, load_split
 from navsim_bridge.scenes import SceneRecord, select_scenes
 
 FIXTURE = Path(__file__).parent.parent / "fixtures/world_v1_subset"
+WHOLE_LOG = FIXTURE.parent / "world_v1_log"
 LOG = "2026.01.01.02.00.00_veh-92_00000_00040"
+SEVEN_SCENES = slice(24, 62)
+"""Frames of the log that give seven scenes."""
 LOCATION, VERSION = "us-nv-las-vegas-strip", "9.15.1915"
 
 
@@ -34,9 +42,8 @@ class World:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
-    unpack("log.pkl.xz", root / f"navsim_logs/mini/{LOG}.pkl")
-    unpack("map.gpkg.xz", root / f"maps/{LOCATION}/{VERSION}/map.gpkg")
-    (root / "maps/nuplan-maps-v1.0.json").write_text(json.dumps({LOCATION: {"version": VERSION, "layers": {}}}))
+    write_log(root, SEVEN_SCENES)
+    write_map(root / "maps")
     rules = {"num_history_frames": 4, "num_future_frames": 10, "frame_interval": 4, "has_route": True}
     split_file = root / "splits/small.yaml"
     split_file.parent.mkdir()
@@ -45,9 +52,39 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(root, split_file, split, select_scenes(split, root))
 
 
-def unpack(name: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(lzma.decompress((FIXTURE / name).read_bytes()))
+@pytest.fixture(scope="session")
+def official_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole log in the layout that `benchmarks/world_parity.py` reads: 17 scenes of v1, 40 of v2."""
+    root = tmp_path_factory.mktemp("official_world")
+    write_log(root / "data", slice(None))
+    write_map(root / "data/maps")
+    for file in (*WHOLE_LOG.glob("*.csv"), *WHOLE_LOG.glob("*.yaml")):
+        shutil.copy(file, root)
+    with tarfile.open(fileobj=io.BytesIO(unpacked(WHOLE_LOG / "official_metric_cache.tar.xz"))) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            assert content is not None
+            path = root / f"official_metric_cache/{LOG}/unknown/{Path(member.name).stem}/metric_cache.pkl"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(lzma.compress(content.read(), preset=0))  # as the devkit writes it
+    return root
+
+
+def unpacked(path: Path) -> bytes:
+    return lzma.decompress(path.read_bytes())
+
+
+def write_log(root: Path, frames: slice) -> None:
+    path = root / f"navsim_logs/mini/{LOG}.pkl"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pickle.dumps(pickle.loads(unpacked(WHOLE_LOG / "log.pkl.xz"))[frames]))
+
+
+def write_map(root: Path) -> None:
+    path = root / LOCATION / VERSION / "map.gpkg"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(unpacked(FIXTURE / "map.gpkg.xz"))
+    (root / "nuplan-maps-v1.0.json").write_text(json.dumps({LOCATION: {"version": VERSION, "layers": {}}}))
 
 
 @pytest.fixture

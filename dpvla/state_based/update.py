@@ -24,7 +24,7 @@ from dpvla.training import checkpoint
 from dpvla.training.loop import LoopConfig
 from dpvla.training.order import step_seed
 
-WARM_UP = 3  # updates before a capture; cuBLAS and autograd allocate what they need in them
+WARM_UP = 3  # steps before a capture, in which cuBLAS and autograd allocate what they need
 MOST_USEFUL_THREADS = 8  # for layers of 512 and batches of 256
 
 
@@ -139,28 +139,29 @@ class StackedUpdate:
         self._rows.copy_(rows.view_as(self._rows))
 
     def _captured(self, replay: Replay, phase: int) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
-        """The updates as a CUDA graph. Trial updates come first and are undone, so learning starts where it stood."""
-        kept = [(tensor, tensor.clone()) for tensor in self._state()]
+        """The updates as a CUDA graph; capturing runs none of them."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._updates(replay, phase)
+            self.rehearse(replay, phase)
         torch.cuda.current_stream().wait_stream(stream)
-        with torch.no_grad():
-            torch._foreach_zero_(self._moments())  # those that the trial made
-            for tensor, before in kept:
-                tensor.copy_(before)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             info = self._updates(replay, phase)
         return graph, info
 
+    def rehearse(self, replay: Replay, phase: int) -> None:
+        """Updates that are undone; what they allocate stays (moments, workspaces of libraries), as a capture needs."""
+        kept = [(tensor, tensor.clone()) for tensor in (*self.agent.state_dict().values(), *self._moments())]
+        for _ in range(WARM_UP):
+            self._updates(replay, phase)
+        with torch.no_grad():
+            torch._foreach_zero_(self._moments())  # where the rehearsal made them
+            for tensor, before in kept:
+                tensor.copy_(before)
+
     def _moments(self) -> list[Tensor]:
         return [value for values in self.optimizer.state.values() for value in values.values()]
-
-    def _state(self) -> list[Tensor]:
-        return [*self.agent.state_dict(keep_vars=False).values(), *self._moments()]
 
 
 def make_update(launch: UpdateConfig) -> Callable[[nn.Module, LoopConfig, Accelerator], StackedUpdate]:

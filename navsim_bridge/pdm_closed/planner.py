@@ -105,3 +105,9 @@ def _check(scene: PlannerScene) -> None:
     count = len(scene.present.tokens)
     if np.shape(scene.present.boxes) != (count, 5) or np.shape(scene.present.velocities) != (count, 2):
         raise ValueError(f"scene {scene.token!r}: present objects need a box (5) and a velocity (2) for each token")
+    if not (np.isfinite(scene.present.boxes).all() and np.isfinite(scene.present.velocities).all()):
+        raise ValueError(f"scene {scene.token!r}: present objects hold NaN or infinite values")
+    if scene.speed_limit < 0 or np.isinf(scene.speed_limit):
+        raise ValueError(
+            f"scene {scene.token!r}: speed_limit must not be negative or infinite, found {scene.speed_limit}"
+        )

@@ -6,7 +6,7 @@ Objects, route, centreline, drivable area and the plan of the reference planner 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,7 @@ class SceneBuilder:
         """``maps``: location -> map, for every location of the log."""
         self._log, self._maps, self._metric = log, maps, metric
         self._key_frames = KEY_FRAMES if metric == "pdms" else V2_KEY_FRAMES
+        self._last: tuple[list[str], frozenset[str]] | None = None  # all scenes planned so far, what is ignored then
 
     def build(
         self,
@@ -73,6 +74,8 @@ class SceneBuilder:
             [scene for _, scene, _ in drafts], version=VERSION[self._metric], ignored=self._ignored_after(before)
         )
         scenes: dict[str, MetricScene] = {}
+        if plans:
+            self._last = [r.token for r in (*before, *records)], plans[-1].ignored
         for (record, planner_scene, route), plan in zip(drafts, plans):
             try:
                 scenes[record.token] = self._metric_scene(record, planner_scene, route, plan)
@@ -80,8 +83,10 @@ class SceneBuilder:
                 self._fail(record, error, failed)
         return [scenes[r.token] for r in records if r.token in scenes]
 
-    def _ignored_after(self, records: Sequence[SceneRecord]) -> set[str]:
+    def _ignored_after(self, records: Sequence[SceneRecord]) -> Collection[str]:
         """Tokens of what the planner ignores after these scenes; those that it cannot plan add nothing."""
+        if self._last is not None and self._last[0] == [r.token for r in records]:
+            return self._last[1]  # the next part of a log
         ignored: set[str] = set()
         for record in records:
             with suppress(ValueError):

@@ -21,7 +21,7 @@ except ImportError:  # not on Windows
 
 from navsim_bridge.logs import log_path
 from navsim_bridge.maps import map_path, share_maps, use_shared_maps
-from navsim_bridge.metric_cache.builder import REFERENCE, MetricName, build_scenes
+from navsim_bridge.metric_cache.builder import REFERENCE, MetricName, scene_builder
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.index import INDEX, read_index, write_index
 from navsim_bridge.metric_cache.jobs import in_parts, log_entry, num_processes, run_jobs
@@ -265,13 +265,13 @@ class _LogJob:
             self.out,
             source,
             len(self.records),
-            lambda: in_parts(self.out, source, len(self.records), self._build),
+            lambda: in_parts(self.out, source, len(self.records), self._build()),
         )
         return {**entry, "stamp": _stamp(path), "source_sha256": sha256}
 
-    def _build(self, part: slice) -> list[MetricScene]:
-        records, before = self.records[part], self.records[: part.start]
-        return list(build_scenes(records, self.data_root, self.maps_root, self.metric, before))
+    def _build(self) -> Callable[[slice], list[MetricScene]]:
+        builder = scene_builder(self.records, self.data_root, self.maps_root, self.metric)
+        return lambda part: builder.build(self.records[part], self.records[: part.start])
 
     def _source(self, log_hash: str) -> str:
         """Hash of all that a log's scenes depend on."""

@@ -9,6 +9,7 @@ import pytest
 
 from navsim_bridge.logs import load_plain_pickle, log_path, read_log
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes, cache, jobs
+from navsim_bridge.metric_cache.builder import scene_builder
 from navsim_bridge.metric_cache.index import write_index
 from navsim_bridge.metric_cache.store import SceneFile, write_scenes
 from navsim_bridge.scene_filter import SceneFilter, Split
@@ -63,7 +64,7 @@ def test_a_second_run_keeps_what_is_there(built, world, monkeypatch):
     def refuse(*_):
         raise AssertionError("built again")
 
-    monkeypatch.setattr(cache, "build_scenes", refuse)
+    monkeypatch.setattr(cache, "scene_builder", refuse)
     again = build_metric_cache(world.root, world.maps, world.split, built.path, progress=False)
     assert again.fingerprint == built.fingerprint
 
@@ -215,9 +216,9 @@ def test_logs_that_were_done_when_a_run_was_killed_are_kept(world, tmp_path, mon
         built.append(records[0].log_name)
         if len(built) == 2:
             raise KeyboardInterrupt
-        return build_scenes(records, *roots)
+        return scene_builder(records, *roots)
 
-    monkeypatch.setattr(cache, "build_scenes", killed_at_the_second)
+    monkeypatch.setattr(cache, "scene_builder", killed_at_the_second)
     out = tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
         build_metric_cache(tmp_path, world.maps, world.split, out, progress=False)

@@ -3,6 +3,7 @@ import json
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 
 from navsim_bridge.logs import load_plain_pickle, log_path
@@ -10,11 +11,10 @@ from navsim_bridge.metric_cache import (
     CacheError,
     MetricCache,
     build_metric_cache,
-    build_scenes,
-    cache,
     jobs,
     merge_caches,
 )
+from navsim_bridge.metric_cache.builder import SceneBuilder, scene_builder
 from navsim_bridge.scene_filter import SceneFilter, Split
 from navsim_bridge.shard import Shard
 from tests.navsim_bridge.conftest import LOG
@@ -164,23 +164,25 @@ def test_a_killed_run_keeps_the_finished_part_of_a_long_log(world, tmp_path, mon
     monkeypatch.setattr(jobs, "SCENES_PER_PART", 3)
     built = []
 
-    def killed_at_the_third(records, *others):
+    build = SceneBuilder.build
+
+    def killed_at_the_third(builder, records, before):
         if len(built) == 2:
             raise KeyboardInterrupt
         built.append([r.token for r in records])
-        return build_scenes(records, *others)
+        return build(builder, records, before)
 
     with monkeypatch.context() as patched:
-        patched.setattr(cache, "build_scenes", killed_at_the_third)
+        patched.setattr(SceneBuilder, "build", killed_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False)
     assert [len(part) for part in built] == [3, 3]
 
-    def only_the_rest(records, *others):
+    def only_the_rest(builder, records, before):
         built.append([r.token for r in records])
-        return build_scenes(records, *others)
+        return build(builder, records, before)
 
-    monkeypatch.setattr(cache, "build_scenes", only_the_rest)
+    monkeypatch.setattr(SceneBuilder, "build", only_the_rest)
     resumed = build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False)
     assert [token for part in built for token in part] == [r.token for r in world.records]
     monkeypatch.setattr(jobs, "SCENES_PER_PART", 100)
@@ -210,3 +212,17 @@ def test_the_tool_makes_and_merges_shards(five_logs, world, tmp_path, capsys, mo
     assert len(MetricCache(out)) == 5
     with pytest.raises(SystemExit, match="give one of --split, --official-cache and --merge"):
         cache_metrics.main([*arguments, "--merge", out])
+
+
+def test_a_log_in_parts_ignores_what_the_whole_log_ignores(world, monkeypatch):
+    looked_at_twice = []
+    monkeypatch.setattr("navsim_bridge.metric_cache.builder.forecast", looked_at_twice.append)
+    parts = scene_builder(world.records, world.root, world.maps)
+    first, second = parts.build(world.records[:3]), parts.build(world.records[3:], world.records[:3])
+    monkeypatch.undo()
+    assert looked_at_twice == []
+    again = scene_builder(world.records, world.root, world.maps).build(world.records[3:], world.records[:3])
+    whole = scene_builder(world.records, world.root, world.maps).build(world.records)
+    for mine, theirs in zip([*first, *second, *first, *again], [*whole, *whole]):
+        assert mine.token == theirs.token
+        np.testing.assert_array_equal(mine.reference_states, theirs.reference_states)

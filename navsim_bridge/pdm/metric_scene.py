@@ -82,6 +82,6 @@ class MetricScene:
     track_types: tuple[str, ...]  # (track,) names from OBJECT_TYPES, of the first-seen object
     track_first_speed: Float  # (track,) [m/s] of the first-seen object
 
-    provenance: dict[str, str]  # where each part came from, e.g. {"reference": "recorded driver"}
+    provenance: dict[str, str]  # where each part came from, e.g. {"reference": "PDM-Closed (navsim 1.1)"}
 
     v2: EPDMSInputs | None = None  # what only EPDMS reads

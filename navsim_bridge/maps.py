@@ -313,7 +313,7 @@ def map_path(maps_root: Path | str, location: str) -> Path:
 def share_maps(maps_root: Path | str, locations: Iterable[str], folder: Path) -> None:
     """Read maps and write their arrays below ``folder``, for processes that call `use_shared_maps` with it.
 
-    A city takes about a third of its GeoPackage's size there and, since the processes map the same files, once in
+    A city takes about half of its GeoPackage's size there and, since the processes map the same files, once in
     memory however many they are.
     """
     for location in locations:

@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dpvla/__init__.py").read_t
 
 NUPLAN = "nuplan-devkit @ git+https://github.com/motional/nuplan-devkit.git@nuplan-devkit-v1.2"
 NAVSIM = "navsim @ git+https://github.com/autonomousvision/navsim.git@v1.1"
+STATE = ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.40"]  # dm_control's suite does not run with mujoco 4.0
 
 setup(
     name="dpvla",
@@ -47,6 +48,7 @@ setup(
     ],
     extras_require={
         "dev": [
+            *STATE,
             "hypothesis>=6.100",
             "mypy>=1.13",
             "pandas-stubs",
@@ -56,7 +58,7 @@ setup(
             "types-PyYAML",
             "types-tqdm",
         ],
-        "state": ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.40"],
+        "state": STATE,
         "deepspeed": ["deepspeed>=0.16"],
         "navsim": [NUPLAN, NAVSIM],
     },

@@ -67,7 +67,7 @@ def reporting_errors(main: Callable[..., None]) -> Callable[..., None]:
     def run(*arguments: Any) -> None:
         try:
             main(*arguments)
-        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        except (ValueError, FileNotFoundError, FloatingPointError, ModuleNotFoundError) as error:
             raise SystemExit(f"error: {error}") from error
         except KeyboardInterrupt as interruption:
             print(str(interruption) or "interrupted", file=sys.stderr)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from dpvla.files import write_json
+from dpvla.parallel import available_cores, run_jobs
 from navsim_bridge.demo_world.config import LOCATIONS, DemoWorldConfig
 from navsim_bridge.demo_world.drive import record_drive
 from navsim_bridge.demo_world.log_writer import LogName, make_frames, write_log
@@ -47,7 +45,7 @@ def make_demo_world(config: DemoWorldConfig) -> dict[str, Any]:
         if not config.quiet:
             print(f"demo world is already complete: {root}")
         return finished
-    workers = config.workers or _available_cores()
+    workers = config.workers or available_cores()
     write_json(root / STARTED, config.identity())
     write_map_index(root / "maps")
     logs = log_names(config)
@@ -94,28 +92,9 @@ def _make_map(config: DemoWorldConfig, location: int) -> None:
 
 def _run(config: DemoWorldConfig, logs: list[LogName], workers: int) -> Iterator[int]:
     """Maps, then logs; yields the images of each finished log in any order."""
-    if workers <= 1:
-        for location in range(len(LOCATIONS)):
-            _make_map(config, location)
-        for log in logs:
-            yield make_log(config, log)
-        return
-    # Workers are started afresh (a fork would copy the threads of whatever the caller has loaded) and take one
-    # numeric thread each, since they already fill the cores.
-    with (
-        _environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
-        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
-    ):
-        maps = [pool.submit(_make_map, config, location) for location in range(len(LOCATIONS))]
-        jobs = [pool.submit(make_log, config, log) for log in logs]
-        try:
-            for done in maps:
-                done.result()
-            for job in as_completed(jobs):
-                yield job.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for _ in run_jobs(_make_map, [(config, location) for location in range(len(LOCATIONS))], workers):
+        pass
+    yield from run_jobs(make_log, [(config, log) for log in logs], workers)
 
 
 def _write_splits(config: DemoWorldConfig, root: Path, logs: list[LogName], workers: int) -> dict[str, Any]:
@@ -164,26 +143,3 @@ def _prepare_root(config: DemoWorldConfig, root: Path) -> dict[str, Any] | None:
         return None
     complete = found.name == FINISHED and (not config.metric_cache or "navtrain" in content["splits"])
     return content if complete else None
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _environment:  # noqa: N801 - reads as a statement
-    """Environment variables for the duration of a block."""
-
-    def __init__(self, **values: str) -> None:
-        self.values = values
-        self.before: dict[str, str | None] = {}
-
-    def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in self.values}
-        os.environ.update(self.values)
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self.before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -1,4 +1,7 @@
-"""Small networks side by side: all members of all seeds are one batched matmul per layer."""
+"""Small networks side by side: all members of all seeds are one batched matmul per layer.
+
+Parameters have seed · member as their first axis, the members of a seed next to each other.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,13 @@ class StackedLinear(nn.Module):
         super().__init__()
         bound = math.sqrt(scale * 6 / (inputs + outputs))
         draws = [torch.rand(members, inputs, outputs, generator=generator) for generator in generators]
-        self.weight = nn.Parameter((2 * torch.stack(draws) - 1) * bound)  # (seed, member, in, out)
-        self.bias = nn.Parameter(torch.zeros(len(generators), members, 1, outputs))
+        self.weight = nn.Parameter((2 * torch.cat(draws) - 1) * bound)  # (seed · member, in, out)
+        self.bias = nn.Parameter(torch.zeros(len(generators) * members, 1, outputs))
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """(seed · member, row, in) to (seed · member, row, out); ``frozen``: no gradient to the parameters."""
         weight, bias = (self.weight.detach(), self.bias.detach()) if frozen else (self.weight, self.bias)
-        return torch.baddbmm(bias.flatten(0, 1), x, weight.flatten(0, 1))
+        return torch.baddbmm(bias, x, weight)
 
 
 class StackedLayerNorm(nn.Module):
@@ -48,14 +51,14 @@ class StackedLayerNorm(nn.Module):
 
     def __init__(self, seeds: int, members: int, size: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.ones(seeds, members, 1, size))
-        self.bias = nn.Parameter(torch.zeros(seeds, members, 1, size))
+        self.gain = nn.Parameter(torch.ones(seeds * members, 1, size))
+        self.bias = nn.Parameter(torch.zeros(seeds * members, 1, size))
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """(seed · member, row, size), normalised; ``frozen``: no gradient to the parameters."""
         gain, bias = (self.gain.detach(), self.bias.detach()) if frozen else (self.gain, self.bias)
         normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
-        return torch.addcmul(bias.flatten(0, 1), normed, gain.flatten(0, 1))
+        return torch.addcmul(bias, normed, gain)
 
 
 class StackedMLP(nn.Module):

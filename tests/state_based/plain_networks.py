@@ -25,28 +25,28 @@ def activation(name: str, x: Array) -> Array:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def linear(layer: StackedLinear, x: Array, member: int = 0, seed: int = 0) -> Array:
-    return x @ plain(layer.weight)[seed, member] + plain(layer.bias)[seed, member]
+def linear(layer: StackedLinear, x: Array, place: int = 0) -> Array:
+    return x @ plain(layer.weight)[place] + plain(layer.bias)[place]
 
 
-def layer_norm(norm: StackedLayerNorm, x: Array, member: int = 0, seed: int = 0) -> Array:
+def layer_norm(norm: StackedLayerNorm, x: Array, place: int = 0) -> Array:
     centred = x - x.mean(-1, keepdims=True)
     normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-    return normed * plain(norm.gain)[seed, member] + plain(norm.bias)[seed, member]
+    return normed * plain(norm.gain)[place] + plain(norm.bias)[place]
 
 
-def mlp(stack: StackedMLP, *inputs: Array, name: str, norm: str = "none", member: int = 0, seed: int = 0) -> Array:
-    """Output (row, out) of one member for inputs (row, number)."""
+def mlp(stack: StackedMLP, *inputs: Array, name: str, norm: str = "none", member: int = 0) -> Array:
+    """Output (row, out) of one member of the only seed for inputs (row, number)."""
     x = np.concatenate(inputs, -1)
     count = len(stack.layers)
     for number in range(count):
-        x = linear(stack.layers[number], x, member, seed)  # type: ignore[arg-type]
+        x = linear(stack.layers[number], x, member)  # type: ignore[arg-type]
         if norm == "before" or (norm == "before_but_last" and number < count - 1):
-            x = layer_norm(stack.norms[number], x, member, seed)  # type: ignore[arg-type]
+            x = layer_norm(stack.norms[number], x, member)  # type: ignore[arg-type]
         x = activation(name, x)
         if norm == "after":
-            x = layer_norm(stack.norms[number], x, member, seed)  # type: ignore[arg-type]
-    return linear(stack.final, x, member, seed)
+            x = layer_norm(stack.norms[number], x, member)  # type: ignore[arg-type]
+    return linear(stack.final, x, member)
 
 
 class KnownDraws:

@@ -185,18 +185,18 @@ def test_dipole_loss_is_the_formula_for_every_reading_of_the_paper(changes: dict
 def test_dipoles_two_gradients_add_up_to_plain_imitation_when_the_networks_are_equal() -> None:
     agent: Dipole = small_agent(DipoleConfig(beta=2.0, shift=-1.0, **SMALL))
     for parameter in agent.policies.parameters():
-        parameter.data[:, 1] = parameter.data[:, 0]
+        parameter.data[1] = parameter.data[0]
     batch = small_batch()
     advantage = torch.randn(1, 6, dtype=torch.float64)
     agent.policy_loss(batch, advantage, KnownDraws())[0].sum().backward()
-    weighted = [parameter.grad.sum(1) for parameter in agent.policies.parameters() if parameter.grad is not None]
+    weighted = [parameter.grad.sum(0) for parameter in agent.policies.parameters() if parameter.grad is not None]
     agent.zero_grad()
     never = torch.full_like(advantage, -1e9)  # weight 0 for the positive policy, 1 for the negative one
     agent.policy_loss(batch, never, KnownDraws())[0].sum().backward()
-    plain_gradients = [p.grad[:, 1] for p in agent.policies.parameters() if p.grad is not None]
+    plain_gradients = [p.grad[1] for p in agent.policies.parameters() if p.grad is not None]
     assert len(weighted) == len(plain_gradients) == 6
     assert all(torch.allclose(a, b) for a, b in zip(weighted, plain_gradients))
-    assert all(not p.grad[:, 0].any() for p in agent.policies.parameters() if p.grad is not None)
+    assert all(not p.grad[0].any() for p in agent.policies.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("scheme", ["dropout", "both"])

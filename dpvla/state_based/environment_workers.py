@@ -1,0 +1,213 @@
+"""Environments in worker processes: many take a step at once, and may do so while this process trains.
+
+Nothing here depends on how the environments are spread over workers: a slot's answers follow from its own orders.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpvla.parallel import one_thread_each
+from dpvla.state_based.environments import Environment, Step, make_environment
+
+Order = int | NDArray[Any]
+"""What a slot is told: a seed starts an episode, an action (action_size,) takes a step."""
+
+Answer = NDArray[np.float32] | Step
+"""What a slot says: the first observation of an episode, or what the step led to."""
+
+Make = Callable[[str], Environment]
+"""Makes the environment of a name. Must be importable by its module's name when there are workers."""
+
+SECONDS_TO_END = 5.0
+"""How long a worker may take to leave when it is told to."""
+
+
+class WorkerDied(RuntimeError):  # noqa: N818 - what happened, not a kind of mistake
+    """A worker process is gone (killed, out of memory, crashed in the simulator)."""
+
+
+class EnvironmentPool:
+    """``count`` environments of one task. ``send`` gives orders to slots, ``receive`` waits for all their answers.
+
+    Between the two, workers step while the caller does something else. With 0 workers everything happens in this
+    process, inside ``receive``. Environments are built when their slot gets its first order.
+    """
+
+    def __init__(self, name: str, count: int, workers: int, make: Make = make_environment) -> None:
+        """``workers``: processes, at most one per environment."""
+        if count < 1 or workers < 0:
+            raise ValueError(f"a pool needs at least 1 environment and 0 workers, found {count} and {workers}")
+        self.name, self.count, self.workers, self._make = name, count, min(workers, count), make
+        self._hosts: list[_Here] | list[_Worker] = []
+        self._asked: list[int] = []  # hosts that owe an answer
+
+    def __enter__(self) -> EnvironmentPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, orders: Mapping[int, Order]) -> None:
+        """Give each slot named in ``orders`` (0 to count - 1) its order.
+
+        Raises:
+            WorkerDied: a worker is gone. The pool is closed; its next use starts fresh workers and environments.
+        """
+        if self._asked:
+            raise RuntimeError("the answers to the last orders have not been received")
+        if not self._hosts:
+            self._start()
+        shares: dict[int, dict[int, Order]] = {}
+        for slot, order in orders.items():
+            shares.setdefault(slot % len(self._hosts), {})[slot] = order
+        for number, share in shares.items():
+            self._or_close(self._hosts[number].send, share)
+            self._asked.append(number)
+
+    def receive(self) -> dict[int, Answer]:
+        """Answers of all slots that got an order.
+
+        Raises:
+            WorkerDied: as for ``send``.
+            ValueError, RuntimeError: what an environment itself raised, e.g. for an action that is not finite.
+        """
+        answers: dict[int, Answer] = {}
+        while self._asked:
+            answers |= self._or_close(self._hosts[self._asked[0]].receive)
+            self._asked.pop(0)
+        return answers
+
+    def close(self) -> None:
+        """End all workers; the next use starts fresh ones."""
+        for host in self._hosts:
+            host.close()
+        self._hosts, self._asked = [], []
+
+    def _start(self) -> None:
+        if self.workers == 0:
+            self._hosts = [_Here(self.name, self._make)]
+            return
+        with one_thread_each():
+            self._hosts = [_Worker(self.name, self._make, n, self.workers) for n in range(self.workers)]
+
+    def _or_close(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except BaseException:
+            self.close()
+            raise
+
+
+class _Environments:
+    """The environments of one process, by slot."""
+
+    def __init__(self, name: str, make: Make) -> None:
+        self._name, self._make = name, make
+        self._by_slot: dict[int, Environment] = {}
+
+    def obey(self, orders: Mapping[int, Order]) -> dict[int, Answer]:
+        """The answer to every order."""
+        answers: dict[int, Answer] = {}
+        for slot, order in orders.items():
+            if slot not in self._by_slot:
+                self._by_slot[slot] = self._make(self._name)
+            environment = self._by_slot[slot]
+            answers[slot] = environment.reset(order) if isinstance(order, int) else environment.step(order)
+        return answers
+
+
+class _Here:
+    """The same conversation as with a worker, without a process."""
+
+    def __init__(self, name: str, make: Make) -> None:
+        self._environments = _Environments(name, make)
+        self._orders: Mapping[int, Order] = {}
+
+    def send(self, orders: Mapping[int, Order]) -> None:
+        self._orders = orders
+
+    def receive(self) -> dict[int, Answer]:
+        return self._environments.obey(self._orders)
+
+    def close(self) -> None:
+        pass
+
+
+class _Worker:
+    """A process and the pipe to it."""
+
+    def __init__(self, name: str, make: Make, number: int, count: int) -> None:
+        self._title = f"environment worker {number + 1} of {count} ({name})"
+        context = multiprocessing.get_context("spawn")  # a fork would copy the threads of what the caller has loaded
+        self._pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_work, args=(theirs, name, make), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the pipe ends when the process does
+
+    def send(self, orders: Mapping[int, Order]) -> None:
+        try:
+            self._pipe.send(orders)
+        except OSError:
+            raise self._died() from None
+
+    def receive(self) -> dict[int, Answer]:
+        kind: Literal["answers", "error"]
+        try:
+            kind, content = self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        if kind == "error":
+            error, trace = content
+            if isinstance(error, ValueError | ModuleNotFoundError):  # ours, and clear without the worker's trace
+                raise error
+            raise RuntimeError(f"{self._title} failed:\n{trace}")
+        return content
+
+    def close(self) -> None:
+        self._pipe.close()
+        self.process.join(SECONDS_TO_END)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+    def _died(self) -> WorkerDied:
+        self.process.join(SECONDS_TO_END)
+        code = self.process.exitcode
+        why = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        hint = ", often for lack of memory: use fewer --workers or --environments" if code == -9 else ""
+        return WorkerDied(f"{self._title} ended unexpectedly ({why}{hint})")
+
+
+def _work(pipe: Connection, name: str, make: Make) -> None:
+    """A worker's life: obey until the pipe ends, which it also does when the parent is killed."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends workers itself
+    environments = _Environments(name, make)
+    while True:
+        try:
+            orders = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            message: tuple[str, Any] = ("answers", environments.obey(orders))
+        except Exception as error:
+            message = ("error", (_plain(error), traceback.format_exc()))
+        try:
+            pipe.send(message)
+        except OSError:
+            return
+
+
+def _plain(error: Exception) -> Exception:
+    """An error that surely survives the pipe."""
+    return type(error)(str(error)) if isinstance(error, ValueError | ModuleNotFoundError) else RuntimeError(str(error))

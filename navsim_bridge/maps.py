@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from navsim_bridge.map_tables import NONE, Arrays, MapError, MapFile, Table, lines_with_headings, rows_near
 from navsim_bridge.on_demand import ById, ByRow
+from navsim_bridge.ragged import ranges
 from navsim_bridge.roots import MAP_INDEX
 
 LAYERS = ("ROADBLOCK", "LANE", "LANE_CONNECTOR", "INTERSECTION", "CARPARK_AREA", "ROADBLOCK_CONNECTOR")
@@ -224,9 +225,9 @@ class VectorMap:
     def _cut_shapes(arrays: Arrays, rows: NDArray[np.int64]) -> NDArray[np.object_]:
         """shapely polygons of some rows."""
         firsts, lasts = arrays["ring"][rows], arrays["ring"][rows + 1]
-        rings = _ranges(firsts, lasts - firsts)
+        rings = ranges(firsts, lasts - firsts)
         sizes = np.diff(arrays["vertex"])[rings] if len(rings) else np.zeros(0, dtype=np.int64)
-        points = arrays["xy"][_ranges(arrays["vertex"][rings], sizes)]
+        points = arrays["xy"][ranges(arrays["vertex"][rings], sizes)]
         lines = shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), sizes))
         return np.asarray(shapely.polygons(lines, indices=np.repeat(np.arange(len(rows)), lasts - firsts)))
 
@@ -344,12 +345,6 @@ def flatten(polygons: Sequence[Polygon]) -> tuple[NDArray[np.int64], NDArray[np.
     rings = np.cumsum([0] + [len(p.ring_sizes) for p in polygons], dtype=np.int64)
     sizes = np.cumsum([0] + [size for p in polygons for size in p.ring_sizes], dtype=np.int64)
     return rings, sizes, np.concatenate([p.vertices for p in polygons]) if polygons else np.zeros((0, 2))
-
-
-def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers start, start + 1, ... of every range, one after the other."""
-    ends = np.cumsum(counts)
-    return np.repeat(starts - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def _reference(value: Any) -> str | None:

@@ -30,6 +30,7 @@ from navsim_bridge.pdm.metric_scene import (
     EPDMSInputs,
     MetricScene,
 )
+from navsim_bridge.ragged import ranges
 
 FORMAT = 3
 """Version of the layout; files of another version are refused."""
@@ -159,9 +160,9 @@ class SceneFile:
     def _rings(self, polygons: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Ring offsets, vertex offsets and vertices of rows of the polygon table."""
         ring_counts = self._rings_per_polygon[polygons]
-        rings = _ranges(self._polygon_rings[polygons], ring_counts)
+        rings = ranges(self._polygon_rings[polygons], ring_counts)
         vertex_counts = self._vertices_per_ring[rings]
-        vertices = self._arrays["vertices"][_ranges(self._ring_vertices[rings], vertex_counts)]
+        vertices = self._arrays["vertices"][ranges(self._ring_vertices[rings], vertex_counts)]
         return _offsets(ring_counts), _offsets(vertex_counts), vertices
 
     def _inputs(self, row: int, part: Callable[[str], slice]) -> EPDMSInputs:
@@ -370,9 +371,3 @@ def _offsets(counts: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
     result = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=result[1:])
     return result
-
-
-def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``starts[0], starts[0] + 1, ...`` for ``counts[0]`` numbers, then the same for the next."""
-    ends = np.cumsum(counts)
-    return np.repeat(starts - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,10 @@ import pytest
 from benchmarks import world_parity
 from navsim_bridge.metric_cache import build_metric_cache, build_scenes, builder, jobs
 from navsim_bridge.metric_cache.compare import PARTS, differences, with_part_of
+from navsim_bridge.pdm_closed import planner
+from navsim_bridge.pdm_closed.forecast import forecast
 from navsim_bridge.scene_filter import load_split
+from navsim_bridge.scenes import select_scenes
 
 
 def run(root, tmp_path):
@@ -145,10 +147,17 @@ def test_a_log_in_parts_remembers_what_touched_the_ego_in_earlier_scenes(officia
         ignored.append(options["ignored"])
         return plan(scenes, **options)
 
-    monkeypatch.setattr(builder, "forecast", lambda scene: SimpleNamespace(newly_ignored=(scene.token,)))
+    def touched(scene, ignored=()):
+        return dataclasses.replace(forecast(scene, ignored), newly_ignored=(scene.token,))
+
+    monkeypatch.setattr(builder, "forecast", touched)  # for scenes that an earlier run has built
+    monkeypatch.setattr(planner, "forecast", touched)
     monkeypatch.setattr(builder, "plan_references", recorded)
     monkeypatch.setattr(jobs, "SCENES_PER_PART", 7)
     split = load_split(official_world / "split.yaml")
     data, maps = official_world / "data", official_world / "data/maps"
     tokens = build_metric_cache(data, maps, split, tmp_path, progress=False).tokens
     assert ignored == [set(), set(tokens[:7]), set(tokens[:14])]
+    log = builder.scene_builder(select_scenes(split, data), data, maps)
+    log.build(select_scenes(split, data)[14:], select_scenes(split, data)[:14])
+    assert ignored[-1] == ignored[-2]

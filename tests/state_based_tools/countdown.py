@@ -18,7 +18,7 @@ class Countdown(Environment):
     A file named by the environment variable makes it end its process at a step.
     """
 
-    name, observation_size, action_size, max_steps, metric = "countdown", 2, 1, 9, "success"
+    name, observation_size, action_size, max_steps, metric = "countdown", 2, 2, 9, "success"
 
     def __init__(self, name: str) -> None:
         self._left = 0

@@ -22,7 +22,7 @@ class Guess(Agent):
     """Acts at random, and remembers how many rows it was asked about."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        super().__init__(AgentConfig(), 2, 1, seeds)
+        super().__init__(AgentConfig(), 2, 2, seeds)
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.rows: list[int] = []
 
@@ -34,7 +34,7 @@ class Guess(Agent):
 
     def act(self, observations: Tensor, draws: Draws, temperature: float = 1.0) -> Tensor:
         self.rows.append(observations.shape[1])
-        samples = draws.normal(3 * observations.shape[1], 1)  # three samples a row, next to each other
+        samples = draws.normal(3 * observations.shape[1], 2)  # three samples a row, next to each other
         return samples.unflatten(1, (-1, 3)).mean(2).clamp(-1, 1)
 
 
@@ -105,7 +105,7 @@ def test_an_environments_own_error_comes_through(workers: int) -> None:
     with pool(2, workers) as environments:
         environments.send({0: 1, 1: 2})
         environments.receive()
-        environments.send({1: np.array([np.nan], np.float32)})
+        environments.send({1: np.full(2, np.nan, np.float32)})
         with pytest.raises(ValueError, match="countdown: action is not finite"):
             environments.receive()
         environments.send({0: 1})

@@ -1,0 +1,147 @@
+"""What a run of the state-based track is: its options, its hyperparameters, and where it departs from the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import yaml
+
+from dpvla.config import ConfigError
+from dpvla.parallel import available_cores
+from dpvla.state_based.agents import AGENTS, load_recipe
+from dpvla.state_based.critics import AgentConfig
+from dpvla.state_based.stage import STATE_BASED_LOOP
+from dpvla.state_based.tasks import Task, find_task, nearest
+from dpvla.state_based.update import UpdateConfig
+from dpvla.training.loop import LoopConfig
+
+OFFLINE_STEPS = ONLINE_STEPS = 1_000_000
+"""Updates of the paper's offline runs, and environment steps (one update each) of its online phase."""
+
+SEEDS = 8
+"""Seeds behind the paper's means."""
+
+
+@dataclass(frozen=True)
+class StateBasedConfig:
+    """One agent on one task, for one or several seeds. Defaults are the paper's protocol.
+
+    --config configs/state_based/protocol_cpu.yaml is a scaled-down one for machines without a GPU.
+    """
+
+    env: str  # OGBench single-task name (cube-single-play-singletask-task2-v0) or ExORL task (walker-walk)
+    agent: str = "dipole"  # dipole, iql, rebrac, cfgrl, idql, ifql, fql or flow_bc
+    seed: int = 0  # of everything random
+    seeds: tuple[int, ...] = ()  # several seeds side by side in this process; overrides --seed
+    data: str | None = None  # folder of the recorded data; none: ~/.ogbench/data, or data/exorl
+    rows: int = 0  # use about as many recorded transitions, the first ones; 0: all
+    steps: int = OFFLINE_STEPS  # offline updates
+    online_steps: int = 0  # environment steps afterwards, one update each (paper: 1,000,000)
+    eval_episodes: int = 0  # episodes of an evaluation, per seed; 0: the benchmark's (OGBench 50, ExORL 10)
+    environments: int = 16  # episodes of an evaluation played at once, over all seeds; manipulation takes 160 MB each
+    workers: int = field(default_factory=available_cores)  # processes that step environments; 0: in this one
+    width: int = 0  # scaled down: layers as wide as this instead of the recipe's; 0: the recipe's
+    options: tuple[str, ...] = ()  # other hyperparameters, e.g. --options omega=2 beta=0.5
+    out: str = "runs/state_based"  # run directory; the same command goes on in it
+    restart: bool = False  # discard what --out holds
+    launch: UpdateConfig = field(default_factory=UpdateConfig)  # how updates are launched
+    loop: LoopConfig = field(default_factory=lambda: replace(STATE_BASED_LOOP, steps=0))  # logging, checkpoints
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("online_steps", 0), ("eval_episodes", 0), ("environments", 1),
+                            ("workers", 0), ("width", 0), ("rows", 0), ("seed", 0)):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        if len(set(self.seeds)) != len(self.seeds) or min(self.all_seeds) < 0:
+            raise ValueError(f"seeds must differ and not be negative, found {self.seeds}")
+        for name in ("steps", "seed"):
+            if getattr(self.loop, name):
+                raise ValueError(f"loop.{name} has no effect here; use --{name}")
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds that train side by side."""
+        return self.seeds or (self.seed,)
+
+    @property
+    def all_steps(self) -> int:
+        """Updates, offline and online."""
+        return self.steps + self.online_steps
+
+
+def read_task(config: StateBasedConfig) -> tuple[Task, AgentConfig]:
+    """The task and the agent's hyperparameters that ``config`` asks for.
+
+    Raises:
+        ValueError, ConfigError: unknown environment, agent or hyperparameter (the message has the nearest valid name).
+    """
+    if config.agent not in AGENTS:
+        near = nearest(config.agent, list(AGENTS))
+        raise ConfigError(
+            f"unknown agent '{config.agent}'; nearest valid name: '{near}' (there are {', '.join(AGENTS)})"
+        )
+    task = find_task(config.env)
+    return task, load_recipe(config.agent, task.name, _overrides(config, load_recipe(config.agent, task.name)))
+
+
+def _overrides(config: StateBasedConfig, recipe: AgentConfig) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if config.width:
+        fields["hidden"] = [config.width] * len(recipe.hidden)
+        if hasattr(recipe, "policy_size"):
+            fields["policy_size"] = min(config.width, recipe.policy_size)
+    return fields | parse_options(config.options)
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """``["omega=2", "hidden=[64,64]"]`` as a mapping; values are YAML."""
+    fields: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not value:
+            raise ConfigError(f"--options takes name=value, found '{option}'")
+        fields[name] = yaml.safe_load(value)
+    return fields
+
+
+def evaluation_episodes(config: StateBasedConfig, task: Task) -> int:
+    """Episodes per seed of every evaluation."""
+    return config.eval_episodes or task.episodes
+
+
+def deviations(config: StateBasedConfig, task: Task, recipe: AgentConfig, data: Mapping[str, Any]) -> list[str]:
+    """Where a run departs from the paper's protocol, in words; empty: nowhere that is known.
+
+    Args:
+        data: what ``OfflineData.about`` says.
+    """
+    found = list(_protocol_deviations(config, task, recipe))
+    if data["origin"] != "official":
+        found.append(f"data: {data['origin']}")
+    if data.get("success_timing") == "post":
+        found.append("success timing of ogbench before 1.2.0")
+    return found
+
+
+def _protocol_deviations(config: StateBasedConfig, task: Task, recipe: AgentConfig) -> Iterator[str]:
+    standard = load_recipe(config.agent, task.name)
+    expected = [
+        ("steps", config.steps, OFFLINE_STEPS),
+        ("online_steps", config.online_steps, ONLINE_STEPS if config.online_steps else 0),
+        ("evaluation episodes", evaluation_episodes(config, task), task.episodes),
+        ("lr", config.loop.lr, STATE_BASED_LOOP.lr),
+        ("lr_schedule", config.loop.lr_schedule, STATE_BASED_LOOP.lr_schedule),
+        ("warmup_steps", config.loop.warmup_steps, STATE_BASED_LOOP.warmup_steps),
+        ("weight_decay", config.loop.weight_decay, STATE_BASED_LOOP.weight_decay),
+        ("adam_betas", config.loop.adam_betas, STATE_BASED_LOOP.adam_betas),
+    ]
+    for own in dataclasses.fields(standard):
+        expected.append((own.name, getattr(recipe, own.name), getattr(standard, own.name)))
+    for name, here, there in expected:
+        if here != there:
+            yield f"{name} {here} instead of {there}"
+    if config.rows:
+        yield f"about {config.rows} recorded rows"

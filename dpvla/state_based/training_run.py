@@ -1,0 +1,155 @@
+"""A run from its options to ``result.json``: data, agent, the one loop offline and online, evaluations."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dpvla.state_based.agent import Agent
+from dpvla.state_based.agents import load_agent, make_agent
+from dpvla.state_based.data.offline_data import load_data
+from dpvla.state_based.environment_workers import EnvironmentPool, WorkerDied
+from dpvla.state_based.evaluation import Evaluation, environments_at_once, evaluate
+from dpvla.state_based.online import OnlineCollector
+from dpvla.state_based.protocol import StateBasedConfig, evaluation_episodes, read_task
+from dpvla.state_based.replay import Replay
+from dpvla.state_based.results import Evaluations, check_data, read_result, write_result
+from dpvla.state_based.stage import AgentStage
+from dpvla.state_based.tasks import Task
+from dpvla.state_based.update import make_update
+from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
+from dpvla.training.loop import make_accelerator, train
+from dpvla.training.run_directory import TrainedOn, describe_training, open_run
+
+
+class OnlineStage(AgentStage):
+    """An ``AgentStage`` whose checkpoints also hold the episodes under way."""
+
+    def __init__(self, collector: OnlineCollector, **given: Any) -> None:
+        """``given``: what ``AgentStage`` takes."""
+        super().__init__(**given, collect=collector.collect)
+        self._collector = collector
+
+    def save(self, directory: Path) -> None:
+        """The agent, its replay, and the environments."""
+        super().save(directory)
+        self._collector.save(directory / "trainer_state")
+
+    def restore(self, directory: Path) -> None:
+        """The replay, and the environments as far as they can be simulated again."""
+        super().restore(directory)
+        self._collector.restore(directory / "trainer_state")
+
+
+def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
+    """Train as ``config`` says, going on where an earlier call stopped; returns the content of ``result.json``.
+
+    Raises:
+        ValueError, ConfigError, FileNotFoundError: unknown names, missing data, an ``out`` that holds another run.
+        WorkerDied: environments cannot be stepped; what was trained is saved, the same call goes on.
+        KeyboardInterrupt: stopped by a signal; saved as well.
+    """
+    task, recipe = read_task(config)
+    seeds = config.all_seeds
+    loop = replace(config.loop, steps=config.all_steps, seed=seeds[0])
+    accelerator = make_accelerator(loop, config.out)
+    if not config.restart and (done := read_result(Path(config.out))) is not None:
+        open_run(config.out, config, seeds[0], False, accelerator)  # refuses another run's directory
+        return done
+    data = load_data(task.name, config.data, config.rows or None)
+    out = open_run(config.out, config, seeds[0], config.restart, accelerator)
+    check_data(out, data.about)
+    agent = make_agent(recipe, data.train.observation_dim, data.train.action_dim, seeds).to(accelerator.device)
+    replay = Replay(data.train, seeds, config.online_steps, accelerator.device)
+    trained_on = TrainedOn("offline", data.about["dataset"], len(data.train), ())
+    describe = describe_training(config, seeds[0], [trained_on])
+    with ExitStack() as stack:
+        failures: list[WorkerDied] = []
+        evaluator = _Evaluator(config, task, agent, Evaluations(out), stack, failures)
+        evaluator.catch_up(out)
+        collector = None
+        if config.online_steps:
+            pool = stack.enter_context(EnvironmentPool(task.name, len(seeds), config.workers))
+            collector = OnlineCollector(agent, replay, pool, config.steps, lambda error: _stop(error, failures))
+        given: dict[str, Any] = {"agent": agent, "replay": replay, "describe": describe, "evaluate": evaluator}
+        try:
+            last = latest_checkpoint(out)
+            if last is None or checkpoint_step(last) < config.steps or collector is None:
+                stage = AgentStage(**given, stride=config.launch.per_step)
+                train(stage, replace(loop, steps=config.steps), out, accelerator, make_update(config.launch))
+            if collector is not None and not failures:
+                launch = replace(config.launch, per_step=1)  # an environment step before every update
+                train(OnlineStage(collector, **given), loop, out, accelerator, make_update(launch))
+        except KeyboardInterrupt:
+            _raise_first(failures, out)
+            raise
+        _raise_first(failures, out)
+        evaluator.catch_up(out)
+        return write_result(out, config, task, recipe, data.about, evaluator.evaluations)
+
+
+class _Evaluator:
+    """Evaluates an agent in the run's environments and keeps the results."""
+
+    def __init__(
+        self,
+        config: StateBasedConfig,
+        task: Task,
+        agent: Agent,
+        evaluations: Evaluations,
+        stack: ExitStack,
+        failures: list[WorkerDied],
+    ) -> None:
+        self.config, self.task, self.agent, self.evaluations = config, task, agent, evaluations
+        self._episodes = evaluation_episodes(config, task)
+        count = environments_at_once(config.environments, len(config.all_seeds), self._episodes)
+        self._pool = stack.enter_context(EnvironmentPool(task.name, count, config.workers))
+        self._failures = failures
+
+    def __call__(self, step: int) -> Mapping[str, float]:
+        """Evaluate the agent as it is after ``step`` updates. Workers that die are replaced once."""
+        try:
+            return self.evaluations.add(self._evaluated(self.agent, step))
+        except WorkerDied as error:
+            _stop(error, self._failures)
+            return {}
+
+    def catch_up(self, out: Path) -> None:
+        """Make the evaluations that are due at a checkpoint of ``out`` and were not made because the run was cut."""
+        for directory in sorted((out / "checkpoints").glob("step_*")):
+            step = checkpoint_step(directory)
+            if step not in self.evaluations and self._due(step):
+                print(f"evaluating {directory}", file=sys.stderr, flush=True)
+                agent = load_agent(directory / "model").to(self.agent.device)
+                self.evaluations.add(self._evaluated(agent, step))
+
+    def _due(self, step: int) -> bool:
+        every = self.config.loop.evaluate_every
+        return step in (self.config.steps, self.config.all_steps) or bool(every and step % every == 0)
+
+    def _evaluated(self, agent: Agent, step: int) -> Evaluation:
+        try:
+            return evaluate(agent, self._pool, self._episodes, step, self.task.metric)
+        except WorkerDied as error:
+            print(f"{error}; evaluating again", file=sys.stderr, flush=True)
+            return evaluate(agent, self._pool, self._episodes, step, self.task.metric)
+
+
+def _stop(error: WorkerDied, failures: list[WorkerDied]) -> None:
+    """Have the loop save and stop, as a termination signal does; ``error`` is raised afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        raise error  # there the loop does not listen to signals
+    failures.append(error)
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _raise_first(failures: list[WorkerDied], out: Path) -> None:
+    if failures:
+        last = latest_checkpoint(out)
+        raise WorkerDied(f"{failures[0]}, twice in a row; {last} is saved, the same command goes on from there")

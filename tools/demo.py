@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from dpvla.config import parse, reporting_errors
 from dpvla.files import write_json, write_text
+from dpvla.parallel import available_cores, run_jobs
 from dpvla.report.scene_picture import DrawnPlan, score_note
 from dpvla.report.table import markdown_table
 from dpvla.training.checkpoint import resolve_checkpoint
@@ -105,7 +107,7 @@ def fine_tune(config: DemoConfig, out: Path) -> None:
         ["--split", "navtrain", "--out", str(out / "dipole_navtrain")],
         ["--split", "navtrain", "--out", str(out / "control_beta0"), "--dipole.beta", "0"],
     ]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     at_once = max(1, min(len(jobs), cores))
     with ThreadPoolExecutor(at_once) as pool:
         runs = [pool.submit(launch, "rl_finetune.py", *common, *job, threads=max(1, cores // at_once)) for job in jobs]
@@ -156,37 +158,44 @@ def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, Any]
     The filtered split is part of the unfiltered one, so one pass over the latter scores both.
     """
     root = Path(config.world.root)
-    cache = open_metric_cache(None, load_split("navtest", root), root, root / "maps", workers=1)
     everything, filtered = load_split("navtest_all", root), load_split("navtest", root)
     records = select_scenes(everything, root)
     inside = {r.token for r in select_scenes(filtered, root)}
+    jobs = [(config, out, row.name) for row in ROWS]
+    found = dict(tqdm(run_jobs(score_method, jobs, available_cores()), total=len(jobs), unit="method"))
+    cache = open_metric_cache(None, filtered, root, root / "maps", workers=1)
     rows: dict[str, list[dict[str, Any]]] = {"navtest": [], "navtest_all": []}
     scored = {}
     for row in ROWS:
-        agent: Agent | None = BASELINES.get(row.name)
-        checkpoint = None if agent else resolve_checkpoint(out / row.name)
-        agent = agent or policy_agent(config, out, row.name, root / "image_cache")
-        whole = evaluate(agent, records, scenes_from_cache(cache), progress=False)
-        part = restrict(whole, inside)
-        for split, evaluation in ((filtered, part), (everything, whole)):
+        learned = row.name not in BASELINES
+        scored[row.name] = restrict(found[row.name], inside)
+        for split, evaluation in ((filtered, scored[row.name]), (everything, found[row.name])):
             write_evaluation(
                 out / "evaluation" / f"{row.name}_{split.name}",
                 evaluation,
-                agent="dpvla" if checkpoint else row.name,
+                agent="dpvla" if learned else row.name,
                 split=split,
                 records=[r for r in records if r.token in inside or split is everything],
                 data_root=root,
                 seed=config.seed,
-                omega=config.omega if checkpoint else None,
-                checkpoint=checkpoint,
+                omega=config.omega if learned else None,
+                checkpoint=resolve_checkpoint(out / row.name) if learned else None,
                 cache=cache,
             )
             means = evaluation.averages
             numbers = {short: 100 * means[name] for short, name in SHORT.items()}
             about = {"method": row.method, "trained_on": row.trained_on, "split": split.name}
             rows[split.name].append(about | numbers | {"scenes": len(evaluation.tokens)})
-        scored[row.name] = part
     return rows["navtest"] + rows["navtest_all"], scored
+
+
+def score_method(config: DemoConfig, out: Path, name: str) -> tuple[str, Evaluation]:
+    """One row's plans on the unfiltered test split, scored; for a process of its own."""
+    root = Path(config.world.root)
+    split = load_split("navtest_all", root)
+    cache = open_metric_cache(None, split, root, root / "maps", workers=1)
+    agent: Agent = BASELINES.get(name) or policy_agent(config, out, name, root / "image_cache")
+    return name, evaluate(agent, select_scenes(split, root), scenes_from_cache(cache), progress=False)
 
 
 def restrict(evaluation: Evaluation, tokens: set[str]) -> Evaluation:

@@ -57,6 +57,8 @@ class StackedLayerNorm(nn.Module):
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """(seed · member, row, size), normalised; ``frozen``: no gradient to the parameters."""
         gain, bias = (self.gain.detach(), self.bias.detach()) if frozen else (self.gain, self.bias)
+        if len(gain) == 1:  # one member in all: the fused kernel knows gain and bias
+            return F.layer_norm(x, x.shape[-1:], gain[0, 0], bias[0, 0], LAYER_NORM_EPS)
         normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
         return torch.addcmul(bias, normed, gain)
 

@@ -73,12 +73,12 @@ class CFGRL(Agent):
         def error(label: Tensor) -> Tensor:
             return (self.velocity(batch.observations, x_t, t, label) - velocity).square().mean(-1)
 
+        label = torch.zeros_like(advantage, dtype=torch.int64)
         if config.scheme == "dropout":
             dropped = draws.uniform(rows) < config.null_share
-            label = torch.where(dropped, NULL, torch.where(positive, POSITIVE, NEGATIVE))
+            label = torch.where(positive, label + POSITIVE, label + NEGATIVE).masked_fill(dropped, NULL)
             loss = error(label).mean(-1)
         else:
-            label = torch.zeros_like(advantage, dtype=torch.int64)
             loss = (positive * error(label + POSITIVE) + config.null_share * error(label + NULL)).mean(-1)
         info = {
             "actor/flow": loss.detach(),

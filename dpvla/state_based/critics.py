@@ -65,7 +65,7 @@ def aggregate(q: Tensor, clip_q: bool) -> Tensor:
 
 def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
     """``|expectile - 1(d < 0)| d²``, element by element (IQL's Eq. 5)."""
-    return torch.where(difference >= 0, expectile, 1 - expectile) * difference.square()
+    return (expectile - (difference < 0).to(difference.dtype)).abs() * difference.square()
 
 
 def bootstrapped(batch: Batch, discount: float, next_value: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def noised_actions(actions: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tenso
 
 def repeated(observations: Tensor, samples: int) -> Tensor:
     """Every row ``samples`` times, next to each other: (seed, row · samples, observation)."""
-    return observations.repeat_interleave(samples, 1) if samples > 1 else observations
+    return observations.unsqueeze(2).expand(-1, -1, samples, -1).flatten(1, 2)
 
 
 def best_of(q: Tensor, actions: Tensor, samples: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Updates of an agent, several per step of the loop and, on a GPU, all of them in one CUDA graph.
 
 An update: gather rows, losses of every network and seed, one backward pass, one fused Adam, targets follow. What it
-draws at random is drawn before, each seed from a generator made of (seed, step): the graph itself holds no generator,
-a stopped run goes on exactly, and a seed learns the same alone as beside others.
+draws at random is drawn before, for each seed from a generator made of (seed, update): the graph itself holds no
+generator, a stopped run goes on exactly, and a seed learns the same alone as beside others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_USEFUL_THREADS = 8  # for layers of 512 and batches of 256
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """How updates are launched. It does not change what is learned, except through float rounding."""
+    """How updates are launched; what is learned does not depend on it, beyond the rounding of floats."""
 
     per_step: int = 1  # updates in one step of the loop, and in one CUDA graph; steps count updates all the same
     cuda_graph: bool = True  # capture them where there is a GPU
@@ -130,13 +130,14 @@ class StackedUpdate:
         self._uniforms = torch.zeros(seeds, self.stride, uniforms, device=self.device)
 
     def _draw(self, replay: Replay, step: int) -> None:
-        for seed, generator in zip(self.agent.seeds, self._generators):
-            generator.manual_seed(step_seed(seed, step))
-        for number, generator in enumerate(self._generators):
-            self._normals[number].normal_(generator=generator)
-            self._uniforms[number].uniform_(generator=generator)
-        rows = replay.draw_rows(self._generators, self.stride * self._rows.shape[2])
-        self._rows.copy_(rows.view_as(self._rows))
+        """Fill the tape: what update n draws depends on its seed and n alone, not on how updates share a launch."""
+        for place in range(self.stride):
+            number = step - self.stride + 1 + place
+            for row, (seed, generator) in enumerate(zip(self.agent.seeds, self._generators)):
+                generator.manual_seed(step_seed(seed, number))
+                self._normals[row, place].normal_(generator=generator)
+                self._uniforms[row, place].uniform_(generator=generator)
+            self._rows[:, place] = replay.draw_rows(self._generators, self._rows.shape[2])
 
     def _captured(self, replay: Replay, phase: int) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
         """The updates as a CUDA graph; capturing runs none of them."""

@@ -66,6 +66,12 @@ def test_three_seeds_side_by_side_learn_what_each_learns_alone(name: str) -> Non
                              or "frequencies" in key for key in different)  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["dipole", "rebrac"])
+def test_several_updates_in_one_step_are_the_same_updates(name: str) -> None:
+    single, four = updated(name, [4, 5], 8).state_dict(), updated(name, [4, 5], 2, stride=4).state_dict()
+    assert all(torch.equal(single[key], four[key]) for key in single)
+
+
 def test_acting_draws_for_each_seed_what_it_draws_alone() -> None:
     agent, alone = updated("dipole", [1, 2]), updated("dipole", [2])
     observations = torch.randn(2, 4, 3)

@@ -349,6 +349,23 @@ def test_the_policys_climb_on_q_leaves_the_critic_alone(name: str) -> None:
     assert moved == {"policy"}
 
 
+@pytest.mark.parametrize("name", ["rebrac", "fql"])
+def test_dividing_by_the_mean_q_rescales_the_climb_and_adds_no_gradient_of_its_own(name: str) -> None:
+    changes = {"alpha_actor": 0.0} if name == "rebrac" else {"alpha": 0.0, "normalize_q": True}
+    agent = small_agent(AGENTS[name][1](**(SMALL | changes)))
+    batch, bias = small_batch(), agent.policy.final.bias
+    draws = () if name == "rebrac" else (KnownDraws(),)
+    loss, _ = agent.policy_loss(batch, *draws)
+    found = torch.autograd.grad(loss.sum(), bias)[0]
+    if name == "rebrac":
+        q = agent.critic(batch.observations, torch.tanh(agent.policy(batch.observations)[:, 0])).amin(1)
+    else:
+        noise = KnownDraws().normal(6, 2)
+        q = agent.critic(batch.observations, agent.policy(batch.observations, noise)[:, 0].clamp(-1, 1)).mean(1)
+    expected = torch.autograd.grad(-q.mean() / float(q.detach().abs().mean()), bias)[0]
+    assert torch.allclose(found, expected) and found.any()
+
+
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_td_target_teaches_no_network_that_it_is_made_of(name: str) -> None:
     """Without rows of its own to fit, a network gets no gradient: the loss at s' alone reaches nothing."""

@@ -72,6 +72,15 @@ def test_several_updates_in_one_step_are_the_same_updates(name: str) -> None:
     assert all(torch.equal(single[key], four[key]) for key in single)
 
 
+def test_each_seed_and_each_update_draws_other_rows_and_other_noise() -> None:
+    agent = make_agent(DipoleConfig(**SMALL), 3, 2, [4, 5])
+    how = StackedUpdate(agent, LOOP, UpdateConfig(per_step=2, threads=1))
+    how.step(Replay(transitions(), [4, 5]), 2, 1e-3)
+    for tape in (how._rows, how._normals, how._uniforms):
+        four = tape.flatten(0, 1)
+        assert len(four.unique(dim=0)) == 4
+
+
 def test_acting_draws_for_each_seed_what_it_draws_alone() -> None:
     agent, alone = updated("dipole", [1, 2]), updated("dipole", [2])
     observations = torch.randn(2, 4, 3)

@@ -129,6 +129,17 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def acting_file(run_dir: Path, acting: Mapping[str, Any]) -> Path:
+    """Where an evaluation of a finished run with other hyperparameters of acting is kept."""
+    return run_dir / ("acting_" + "_".join(f"{name}={value}" for name, value in acting.items()) + ".json")
+
+
+def read_acting(run_dir: Path | str, acting: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `training_run.evaluate_acting` found, None when it was not called."""
+    path = acting_file(Path(run_dir), acting)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def updates_per_second(run_dir: Path) -> float:
     """Updates over the time they took, evaluations left out, from a run's ``metrics.csv``; 0 before anything is logged.
 

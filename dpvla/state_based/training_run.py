@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dpvla.files import write_json
 from dpvla.state_based.agent import Agent
 from dpvla.state_based.agents import load_agent, make_agent
 from dpvla.state_based.data.offline_data import load_data
@@ -19,11 +20,19 @@ from dpvla.state_based.evaluation import Evaluation, environments_at_once, evalu
 from dpvla.state_based.online import OnlineCollector
 from dpvla.state_based.protocol import StateBasedConfig, evaluation_episodes, read_task
 from dpvla.state_based.replay import Replay
-from dpvla.state_based.results import Evaluations, check_data, read_result, write_result
+from dpvla.state_based.results import (
+    Evaluations,
+    acting_file,
+    check_data,
+    read_acting,
+    read_result,
+    summarise,
+    write_result,
+)
 from dpvla.state_based.stage import AgentStage
 from dpvla.state_based.tasks import Task
 from dpvla.state_based.update import make_update
-from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
+from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, resolve_checkpoint
 from dpvla.training.loop import make_accelerator, train
 from dpvla.training.run_directory import TrainedOn, describe_training, open_run
 
@@ -92,6 +101,25 @@ def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
         _raise_first(failures, out)
         evaluator.catch_up(out)
         return write_result(out, config, task, recipe, data.about, evaluator.evaluations)
+
+
+def evaluate_acting(config: StateBasedConfig, acting: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate a finished run's agent with other hyperparameters of acting, e.g. ``{"samples": 1}``, and keep that.
+
+    Returns the last evaluation's summary: mean, std and a row for each seed. The episodes start as the run's own did.
+    """
+    task, _ = read_task(config)
+    out = Path(config.out)
+    if (found := read_acting(out, acting)) is not None:
+        return found
+    agent = load_agent(resolve_checkpoint(out) / "model", **acting)
+    agent.to(make_accelerator(replace(config.loop, trackers=()), out).device)
+    episodes = evaluation_episodes(config, task)
+    count = environments_at_once(config.environments, len(config.all_seeds), episodes)
+    with EnvironmentPool(task.name, count, config.workers) as pool:
+        summary = summarise(evaluate(agent, pool, episodes, config.all_steps, task.metric))
+    write_json(acting_file(out, acting), summary)
+    return summary
 
 
 class _Evaluator:

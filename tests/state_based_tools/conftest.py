@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dpvla.state_based import training_run
 from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
+from dpvla.state_based.environment_workers import EnvironmentPool
+from tests.state_based_tools.countdown import Countdown
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     generate(config)
     return folder
+
+
+@pytest.fixture
+def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluate and collect in an environment of the maze's sizes whose episodes last a few steps."""
+
+    class ShortEpisodes(EnvironmentPool):
+        def __init__(self, name: str, count: int, workers: int) -> None:
+            super().__init__(name, count, workers, make=Countdown)
+
+    monkeypatch.setattr(training_run, "EnvironmentPool", ShortEpisodes)

@@ -16,7 +16,7 @@ from dpvla.config import ConfigError
 from dpvla.state_based import training_run
 from dpvla.state_based.agents import load_agent
 from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
-from dpvla.state_based.environment_workers import EnvironmentPool, WorkerDied
+from dpvla.state_based.environment_workers import WorkerDied
 from dpvla.state_based.protocol import StateBasedConfig, read_task
 from dpvla.state_based.training_run import train_state_based
 from dpvla.training.checkpoint import load_tensors
@@ -42,17 +42,6 @@ def tiny(data: Path, out: Path, **changes: Any) -> StateBasedConfig:
     )
     loop = replace(config.loop, log_every=4, evaluate_every=4, save_every=4, trackers=())
     return replace(config, loop=replace(loop, **changes.pop("loop", {})), **changes)
-
-
-@pytest.fixture
-def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluate and collect in an environment of the maze's sizes whose episodes last a few steps."""
-
-    class ShortEpisodes(EnvironmentPool):
-        def __init__(self, name: str, count: int, workers: int) -> None:
-            super().__init__(name, count, workers, make=Countdown)
-
-    monkeypatch.setattr(training_run, "EnvironmentPool", ShortEpisodes)
 
 
 def same_weights(a: Path, b: Path) -> None:

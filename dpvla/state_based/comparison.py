@@ -1,0 +1,104 @@
+"""Ours beside the paper's: a table's cells from the results of its runs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dpvla.report.table import markdown_table
+from dpvla.state_based.paper_tables import Method, PaperTable, Printed
+from dpvla.state_based.protocol import SEEDS
+from dpvla.state_based.reproduction import Grid
+from dpvla.state_based.results import mean_and_std, read_acting
+from dpvla.state_based.tasks import find_task
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Scores of one cell, one for each seed: percent of successes, or return."""
+
+    scores: tuple[float, ...]
+    before: tuple[float, ...]  # the same before the online steps; empty without them
+    departures: frozenset[str]  # from the paper's protocol
+
+    def text(self) -> str:
+        """``97.5±1.6``, with ``before→after`` for online runs; the number of seeds where it is not the paper's."""
+        parts = [_mean_std(scores) for scores in (self.before, self.scores) if scores]
+        seeds = "" if len(self.scores) == SEEDS else f" ({len(self.scores)} seed{'s' * (len(self.scores) > 1)})"
+        return "→".join(parts) + seeds + ("\\*" if self.departures else "")
+
+
+def compare(grid: Grid) -> str:
+    """The table in Markdown: each cell is ours / the paper's, mean ± standard deviation over seeds, and notes."""
+    table = grid.table
+    departures: set[str] = set()
+    rows = []
+    for row in grid.rows:
+        line = {"task": row.removesuffix("-v0").replace("-singletask", "")}
+        for method in grid.methods:
+            ours, found = _cell(grid, row, method)
+            departures |= ours.departures if ours else frozenset()
+            line[method.title] = f"{found if ours is None else ours.text()} / {_printed(table, row, method)}"
+        rows.append(line)
+    label = f"Table {table.key} of the paper" if table.printed else f"Table '{table.key}'"
+    lines = [f"{label}: {table.title}. Each cell: ours / the paper's, mean ± std over seeds.", "", markdown_table(rows)]
+    notes = list(table.notes)
+    if departures:
+        marked = "scaled down, or not on the official data; not comparable with the paper's numbers"
+        notes.append(f"\\* {marked}: " + "; ".join(sorted(departures)))
+    return "\n".join(lines + [""] * bool(notes) + [f"- {note}" for note in notes]) + "\n"
+
+
+def _cell(grid: Grid, row: str, method: Method) -> tuple[Ours | None, str]:
+    """Our numbers of a cell; where there are none, what to print instead."""
+    tasks = [_scores(grid, task, method) for task in grid.table.tasks(row)]
+    seeds = [seed for seed in tasks[0] if all(seed in task for task in tasks)]
+    if not seeds:
+        begun = sum(bool(task) for task in tasks)
+        return None, f"{begun} of {len(tasks)} tasks" if begun else NOTHING
+    # As the paper's aggregates: a seed's mean over tasks first, then mean and deviation over seeds.
+    after = [statistics.fmean(task[seed][0] for task in tasks) for seed in seeds]
+    before = [statistics.fmean(task[seed][1] or 0.0 for task in tasks) for seed in seeds] if grid.table.online else []
+    departures = frozenset(d for task in tasks for seed in seeds for d in task[seed][2])
+    return Ours(tuple(after), tuple(before), departures), ""
+
+
+Scores = dict[int, tuple[float, float | None, Sequence[str]]]
+"""By seed: the last step's score, the one before the online steps, departures from the paper."""
+
+
+def _scores(grid: Grid, task: str, method: Method) -> Scores:
+    metric = find_task(task).metric
+    scale = 100.0 if metric == "success" else 1.0
+    found: Scores = {}
+    for result in grid.results(task, method.agent):
+        per_seed = result["per_seed"]
+        if method.acting:
+            acting = read_acting(result["config"]["out"], method.acting)
+            per_seed = acting["per_seed"] if acting else []
+        before: Mapping[int, float] = {}
+        if grid.table.online:
+            offline = result["evaluations"][str(result["offline_steps"])]["per_seed"]
+            before = {row["seed"]: scale * row[metric] for row in offline}
+        found |= {
+            row["seed"]: (scale * row[metric], before.get(row["seed"]), result["deviations_from_the_paper"])
+            for row in per_seed
+            if row["seed"] in grid.config.seeds
+        }
+    return dict(sorted(found.items()))
+
+
+def _printed(table: PaperTable, row: str, method: Method) -> str:
+    cell: Printed | None = table.printed.get((row, method.key))
+    if cell is None:
+        return NOTHING
+    text = f"{cell.mean:g}±{cell.std:g}"
+    return text if cell.after is None else f"{text}→{cell.after[0]:g}±{cell.after[1]:g}"
+
+
+def _mean_std(scores: Sequence[float]) -> str:
+    mean, std = mean_and_std(scores)
+    return f"{mean:.1f}±{std:.1f}" if len(scores) > 1 else f"{mean:.1f}"

@@ -1,0 +1,52 @@
+"""Run, or go on with, the runs behind a table of the paper, and print ours beside the paper's numbers.
+
+python tools/reproduce.py --table 7 --only cube-single-play dipole fql --dry-run   # what is missing, how long it takes
+python tools/reproduce.py --table 7 --only cube-single-play dipole fql --seeds 0 1 2
+python tools/reproduce.py --table small --protocol configs/state_based/protocol_cpu.yaml --seeds 0 1 2 \
+    --out runs/small --ogbench-data data/ogbench --exorl-data data/exorl
+
+Leaves OUT/table_<N>.md. Numbers of scaled-down runs and of runs on locally generated data are marked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpvla.config import parse, reporting_errors
+from dpvla.files import write_text
+from dpvla.state_based.comparison import compare
+from dpvla.state_based.paper_tables import read_table
+from dpvla.state_based.reproduction import Grid, ReproduceConfig
+
+
+@reporting_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Say what is missing, run it unless it is a dry run, print the table."""
+    config = parse(ReproduceConfig, argv, __doc__)
+    grid = Grid(read_table(config.table), config)
+    seconds = 0.0
+    estimates = grid.estimate(list(grid.missing()))
+    for run, needed in estimates:
+        begun = f", begun: {run.begun_at} of {run.config.all_steps} updates" if run.begun_at else ""
+        speed = f"{run.updates / needed:.0f} updates/s" if needed else "evaluation only"
+        print(f"missing: {run.config.out}{begun}; {needed / 3600:.1f} h at {speed}")
+        seconds += needed
+    print(f"{len(estimates)} runs missing; their updates take about {seconds / 3600:.1f} h, evaluations not counted\n")
+    try:
+        failed = {} if config.dry_run else grid.run()
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"error: {error}") from error
+    table = compare(grid)
+    if not config.dry_run:
+        write_text(Path(config.out) / f"table_{config.table}.md", table)
+    print(table)
+    for out, why in failed.items():
+        print(f"failed: {out}: {why}", file=sys.stderr)
+    if failed:
+        raise SystemExit(f"error: {len(failed)} of {len(estimates)} runs failed; the same command tries them again")
+
+
+if __name__ == "__main__":
+    main()

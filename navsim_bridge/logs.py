@@ -206,12 +206,18 @@ def open_log(path: Path | str) -> Log:
     return _kept_log(path.resolve(), (stat.st_mtime_ns, stat.st_size))
 
 
+_UNIT = 1e-14
+"""How far the square of a quaternion's length may be from one."""
+
+
 def yaw(rotation: NDArray[np.float64]) -> float:
     """Heading [rad] of a quaternion w, x, y, z, with the formula of the library that the devkit uses.
 
-    Its sign of the x*y term differs from the usual one; they agree for rotations about z alone.
+    Its sign of the x*y term differs from the usual one; they agree for rotations about z alone. As there, a
+    quaternion is scaled to unit length only where it is not within rounding of it.
     """
-    w, x, y, z = rotation / np.sqrt(np.dot(rotation, rotation))
+    square = np.dot(rotation, rotation)
+    w, x, y, z = rotation if abs(1.0 - square) < _UNIT else rotation / np.sqrt(square)
     return float(np.arctan2(2 * (w * z - x * y), 1 - 2 * (y**2 + z**2)))
 
 
@@ -219,7 +225,9 @@ def to_global(boxes: NDArray[np.float64], pose: NDArray[np.float64]) -> NDArray[
     """(box, 3) global centre and heading of boxes given in the ego frame."""
     x, y, heading = pose
     cos, sin = np.cos(heading), np.sin(heading)
-    turned = np.mod(boxes[:, 6] + heading + np.pi, 2 * np.pi) - np.pi
+    turned = boxes[:, 6] + heading
+    for _ in range(2):  # as the devkit does: where an object turns by pi, the last bit decides which way round
+        turned = np.arctan2(np.sin(turned), np.cos(turned))
     return np.stack(
         [boxes[:, 0] * cos - boxes[:, 1] * sin + x, boxes[:, 0] * sin + boxes[:, 1] * cos + y, turned], axis=1
     )

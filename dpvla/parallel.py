@@ -71,3 +71,19 @@ def one_thread_each() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """torch takes ``count`` threads inside.
+
+    One is best for many small operations: threads that wait for each other are several times slower on a busy machine.
+    """
+    import torch  # jobs that do without it need not load it
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from dpvla.parallel import torch_threads
 from navsim_bridge.logs import Log, annotated, log_path, open_log
 from navsim_bridge.maps import Polygon, VectorMap, flatten, open_map
 from navsim_bridge.metric_cache.epdms_inputs import V2_KEY_FRAMES, epdms_inputs, observe_v2
@@ -70,9 +71,10 @@ class SceneBuilder:
                 drafts.append((record, *self._planner_scene(record)))
             except ValueError as error:
                 self._fail(record, error, failed)
-        plans = plan_references(
-            [scene for _, scene, _ in drafts], version=VERSION[self._metric], ignored=self._ignored_after(before)
-        )
+        with torch_threads(1):
+            plans = plan_references(
+                [scene for _, scene, _ in drafts], version=VERSION[self._metric], ignored=self._ignored_after(before)
+            )
         scenes: dict[str, MetricScene] = {}
         if plans:
             self._last = [r.token for r in (*before, *records)], plans[-1].ignored

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from tqdm import tqdm
 
 from dpvla import provenance
 from dpvla.files import write_atomically, write_json
+from dpvla.parallel import torch_threads
 from dpvla.state_based.data.exorl_data import COLLECTION, DEFAULT_FOLDER
 from dpvla.state_based.data.exorl_files import EpisodeFile, buffer_folder, list_episodes, read_episode, write_episode
 from dpvla.state_based.data.exorl_rewards import sizes_of
@@ -84,7 +83,7 @@ def collect(config: ExORLCollection) -> Path:
             replay.extend(read_episode(episode, sizes_of(env), ["observation", "action"]))
     title = f"{config.domain} rnd"
     with (
-        _threads(config.threads),
+        torch_threads(config.threads),
         tqdm(total=config.episodes, initial=done, desc=title, unit="episode", disable=config.quiet) as bar,
     ):
         for index in range(done, config.episodes):
@@ -198,13 +197,3 @@ def _episodes(buffer: Path) -> list[EpisodeFile]:
 def _save(buffer: Path, agent: RNDAgent, episodes: int) -> None:
     state = {"episodes": episodes, "agent": agent.state()}
     write_atomically(buffer.parent / CHECKPOINT, lambda file: torch.save(state, file))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -178,6 +178,6 @@ class OnlineCollector:
             file=sys.stderr,
             flush=True,
         )
-        self.replay._continues.zero_()
+        self.replay.end_episodes()
         self._begin(seeds)
         return False

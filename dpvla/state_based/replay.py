@@ -105,6 +105,10 @@ class Replay:
         self._continues = 1 - terminals.to(self.device, torch.float32)
         self.collected += 1
 
+    def end_episodes(self) -> None:
+        """The next row of every seed belongs to a new episode, whatever the last one was."""
+        self._continues.zero_()
+
     def save(self, path: Path) -> None:
         """The collected rows; the recorded ones are data of the user's."""
         rows = torch.stack([self.table[start : start + self.collected] for start in self._own.tolist()])

@@ -197,11 +197,14 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 class Stopper:
-    """Turns SIGINT and SIGTERM into 'save after this step, then stop', agreed between processes at logged steps."""
+    """Turns SIGINT and SIGTERM into 'save after this step, then stop', agreed between processes at logged steps.
+
+    A second signal stops at once; one that follows within a second is taken for the same (`timeout` signals twice).
+    """
 
     def __init__(self, accelerator: Accelerator, config: LoopConfig) -> None:
         self._accelerator, self._config = accelerator, config
-        self._signalled = False
+        self._signalled, self._first = False, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stopper:
@@ -214,9 +217,10 @@ class Stopper:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signalled:
+        if self._signalled and time.monotonic() - self._first > 1.0:
             raise KeyboardInterrupt
-        self._signalled = True
+        if not self._signalled:
+            self._signalled, self._first = True, time.monotonic()
 
     def asked(self, step: int) -> bool:
         """Whether to stop after ``step``."""

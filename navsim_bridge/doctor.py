@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpvla.parallel import available_cores
 from navsim_bridge import roots
 from navsim_bridge.logs import MAP_LOCATIONS
 
@@ -314,7 +315,7 @@ def check_split(root: Path, maps: Path, split_name: str) -> Iterator[Finding]:
     try:
         split = load_split(split_name, root)
         there = list_logs(root, split.data_split)
-        records = select_scenes(split, root, allow_missing=True, workers=os.cpu_count() or 1)
+        records = select_scenes(split, root, allow_missing=True, workers=available_cores())
     except (ValueError, OSError) as error:
         yield Finding(ERROR, f"split {split_name}: {error}")
         return

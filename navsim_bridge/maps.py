@@ -39,6 +39,11 @@ class Polygon:
     ring_sizes: tuple[int, ...]
     vertices: NDArray[np.float64]  # (vertex, 2) [m]
 
+    def shape(self) -> shapely.Polygon:
+        """The same for shapely."""
+        rings = np.split(self.vertices, np.cumsum(self.ring_sizes)[:-1])
+        return shapely.Polygon(rings[0], rings[1:])
+
 
 @dataclass(frozen=True)
 class Lane:

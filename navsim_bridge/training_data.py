@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from dpvla.batch import RewardFunction
+from dpvla.parallel import available_cores
 from dpvla.training.run_directory import TrainedOn
 from navsim_bridge.dataset import CAMERAS, NavsimDataset
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
@@ -66,7 +67,7 @@ def open_training_data(
         if accelerator.is_main_process:
             make_demo_world_if_needed(config)
         root, maps = data_root(config.data_root), maps_root(config.maps_root)
-        workers = config.workers or os.cpu_count() or 1
+        workers = config.workers or available_cores()
         split = load_split(config.split, root)
         records = select_scenes(split, root, config.allow_missing, workers)
         records = with_images(records, root, CAMERAS, split.name, config.allow_missing)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dpvla import config
 from dpvla.config import reporting_errors
+from dpvla.parallel import available_cores
 from navsim_bridge import roots
 from navsim_bridge.metric_cache import MetricName, build_metric_cache, convert_official_cache, merge_caches
 from navsim_bridge.shard import Shard
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("give one of --split, --official-cache and --merge")
     if not options.split and (options.shard or options.metric != "pdms"):
         raise ValueError("--shard and --metric belong to --split: caches of the devkit are of v1.1, shards say theirs")
-    workers = options.workers or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    workers = options.workers or max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     shard = Shard.parse(options.shard) if options.shard else Shard.from_environment()
     if shard is not None and not options.split:
         raise ValueError("only --split can be worked on by several launched processes; run this one without launcher")

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from dpvla.parallel import available_cores
 from dpvla.state_based.agent import Agent
 from dpvla.state_based.draws import CountingDraws, TapeDraws
 from dpvla.state_based.replay import Replay
@@ -178,19 +179,13 @@ def make_update(launch: UpdateConfig) -> Callable[[nn.Module, LoopConfig, Accele
 
 
 def own_cores() -> int:
-    """CPU threads worth using: OMP_NUM_THREADS if set, else this process's cores (affinity and container limit).
+    """CPU threads worth using: OMP_NUM_THREADS if set, else the cores this process may use.
 
     More threads than cores is the expensive mistake: waiting ones spin and steal time from the working ones.
     """
     if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         return max(1, int(asked))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    limit = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
-    if limit.is_file():
-        quota, period = limit.read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return min(cores, MOST_USEFUL_THREADS)
+    return min(available_cores(), MOST_USEFUL_THREADS)
 
 
 def _refuse_unsupported(config: LoopConfig) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from navsim_bridge.maps import Polygon
 from navsim_bridge.pdm.metric_scene import NUM_FRAMES
 from navsim_bridge.pdm_closed.boxes import EGO_HALF, box_distance, corners, ego_centers
 from navsim_bridge.pdm_closed.inputs import PlannerScene
@@ -81,7 +80,7 @@ def forecast(scene: PlannerScene, ignored: Collection[str] = ()) -> Forecast:
 
     touching = _touches_ego(scene, boxes)
     ego = shapely.polygons(corners(center, scene.ego_state[2], EGO_HALF))
-    lights = np.array([shape_of(light) for light in scene.red_lights], dtype=object)
+    lights = np.array([light.shape() for light in scene.red_lights], dtype=object)
     light_tokens = tuple(RED_LIGHT + light.token for light in scene.red_lights)
     inside = np.array([shapely.within(ego, light) for light in lights], dtype=bool)
     earlier = np.array([token in ignored for token in light_tokens], dtype=bool)
@@ -99,12 +98,6 @@ def forecast(scene: PlannerScene, ignored: Collection[str] = ()) -> Forecast:
         ignored_light=inside | earlier,
         newly_ignored=tuple(newly),
     )
-
-
-def shape_of(polygon: Polygon) -> shapely.Polygon:
-    """The shapely polygon of open rings."""
-    rings = np.split(polygon.vertices, np.cumsum(polygon.ring_sizes)[:-1])
-    return shapely.Polygon(rings[0], rings[1:])
 
 
 def _touches_ego(scene: PlannerScene, boxes: Float) -> NDArray[np.bool_]:

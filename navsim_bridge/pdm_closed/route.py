@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from navsim_bridge.maps import Lane, MapError, VectorMap
 from navsim_bridge.pdm_closed.boxes import EGO_HALF, corners, ego_centers
-from navsim_bridge.pdm_closed.forecast import shape_of
 from navsim_bridge.pdm_closed.lane_graph import chain_lanes, link_blocks
 
 NEAR = 1.0
@@ -236,7 +235,7 @@ class RouteFinder:
             raise MapError(f"{self._map.path}: roadblock connector {block} on the route: {error}") from error
 
     def _find_shape(self, layer: str, token: str) -> shapely.Geometry:
-        parts = [shape_of(polygon) for polygon in self._map.polygons_of(layer, token)]
+        parts = [polygon.shape() for polygon in self._map.polygons_of(layer, token)]
         if not parts:
             raise MapError(f"{self._map.path}: {token} on the route has no polygon in layer {layer}")
         return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)

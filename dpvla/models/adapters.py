@@ -51,11 +51,14 @@ class AdaptableLinear(nn.Linear):
         self.adapter_scale = 0.0
 
     def add(self, num_policies: int, rank: int, alpha: float) -> None:
-        """Updates that start at zero: A is Kaiming-uniform, B is 0, so each policy equals the base."""
-        down = torch.empty(num_policies, rank, self.in_features, device=self.weight.device)
-        for matrix in down:
-            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
-        self.adapter_down = nn.Parameter(down)
+        """Updates that start at zero: A is Kaiming-uniform, B is 0, so each policy equals the base.
+
+        All policies start from the same A. What training noise does to them is then mostly common, and the guided
+        combination ``(1+w) eps_pos - w eps_neg`` counts it once instead of amplifying it.
+        """
+        down = torch.empty(rank, self.in_features, device=self.weight.device)
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        self.adapter_down = nn.Parameter(down.repeat(num_policies, 1, 1))
         up = torch.zeros(num_policies, self.out_features, rank, device=self.weight.device)
         self.adapter_up = nn.Parameter(up)
         self.adapter_scale = alpha / rank

@@ -25,6 +25,7 @@ class EncoderConfig:
     views_in_text_encoder: Literal["all", "front"] = "all"  # Florence: whose tokens the text encoder reads
     stride: int = 16  # timm: feature map to take, in pixels per cell
     width: int = 96  # timm: width of the tokens
+    summary_width: int = 0  # timm: all cells, reduced to so many numbers each, also reach every token; 0: they do not
     mixer_blocks: int = 1  # timm: transformer blocks over all cameras' tokens
     mixer_heads: int = 4  # timm: their attention heads
     timm_options: dict[str, Any] = field(default_factory=dict)  # timm: more arguments of timm.create_model

@@ -272,6 +272,7 @@ def _build_encoder(config: EncoderConfig) -> FlorenceEncoder | TimmEncoder:
             num_cameras=config.num_cameras,
             stride=config.stride,
             token_width=config.width,
+            summary_width=config.summary_width,
             mixer_blocks=config.mixer_blocks,
             mixer_heads=config.mixer_heads,
             options=config.timm_options,

@@ -18,7 +18,9 @@ class TimmEncoder(nn.Module):
     """Camera images and command to scene tokens ``(scene, camera * cell + 1, token_width)``.
 
     The feature map at ``stride`` of every camera becomes tokens with a learned embedding per camera and cell; the last
-    token is the command. Networks with BatchNorm keep running statistics, which averaged weights (EMA) do not share:
+    token is the command. With ``summary_width`` every cell is also reduced to so many numbers, and one linear map of
+    them all is added to every token: attention starts out almost uniform, and short runs often end before it has
+    found where to look. Networks with BatchNorm keep running statistics, which averaged weights (EMA) do not share:
     they are those of the weights as trained.
     """
 
@@ -31,6 +33,7 @@ class TimmEncoder(nn.Module):
         num_cameras: int,
         stride: int,
         token_width: int,
+        summary_width: int,
         mixer_blocks: int,
         mixer_heads: int,
         options: dict[str, Any] | None = None,
@@ -59,6 +62,12 @@ class TimmEncoder(nn.Module):
         self.project = nn.Linear(features, token_width)
         self.place = nn.Parameter(torch.zeros(num_cameras, cells[0] * cells[1], token_width))
         self.command = nn.Embedding(len(COMMANDS), token_width)
+        self.summary: nn.Sequential | None = None
+        if summary_width:
+            all_cells = num_cameras * cells[0] * cells[1] * summary_width
+            self.summary = nn.Sequential(
+                nn.Linear(token_width, summary_width), nn.Flatten(), nn.Linear(all_cells, token_width)
+            )
         self.mixer = nn.ModuleList(
             Block(("self", "mlp"), False, token_width, mixer_heads, token_width, 2) for _ in range(mixer_blocks)
         )
@@ -76,7 +85,10 @@ class TimmEncoder(nn.Module):
         features = self.backbone(pixels)[0]
         tokens = self.project(features.flatten(2).transpose(1, 2))
         tokens = tokens.view(scenes, self.num_cameras, -1, self.token_width) + self.place
-        tokens = torch.cat([tokens.flatten(1, 2), self.command(command)[:, None].to(tokens.dtype)], dim=1)
+        tokens = tokens.flatten(1, 2)
+        if self.summary is not None:
+            tokens = tokens + self.summary(tokens)[:, None]
+        tokens = torch.cat([tokens, self.command(command)[:, None].to(tokens.dtype)], dim=1)
         for block in self.mixer:
             tokens = block(tokens[None, :, None])[0, :, 0]
         return self.norm(tokens), None

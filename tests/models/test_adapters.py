@@ -42,6 +42,21 @@ def test_each_adapter_gets_its_own_gradient_only(light):
     assert layer.adapter_up.grad[1].abs().sum() == 0
 
 
+def test_equal_weights_keep_both_adapters_equal(light):
+    """So beta = 0 means that the guided combination adds nothing of its own."""
+    light.add_adapters()
+    light.freeze_base()
+    optimizer = torch.optim.AdamW(light.adapter_parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (0.5 * _errors(light, ADAPTERS)).mean().backward()
+        optimizer.step()
+    for layer in adaptable_layers(light.head).values():
+        assert layer.adapter_up.abs().sum() > 0
+        for pair in (layer.adapter_down, layer.adapter_up):
+            torch.testing.assert_close(pair[0], pair[1], rtol=0, atol=1e-5)
+
+
 def test_the_first_step_moves_both_adapters(light):
     light.add_adapters()
     light.freeze_base()

@@ -205,3 +205,17 @@ def test_any_timm_network_can_be_the_encoder():
     encoder = replace(base.encoder, name="timm:test_resnet", stride=16, timm_options={})
     policy = make_policy(replace(base, encoder=encoder))
     assert policy.encode(make_batch(policy.config)).tokens.shape == (4, 3 * 3 * 6 + 1, 96)
+
+
+def test_with_a_summary_every_token_depends_on_every_camera():
+    base = DPVLAConfig.tiny()
+    for summary_width, touched in ((0, 18), (4, 3 * 18)):  # tokens of the changed camera, or of all
+        encoder = replace(base.encoder, summary_width=summary_width, mixer_blocks=0)
+        policy = make_policy(replace(base, encoder=encoder))
+        batch = make_batch(policy.config)
+        images = batch.images.clone()
+        images[:, 2] = 0
+        with torch.no_grad():
+            before, after = (policy.encode(replace(batch, images=i)).tokens for i in (batch.images, images))
+        changed = (before != after).any(-1)[:, :-1]  # the last token is the command
+        assert (changed.sum(-1) == touched).all() and changed[:, 2 * 18 :].all()

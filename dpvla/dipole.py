@@ -7,6 +7,7 @@ each learned with a bounded weight (Eq. 7-9) and combined again when sampling (E
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,20 +54,37 @@ def dipole_loss(
     noise: Tensor,
     beta: float,
     shift: float = 0.0,
+    behaviour: Callable[[], Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted denoising for both adapters (Eq. 9); one backward pass reaches both.
+
+    With ``behaviour``, the denoiser that ``plans`` were sampled with, a term of mean zero is added that takes most of
+    the noise out of the gradient. For its own samples a denoiser is the mean of the target, ``E[v | x_t] = v_b(x_t)``,
+    so ``2 c E[output · (v - v_b)] = 0`` for any constant c: Eq. 9 keeps its value and its gradient, in expectation. At
+    ``c = sigmoid(k)``, the weight of a plan without preference, the gradient
+    ``w (output - v) + c (v - v_b) = w (output - v_b) - (w - c) (v - v_b)`` no longer pulls a policy that already equals
+    the behaviour towards every single sample, only towards those with a preference. (The guided combination samples
+    its own denoiser's distribution as nearly as guidance does, see ``dpvla.diffusion.combine``.)
 
     Args:
         plans: (scene, candidate, 8, 3) rollouts, ego frame. advantages, t: (scene, candidate).
         noise: (scene, candidate, 8, channel) standard normal.
+        behaviour: gives the sampling denoiser's output at these noised plans (scene, candidate, 8, channel).
     """
     good, bad = dichotomous_weights(advantages, beta, shift)
-    positive, negative = policy.denoising_errors(context, plans, t, noise, adapters=ADAPTERS)
+    output, target = policy.denoise_plans(context, plans, t, noise, adapters=ADAPTERS)
+    factor = policy.loss_factor(t)
+    positive, negative = (output - target).square().mean(dim=(-2, -1)) * factor
     loss_positive, loss_negative = (good * positive).mean(), (bad * negative).mean()
+    loss = loss_positive + loss_negative
+    if behaviour is not None:
+        indifferent = torch.stack(dichotomous_weights(torch.zeros_like(advantages), beta, shift))
+        surplus = (output * (target - behaviour())).mean(dim=(-2, -1)) * factor
+        loss = loss + 2 * (indifferent * surplus).mean(dim=(-2, -1)).sum()
     info = {
         "rl/loss_positive": loss_positive.detach(),
         "rl/loss_negative": loss_negative.detach(),
         "rl/weight_positive": good.mean(),
         "rl/weight_negative": bad.mean(),
     }
-    return loss_positive + loss_negative, info
+    return loss, info

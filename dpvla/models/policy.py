@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,15 @@ class DPVLA(nn.Module):
         """Read adapters written by ``save_adapters``, creating them when absent."""
         adapter_bank.load_adapters(self.head, directory)
 
+    def snapshot_head(self) -> DiTHead:
+        """The head as it is now, without gradients: adapters are copied, base weights shared."""
+        own = {id(parameter) for parameter in self.adapter_parameters()}
+        shared = {id(parameter): parameter for parameter in self.head.parameters() if id(parameter) not in own}
+        copied = deepcopy(self.head, shared)
+        for parameter in adapter_bank.adapter_parameters(copied):
+            parameter.requires_grad_(False)
+        return copied
+
     def freeze_base(self) -> None:
         """Keep only the adapters trainable; the encoder stays in eval mode from now on (cached tokens are exact)."""
         trainable = {id(parameter) for parameter in self.adapter_parameters()}
@@ -150,6 +160,47 @@ class DPVLA(nn.Module):
         shape = (scenes, draws, NUM_POSES, self.plan_coding.num_channels)
         return t.to(device), torch.randn(shape, generator=generator, device=source).to(device)
 
+    def denoise_plans(
+        self,
+        context: SceneContext,
+        plans: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        adapters: tuple[str | None, ...] = BASE_POLICY,
+        head: DiTHead | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the network outputs for noised plans, and what it should: both in its own parametrisation, float32.
+
+        Args:
+            plans: (scene, candidate, 8, 3). t: (scene, candidate). noise: (scene, candidate, 8, channel).
+            adapters: policies to run, in one pass; ``None`` is the base policy.
+            head: what runs instead of the policy's own head, from ``snapshot_head``.
+
+        Returns:
+            output (len(adapters), scene, candidate, 8, channel) and target (scene, candidate, 8, channel).
+        """
+        head = self.head if head is None else head
+        x0 = self.plan_coding.encode(plans.float(), context.ego_status)
+        x_t = self.schedule.add_noise(x0, noise, t)
+        prepared = head.prepare(context.tokens, context.mask, context.condition, adapters)
+        output = head.denoise(x_t, t, prepared).float()
+        return output, self.schedule.target(self.config.diffusion.output, x0, noise, t)
+
+    def loss_factor(self, t: Tensor, loss_weighting: str | None = None, alpha_floor: float | None = None) -> Tensor:
+        """What turns a squared error of the network's own output into the loss: one factor per noise level.
+
+        With ``loss_weighting="eps"`` the product is the ``|eps - eps(a_t, s, t)|^2`` of the paper's eq. 9; ``"v"`` and
+        ``"x0"`` measure those errors instead. Defaults are the policy's configuration. Forming eps first and dividing
+        by a small alpha later would lose digits.
+        """
+        settings = self.config.diffusion
+        weighting = settings.loss_weighting if loss_weighting is None else loss_weighting
+        floor = settings.alpha_floor if alpha_floor is None else alpha_floor
+        if weighting == settings.output and floor == 0:
+            return torch.ones_like(t)
+        factor = self.schedule.squared_eps_factor(settings.output, t)
+        return factor * self.schedule.squared_output_factor(weighting, t, floor)
+
     def denoising_errors(
         self,
         context: SceneContext,
@@ -160,27 +211,12 @@ class DPVLA(nn.Module):
         loss_weighting: str | None = None,
         alpha_floor: float | None = None,
     ) -> Tensor:
-        """Weighted squared error of each policy, ``(len(adapters), scene, candidate)``.
+        """Weighted squared error of each policy, a mean over poses and channels: ``(len(adapters), scene, candidate)``.
 
-        ``plans`` (scene, candidate, 8, 3), ``t`` (scene, candidate), ``noise`` (scene, candidate, 8, channel). With
-        ``loss_weighting="eps"`` this is the ``|eps - eps(a_t, s, t)|^2`` of the paper's eq. 9, a mean over poses and
-        channels; ``"v"`` and ``"x0"`` measure those errors instead. ``None`` in ``adapters`` is the base policy;
-        ``("positive", "negative")`` runs both in one pass, and one backward reaches both.
+        Arguments as in ``denoise_plans`` and ``loss_factor``; one backward reaches all ``adapters``.
         """
-        settings = self.config.diffusion
-        weighting = settings.loss_weighting if loss_weighting is None else loss_weighting
-        floor = settings.alpha_floor if alpha_floor is None else alpha_floor
-        x0 = self.plan_coding.encode(plans.float(), context.ego_status)
-        x_t = self.schedule.add_noise(x0, noise, t)
-        prepared = self.head.prepare(context.tokens, context.mask, context.condition, adapters)
-        output = self.head.denoise(x_t, t, prepared).float()
-        error = (output - self.schedule.target(settings.output, x0, noise, t)).square().mean(dim=(-2, -1))
-        # The error is taken in the network's own output and converted by its exact factor: forming eps first and
-        # dividing by a small alpha later would lose digits.
-        factor = self.schedule.squared_eps_factor(settings.output, t)
-        if weighting == settings.output and floor == 0:
-            return error
-        return error * factor * self.schedule.squared_output_factor(weighting, t, floor)
+        output, target = self.denoise_plans(context, plans, t, noise, adapters)
+        return (output - target).square().mean(dim=(-2, -1)) * self.loss_factor(t, loss_weighting, alpha_floor)
 
     def imitation_loss(
         self,

@@ -11,8 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dpvla.batch import RewardFunction, SceneSource
-from dpvla.dipole import dipole_loss
+from dpvla.diffusion import combine
+from dpvla.dipole import ADAPTERS, dipole_loss
 from dpvla.models import DPVLA, SceneContext
+from dpvla.models.adapters import load_adapters, save_adapters
+from dpvla.models.dit import DiTHead
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.rl.rollout import chunks, collect, encode_scenes
 from dpvla.training.checkpoint import CheckpointError, link_tree
@@ -30,6 +33,7 @@ class DipoleConfig:
     cycles: int = 1  # times the buffer is cleared and filled again
     epochs_per_cycle: int = 9  # training epochs on one buffer (paper: 9 after 1 roll-out epoch)
     scenes_per_cycle: int = 0  # at most so many scenes are rolled out in a cycle; 0: all of the split
+    control_variate: bool = False  # less noise in the gradient for one more pass of the head (dpvla.dipole.dipole_loss)
     batch_size: int = 56  # scenes in an update, each with its whole group (paper: 56 navtrain, 4 navtest)
     scenes_per_call: int = 64  # scenes encoded, sampled and scored together
     rank: int = 16  # of each LoRA adapter
@@ -49,15 +53,34 @@ class RolloutBatch:
 class DipoleStep(nn.Module):
     """The differentiable part of an update; ``forward`` is what accelerate wraps."""
 
-    def __init__(self, policy: DPVLA, beta: float, shift: float) -> None:
+    def __init__(self, policy: DPVLA, config: DipoleConfig) -> None:
         super().__init__()
         self.policy: DPVLA = policy
-        self.beta, self.shift = beta, shift
+        self.config = config
+        self._behaviour: tuple[DiTHead, ...] = ()  # in a tuple: neither trained nor saved with the module
+
+    @property
+    def behaviour(self) -> DiTHead | None:
+        """The head that sampled the buffer, where ``control_variate`` asks for it."""
+        return self._behaviour[0] if self._behaviour else None
+
+    def follow(self, head: DiTHead) -> None:
+        """Plans from now on were sampled with this head."""
+        self._behaviour = (head,)
 
     def forward(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 9 at one random noise level per plan."""
         t, noise = self.policy.draw(*batch.plans.shape[:2])
-        return dipole_loss(self.policy, batch.context, batch.plans, batch.advantages, t, noise, self.beta, self.shift)
+
+        @torch.no_grad()
+        def behaviour() -> Tensor:
+            output, _ = self.policy.denoise_plans(batch.context, batch.plans, t, noise, ADAPTERS, self.behaviour)
+            return combine(output[0], output[1], self.config.omega)
+
+        return dipole_loss(
+            self.policy, batch.context, batch.plans, batch.advantages, t, noise, self.config.beta, self.config.shift,
+            behaviour if self.behaviour is not None else None,
+        )  # fmt: skip
 
 
 class DipoleStage:
@@ -77,7 +100,7 @@ class DipoleStage:
         """``model_directory``: the frozen ``model/`` the checkpoints repeat; ``describe`` writes ``run.yaml``."""
         policy.freeze_base()
         self.policy, self.source, self.reward, self.config, self.seed = policy, source, reward, config, seed
-        self.module: nn.Module = DipoleStep(policy, config.beta, config.shift)
+        self.module = DipoleStep(policy, config)
         self.accelerator, self.model_directory, self.describe = accelerator, model_directory, describe
         self.buffer: RolloutBuffer | None = None
         self._contexts: list[SceneContext] | None = None
@@ -127,6 +150,8 @@ class DipoleStage:
         self.describe(directory)
         if self.buffer is not None:
             self.buffer.save(directory / "trainer_state" / "buffer.safetensors")
+        if self.module.behaviour is not None:
+            save_adapters(self.module.behaviour, directory / "trainer_state" / "behaviour")
 
     def restore(self, directory: Path) -> None:
         """Take up the buffer; the encoded scenes are made again in the same portions."""
@@ -140,12 +165,18 @@ class DipoleStage:
                 f"{self.accelerator.num_processes}: launch as many, or start a new run from these weights"
             )
         self.buffer, self._contexts = buffer, self._encode_all(buffer.indices[buffer.part(self._rank)])
+        if self.config.control_variate:
+            behaviour = self.policy.snapshot_head()
+            load_adapters(behaviour, directory / "trainer_state" / "behaviour")
+            self.module.follow(behaviour)
 
     @property
     def _rank(self) -> int:
         return self.accelerator.process_index
 
     def _roll_out(self, cycle: int) -> RolloutBuffer:
+        if self.config.control_variate:
+            self.module.follow(self.policy.snapshot_head())
         scenes = permutation(len(self.source), self.seed, cycle)[: self._local * self.accelerator.num_processes]
         indices = torch.as_tensor(scenes[self._rank :: self.accelerator.num_processes].copy())
         self._contexts = self._encode_all(indices)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from dpvla.dipole import ADAPTERS, dichotomous_weights, dipole_loss, group_advantages
 from dpvla.models import DPVLA, DPVLAConfig, SceneContext
+from dpvla.models.adapters import adapter_parameters
+from dpvla.models.plan_coding import PlanCodingConfig
 
 
 def test_advantages_have_zero_mean_and_unit_spread_in_every_group() -> None:
@@ -101,3 +105,85 @@ def test_equal_adapters_get_gradients_that_sum_to_plain_imitation(policy: DPVLA)
     for a, b in zip(split, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     policy.zero_grad()
+
+
+def parts(policy: DPVLA, scenes: int, candidates: int) -> tuple[SceneContext, Tensor, Tensor, Tensor]:
+    """Context, plans, noise levels and noise; the normalised plans are standard normal."""
+    context = scene(policy, scenes)
+    values = torch.randn(scenes, candidates, 8, policy.plan_coding.num_channels)
+    t, noise = policy.draw(scenes, candidates)
+    return context, policy.plan_coding.decode(values, context.ego_status), t, noise
+
+
+def test_the_control_variate_changes_the_gradient_as_its_formula_says(policy: DPVLA) -> None:
+    """w (output - v) + c (v - v_b), summed over both adapters."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in policy.adapter_parameters():
+            parameter.normal_(std=0.05)
+    context, plans, t, noise = parts(policy, 3, 4)
+    advantages, drew = torch.randn(3, 4), torch.randn(3, 4, 8, policy.plan_coding.num_channels)
+    policy.zero_grad()
+    dipole_loss(policy, context, plans, advantages, t, noise, 2.0, 0.5, lambda: drew)[0].backward()
+    found = [p.grad.clone() for p in policy.adapter_parameters() if p.grad is not None]
+    policy.zero_grad()
+    output, target = policy.denoise_plans(context, plans, t, noise, ADAPTERS)
+    factor = policy.loss_factor(t)[..., None, None]
+    w = torch.stack(dichotomous_weights(advantages, 2.0, 0.5))[..., None, None]
+    c = torch.stack(dichotomous_weights(torch.zeros(()), 2.0, 0.5)).view(2, 1, 1, 1, 1)
+    gradient = 2 * factor * (w * (output - target) + c * (target - drew)) / drew.numel()
+    output.backward(gradient.detach())
+    for ours, expected in zip(found, policy.adapter_parameters(), strict=True):
+        assert expected.grad is not None
+        torch.testing.assert_close(ours, expected.grad, rtol=1e-4, atol=1e-6)
+    policy.zero_grad()
+
+
+def test_the_control_variate_has_mean_zero_on_the_denoisers_own_samples() -> None:
+    """For standard normal plans the exact denoiser is v = 0; any other network's output is uncorrelated with v."""
+    torch.manual_seed(6)
+    config = replace(DPVLAConfig.tiny(), plan=PlanCodingConfig(channels="x_y_heading", baseline="none"))
+    policy = DPVLA.from_config(config)
+    policy.plan_coding.fit(0.1 * torch.randn(4096, 8, 3), torch.zeros(4096, 4))
+    torch.nn.init.normal_(policy.head.output.weight, std=0.3)
+    policy.add_adapters(4, 4)
+    with torch.no_grad():
+        context, plans, t, noise = parts(policy, 64, 64)
+        output, target = policy.denoise_plans(context, plans, t, noise, ADAPTERS)
+        products = (output[0] * target).mean(dim=(-2, -1)).flatten()
+        wrong = (output[0] * policy.plan_coding.encode(plans, context.ego_status)).mean(dim=(-2, -1)).flatten()
+    error = float(products.std() / len(products) ** 0.5)
+    assert abs(float(products.mean())) < 4 * error
+    assert abs(float(wrong.mean())) > 10 * error  # the test could see a correlation
+
+
+def test_without_preference_a_policy_that_equals_the_behaviour_stays_as_it_is(policy: DPVLA) -> None:
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in policy.adapter_parameters():
+            parameter[0].normal_(std=0.05)
+            parameter[1].copy_(parameter[0])
+    context, plans, t, noise = parts(policy, 2, 3)
+    head = policy.snapshot_head()
+
+    def behaviour() -> Tensor:
+        with torch.no_grad():
+            return policy.denoise_plans(context, plans, t, noise, ADAPTERS, head)[0][0]
+
+    for given, moves in ((behaviour, False), (None, True)):
+        policy.zero_grad()
+        dipole_loss(policy, context, plans, torch.zeros(2, 3), t, noise, 0.0, 0.0, given)[0].backward()
+        norm = sum(float(p.grad.norm()) for p in policy.adapter_parameters() if p.grad is not None)
+        assert (norm > 1e-2) == moves and (norm < 1e-5) != moves
+    policy.zero_grad()
+
+
+def test_a_snapshot_keeps_its_adapters_and_shares_the_base(policy: DPVLA) -> None:
+    head = policy.snapshot_head()
+    before = [p.clone() for p in adapter_parameters(head)]
+    with torch.no_grad():
+        for parameter in policy.adapter_parameters():
+            parameter.add_(1)
+    for kept, now, moved in zip(before, adapter_parameters(head), policy.adapter_parameters(), strict=True):
+        assert torch.equal(kept, now) and not now.requires_grad and not torch.equal(now, moved)
+    assert head.input.weight is policy.head.input.weight

@@ -52,14 +52,15 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(stage, replace(LOOP, steps=stage.steps), out, accelerator)
 
 
-def dipole(start: Path) -> Callable[[Accelerator, Path], DipoleStage]:
+def dipole(start: Path, control_variate: bool = False) -> Callable[[Accelerator, Path], DipoleStage]:
     def make(accelerator: Accelerator, out: Path) -> DipoleStage:
         torch.manual_seed(0)
         policy = DPVLA.from_pretrained(start / "model")
         policy.add_adapters(4, 4)
         config = DipoleConfig(
-            group_size=4, cycles=2, epochs_per_cycle=2, scenes_per_cycle=6, batch_size=4, scenes_per_call=5, rank=4
-        )
+            group_size=4, cycles=2, epochs_per_cycle=2, scenes_per_cycle=6, batch_size=4, scenes_per_call=5, rank=4,
+            control_variate=control_variate,
+        )  # fmt: skip
         source = ScenesInMemory(10, IMAGE_SIZE)
         return DipoleStage(policy, source, prefer_left, config, accelerator, 7, start / "model", describe)
 
@@ -102,11 +103,12 @@ def test_imitation_stopped_twice_ends_bit_for_bit_as_in_one_go(tmp_path: Path) -
     assert rows(tmp_path / "straight")[-1] == rows(tmp_path / "broken")[-1]
 
 
+@pytest.mark.parametrize("control_variate", [False, True])
 def test_dipole_stopped_inside_and_between_cycles_ends_bit_for_bit_as_in_one_go(
-    tmp_path: Path, pretrained: Path
+    tmp_path: Path, pretrained: Path, control_variate: bool
 ) -> None:
-    straight = run(dipole(pretrained), tmp_path / "straight", [])
-    broken = run(dipole(pretrained), tmp_path / "broken", [2, 4, 7])
+    straight = run(dipole(pretrained, control_variate), tmp_path / "straight", [])
+    broken = run(dipole(pretrained, control_variate), tmp_path / "broken", [2, 4, 7])
     assert_same_files(straight, broken)
     assert {"trainer_state/buffer.safetensors", "adapters/positive/adapter_model.safetensors"} <= {
         str(p.relative_to(broken)) for p in broken.rglob("*.safetensors")

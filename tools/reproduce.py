@@ -5,20 +5,32 @@ python tools/reproduce.py --table 7 --only cube-single-play dipole fql --seeds 0
 python tools/reproduce.py --table small --protocol configs/state_based/protocol_cpu.yaml --seeds 0 1 2 \
     --out runs/small --ogbench-data data/ogbench --exorl-data data/exorl
 
-Leaves OUT/table_<N>.md. Numbers of scaled-down runs and of runs on locally generated data are marked.
+Leaves OUT/table_<N>.md, and the scores by step as OUT/curves_<N>.csv and .png. Numbers of scaled-down runs and of runs
+on locally generated data are marked.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dpvla.config import parse, reporting_errors
 from dpvla.files import write_text
-from dpvla.state_based.comparison import compare
+from dpvla.report.learning_curves import draw_curves
+from dpvla.state_based.comparison import compare, curve_panels, curves
 from dpvla.state_based.paper_tables import read_table
 from dpvla.state_based.reproduction import Grid, ReproduceConfig
+
+
+def write_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The rows as CSV and as a picture, beside ``path``; nothing where there are none."""
+    if not rows:
+        return
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    write_text(path.with_suffix(".csv"), "\n".join(lines) + "\n")
+    draw_curves(curve_panels(rows), path.with_suffix(".png"))
 
 
 @reporting_errors
@@ -41,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = compare(grid)
     if not config.dry_run:
         write_text(Path(config.out) / f"table_{config.table}.md", table)
+        write_curves(curves(grid), Path(config.out) / f"curves_{config.table}")
     print(table)
     for out, why in failed.items():
         print(f"failed: {out}: {why}", file=sys.stderr)

@@ -100,7 +100,8 @@ class DipoleStage:
         """``model_directory``: the frozen ``model/`` the checkpoints repeat; ``describe`` writes ``run.yaml``."""
         policy.freeze_base()
         self.policy, self.source, self.reward, self.config, self.seed = policy, source, reward, config, seed
-        self.module = DipoleStep(policy, config)
+        self._step = DipoleStep(policy, config)
+        self.module: nn.Module = self._step
         self.accelerator, self.model_directory, self.describe = accelerator, model_directory, describe
         self.buffer: RolloutBuffer | None = None
         self._contexts: list[SceneContext] | None = None
@@ -150,8 +151,8 @@ class DipoleStage:
         self.describe(directory)
         if self.buffer is not None:
             self.buffer.save(directory / "trainer_state" / "buffer.safetensors")
-        if self.module.behaviour is not None:
-            save_adapters(self.module.behaviour, directory / "trainer_state" / "behaviour")
+        if self._step.behaviour is not None:
+            save_adapters(self._step.behaviour, directory / "trainer_state" / "behaviour")
 
     def restore(self, directory: Path) -> None:
         """Take up the buffer; the encoded scenes are made again in the same portions."""
@@ -168,7 +169,7 @@ class DipoleStage:
         if self.config.control_variate:
             behaviour = self.policy.snapshot_head()
             load_adapters(behaviour, directory / "trainer_state" / "behaviour")
-            self.module.follow(behaviour)
+            self._step.follow(behaviour)
 
     @property
     def _rank(self) -> int:
@@ -176,7 +177,7 @@ class DipoleStage:
 
     def _roll_out(self, cycle: int) -> RolloutBuffer:
         if self.config.control_variate:
-            self.module.follow(self.policy.snapshot_head())
+            self._step.follow(self.policy.snapshot_head())
         scenes = permutation(len(self.source), self.seed, cycle)[: self._local * self.accelerator.num_processes]
         indices = torch.as_tensor(scenes[self._rank :: self.accelerator.num_processes].copy())
         self._contexts = self._encode_all(indices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dpvla.report.table import markdown_table
 from dpvla.state_based.paper_tables import Method, PaperTable, Printed
@@ -66,13 +67,45 @@ def _cell(grid: Grid, row: str, method: Method) -> tuple[Ours | None, str]:
     return Ours(tuple(after), tuple(before), departures), ""
 
 
+def curves(grid: Grid) -> list[dict[str, Any]]:
+    """Every evaluation of the grid's runs, of unfinished ones too: a row for each task, agent and step.
+
+    ``mean`` and ``std`` are over the seeds that were evaluated at the step: percent of successes, or return.
+    """
+    rows = []
+    for task, agent in grid.cells():
+        metric = find_task(task).metric
+        by_step: dict[int, dict[int, float]] = {}
+        for evaluations in grid.evaluations(task, agent):
+            for key, evaluation in evaluations.items():
+                scores = by_step.setdefault(int(key), {})
+                scores |= {row["seed"]: _scale(metric) * row[metric] for row in evaluation["per_seed"]}
+        for step in sorted(by_step):
+            scores = {seed: score for seed, score in by_step[step].items() if seed in grid.config.seeds}
+            if scores:
+                mean, std = mean_and_std(list(scores.values()))
+                found = {"metric": metric, "step": step, "mean": mean, "std": std, "seeds": len(scores)}
+                rows.append({"task": task, "agent": agent} | found)
+    return rows
+
+
+def curve_panels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, dict[str, dict[int, tuple[float, float]]]]]:
+    """What `report.learning_curves.draw_curves` takes, from ``curves``; tasks without evaluations are left out."""
+    panels: dict[str, tuple[str, dict[str, dict[int, tuple[float, float]]]]] = {}
+    for row in rows:
+        label = "success [%]" if row["metric"] == "success" else "return"
+        _, lines = panels.setdefault(row["task"], (label, {}))
+        lines.setdefault(row["agent"], {})[row["step"]] = (row["mean"], row["std"])
+    return [(task, label, lines) for task, (label, lines) in panels.items()]
+
+
 Scores = dict[int, tuple[float, float | None, Sequence[str]]]
 """By seed: the last step's score, the one before the online steps, departures from the paper."""
 
 
 def _scores(grid: Grid, task: str, method: Method) -> Scores:
     metric = find_task(task).metric
-    scale = 100.0 if metric == "success" else 1.0
+    scale = _scale(metric)
     found: Scores = {}
     for result in grid.results(task, method.agent):
         per_seed = result["per_seed"]
@@ -89,6 +122,10 @@ def _scores(grid: Grid, task: str, method: Method) -> Scores:
             if row["seed"] in grid.config.seeds
         }
     return dict(sorted(found.items()))
+
+
+def _scale(metric: str) -> float:
+    return 100.0 if metric == "success" else 1.0
 
 
 def _printed(table: PaperTable, row: str, method: Method) -> str:

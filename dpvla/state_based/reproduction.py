@@ -17,7 +17,7 @@ from dpvla.parallel import available_cores
 from dpvla.state_based.environment_workers import WorkerDied
 from dpvla.state_based.paper_tables import Method, PaperTable
 from dpvla.state_based.protocol import SEEDS, StateBasedConfig
-from dpvla.state_based.results import read_result, updates_per_second
+from dpvla.state_based.results import Evaluations, read_result, updates_per_second
 from dpvla.state_based.tasks import find_task, nearest
 from dpvla.state_based.time_estimate import measure_updates_per_second
 from dpvla.state_based.training_run import evaluate_acting, train_state_based
@@ -105,9 +105,13 @@ class Grid:
         folders = sorted(self._folder(task, agent).glob("seeds_*"))
         return [result for folder in folders if (result := read_result(folder)) is not None]
 
+    def evaluations(self, task: str, agent: str) -> list[dict[str, Any]]:
+        """Evaluations by step of a cell's runs, finished or not."""
+        return [Evaluations(folder).by_step for folder in sorted(self._folder(task, agent).glob("seeds_*"))]
+
     def missing(self) -> Iterator[Run]:
         """Runs that are not done, begun ones before new ones in each cell."""
-        for task, agent in self._cells():
+        for task, agent in self.cells():
             done = {seed for result in self.results(task, agent) for seed in result["seeds"]}
             left = [seed for seed in self.config.seeds if seed not in done]
             groups = []
@@ -161,12 +165,13 @@ class Grid:
             estimates.append((run, run.updates / known[kind]))
         return estimates
 
-    def _cells(self) -> list[tuple[str, str]]:
+    def cells(self) -> list[tuple[str, str]]:
+        """(task, agent) of every run the selected rows and methods need."""
         tasks = [task for row in self.rows for task in self.table.tasks(row)]
         return [(task, agent) for task in tasks for agent in dict.fromkeys(m.agent for m in self.methods)]
 
     def _acting(self) -> Iterator[tuple[str, Method, dict[str, Any]]]:
-        for task, agent in self._cells():
+        for task, agent in self.cells():
             for method in self.methods:
                 if method.agent == agent and method.acting:
                     yield from ((task, method, result) for result in self.results(task, agent))

@@ -11,7 +11,7 @@ import pytest
 
 from dpvla.config import ConfigError
 from dpvla.state_based import reproduction
-from dpvla.state_based.comparison import compare
+from dpvla.state_based.comparison import compare, curve_panels, curves
 from dpvla.state_based.paper_tables import Method, PaperTable, Printed, read_table
 from dpvla.state_based.protocol import StateBasedConfig, read_task
 from dpvla.state_based.reproduction import Grid, ReproduceConfig
@@ -199,3 +199,24 @@ def test_all_eight_seeds_are_not_mentioned_and_returns_are_not_scaled(tmp_path: 
 def test_unknown_rows_and_methods_get_the_nearest_valid_name(settings: ReproduceConfig) -> None:
     with pytest.raises(ConfigError, match="no row or method 'fqll'; nearest valid name: 'fql'"):
         Grid(read_table("7"), replace(settings, only=("fqll",)))
+
+
+def test_curves_join_the_runs_of_a_cell_and_count_the_seeds(tmp_path: Path) -> None:
+    def evaluated(by_seed: dict[int, float]) -> dict[str, Any]:
+        return {"per_seed": [{"seed": seed, "success": score} for seed, score in by_seed.items()]}
+
+    for seeds, by_step in (((0, 1), {"10": {0: 0.1, 1: 0.3}, "20": {0: 0.5, 1: 0.7}}), ((2,), {"10": {2: 0.5}})):
+        folder = tmp_path / MAZE / "dipole" / ("seeds_" + "-".join(map(str, seeds)))
+        folder.mkdir(parents=True)
+        (folder / "evaluations.json").write_text(json.dumps({k: evaluated(v) for k, v in by_step.items()}))
+    grid = Grid(maze_table(), ReproduceConfig(table="3", out=str(tmp_path), seeds=(0, 1, 2), dry_run=True))
+    grid.table = replace(grid.table, online=False)
+    rows = curves(grid)
+    assert [(row["step"], row["seeds"]) for row in rows] == [(10, 3), (20, 2)]
+    assert [row["mean"] for row in rows] == pytest.approx([30.0, 60.0])
+    assert rows[1]["std"] == pytest.approx(10.0)
+    assert curve_panels(rows)[0][:2] == (MAZE, "success [%]")
+    tool.write_curves(rows, tmp_path / "curves")
+    lines = (tmp_path / "curves.csv").read_text().splitlines()
+    assert lines[0] == "task,agent,metric,step,mean,std,seeds" and len(lines) == 3
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -56,6 +56,7 @@ def parse(
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     text = (description or config_class.__doc__ or "").strip()
+    text = text.replace("\npython ", "\n\npython ")  # an example a line: the help joins the lines of a paragraph
     text += "\n\nOptions may also stand in a YAML file given with --config FILE; the command line wins."
     return tyro.cli(config_class, args=from_files + arguments, description=text, default=default)
 

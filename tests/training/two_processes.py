@@ -33,6 +33,6 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     model = run(lambda a, o: imitation(a, o, scenes=9), out / "imitation" / "straight", [])
     run(lambda a, o: imitation(a, o, scenes=9), out / "imitation" / "broken", [3, 4])
-    run(dipole(model), out / "dipole" / "straight", [])
-    run(dipole(model), out / "dipole" / "broken", [1, 3])
+    run(dipole(model, control_variate=True), out / "dipole" / "straight", [])
+    run(dipole(model, control_variate=True), out / "dipole" / "broken", [1, 3])
     torch.distributed.destroy_process_group()

@@ -7,7 +7,6 @@ each learned with a bounded weight (Eq. 7-9) and combined again when sampling (E
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,12 +53,12 @@ def dipole_loss(
     noise: Tensor,
     beta: float,
     shift: float = 0.0,
-    behaviour: Callable[[], Tensor] | None = None,
+    behaviour: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted denoising for both adapters (Eq. 9); one backward pass reaches both.
 
-    With ``behaviour``, the denoiser that ``plans`` were sampled with, a term of mean zero is added that takes most of
-    the noise out of the gradient. For its own samples a denoiser is the mean of the target, ``E[v | x_t] = v_b(x_t)``,
+    With ``behaviour``, from the denoiser that sampled ``plans``, a term of mean zero is added that takes noise out of
+    the gradient. For its own samples a denoiser is the mean of the target, ``E[v | x_t] = v_b(x_t)``,
     so ``2 c E[output · (v - v_b)] = 0`` for any constant c: Eq. 9 keeps its value and its gradient, in expectation. At
     ``c = sigmoid(k)``, the weight of a plan without preference, the gradient
     ``w (output - v) + c (v - v_b) = w (output - v_b) - (w - c) (v - v_b)`` no longer pulls a policy that already equals
@@ -69,7 +68,7 @@ def dipole_loss(
     Args:
         plans: (scene, candidate, 8, 3) rollouts, ego frame. advantages, t: (scene, candidate).
         noise: (scene, candidate, 8, channel) standard normal.
-        behaviour: gives the sampling denoiser's output at these noised plans (scene, candidate, 8, channel).
+        behaviour: (scene, candidate, 8, channel), the sampling denoiser's output at these noised plans; no gradient.
     """
     good, bad = dichotomous_weights(advantages, beta, shift)
     output, target = policy.denoise_plans(context, plans, t, noise, adapters=ADAPTERS)
@@ -79,7 +78,7 @@ def dipole_loss(
     loss = loss_positive + loss_negative
     if behaviour is not None:
         indifferent = torch.stack(dichotomous_weights(torch.zeros_like(advantages), beta, shift))
-        surplus = (output * (target - behaviour())).mean(dim=(-2, -1)) * factor
+        surplus = (output * (target - behaviour)).mean(dim=(-2, -1)) * factor
         loss = loss + 2 * (indifferent * surplus).mean(dim=(-2, -1)).sum()
     info = {
         "rl/loss_positive": loss_positive.detach(),

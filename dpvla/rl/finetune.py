@@ -70,17 +70,16 @@ class DipoleStep(nn.Module):
 
     def forward(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 9 at one random noise level per plan."""
-        t, noise = self.policy.draw(*batch.plans.shape[:2])
-
-        @torch.no_grad()
-        def behaviour() -> Tensor:
-            output, _ = self.policy.denoise_plans(batch.context, batch.plans, t, noise, ADAPTERS, self.behaviour)
-            return combine(output[0], output[1], self.config.omega)
-
+        policy, config = self.policy, self.config
+        t, noise = policy.draw(*batch.plans.shape[:2])
+        sampled = None
+        if self.behaviour is not None:
+            with torch.no_grad():
+                output, _ = policy.denoise_plans(batch.context, batch.plans, t, noise, ADAPTERS, self.behaviour)
+                sampled = combine(output[0], output[1], config.omega)
         return dipole_loss(
-            self.policy, batch.context, batch.plans, batch.advantages, t, noise, self.config.beta, self.config.shift,
-            behaviour if self.behaviour is not None else None,
-        )  # fmt: skip
+            policy, batch.context, batch.plans, batch.advantages, t, noise, config.beta, config.shift, sampled
+        )
 
 
 class DipoleStage:

@@ -124,7 +124,7 @@ def test_the_control_variate_changes_the_gradient_as_its_formula_says(policy: DP
     context, plans, t, noise = parts(policy, 3, 4)
     advantages, drew = torch.randn(3, 4), torch.randn(3, 4, 8, policy.plan_coding.num_channels)
     policy.zero_grad()
-    dipole_loss(policy, context, plans, advantages, t, noise, 2.0, 0.5, lambda: drew)[0].backward()
+    dipole_loss(policy, context, plans, advantages, t, noise, 2.0, 0.5, drew)[0].backward()
     found = [p.grad.clone() for p in policy.adapter_parameters() if p.grad is not None]
     policy.zero_grad()
     output, target = policy.denoise_plans(context, plans, t, noise, ADAPTERS)
@@ -164,12 +164,8 @@ def test_without_preference_a_policy_that_equals_the_behaviour_stays_as_it_is(po
             parameter[0].normal_(std=0.05)
             parameter[1].copy_(parameter[0])
     context, plans, t, noise = parts(policy, 2, 3)
-    head = policy.snapshot_head()
-
-    def behaviour() -> Tensor:
-        with torch.no_grad():
-            return policy.denoise_plans(context, plans, t, noise, ADAPTERS, head)[0][0]
-
+    with torch.no_grad():
+        behaviour = policy.denoise_plans(context, plans, t, noise, ADAPTERS, policy.snapshot_head())[0][0]
     for given, moves in ((behaviour, False), (None, True)):
         policy.zero_grad()
         dipole_loss(policy, context, plans, torch.zeros(2, 3), t, noise, 0.0, 0.0, given)[0].backward()

@@ -92,7 +92,7 @@ def _overrides(config: StateBasedConfig, recipe: AgentConfig) -> dict[str, Any]:
     if config.width:
         fields["hidden"] = [config.width] * len(recipe.hidden)
         if hasattr(recipe, "policy_size"):
-            fields["policy_size"] = min(config.width, recipe.policy_size)
+            fields["policy_size"] = max(1, recipe.policy_size * config.width // max(recipe.hidden))
     return fields | parse_options(config.options)
 
 

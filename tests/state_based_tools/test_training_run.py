@@ -217,4 +217,4 @@ def test_width_and_options_scale_a_recipe_down() -> None:
     config = StateBasedConfig(env="exorl-walker-walk", agent="idql", width=32, options=("samples=4",))
     task, recipe = read_task(config)
     assert (task.name, task.metric, task.episodes, task.domain) == ("walker-walk", "return", 10, "walker")
-    assert set(recipe.hidden) == {32} and recipe.policy_size == 32 and recipe.samples == 4  # type: ignore[attr-defined]
+    assert set(recipe.hidden) == {32} and recipe.policy_size == 16 and recipe.samples == 4  # type: ignore[attr-defined]

@@ -182,7 +182,8 @@ class Grid:
     def _refuse_other_protocol(self) -> None:
         names = ("steps", "eval_episodes")
         protocol = self._protocol | {n: getattr(self.config, n) for n in names if getattr(self.config, n)}
-        protocol = {name: value for name, value in protocol.items() if name not in ("online_steps", "workers")}
+        apart = ("online_steps", "workers", "launch")  # the first is compared below, the others change no result
+        protocol = {name: value for name, value in protocol.items() if name not in apart}
         online = self.config.online_steps or self._protocol.get("online_steps", 0)
         here = {"protocol": protocol} | ({"online_steps": online} if self.table.online else {})
         path = self.out / GRID

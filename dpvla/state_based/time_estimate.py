@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -32,7 +33,10 @@ ROWS, WARM_UP = 4096, 3
 
 
 def measure_updates_per_second(config: StateBasedConfig, accelerator: Accelerator, seconds: float = 2.0) -> float:
-    """Offline updates per second of ``config``'s agent, all its seeds in one update, over about ``seconds``."""
+    """Offline updates per second of ``config``'s agent, all its seeds in one update, over about ``seconds``.
+
+    Without ``launch.compile``, which would take longer than the measurement.
+    """
     task, recipe = read_task(config)
     observation, action = SIZES[task.domain]
     generator = torch.Generator().manual_seed(0)
@@ -43,7 +47,7 @@ def measure_updates_per_second(config: StateBasedConfig, accelerator: Accelerato
     flat = torch.ones(ROWS)
     rows = Transitions(draw(observation), draw(action), -flat, draw(observation), flat, torch.zeros(ROWS))
     agent = make_agent(recipe, observation, action, config.all_seeds).to(accelerator.device)
-    update = make_update(config.launch)(agent, config.loop, accelerator)
+    update = make_update(replace(config.launch, compile=False))(agent, config.loop, accelerator)
     replay = Replay(rows, config.all_seeds, device=accelerator.device)
     done, began = 0, 0.0
     while done <= WARM_UP or time.perf_counter() - began < seconds:

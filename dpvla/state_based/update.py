@@ -8,6 +8,7 @@ generator, a stopped run goes on exactly, and a seed learns the same alone as be
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dpvla.parallel import available_cores
-from dpvla.state_based.agent import Agent
-from dpvla.state_based.draws import CountingDraws, TapeDraws
+from dpvla.state_based.agent import Agent, Batch, Info
+from dpvla.state_based.draws import CountingDraws, Draws, TapeDraws
 from dpvla.state_based.replay import Replay
 from dpvla.training import checkpoint
 from dpvla.training.loop import LoopConfig
@@ -27,6 +28,10 @@ from dpvla.training.order import step_seed
 
 WARM_UP = 3  # steps before a capture, in which cuBLAS and autograd allocate what they need
 MOST_USEFUL_THREADS = 8  # for layers of 512 and batches of 256
+
+
+Loss = Callable[[Batch, Draws, int], tuple[Tensor, Info]]
+"""``Agent.loss``."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class UpdateConfig:
     cuda_graph: bool = True  # capture them where there is a GPU
     tf32: bool = True  # TensorFloat-32 matmuls on a GPU, as JAX has them by default
     threads: int = 0  # CPU threads; 0: the cores this process really has, at most 8
+    compile: bool = False  # torch.compile the losses; pays for small layers on a CPU, needs a C++ compiler and a minute
 
 
 class StackedUpdate:
@@ -52,6 +58,7 @@ class StackedUpdate:
         else:
             torch.set_num_threads(launch.threads or own_cores())
         self._capture = on_gpu and launch.cuda_graph
+        self._loss = _compiled(agent) if launch.compile else agent.loss
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
         self.names = [name for name, parameter in agent.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
@@ -109,7 +116,7 @@ class StackedUpdate:
             now = (phase + update) % agent.period
             batch = replay.gather(self._rows[:, update], agent.uses_next_actions)
             draws = TapeDraws(self._normals[:, update], self._uniforms[:, update])
-            loss, info = agent.loss(batch, draws, now)
+            loss, info = self._loss(batch, draws, now)
             loss.sum().backward()  # seeds share no parameters, so each gets the gradient of its own loss
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -176,6 +183,15 @@ def make_update(launch: UpdateConfig) -> Callable[[nn.Module, LoopConfig, Accele
         return StackedUpdate(module, config, launch)
 
     return make
+
+
+def _compiled(agent: Agent) -> Loss:
+    if agent.device.type != "cpu":
+        raise ValueError("launch.compile is for the CPU; on a GPU leave it out, launch.cuda_graph does more there")
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ValueError(f"launch.compile needs a C++ compiler, and '{compiler}' is not there; install it or leave it out")
+    return torch.compile(agent.loss, dynamic=False)
 
 
 def own_cores() -> int:

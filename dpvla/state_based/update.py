@@ -190,7 +190,7 @@ def _compiled(agent: Agent) -> Loss:
         raise ValueError("launch.compile is for the CPU; on a GPU leave it out, launch.cuda_graph does more there")
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise ValueError(f"launch.compile needs a C++ compiler, and '{compiler}' is not there; install it or leave it out")
+        raise ValueError(f"launch.compile needs a C++ compiler, '{compiler}' is not there; install it or leave it out")
     return torch.compile(agent.loss, dynamic=False)
 
 

@@ -124,7 +124,7 @@ class NoisePredictor(nn.Module):
             inner = h
             if draws is not None and self.dropout:
                 inner = h * (draws.uniform(*h.shape[1:]) >= self.dropout) / (1 - self.dropout)
-            h = h + narrow(F.mish(widen(inner, norm=norm)))
+            h = h + narrow(F.mish(widen(norm(inner))))
         return self.final(F.mish(h))
 
 

@@ -40,30 +40,14 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter((2 * torch.cat(draws) - 1) * bound)  # (seed · member, in, out)
         self.bias = nn.Parameter(torch.zeros(len(generators) * members, 1, outputs))
 
-    def forward(self, x: Tensor, frozen: bool = False, norm: StackedLayerNorm | None = None) -> Tensor:
-        """(seed · member, row, in) to (seed · member, row, out).
-
-        Args:
-            frozen: no gradient to the parameters.
-            norm: normalises ``x`` first. Its gain and bias go into weight and bias: less work than on every row.
-        """
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """(seed · member, row, in) to (seed · member, row, out); ``frozen``: no gradient to the parameters."""
         weight, bias = (self.weight.detach(), self.bias.detach()) if frozen else (self.weight, self.bias)
-        if norm is not None:
-            gain, shift = (norm.gain.detach(), norm.bias.detach()) if frozen else (norm.gain, norm.bias)
-            x, bias, weight = normalised(x), torch.baddbmm(bias, shift, weight), gain.mT * weight
         return torch.baddbmm(bias, x, weight)
 
 
-def normalised(x: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the last axis."""
-    return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
-
-
 class StackedLayerNorm(nn.Module):
-    """Layer normalisation over the last axis, with gain and bias of each member.
-
-    Right before a ``StackedLinear``, give it to that as ``norm`` instead of calling it.
-    """
+    """Layer normalisation over the last axis, with gain and bias of each member."""
 
     def __init__(self, seeds: int, members: int, size: int) -> None:
         super().__init__()
@@ -73,7 +57,10 @@ class StackedLayerNorm(nn.Module):
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """(seed · member, row, size), normalised; ``frozen``: no gradient to the parameters."""
         gain, bias = (self.gain.detach(), self.bias.detach()) if frozen else (self.gain, self.bias)
-        return torch.addcmul(bias, normalised(x), gain)
+        if len(gain) == 1:  # one member in all: the fused kernel knows gain and bias
+            return F.layer_norm(x, x.shape[-1:], gain[0, 0], bias[0, 0], LAYER_NORM_EPS)
+        normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+        return torch.addcmul(bias, normed, gain)
 
 
 class StackedMLP(nn.Module):
@@ -113,14 +100,16 @@ class StackedMLP(nn.Module):
         """
         x = torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0]
         x = x.unsqueeze(1).expand(-1, self.members, -1, -1).flatten(0, 1)
-        after: StackedLayerNorm | None = None  # normalises what the layer before gave
-        for layer, norm in itertools.zip_longest(self.layers, self.norms):
-            x = layer(x, frozen, after)
-            if norm is not None and self.norm_before:
-                x = norm(x, frozen)
-            x = self.activation(x)
-            after = None if self.norm_before else norm
-        return self.final(x, frozen, after).unflatten(0, (self.seeds, self.members))
+        for number, layer in enumerate(self.layers):
+            norm = self.norms[number] if number < len(self.norms) else None
+            x = layer(x, frozen)
+            if norm is None:
+                x = self.activation(x)
+            elif self.norm_before:
+                x = self.activation(norm(x, frozen))
+            else:
+                x = norm(self.activation(x), frozen)
+        return self.final(x, frozen).unflatten(0, (self.seeds, self.members))
 
 
 def target_of(module: nn.Module) -> nn.Module:

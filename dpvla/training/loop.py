@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -27,6 +28,9 @@ from dpvla.training import checkpoint
 from dpvla.training.order import step_seed
 from dpvla.training.tracking import Tracker
 from dpvla.training.update import GradientUpdate, Update
+
+LOG_FILE_INTERVAL = 10.0
+"""Seconds between redraws of the progress bar where it goes to a file: each is a new line there."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,14 @@ def _train(
     if accelerator.is_main_process and config.trackers:
         accelerator.init_trackers("tracking")
     tracker = Tracker(accelerator, out, first)
-    bar = tqdm(total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, smoothing=0.05)
+    bar = tqdm(
+        total=config.steps,
+        initial=first,
+        unit="step",
+        disable=not accelerator.is_main_process,
+        smoothing=0.05,
+        mininterval=0.1 if sys.stderr.isatty() else LOG_FILE_INTERVAL,
+    )
     batches = stage.batches(first, tracker.log)
     sums: dict[str, Tensor] = {}
     counts: Counter[str] = Counter()
@@ -155,7 +166,7 @@ def _train(
             elapsed = time.perf_counter() - began
             speed = {"speed/steps_per_s": summed * update.stride / elapsed, "speed/data_wait": waited / elapsed}
             tracker.log(step, means | speed | {"train/lr": learning_rate(config, step)})
-            bar.set_postfix_str(f"loss {means['train/loss']:.4f}, data wait {waited / elapsed:.0%}")
+            bar.set_postfix_str(f"loss {means['train/loss']:.4f}, data wait {waited / elapsed:.0%}", refresh=False)
             sums, counts, summed, waited, began = {}, Counter(), 0, 0.0, time.perf_counter()
         bar.update(update.stride)
         if done or (config.evaluate_every and step % config.evaluate_every == 0):

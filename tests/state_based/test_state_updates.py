@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +173,24 @@ def test_loop_options_that_this_track_does_not_have_are_refused() -> None:
         StackedUpdate(agent, replace(LOOP, clip_norm=1.0), UpdateConfig())
     with pytest.raises(ValueError, match=r"loop.ema_decay"):
         StackedUpdate(agent, replace(LOOP, ema_decay=0.99), UpdateConfig())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+def test_compiled_losses_learn_the_same() -> None:
+    ends = []
+    for compiled in (False, True):
+        agent, replay = make_agent(AGENTS["flow_bc"][1](**SMALL), 3, 2, [0, 1]), Replay(transitions(), [0, 1])
+        how = StackedUpdate(agent, LOOP, UpdateConfig(threads=1, compile=compiled))
+        for step in range(1, 6):
+            how.step(replay, step, 3e-3)
+        ends.append(agent.state_dict())
+    assert all(torch.allclose(ends[0][key], ends[1][key], atol=1e-5) for key in ends[0])
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"launch.compile needs a C\+\+ compiler, 'no-such-compiler' is not there"):
+        StackedUpdate(make_agent(DipoleConfig(**SMALL), 3, 2, [0]), LOOP, UpdateConfig(compile=True))
 
 
 def test_targets_follow_by_the_soft_update_and_rebracs_actor_learns_every_second_time() -> None:

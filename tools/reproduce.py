@@ -50,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         failed = {} if config.dry_run else grid.run()
     except ModuleNotFoundError as error:
         raise SystemExit(f"error: {error}") from error
-    table = compare(grid)
-    if not config.dry_run:
-        write_text(Path(config.out) / f"table_{config.table}.md", table)
-        write_curves(curves(grid), Path(config.out) / f"curves_{config.table}")
-    print(table)
+    finally:  # an interrupted grid leaves what it has, too
+        table = compare(grid)
+        if not config.dry_run:
+            write_text(Path(config.out) / f"table_{config.table}.md", table)
+            write_curves(curves(grid), Path(config.out) / f"curves_{config.table}")
+        print(table)
     for out, why in failed.items():
         print(f"failed: {out}: {why}", file=sys.stderr)
     if failed:

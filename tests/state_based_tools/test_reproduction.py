@@ -145,6 +145,21 @@ def test_an_interrupted_grid_goes_on_with_what_was_begun(settings: ReproduceConf
     assert "61±10→97±2" in table and "/ 50±3" in table and "- a note" in table
 
 
+def test_an_interrupted_tool_leaves_the_table_of_what_is_there(
+    settings: ReproduceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(config: StateBasedConfig) -> None:
+        raise KeyboardInterrupt("stopped after step 2")
+
+    monkeypatch.setattr(reproduction, "measure_updates_per_second", lambda config, accelerator: 2.0)
+    monkeypatch.setattr(reproduction, "train_state_based", interrupted)
+    write_result(Path(settings.out), MAZE, "iql", {0: 0.25, 1: 0.75})
+    with pytest.raises(SystemExit) as stopped:
+        tool.main(["--table", "small", "--only", MAZE, "iql", "flow_bc", "--seeds", "0", "1", "--out", settings.out])
+    assert stopped.value.code == 130
+    assert "| 50.0±25.0 (2 seeds) / –" in Path(settings.out, "table_small.md").read_text()
+
+
 def test_an_online_table_shows_before_and_after(settings: ReproduceConfig, short_episodes: None) -> None:
     table = maze_table(online=True, methods=maze_table().methods[:1], options={"pointmaze": {"dipole": ("omega=2",)}})
     grid = Grid(table, replace(settings, online_steps=6, seeds=(3,)))

@@ -5,8 +5,8 @@ python tools/reproduce.py --table 7 --only cube-single-play dipole fql --seeds 0
 python tools/reproduce.py --table small --protocol configs/state_based/protocol_cpu.yaml --seeds 0 1 2 \
     --out runs/small --ogbench-data data/ogbench --exorl-data data/exorl
 
-Leaves OUT/table_<N>.md, and the scores by step as OUT/curves_<N>.csv and .png. Numbers of scaled-down runs and of runs
-on locally generated data are marked.
+Leaves OUT/table_<N>.md, OUT/times_<N>.md, and the scores by step as OUT/curves_<N>.csv and .png. Numbers of
+scaled-down runs and of runs on locally generated data are marked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from dpvla.config import parse, reporting_errors
 from dpvla.files import write_text
 from dpvla.report.learning_curves import draw_curves
-from dpvla.state_based.comparison import compare, curve_panels, curves
+from dpvla.state_based.comparison import compare, curve_panels, curves, timings
 from dpvla.state_based.paper_tables import read_table
 from dpvla.state_based.reproduction import Grid, ReproduceConfig
 
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = compare(grid)
         if not config.dry_run:
             write_text(Path(config.out) / f"table_{config.table}.md", table)
+            write_text(Path(config.out) / f"times_{config.table}.md", timings(grid))
             write_curves(curves(grid), Path(config.out) / f"curves_{config.table}")
         print(table)
     for out, why in failed.items():

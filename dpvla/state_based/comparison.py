@@ -89,6 +89,27 @@ def curves(grid: Grid) -> list[dict[str, Any]]:
     return rows
 
 
+def timings(grid: Grid) -> str:
+    """Wall time of the grid's finished runs in Markdown: updates, and the evaluations of a run in all."""
+    rows = []
+    for task, agent in grid.cells():
+        for result in grid.results(task, agent):
+            seeds, evaluations = len(result["seeds"]), result["evaluations"].values()
+            milliseconds = 1000 / result["updates_per_s"]
+            rows.append(
+                {
+                    "task": task.removesuffix("-v0").replace("-singletask", ""),
+                    "agent": agent,
+                    "seeds": seeds,
+                    "ms per update": milliseconds,
+                    "ms per update and seed": milliseconds / seeds,
+                    "updates": result["steps"],
+                    "evaluations, s": sum(float(evaluation["seconds"]) for evaluation in evaluations),
+                }
+            )
+    return markdown_table(rows) + "\n" if rows else ""
+
+
 def curve_panels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, dict[str, dict[int, tuple[float, float]]]]]:
     """What `report.learning_curves.draw_curves` takes, from ``curves``; tasks without evaluations are left out."""
     panels: dict[str, tuple[str, dict[str, dict[int, tuple[float, float]]]]] = {}

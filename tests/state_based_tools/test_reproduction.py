@@ -118,6 +118,10 @@ def test_the_tool_runs_what_is_missing_and_prints_ours_beside_the_papers(
     tool.main([*command, "--seeds", "0", "1"])
     assert "(2 seeds)\\* / –" in capsys.readouterr().out
     assert "data: locally generated" in Path(settings.out, "table_small.md").read_text()
+    times = Path(settings.out, "times_small.md").read_text().splitlines()
+    assert len(times) == 4 and times[2].startswith("| pointmaze-medium-navigate-task1 | iql")
+    _, _, seeds, update, per_seed, updates, evaluations = (cell.strip() for cell in times[2].strip("| ").split("|"))
+    assert (seeds, updates) == ("2", "4") and 0 < float(per_seed) < float(update) and float(evaluations) >= 0
 
     tool.main([*command, "--seeds", "0", "1", "2"])
     said = capsys.readouterr().out
@@ -153,7 +157,8 @@ def test_an_interrupted_tool_leaves_the_table_of_what_is_there(
 
     monkeypatch.setattr(reproduction, "measure_updates_per_second", lambda config, accelerator: 2.0)
     monkeypatch.setattr(reproduction, "train_state_based", interrupted)
-    write_result(Path(settings.out), MAZE, "iql", {0: 0.25, 1: 0.75})
+    run = {"updates_per_s": 50.0, "steps": 4, "evaluations": {}}
+    write_result(Path(settings.out), MAZE, "iql", {0: 0.25, 1: 0.75}, **run)
     with pytest.raises(SystemExit) as stopped:
         tool.main(["--table", "small", "--only", MAZE, "iql", "flow_bc", "--seeds", "0", "1", "--out", settings.out])
     assert stopped.value.code == 130

@@ -94,6 +94,8 @@ def timings(grid: Grid) -> str:
     rows = []
     for task, agent in grid.cells():
         for result in grid.results(task, agent):
+            if not result["updates_per_s"]:  # nothing was logged
+                continue
             seeds, evaluations = len(result["seeds"]), result["evaluations"].values()
             milliseconds = 1000 / result["updates_per_s"]
             rows.append(

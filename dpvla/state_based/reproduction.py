@@ -182,7 +182,7 @@ class Grid:
     def _refuse_other_protocol(self) -> None:
         names = ("steps", "eval_episodes")
         protocol = self._protocol | {n: getattr(self.config, n) for n in names if getattr(self.config, n)}
-        apart = ("online_steps", "workers", "launch")  # the first is compared below, the others change no result
+        apart = ("online_steps", "workers", "launch")  # the first: below; the others: rounding at most
         protocol = {name: value for name, value in protocol.items() if name not in apart}
         online = self.config.online_steps or self._protocol.get("online_steps", 0)
         here = {"protocol": protocol} | ({"online_steps": online} if self.table.online else {})

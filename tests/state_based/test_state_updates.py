@@ -181,6 +181,7 @@ def test_compiled_losses_learn_the_same() -> None:
     for compiled in (False, True):
         agent, replay = make_agent(AGENTS["flow_bc"][1](**SMALL), 3, 2, [0, 1]), Replay(transitions(), [0, 1])
         how = StackedUpdate(agent, LOOP, UpdateConfig(threads=1, compile=compiled))
+        assert hasattr(how._loss, "_torchdynamo_orig_callable") is compiled
         for step in range(1, 6):
             how.step(replay, step, 3e-3)
         ends.append(agent.state_dict())

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpvla.state_based.stacked_matmul import batched_affine
+
 Activation = Literal["tanh", "gelu", "mish", "swish", "relu"]
 LayerNorm = Literal["none", "after", "before", "before_but_last"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -43,7 +45,7 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """(seed · member, row, in) to (seed · member, row, out); ``frozen``: no gradient to the parameters."""
         weight, bias = (self.weight.detach(), self.bias.detach()) if frozen else (self.weight, self.bias)
-        return torch.baddbmm(bias, x, weight)
+        return batched_affine(bias, x, weight)
 
 
 class StackedLayerNorm(nn.Module):

@@ -1,7 +1,7 @@
 """The batched affine layer of all state-based networks, by the CPU library that is quicker on this machine.
 
 PyTorch multiplies float32 matrices on the CPU with MKL, which leaves AVX-512 unused on other makers' CPUs. oneDNN, in
-PyTorch as well, uses it there: about twice as fast for layers of 512 (benchmarks/RESULTS.md).
+PyTorch as well, uses it there (measured updates: benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def batched_affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         (member, row, out); the libraries differ by float rounding only.
     """
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    large = weight[0].numel() >= SMALLEST_ONEDNN
+    large = weight.shape[1] * weight.shape[2] >= SMALLEST_ONEDNN
     # torch.compile cannot trace the operator; compiled losses keep MKL.
     if on_cpu and large and not torch.compiler.is_compiling() and onednn_is_quicker():
         result: Tensor = _OneDNNAffine.apply(bias, x, weight)

@@ -64,13 +64,14 @@ def test_only_the_wanted_gradients_are_computed(by_onednn: list[int]) -> None:
 
 
 @onednn
-def test_an_x_that_all_members_share_is_not_copied_first(by_onednn: list[int]) -> None:
+def test_an_x_that_all_members_share(by_onednn: list[int]) -> None:
     """Inputs expanded over the members (stride 0) are taken as they are."""
     bias, x, weight = tensors(2, 16, 128, 128, requires_grad=False)
     shared = x[:1].expand(2, -1, -1)
     torch.testing.assert_close(
         batched_affine(bias, shared, weight), torch.baddbmm(bias, shared, weight), rtol=1e-5, atol=1e-4
     )
+    assert len(by_onednn) == 2
 
 
 def test_small_layers_and_other_types_stay_with_one_batched_call(by_onednn: list[int]) -> None:
@@ -79,6 +80,14 @@ def test_small_layers_and_other_types_stay_with_one_batched_call(by_onednn: list
     assert torch.equal(batched_affine(*small), torch.baddbmm(*small))
     double = [tensor.double() for tensor in tensors(2, 16, 128, 128)]
     assert torch.equal(batched_affine(*double), torch.baddbmm(*double))
+    assert not by_onednn
+
+
+def test_compiled_losses_stay_with_mkl(by_onednn: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile fails on the operator."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    given = tensors(2, 16, 128, 128)
+    assert torch.equal(batched_affine(*given), torch.baddbmm(*given))
     assert not by_onednn
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
+import yaml
 
-from dpvla.config import ConfigError, from_dict, parse, read_yaml, to_dict, to_yaml
+from dpvla.config import ConfigError, Count, Range, Share, check, from_dict, parse, read_yaml, reporting_errors, to_dict
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """An inner group."""
 
-    lr: float = 1e-3  # learning rate
+    lr: Annotated[float, Range(above=0)] = 1e-3  # learning rate
     betas: tuple[float, float] = (0.9, 0.99)  # decay rates
     options: dict[str, Any] = field(default_factory=dict)  # free-form
 
@@ -28,6 +29,9 @@ class Settings:
     names: tuple[str, ...] = ()  # some names
     root: Path | None = None  # a folder
     fast: bool = False  # a switch
+    size: Count = 4  # how many
+    share: Share | None = None  # how much of it
+    precision: Literal["no", "bf16"] = "no"  # of numbers
     optimizer: Optimizer = field(default_factory=Optimizer)  # how to learn
 
 
@@ -42,7 +46,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_p
 
 def test_yaml_round_trip_gives_the_same_config(tmp_path: Path) -> None:
     config = Settings(names=("a", "b"), root=Path("x/y"), optimizer=Optimizer(options={"k": 3}))
-    (tmp_path / "b.yaml").write_text(to_yaml(config))
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(to_dict(config)))
     assert parse(Settings, ["--config", str(tmp_path / "b.yaml")]) == config
 
 
@@ -82,3 +86,126 @@ def test_help_names_every_option_with_its_comment(capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     for part in ("--split", "which split", "--optimizer.lr", "learning rate", "--config FILE"):
         assert part in text
+
+
+WRONG = [
+    ("size", 0, "size must be at least 1, found 0"),
+    ("size", -3, "size must be at least 1"),
+    ("size", 2.5, "size must be a whole number"),
+    ("size", True, "size must be a whole number"),
+    ("size", "many", "size must be a whole number, found 'many'"),
+    ("share", 1.5, "share must be at least 0 and at most 1"),
+    ("fast", "yes", "fast must be true or false"),
+    ("split", 7, "split must be a text"),
+    ("split", None, "split must be a text"),
+    ("split", "--restart", "split must be a text that does not look like an option"),
+    ("names", "abc", "names must be a list"),
+    ("names", ["a", "--restart"], "names must be a text that does not look like an option"),
+    ("precision", "fp16", "precision must be one of no, bf16"),
+    ("optimizer", {"lr": float("nan")}, r"optimizer\.lr must be a finite number"),
+    ("optimizer", {"lr": 0}, r"optimizer\.lr must be above 0"),
+    ("optimizer", {"betas": [0.9]}, r"optimizer\.betas must be a list of 2"),
+    ("optimizer", {"betas": ["0.9", "--restart"]}, r"optimizer\.betas must be a number"),
+    ("optimizer", {"options": 3}, r"optimizer\.options must be a group of keys"),
+]
+
+
+@pytest.mark.parametrize("key, value, message", WRONG)
+def test_a_value_that_does_not_fit_is_refused_with_its_key(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml: " + message):
+        from_dict(Settings, {key: value}, "run.yaml")
+    (tmp_path / "w.yaml").write_text(yaml.safe_dump({key: value}))
+    with pytest.raises(SystemExit) as stop:
+        parse(Settings, ["--config", str(tmp_path / "w.yaml")])
+    assert stop.value.code == 2
+
+
+def test_the_command_line_is_checked_as_the_file_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--size", "0"], ["--optimizer.lr", "nan"], ["--share", "2"], ["--split=--restart"]):
+        with pytest.raises(SystemExit) as stop:
+            parse(Settings, words)
+        assert stop.value.code == 2
+    assert capsys.readouterr().err.count("error: the command line: ") == 4
+
+
+def test_a_config_made_in_code_is_checked_when_asked() -> None:
+    check(Settings(size=1, share=0.5))
+    with pytest.raises(ConfigError, match="size must be at least 1"):
+        check(Settings(size=0))
+
+
+def test_numbers_written_as_texts_and_a_bare_no_mean_what_they_say(tmp_path: Path) -> None:
+    (tmp_path / "n.yaml").write_text("optimizer: {lr: 1e-4}\nprecision: no\nsize: '8'\nshare: 1\n")
+    config = parse(Settings, ["--config", str(tmp_path / "n.yaml")])
+    assert config == Settings(optimizer=Optimizer(lr=1e-4), precision="no", size=8, share=1.0)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.yaml").write_text("size: 2\nsize: 3\n")
+    with pytest.raises(SystemExit):
+        parse(Settings, ["--config", str(tmp_path / "t.yaml")])
+    assert "'size' stands twice" in capsys.readouterr().err
+
+
+def test_null_is_not_a_text_and_a_later_file_wins(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("size: 2\noptimizer: {lr: 0.5}\nroot: null\n")
+    (tmp_path / "b.yaml").write_text("size: 3\n")
+    config = parse(Settings, ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")])
+    assert config == Settings(size=3, optimizer=Optimizer(lr=0.5))
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A config whose group has defaults of its own."""
+
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=7.0))  # how to learn
+
+
+def test_a_group_that_is_given_in_part_keeps_the_rest_of_its_own_defaults(tmp_path: Path) -> None:
+    wanted = Outer(Optimizer(lr=7.0, betas=(0.1, 0.2)))
+    assert from_dict(Outer, {"optimizer": {"betas": [0.1, 0.2]}}, "x") == wanted
+    (tmp_path / "o.yaml").write_text("optimizer: {betas: [0.1, 0.2]}")
+    assert parse(Outer, ["--config", str(tmp_path / "o.yaml")]) == wanted
+
+
+def test_help_shows_the_values_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "h.yaml").write_text("split: from_the_file\n")
+    with pytest.raises(SystemExit):
+        parse(Settings, ["--help"], default_config=tmp_path / "h.yaml")
+    assert "from_the_file" in capsys.readouterr().out
+
+
+class TorchsError(RuntimeError):
+    """Stands in for torch.OutOfMemoryError."""
+
+
+TorchsError.__name__ = "OutOfMemoryError"
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (IsADirectoryError(21, "Is a directory", "runs"), "Is a directory: 'runs'"),
+        (NotADirectoryError(20, "Not a directory", "README.md"), "Not a directory: 'README.md'"),
+        (PermissionError(13, "Permission denied", "out"), "Permission denied: 'out'"),
+        (OSError(28, "No space left on device"), "No space left"),
+        (TorchsError("CUDA\nout of memory"), "out of memory (CUDA out of memory); take smaller batches"),
+        (ValueError("a\nb"), "error: a b"),
+    ],
+)
+def test_expected_errors_end_a_tool_with_one_line(error: Exception, text: str) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        reporting_errors(main)()
+    assert str(stop.value.code).startswith("error: ") and text in str(stop.value.code)
+    assert "\n" not in str(stop.value.code)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        reporting_errors(main)()

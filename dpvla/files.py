@@ -1,13 +1,20 @@
-"""Writing files so that a reader sees the old one or the whole new one, never half of it."""
+"""Writing files so that a reader sees the old one or the whole new one, and one process at a time."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+LOCK = ".lock"
+_held: set[Path] = set()
 
 
 def write_atomically(path: Path | str, write: Callable[[IO[bytes]], object]) -> Path:
@@ -42,3 +49,55 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+class DirectoryInUseError(ValueError):
+    """Another process is writing into the directory."""
+
+
+@contextmanager
+def one_writer(directory: Path | str) -> Iterator[Path]:
+    """Hold ``directory``, made if absent, for this process alone; nested uses in one process share the hold.
+
+    The operating system takes the lock (``fcntl.lockf`` on the file ``.lock``) back when its process ends, however it ends. On
+    network file systems without locks nothing is held, which is said on stderr.
+
+    Raises:
+        DirectoryInUseError: another process holds it; names that process.
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, "a file, where a folder is needed", str(directory)) from None
+    key = directory.resolve()
+    if key in _held:
+        yield directory
+        return
+    with (directory / LOCK).open("a+", encoding="utf-8") as file:
+        _take(file, directory)
+        _held.add(key)
+        try:
+            yield directory
+        finally:
+            _held.discard(key)
+
+
+def _take(file: IO[str], directory: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(200).strip() or "another process"
+        raise DirectoryInUseError(
+            f"{directory} is being written by {holder}; wait for it, or choose another --out"
+        ) from None
+    except OSError as error:
+        print(
+            f"{directory} cannot be locked ({error.strerror}): two writers in it would not be noticed", file=sys.stderr
+        )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()

@@ -1,0 +1,67 @@
+"""Files appear whole, and a folder has one writer."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpvla.files import DirectoryInUseError, one_writer
+
+HOLD = """
+import os, sys, time
+from dpvla.files import one_writer
+with one_writer(sys.argv[1]):
+    if sys.argv[2] == "fork" and os.fork() == 0:
+        time.sleep(60)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(folder: Path, mode: str = "") -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder), mode], stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_process_is_refused_and_told_who_writes(tmp_path: Path) -> None:
+    process = holder(tmp_path / "run")
+    try:
+        with pytest.raises(DirectoryInUseError, match=f"process {process.pid} on .*choose another --out"):
+            one_writer(tmp_path / "run").__enter__()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("mode", ["", "fork"])
+def test_a_killed_process_holds_nothing_even_where_its_children_live_on(tmp_path: Path, mode: str) -> None:
+    process = holder(tmp_path / "run", mode)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    try:
+        with one_writer(tmp_path / "run") as held:
+            assert held.is_dir()
+    finally:
+        subprocess.run(["pkill", "-g", str(process.pid)], check=False)
+
+
+def test_one_process_may_take_its_own_folder_again(tmp_path: Path) -> None:
+    with one_writer(tmp_path / "run"), one_writer(tmp_path / "run"):
+        pass
+    with one_writer(tmp_path / "run"):
+        process = subprocess.run(
+            [sys.executable, "-c", HOLD, str(tmp_path / "run"), ""], capture_output=True, text=True
+        )
+    assert "DirectoryInUseError" in process.stderr
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("a file")
+    with pytest.raises(NotADirectoryError, match=r"README\.md"):
+        one_writer(tmp_path / "README.md").__enter__()

@@ -54,8 +54,8 @@ Whole = Annotated[int, Range(least=0)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Share = Annotated[float, Range(least=0, most=1)]
-Decay = Annotated[float, Range(least=0, below=1)]
-"""The share of an average that stays at each step."""
+BelowOne = Annotated[float, Range(least=0, below=1)]
+"""From 0 to below 1: decays, strengths."""
 
 
 def parse(

@@ -45,6 +45,17 @@ def write_json(path: Path | str, data: Any) -> Path:
     return write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path | str) -> dict[str, Any]:
+    """The mapping in a JSON file; ValueError names a file that holds something else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON and of UTF-8
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, found a {type(content).__name__}")
+    return content
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -59,8 +70,8 @@ class DirectoryInUseError(ValueError):
 def one_writer(directory: Path | str) -> Iterator[Path]:
     """Hold ``directory``, made if absent, for this process alone; nested uses in one process share the hold.
 
-    The operating system takes the lock (``fcntl.lockf`` on the file ``.lock``) back when its process ends, however it ends. On
-    network file systems without locks nothing is held, which is said on stderr.
+    The operating system takes the lock (``fcntl.lockf`` on the file ``.lock``) back when its process ends, however it
+    ends. On network file systems without locks nothing is held, which is said on stderr.
 
     Raises:
         DirectoryInUseError: another process holds it; names that process.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -49,6 +50,11 @@ class TrainingData:
         """What to keep with weights that learn from ``source``."""
         logs = tuple(sorted({r.log_name for r in self.source.records}))
         return TrainedOn(stage, self.split, len(self.source), logs)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What ``run.yaml`` says of the data."""
+        return {"split": self.split, "scenes": len(self.source)}
 
 
 def open_training_data(

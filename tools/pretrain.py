@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from dpvla.config import parse, reporting_errors
+from dpvla.config import ConfigError, parse, reporting_errors
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.training.imitation import ImitationConfig, ImitationStage
 from dpvla.training.loop import LoopConfig, make_accelerator, train
-from dpvla.training.run_directory import describe_training, open_run
+from dpvla.training.run_directory import Run, open_run
+from dpvla.training.start import Start, open_start
 from navsim_bridge.training_data import DataConfig, open_training_data
 
 DEMO = Path(__file__).parent.parent / "configs" / "pretrain_demo.yaml"
@@ -28,6 +29,7 @@ class PretrainConfig(DataConfig):
 
     out: str = "runs/pretrain"  # run directory; the same command goes on in it
     restart: bool = False  # discard what --out holds
+    init_from: str | None = None  # start from the weights of this run, checkpoint or model directory
     model: DPVLAConfig = field(default_factory=DPVLAConfig)  # encoder, head, diffusion
     imitation: ImitationConfig = field(default_factory=ImitationConfig)  # epochs, batches
     loop: LoopConfig = field(default_factory=LoopConfig)  # optimiser, logging, checkpoints
@@ -39,24 +41,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(PretrainConfig, argv, __doc__, default_config=DEMO)
     seed = config.loop.seed
     accelerator = make_accelerator(config.loop, config.out)
-    size = (config.model.encoder.image_width, config.model.encoder.image_height)
-    data = open_training_data(config, size, accelerator, reward_on="validation")
-    out = open_run(config.out, config, seed, config.restart, accelerator)
-    torch.manual_seed(seed)
-    policy = DPVLA.from_config(config.model)
-    policy.plan_coding.fit(data.source.plans(), data.source.ego_status())
-    stage = ImitationStage(
-        policy.to(accelerator.device),
-        data.source,
-        config.imitation,
-        accelerator,
-        seed,
-        describe_training(config, seed, [data.trained_on("imitation")]),
-        data.validation,
-        data.reward,
-    )
-    loop = config.loop if config.loop.steps else replace(config.loop, steps=stage.steps)
-    accelerator.print(f"checkpoint: {train(stage, loop, out, accelerator)}")
+    with open_run(config.out, config, config.restart, accelerator) as run:
+        start = open_start(config.init_from) if config.init_from and run.last is None else None
+        with accelerator.main_process_first():  # one process fetches released weights for all
+            policy = initial_policy(config, run, start)
+        size = (config.model.encoder.image_width, config.model.encoder.image_height)
+        data = open_training_data(config, size, accelerator, reward_on="validation")
+        if run.last is None and start is None:
+            policy.plan_coding.fit(data.source.plans(), data.source.ego_status())
+        stage = ImitationStage(
+            policy.to(accelerator.device),
+            data.source,
+            config.imitation,
+            accelerator,
+            seed,
+            run.describe,
+            data.validation,
+            data.reward,
+        )
+        loop = config.loop if config.loop.steps else replace(config.loop, steps=stage.steps)
+        run.begin(
+            seed,
+            [*(start.trained_on if start else ()), data.trained_on("imitation")],
+            loop.steps,
+            data.about,
+            None if start is None else {"path": str(start.path)},
+        )
+        accelerator.print(f"checkpoint: {train(stage, loop, run.path, accelerator)}")
+
+
+def initial_policy(config: PretrainConfig, run: Run, start: Start | None) -> DPVLA:
+    """The policy before this call's first update: of the run that goes on, of --init-from, or new."""
+    torch.manual_seed(config.loop.seed)
+    if run.last is not None:
+        policy = DPVLA.from_pretrained(run.last / "model", config=config.model)
+    elif start is None:
+        policy = DPVLA.from_config(config.model)
+    else:
+        if start.adapters is not None:
+            raise ConfigError(
+                f"--init-from {start.path} has adapters, which pretraining does not train: give {start.model} to leave "
+                "them out"
+            )
+        policy = DPVLA.from_pretrained(start.model, config=config.model)
+    policy.precision = config.loop.precision
+    return policy
 
 
 if __name__ == "__main__":

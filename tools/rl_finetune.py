@@ -2,7 +2,8 @@
 
 The encoder is frozen; two LoRA adapters on the head learn from roll-outs scored by PDMS. navtest is the adaptation
 setting (reward only, scored on the scenes it is trained on), navtrain the generalisation one. Without --config it
-runs the demo recipe on the newest checkpoint of runs/pretrain.
+runs the demo recipe on the newest checkpoint of runs/pretrain. From a checkpoint that has adapters, a second round goes
+on with them; --adapters merge or discard does otherwise.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from dpvla.config import parse, reporting_errors
+from dpvla.config import ConfigError, parse, reporting_errors
 from dpvla.models import DPVLA
 from dpvla.rl.finetune import DipoleConfig, DipoleStage
-from dpvla.training.checkpoint import resolve_checkpoint
 from dpvla.training.loop import LoopConfig, make_accelerator, train
-from dpvla.training.run_directory import describe_training, open_run, read_trained_on
+from dpvla.training.run_directory import FREE, Run, open_run
+from dpvla.training.start import StartingPoint, WhatOfAdapters, open_start, starting_point
 from navsim_bridge.training_data import DataConfig, open_training_data
 
 DEMO = Path(__file__).parent.parent / "configs" / "dipole_demo.yaml"
@@ -28,7 +29,8 @@ DEMO = Path(__file__).parent.parent / "configs" / "dipole_demo.yaml"
 class FinetuneConfig(DataConfig):
     """DIPOLE fine-tuning of a pretrained DP-VLA. Defaults: the paper's navtrain variant (g 10, batch 56, lr 1e-4)."""
 
-    checkpoint: str = "runs/pretrain"  # pretraining run or checkpoint to start from
+    checkpoint: str = "runs/pretrain"  # run, checkpoint or model directory to start from
+    adapters: WhatOfAdapters = "keep"  # those of --checkpoint, if any: go on, fold into the model, leave out
     out: str | None = None  # run directory; the same command goes on in it (default: runs/dipole_SPLIT)
     restart: bool = False  # discard what --out holds
     dipole: DipoleConfig = field(default_factory=DipoleConfig)  # roll-outs and loss
@@ -42,26 +44,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = replace(config, out=config.out or f"runs/dipole_{Path(config.split).stem}")
     seed = config.loop.seed
     accelerator = make_accelerator(config.loop, str(config.out))
-    start = resolve_checkpoint(config.checkpoint)
-    policy = DPVLA.from_pretrained(start / "model").to(accelerator.device)
-    size = (policy.config.encoder.image_width, policy.config.encoder.image_height)
-    data = open_training_data(config, size, accelerator, reward_on="source")
-    assert data.reward is not None
-    out = open_run(str(config.out), config, seed, config.restart, accelerator)
-    torch.manual_seed(seed)
-    policy.add_adapters(config.dipole.rank, config.dipole.alpha)
-    stage = DipoleStage(
-        policy,
-        data.source,
-        data.reward,
-        config.dipole,
-        accelerator,
-        seed,
-        start / "model",
-        describe_training(config, seed, [*read_trained_on(start), data.trained_on("dipole")]),
-    )
-    loop = config.loop if config.loop.steps else replace(config.loop, steps=stage.steps)
-    accelerator.print(f"checkpoint: {train(stage, loop, out, accelerator)}")
+    settings = config.dipole
+    with open_run(str(config.out), config, config.restart, accelerator, free=(*FREE, "checkpoint")) as run:
+        if run.last is None:
+            first = starting_point(
+                open_start(config.checkpoint), config.adapters, config.dipole.rank, config.dipole.alpha
+            )
+        else:
+            refuse_other_start(config, run)
+            first = StartingPoint(DPVLA.from_pretrained(run.last / "model"), (), run.before.get("start") or {}, None)
+        policy = first.policy.to(accelerator.device)
+        policy.precision = config.loop.precision
+        size = (policy.config.encoder.image_width, policy.config.encoder.image_height)
+        data = open_training_data(config, size, accelerator, reward_on="source")
+        assert data.reward is not None
+        torch.manual_seed(seed)
+        if not policy.has_adapters:
+            policy.add_adapters(settings.rank, settings.alpha)
+        stage = DipoleStage(policy, data.source, data.reward, settings, accelerator, seed, first.model, run.describe)
+        loop = config.loop if config.loop.steps else replace(config.loop, steps=stage.steps)
+        trained_on = replace(data.trained_on("dipole"), weights="adapters")
+        run.begin(seed, [*first.trained_on, trained_on], loop.steps, data.about, first.about)
+        if run.last is None:
+            accelerator.print(f"start: {first.about['path']}, {first.about['adapters']}")
+        accelerator.print(f"checkpoint: {train(stage, loop, run.path, accelerator)}")
+
+
+def refuse_other_start(config: FinetuneConfig, run: Run) -> None:
+    """A run goes on from its own checkpoint, which holds all it needs; --checkpoint must still mean what it did."""
+    theirs = run.before["config"].get("checkpoint")
+    if config.checkpoint == theirs:
+        return
+    recorded = (run.before.get("start") or {}).get("model_sha256")
+    if recorded is None or open_start(config.checkpoint).model_hash() != recorded:
+        raise ConfigError(
+            f"{run.path} started from {theirs}, and --checkpoint {config.checkpoint} is another model: choose another "
+            "--out, or discard that run with --restart"
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ On disk the layout is PEFT's (``positive/adapter_config.json``, ``positive/adapt
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from functools import partial
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpvla import files
+from dpvla.tensors import load_tensors
 
 ADAPTERS = ("positive", "negative")
 """The two dichotomous policies of DIPOLE, in the order of the stacked weights."""
@@ -140,6 +140,31 @@ def adapter_parameters(head: nn.Module) -> list[nn.Parameter]:
     return found
 
 
+def merge_adapters(head: nn.Module, shares: tuple[float, ...]) -> None:
+    """Add ``share * scale * B A`` of every policy to the base weights, then remove the policies.
+
+    ``shares``: one for each policy, in the order of ``ADAPTERS``.
+    """
+    if not has_adapters(head):
+        raise RuntimeError("nothing to merge: the head has no adapters")
+    for layer in adaptable_layers(head).values():
+        down, up = layer._stacked(tuple(range(len(ADAPTERS))))
+        with torch.no_grad():
+            updates = torch.bmm(up.double(), down.double()) * layer.adapter_scale
+            for share, update in zip(shares, updates):
+                layer.weight += (share * update).to(layer.weight.dtype)
+        layer.adapter_down = layer.adapter_up = None
+
+
+def adapter_size(head: nn.Module) -> tuple[int, float]:
+    """Rank and alpha of the head's adapters."""
+    layer = next(iter(adaptable_layers(head).values()))
+    if layer.adapter_down is None:
+        raise RuntimeError("the head has no adapters")
+    rank = layer.adapter_down.shape[1]
+    return rank, layer.adapter_scale * rank
+
+
 def save_adapters(head: nn.Module, directory: Path | str) -> None:
     """Write both policies below ``directory`` in PEFT's format."""
     layers = adaptable_layers(head)
@@ -154,7 +179,7 @@ def save_adapters(head: nn.Module, directory: Path | str) -> None:
         folder = Path(directory) / name
         content = BytesIO(safetensors.torch.save(tensors, metadata={"format": "pt"}))
         files.write_atomically(folder / "adapter_model.safetensors", partial(shutil.copyfileobj, content))
-        files.write_json(folder / "adapter_config.json", _peft_config(layers))
+        files.write_json(folder / "adapter_config.json", _peft_config(head))
 
 
 def load_adapters(head: nn.Module, directory: Path | str) -> None:
@@ -166,8 +191,8 @@ def load_adapters(head: nn.Module, directory: Path | str) -> None:
         for needed in ("adapter_config.json", "adapter_model.safetensors"):
             if not (folder / needed).is_file():
                 raise FileNotFoundError(f"{folder / needed} is missing: {directory} needs {' and '.join(ADAPTERS)}")
-        config = json.loads((folder / "adapter_config.json").read_text())
-        tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+        config = files.read_json(folder / "adapter_config.json")
+        tensors = load_tensors(folder / "adapter_model.safetensors")
         _check_adapter(folder, config, tensors, layers)
         loaded[name] = (config, tensors)
     scales = {(config["r"], config["lora_alpha"]) for config, _ in loaded.values()}
@@ -192,7 +217,11 @@ def _check_adapter(
         raise ValueError(f"{folder} is not a plain LoRA adapter (peft_type {config.get('peft_type')!r})")
     if config.get("rank_pattern") or config.get("alpha_pattern") or config.get("bias", "none") != "none":
         raise ValueError(f"{folder} uses rank_pattern, alpha_pattern or bias, which is not supported")
-    rank = config["r"]
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"{folder}/adapter_config.json: r must be a whole number of at least 1, found {rank!r:.80}")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+        raise ValueError(f"{folder}/adapter_config.json: lora_alpha must be a number above 0, found {alpha!r:.80}")
     expected = {}
     for path, layer in layers.items():
         expected[f"{PEFT_PREFIX}{path}.lora_A.weight"] = (rank, layer.in_features)
@@ -208,11 +237,8 @@ def _check_adapter(
             raise ValueError(f"{folder}: {key} has shape {tuple(tensors[key].shape)}, expected {shape}")
 
 
-def _peft_config(layers: dict[str, AdaptableLinear]) -> dict[str, Any]:
-    first = next(iter(layers.values()))
-    assert first.adapter_down is not None
-    rank = first.adapter_down.shape[1]
-    alpha = first.adapter_scale * rank
+def _peft_config(head: nn.Module) -> dict[str, Any]:
+    rank, alpha = adapter_size(head)
     return {
         "base_model_name_or_path": None,
         "bias": "none",
@@ -223,6 +249,6 @@ def _peft_config(layers: dict[str, AdaptableLinear]) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "peft_type": "LORA",
         "r": rank,
-        "target_modules": sorted(layers),
+        "target_modules": sorted(adaptable_layers(head)),
         "task_type": None,
     }

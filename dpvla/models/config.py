@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from dpvla.config import from_dict
-from dpvla.diffusion.schedule import PARAMETRISATIONS, VPLinearSchedule
+from dpvla.config import Count, NotNegative, Positive, Range, Share, Whole, check, from_dict
+from dpvla.diffusion.schedule import VPLinearSchedule
 from dpvla.models.dit import HeadConfig
 from dpvla.models.plan_coding import PlanCodingConfig
 
@@ -19,15 +19,15 @@ class EncoderConfig:
     name: str = "florence-community/Florence-2-large"  # hub id | directory | florence:tiny | timm:<name>
     revision: str | None = None  # hub revision; the released large model is pinned when this is empty
     pretrained: bool = True  # start from released weights (a directory or hub id always does)
-    image_width: int = 768  # pixels the batch's images must have
-    image_height: int = 384  # multiples of 384 keep Florence-2 out of window padding
-    num_cameras: int = 3  # front-left, front, front-right
+    image_width: Count = 768  # pixels the batch's images must have
+    image_height: Count = 384  # multiples of 384 keep Florence-2 out of window padding
+    num_cameras: Count = 3  # front-left, front, front-right
     views_in_text_encoder: Literal["all", "front"] = "all"  # Florence: whose tokens the text encoder reads
-    stride: int = 16  # timm: feature map to take, in pixels per cell
-    width: int = 96  # timm: width of the tokens
-    summary_width: int = 0  # timm: all cells, reduced to so many numbers each, also reach every token; 0: they do not
-    mixer_blocks: int = 1  # timm: transformer blocks over all cameras' tokens
-    mixer_heads: int = 4  # timm: their attention heads
+    stride: Count = 16  # timm: feature map to take, in pixels per cell
+    width: Count = 96  # timm: width of the tokens
+    summary_width: Whole = 0  # timm: all cells, reduced to so many numbers each, also reach every token; 0: they do not
+    mixer_blocks: Whole = 1  # timm: transformer blocks over all cameras' tokens
+    mixer_heads: Count = 4  # timm: their attention heads
     timm_options: dict[str, Any] = field(default_factory=dict)  # timm: more arguments of timm.create_model
 
 
@@ -37,27 +37,19 @@ class DiffusionConfig:
 
     output: Literal["v", "eps", "x0"] = "v"  # what the network outputs; raw eps is divided by 0.0066 at t = 1
     loss_weighting: Literal["eps", "v", "x0"] = "eps"  # whose squared error the loss is; eps is the paper's
-    alpha_floor: float = 0.0  # weightings v and x0 divide by alpha: not below this
-    beta_min: float = 0.1  # variance-preserving schedule with linear beta(t)
-    beta_max: float = 20.0  # beta at t = 1
-    num_steps: int = 10  # network evaluations of DPM-Solver++ (order 2)
-    omega: float = 1.0  # greediness w of the guided combination
-    clip_ratio: float | None = 2.0  # guided x0 is kept within this multiple of the training plans' range; off at w = 0
+    alpha_floor: Share = 0.0  # weightings v and x0 divide by alpha: not below this
+    beta_min: Positive = 0.1  # variance-preserving schedule with linear beta(t)
+    beta_max: Positive = 20.0  # beta at t = 1
+    num_steps: Annotated[int, Range(least=2)] = 10  # network evaluations of DPM-Solver++ (order 2)
+    omega: NotNegative = 1.0  # greediness w of the guided combination
+    clip_ratio: Annotated[float, Range(least=1)] | None = 2.0  # guided x0 stays within this multiple of training plans'
 
     def schedule(self) -> VPLinearSchedule:
         """The noise schedule."""
         return VPLinearSchedule(self.beta_min, self.beta_max)
 
     def __post_init__(self) -> None:
-        for name in ("output", "loss_weighting"):
-            if getattr(self, name) not in PARAMETRISATIONS:
-                raise ValueError(f"diffusion.{name} must be one of {PARAMETRISATIONS}, found {getattr(self, name)!r}")
-        if self.omega < 0:
-            raise ValueError(f"diffusion.omega must not be negative, found {self.omega}")
-        if not 0 <= self.alpha_floor <= 1:
-            raise ValueError(f"diffusion.alpha_floor must lie in [0, 1], found {self.alpha_floor}")
-        if self.clip_ratio is not None and self.clip_ratio < 1:
-            raise ValueError(f"diffusion.clip_ratio below 1 would cut training plans, found {self.clip_ratio}")
+        check(self, "diffusion")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpvla.batch import COMMANDS, NUM_POSES
+from dpvla.config import Count
 from dpvla.models.adapters import Active, AdaptableLinear, resolve
 
 PRESETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
@@ -42,10 +43,10 @@ class HeadConfig:
     """
 
     preset: str = "paper"  # paper | cross18 | tiny: gives width, heads and blocks where they are not set below
-    width: int | None = None  # model width d
-    heads: int | None = None  # attention heads
+    width: Count | None = None  # model width d
+    heads: Count | None = None  # attention heads
     blocks: tuple[str, ...] | None = None  # e.g. ("24 modulated self mlp", "1 plain self cross mlp")
-    mlp_ratio: int = 4  # hidden width of the MLPs over d
+    mlp_ratio: Count = 4  # hidden width of the MLPs over d
     use_command: bool = True  # driving command in the adaLN condition (the encoder sees it as text in any case)
     use_ego_status: bool = True  # velocity and acceleration in the adaLN condition; the paper does not say
     use_history: bool = True  # past poses in the adaLN condition; the paper does not say

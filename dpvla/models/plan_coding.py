@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpvla.batch import NUM_POSES
+from dpvla.config import Positive, check
 
 POSE_INTERVAL = 0.5
 """Seconds between the poses of a plan."""
@@ -21,7 +22,7 @@ class PlanCodingConfig:
     channels: Literal["x_y_cos_sin", "x_y_heading"] = "x_y_cos_sin"  # cos and sin have no wrap-around
     baseline: Literal["constant_velocity", "none"] = "constant_velocity"  # code the residual to it, or absolute poses
     positions: Literal["pose", "delta"] = "pose"  # x and y as they are, or as steps from the pose before (smoother)
-    std_floor: float = 0.01  # smallest spread (m, rad) that is normalised to 1; cos hardly varies at 0.5 s
+    std_floor: Positive = 0.01  # smallest spread (m, rad) that is normalised to 1; cos hardly varies at 0.5 s
 
 
 class PlanCoding(nn.Module):
@@ -38,8 +39,7 @@ class PlanCoding(nn.Module):
 
     def __init__(self, config: PlanCodingConfig) -> None:
         super().__init__()
-        if config.std_floor <= 0:
-            raise ValueError(f"plan.std_floor must be positive, found {config.std_floor}")
+        check(config, "plan")
         self.config = config
         self.num_channels = 4 if config.channels == "x_y_cos_sin" else 3
         shape = (NUM_POSES, self.num_channels)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -15,6 +15,7 @@ from transformers import Florence2Config
 
 from dpvla import __version__, files
 from dpvla.batch import NUM_POSES, DrivingBatch
+from dpvla.config import ConfigError, NotNegative, from_dict, to_dict
 from dpvla.diffusion import DPMSolver, clip_x0, combine
 from dpvla.models import adapters as adapter_bank
 from dpvla.models.config import DPVLAConfig, EncoderConfig
@@ -24,11 +25,21 @@ from dpvla.models.florence_checkpoint import pretrained_florence, tiny_florence
 from dpvla.models.plan_coding import PlanCoding
 from dpvla.models.scene_context import SceneContext
 from dpvla.models.timm_encoder import TimmEncoder
+from dpvla.tensors import load_tensors, require_same
 
+Precision = Literal["no", "bf16"]
 FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, SAMPLING_FILE = "config.json", "model.safetensors", "sampling.json"
 ADAPTER_WEIGHTS = ("adapter_down", "adapter_up")
 BASE_POLICY: tuple[str | None, ...] = (None,)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What sampling must know of adapters: kept beside them, obeyed unless a caller says otherwise."""
+
+    omega: NotNegative  # greediness w of the roll-outs they were trained on
+    precision: Precision  # autocast they were trained under
 
 
 class DPVLA(nn.Module):
@@ -37,6 +48,11 @@ class DPVLA(nn.Module):
     Call it through its methods. What is trained under DistributedDataParallel is a small module around it whose
     ``forward`` is the loss (``training.imitation``, ``rl.finetune``), so that gradients are synchronised.
     """
+
+    omega: float
+    """Greediness w of the guided combination where ``sample`` is not told another."""
+    precision: Precision
+    """What ``encode`` and ``sample`` autocast to, as training did; saved and restored with the weights."""
 
     def __init__(self, config: DPVLAConfig, encoder: FlorenceEncoder | TimmEncoder) -> None:
         super().__init__()
@@ -47,6 +63,8 @@ class DPVLA(nn.Module):
         self.plan_coding = PlanCoding(config.plan)
         self.head = DiTHead(config.head, self.plan_coding.num_channels, encoder.token_width)
         self.base_frozen = False
+        self.omega = config.diffusion.omega
+        self.precision = "no"
 
     # ------------------------------------------------------------------ building, saving, loading
 
@@ -66,32 +84,45 @@ class DPVLA(nn.Module):
             "dpvla_version": __version__,
             "model": self.config.to_dict(),
             "encoder_architecture": self.encoder.architecture(),
+            "precision": self.precision,
         }
         files.write_json(directory / CONFIG_FILE, description)
 
     @classmethod
-    def from_pretrained(cls, directory: Path | str, device: torch.device | str = "cpu") -> DPVLA:
-        """Read what ``save_pretrained`` wrote, in eval mode. Needs no network, even for a Florence encoder."""
+    def from_pretrained(
+        cls, directory: Path | str, device: torch.device | str = "cpu", config: DPVLAConfig | None = None
+    ) -> DPVLA:
+        """Read what ``save_pretrained`` wrote, in eval mode. Needs no network, even for a Florence encoder.
+
+        Args:
+            config: what the policy shall be instead of what was saved; only loss and sampler may differ.
+
+        Raises:
+            FileNotFoundError, ValueError: files are missing, damaged, not finite or do not fit each other.
+        """
         directory = Path(directory)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (directory / name).is_file():
                 raise FileNotFoundError(f"{directory / name} is missing: {directory} is not a saved DP-VLA")
-        description = json.loads((directory / CONFIG_FILE).read_text())
+        path = directory / CONFIG_FILE
+        description = files.read_json(path)
         if description.get("format_version") != FORMAT_VERSION:
             found = description.get("format_version")
-            raise ValueError(f"{directory / CONFIG_FILE}: format_version {found}, this code reads {FORMAT_VERSION}")
-        config = DPVLAConfig.from_dict(description["model"])
-        policy = cls(config, _rebuild_encoder(config.encoder, description["encoder_architecture"]))
-        tensors = safetensors.torch.load_file(directory / WEIGHTS_FILE)
-        expected = policy._base_state()
-        missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-        wrong = [key for key in expected.keys() & tensors.keys() if expected[key].shape != tensors[key].shape]
-        if missing or extra or wrong:
-            raise ValueError(
-                f"{directory / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: missing {missing[:3]} ({len(missing)}), "
-                f"unexpected {extra[:3]} ({len(extra)}), other shape {sorted(wrong)[:3]} ({len(wrong)})"
-            )
+            raise ValueError(f"{path}: format_version {found}, this code reads {FORMAT_VERSION}")
+        if not isinstance(description.get("model"), dict) or "encoder_architecture" not in description:
+            raise ValueError(f"{path}: expected the keys model and encoder_architecture; it is no saved DP-VLA")
+        saved = from_dict(DPVLAConfig, description["model"], str(path))
+        if config is not None:
+            _refuse_other_architecture(config, saved, path)
+        config = saved if config is None else config
+        policy = cls(config, _rebuild_encoder(saved.encoder, description["encoder_architecture"]))
+        tensors = load_tensors(directory / WEIGHTS_FILE)
+        require_same(policy._base_state(), tensors, directory / WEIGHTS_FILE)
         policy.load_state_dict(tensors)
+        precision = description.get("precision", "no")  # version 0.1.0 did not keep it
+        if precision not in ("no", "bf16"):
+            raise ValueError(f"{path}: precision must be no or bf16, found {precision!r:.80}")
+        policy.precision = precision
         return policy.to(device).eval()
 
     def _base_state(self) -> dict[str, Tensor]:
@@ -113,12 +144,34 @@ class DPVLA(nn.Module):
         return adapter_bank.adapter_parameters(self.head)
 
     def save_adapters(self, directory: Path | str) -> None:
-        """Write ``positive/`` and ``negative/`` in PEFT's format (readable by PEFT on the bare ``policy.head``)."""
+        """Write ``positive/`` and ``negative/`` in PEFT's format (readable by PEFT on the bare ``policy.head``).
+
+        ``sampling.json`` beside them holds what sampling must know: omega and precision.
+        """
         adapter_bank.save_adapters(self.head, directory)
+        files.write_json(Path(directory) / SAMPLING_FILE, to_dict(Sampling(self.omega, self.precision)))
 
     def load_adapters(self, directory: Path | str) -> None:
-        """Read adapters written by ``save_adapters``, creating them when absent."""
+        """Read adapters written by ``save_adapters``, creating them when absent; omega and precision come with them."""
         adapter_bank.load_adapters(self.head, directory)
+        if self.knows_sampling(directory):
+            path = Path(directory) / SAMPLING_FILE
+            sampling = from_dict(Sampling, files.read_json(path), str(path))
+            self.omega, self.precision = sampling.omega, sampling.precision
+
+    @staticmethod
+    def knows_sampling(directory: Path | str) -> bool:
+        """Whether adapters say how to sample with them; those of version 0.1.0 did not."""
+        return (Path(directory) / SAMPLING_FILE).is_file()
+
+    def merge_adapters(self, omega: float | None = None) -> None:
+        """Fold both adapters into the base weights and remove them: ``W + (1 + w) dW+ - w dW-``.
+
+        The guided combination is taken over to first order in the updates: exactly for one linear layer, closely where
+        the updates are small. ``omega`` defaults to the policy's own.
+        """
+        w = self.omega if omega is None else omega
+        adapter_bank.merge_adapters(self.head, (1 + w, -w))
 
     def snapshot_head(self) -> DiTHead:
         """The head as it is now, without gradients: adapters are copied, base weights shared."""
@@ -146,9 +199,15 @@ class DPVLA(nn.Module):
 
     # ------------------------------------------------------------------ training
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """The autocast of ``precision`` on the policy's device."""
+        if self.precision == "no":
+            return nullcontext()
+        return torch.autocast(self.plan_coding.mean.device.type, torch.bfloat16)
+
     def encode(self, batch: DrivingBatch) -> SceneContext:
         """Run the encoder once a scene. Without gradients when the base is frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.base_frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.base_frozen), self.autocast():
             tokens, mask = self.encoder(batch.images, batch.command)
         return SceneContext(tokens, mask, batch.command, batch.ego_status.float(), batch.history.float())
 
@@ -262,7 +321,8 @@ class DPVLA(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sample plans from the guided combination (paper Alg. 2), or from the base policy without adapters.
 
-        ``noise`` (scene, num_candidates, 8, channel) replaces the generator's. Combination and solver run in float32.
+        ``omega`` defaults to the policy's own. ``noise`` (scene, num_candidates, 8, channel) replaces the generator's.
+        Combination and solver run in float32.
         ``info`` holds ``sample/clipped``, the share of x0 values the wide static clip changed, when it is on.
         """
         scenes = len(context)
@@ -273,19 +333,21 @@ class DPVLA(nn.Module):
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shape}")
         noise = noise.to(context.device, torch.float32)
-        omega = self.config.diffusion.omega if omega is None else omega
+        omega = self.omega if omega is None else omega
         guided = use_adapters and self.has_adapters
         policies: tuple[str | None, ...] = BASE_POLICY
         if guided:
             policies = ("positive",) if omega == 0 else ("positive", "negative")
-        prepared = self.head.prepare(context.tokens, context.mask, context.condition, policies)
+        with self.autocast():
+            prepared = self.head.prepare(context.tokens, context.mask, context.condition, policies)
         ratio = self.config.diffusion.clip_ratio
         clips = guided and omega != 0 and ratio is not None
         bound = self.plan_coding.largest * ratio if clips and ratio is not None else None
         shares: list[Tensor] = []
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            output = self.head.denoise(x_t, t, prepared).float()
+            with self.autocast():
+                output = self.head.denoise(x_t, t, prepared).float()
             mixed = combine(output[0], output[1], omega) if len(output) == 2 else output[0]
             x0 = self.schedule.convert(mixed, x_t, t, self.config.diffusion.output, "x0")
             x0, share = clip_x0(x0, bound)
@@ -337,3 +399,24 @@ def _rebuild_encoder(config: EncoderConfig, architecture: dict[str, Any] | None)
         views_in_text_encoder=config.views_in_text_encoder,
         command_length=architecture["command_length"],
     )
+
+
+NETWORK_KEYS = ("output", "beta_min", "beta_max")
+"""Diffusion options that say what a network's output means; the others concern loss and sampler."""
+
+
+def _refuse_other_architecture(wanted: DPVLAConfig, saved: DPVLAConfig, path: Path) -> None:
+    """ConfigError where weights would mean something else under ``wanted`` than under ``saved``."""
+    florence = not any(config.encoder.name.startswith("timm:") for config in (wanted, saved))
+    free = {  # where an encoder's first weights came from, and what the network does not know of
+        "encoder": {"revision", "pretrained", *(["name"] if florence else [])},
+        "diffusion": to_dict(saved.diffusion).keys() - set(NETWORK_KEYS),
+    }
+    for group in ("encoder", "head", "plan", "diffusion"):
+        ours, theirs = to_dict(getattr(wanted, group)), to_dict(getattr(saved, group))
+        for key in ours:
+            if ours[key] != theirs[key] and key not in free.get(group, ()):
+                raise ConfigError(
+                    f"model.{group}.{key} is {ours[key]!r}, but the weights of {path.parent} are of a model with "
+                    f"{theirs[key]!r}: give the same model options, or start without these weights"
+                )

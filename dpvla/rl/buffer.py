@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dpvla.dipole import group_advantages
-from dpvla.training.checkpoint import load_tensors, save_tensors
+from dpvla.tensors import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dpvla.batch import RewardFunction, SceneSource
+from dpvla.config import ConfigError, Count, NotNegative, Range, Whole, check
 from dpvla.diffusion import combine
 from dpvla.dipole import ADAPTERS, dipole_loss
 from dpvla.models import DPVLA, SceneContext
@@ -18,7 +20,8 @@ from dpvla.models.adapters import load_adapters, save_adapters
 from dpvla.models.dit import DiTHead
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.rl.rollout import chunks, collect, encode_scenes
-from dpvla.training.checkpoint import CheckpointError, link_tree
+from dpvla.tensors import CheckpointError
+from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, link_tree
 from dpvla.training.order import epoch_batches, permutation, step_seed, steps_per_epoch
 
 
@@ -26,19 +29,19 @@ from dpvla.training.order import epoch_batches, permutation, step_seed, steps_pe
 class DipoleConfig:
     """Roll-outs and the DIPOLE loss."""
 
-    group_size: int = 10  # g: plans sampled for a scene (paper: 10 on navtrain, 25 on navtest)
-    beta: float = 1.0  # temperature of the weights sigmoid(beta G + shift); not given by the paper
+    group_size: Annotated[int, Range(least=2)] = 10  # g: plans of a scene (paper: 10 navtrain, 25 navtest)
+    beta: NotNegative = 1.0  # temperature of the weights sigmoid(beta G + shift); not given by the paper
     shift: float = 0.0  # k of App. D.2; 0 in driving
-    omega: float = 1.0  # w: greediness of the roll-outs, and of later sampling; not given by the paper
-    cycles: int = 1  # times the buffer is cleared and filled again
-    epochs_per_cycle: int = 9  # training epochs on one buffer (paper: 9 after 1 roll-out epoch)
-    scenes_per_cycle: int = 0  # at most so many scenes are rolled out in a cycle; 0: all of the split
-    control_variate: bool = False  # less noise in the gradient for one more pass of the head (dpvla.dipole.dipole_loss)
-    batch_size: int = 56  # scenes in an update, each with its whole group (paper: 56 navtrain, 4 navtest)
-    scenes_per_call: int = 64  # scenes encoded, sampled and scored together
-    rank: int = 16  # of each LoRA adapter
-    alpha: int = 16  # LoRA scale is alpha / rank
-    context_cache_gb: float = 8.0  # encoded scenes of a cycle stay in memory up to this size, else they are re-encoded
+    omega: NotNegative = 1.0  # w: greediness of the roll-outs, and of later sampling; not given by the paper
+    cycles: Count = 1  # times the buffer is cleared and filled again
+    epochs_per_cycle: Count = 9  # training epochs on one buffer (paper: 9 after 1 roll-out epoch)
+    scenes_per_cycle: Whole = 0  # at most so many scenes are rolled out in a cycle; 0: all of the split
+    control_variate: bool = False  # anchors the pair to the policy that rolled out (dpvla.dipole.dipole_loss)
+    batch_size: Count = 56  # scenes in an update over all processes, each with its whole group (paper: 56 on each GPU)
+    scenes_per_call: Count = 64  # scenes encoded, sampled and scored together
+    rank: Count = 16  # of each LoRA adapter
+    alpha: Count = 16  # LoRA scale is alpha / rank
+    context_cache_gb: NotNegative = 8.0  # encoded scenes of a cycle stay in memory up to this size, else made anew
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,19 @@ class DipoleStage:
         config: DipoleConfig,
         accelerator: Accelerator,
         seed: int,
-        model_directory: Path,
+        model_directory: Path | None,
         describe: Callable[[Path], None],
     ) -> None:
-        """``model_directory``: the frozen ``model/`` the checkpoints repeat; ``describe`` writes ``run.yaml``."""
+        """``model_directory``: files of the frozen model, where there are any; ``describe`` writes ``run.yaml``."""
+        check(config, "dipole")
+        processes = accelerator.num_processes
+        if config.batch_size % processes:
+            raise ConfigError(
+                f"dipole.batch_size {config.batch_size} cannot be shared by {processes} processes: it counts the "
+                "scenes of an update over all of them, take a multiple"
+            )
         policy.freeze_base()
+        policy.omega = config.omega
         self.policy, self.source, self.reward, self.config, self.seed = policy, source, reward, config, seed
         self._step = DipoleStep(policy, config)
         self.module: nn.Module = self._step
@@ -105,14 +116,14 @@ class DipoleStage:
         self.buffer: RolloutBuffer | None = None
         self._contexts: list[SceneContext] | None = None
         scenes = min(config.scenes_per_cycle or len(source), len(source))
-        self._local = scenes // accelerator.num_processes
+        self._local, self._batch = scenes // processes, config.batch_size // processes
         if self._local == 0:
-            raise ValueError(f"{scenes} scenes cannot be shared by {accelerator.num_processes} processes")
+            raise ConfigError(f"{scenes} scenes cannot be shared by {processes} processes: take fewer processes")
 
     @property
     def steps_per_cycle(self) -> int:
         """Updates between two roll-outs."""
-        return self.config.epochs_per_cycle * steps_per_epoch(self._local, self.config.batch_size)
+        return self.config.epochs_per_cycle * steps_per_epoch(self._local, self._batch)
 
     @property
     def steps(self) -> int:
@@ -129,7 +140,7 @@ class DipoleStage:
                 log(step, self.buffer.statistics())
             mine = self.buffer.part(self._rank)
             plans, advantages = self.buffer.plans[mine], self.buffer.advantages()[mine]
-            order = epoch_batches(self._local, self.config.batch_size, place, self.seed, cycle, self._rank)
+            order = epoch_batches(self._local, self._batch, place, self.seed, cycle, self._rank)
             for _, rows in zip(range(place, self.steps_per_cycle), order):
                 chosen = torch.as_tensor(rows)
                 yield RolloutBatch(
@@ -145,7 +156,12 @@ class DipoleStage:
 
     def save(self, directory: Path) -> None:
         """``model/`` (unchanged), ``adapters/``, ``run.yaml``, and the buffer of this cycle."""
-        link_tree(self.model_directory, directory / "model")
+        newest = latest_checkpoint(directory.parent.parent)
+        model = self.model_directory if newest is None else newest / "model"
+        if model is not None and model.is_dir():
+            link_tree(model, directory / "model")
+        else:
+            self.policy.save_pretrained(directory / "model")
         self.policy.save_adapters(directory / "adapters")
         self.describe(directory)
         if self.buffer is not None:
@@ -156,14 +172,15 @@ class DipoleStage:
     def restore(self, directory: Path) -> None:
         """Take up the buffer; the encoded scenes are made again in the same portions."""
         path = directory / "trainer_state" / "buffer.safetensors"
-        if not path.exists():
-            return
         buffer = RolloutBuffer.load(path)
         if buffer.processes != self.accelerator.num_processes:
             raise CheckpointError(
                 f"{directory} is of a run with {buffer.processes} processes, this one has "
                 f"{self.accelerator.num_processes}: launch as many, or start a new run from these weights"
             )
+        cycle = (checkpoint_step(directory) - 1) // self.steps_per_cycle
+        if buffer.cycle != cycle:
+            raise CheckpointError(f"{path} is of cycle {buffer.cycle}, its checkpoint of cycle {cycle}: it is damaged")
         self.buffer, self._contexts = buffer, self._encode_all(buffer.indices[buffer.part(self._rank)])
         if self.config.control_variate:
             behaviour = self.policy.snapshot_head()

@@ -21,6 +21,7 @@ from dpvla.state_based.idql import IDQL, IDQLConfig
 from dpvla.state_based.ifql import IFQL, IFQLConfig
 from dpvla.state_based.iql import IQL, IQLConfig
 from dpvla.state_based.rebrac import ReBRAC, ReBRACConfig
+from dpvla.tensors import load_tensors, save_tensors
 from dpvla.training import checkpoint
 
 AGENTS: dict[str, tuple[type[Agent], type[AgentConfig]]] = {
@@ -91,7 +92,7 @@ def save_agent(agent: Agent, directory: Path) -> None:
         "config": to_dict(agent.config),
     }
     checkpoint.write_meta(directory / "config.json", meta)
-    checkpoint.save_tensors(directory / "model.safetensors", agent.state_dict())
+    save_tensors(directory / "model.safetensors", agent.state_dict())
 
 
 def load_agent(directory: Path, **changes: Any) -> Agent:
@@ -100,5 +101,6 @@ def load_agent(directory: Path, **changes: Any) -> Agent:
     config: AgentConfig = from_dict(AGENTS[meta["agent"]][1], meta["config"], f"{directory}/config.json")
     config = dataclasses.replace(config, **changes)
     agent = make_agent(config, meta["observation_dim"], meta["action_dim"], meta["seeds"])
-    checkpoint.load_weights(agent, checkpoint.load_tensors(Path(directory) / "model.safetensors"), Path(directory))
+    path = Path(directory) / "model.safetensors"
+    checkpoint.load_weights(agent, agent.state_dict(), load_tensors(path), path)
     return agent.eval()

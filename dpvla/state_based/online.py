@@ -21,7 +21,7 @@ from dpvla.state_based.environment_workers import EnvironmentPool, WorkerDied
 from dpvla.state_based.environments import Step
 from dpvla.state_based.evaluation import start_seed
 from dpvla.state_based.replay import Replay
-from dpvla.training import checkpoint
+from dpvla.tensors import load_tensors, save_tensors
 
 START, NOISE = 3, 4
 """Branches of a seed's random numbers: how episodes start, and what the policy draws."""
@@ -89,13 +89,13 @@ class OnlineCollector:
             "observations": torch.from_numpy(self._observations),
             "actions": torch.from_numpy(actions),
         }
-        checkpoint.save_tensors(state / STATE, tensors)
+        save_tensors(state / STATE, tensors)
 
     def restore(self, state: Path) -> None:
         """Read back what ``save`` wrote; the environments follow when the next step is asked for."""
         if not (state / STATE).exists():
             return
-        tensors = checkpoint.load_tensors(state / STATE)
+        tensors = load_tensors(state / STATE)
         self._episodes = tensors["episodes"].tolist()
         self._totals = tensors["totals"].numpy().copy()
         self._observations = tensors["observations"].numpy().copy()

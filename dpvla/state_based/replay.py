@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpvla.state_based.agent import Batch
 from dpvla.state_based.transitions import Transitions
-from dpvla.training import checkpoint
+from dpvla.tensors import CheckpointError, load_tensors, save_tensors
 
 
 class Replay:
@@ -112,15 +112,15 @@ class Replay:
     def save(self, path: Path) -> None:
         """The collected rows; the recorded ones are data of the user's."""
         rows = torch.stack([self.table[start : start + self.collected] for start in self._own.tolist()])
-        checkpoint.save_tensors(path, {"collected": rows, "continues": self._continues})
+        save_tensors(path, {"collected": rows, "continues": self._continues})
 
     def load(self, path: Path) -> None:
         """Take up the rows that ``save`` wrote."""
-        tensors = checkpoint.load_tensors(path)
+        tensors = load_tensors(path)
         rows = tensors["collected"]
         expected = (len(self.seeds), rows.shape[1], sum(self._widths))
         if rows.shape[1] > self.capacity or rows.shape != expected:
-            raise checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"{path} holds collected rows {tuple(rows.shape)}; here is room for {(len(self.seeds), self.capacity)} "
                 f"of {sum(self._widths)} numbers"
             )

@@ -14,7 +14,8 @@ from typing import Any
 from dpvla.files import write_json
 from dpvla.state_based.agent import Agent
 from dpvla.state_based.agents import load_agent, make_agent
-from dpvla.state_based.data.offline_data import load_data
+from dpvla.state_based.critics import AgentConfig
+from dpvla.state_based.data.offline_data import OfflineData, load_data
 from dpvla.state_based.environment_workers import EnvironmentPool, WorkerDied
 from dpvla.state_based.evaluation import Evaluation, environments_at_once, evaluate
 from dpvla.state_based.online import OnlineCollector
@@ -33,8 +34,8 @@ from dpvla.state_based.stage import AgentStage
 from dpvla.state_based.tasks import Task
 from dpvla.state_based.update import make_update
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, resolve_checkpoint
-from dpvla.training.loop import make_accelerator, train
-from dpvla.training.run_directory import TrainedOn, describe_training, open_run
+from dpvla.training.loop import LoopConfig, make_accelerator, train
+from dpvla.training.run_directory import Run, TrainedOn, open_run
 
 
 class OnlineStage(AgentStage):
@@ -68,25 +69,38 @@ def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
     seeds = config.all_seeds
     loop = replace(config.loop, steps=config.all_steps, seed=seeds[0])
     accelerator = make_accelerator(loop, config.out)
-    if not config.restart and (done := read_result(Path(config.out))) is not None:
-        open_run(config.out, config, seeds[0], False, accelerator)  # refuses another run's directory
-        return done
-    data = load_data(task.name, config.data, config.rows or None)
-    out = open_run(config.out, config, seeds[0], config.restart, accelerator)
-    check_data(out, data.about)
-    agent = make_agent(recipe, data.train.observation_dim, data.train.action_dim, seeds).to(accelerator.device)
-    replay = Replay(data.train, seeds, config.online_steps, accelerator.device)
-    trained_on = TrainedOn("offline", data.about["dataset"], len(data.train), ())
-    describe = describe_training(config, seeds[0], [trained_on])
+    with open_run(config.out, config, config.restart, accelerator) as run:
+        if run.last is not None and not run.changed and (done := read_result(run.path)) is not None:
+            return done
+        data = load_data(task.name, config.data, config.rows or None)
+        if run.last is not None:
+            check_data(run.path, data.about)
+        run.begin(seeds[0], [TrainedOn("offline", data.about["dataset"], len(data.train), ())], config.all_steps)
+        check_data(run.path, data.about)
+        agent = make_agent(recipe, data.train.observation_dim, data.train.action_dim, seeds).to(accelerator.device)
+        return _train(config, task, recipe, loop, agent, data, run)
+
+
+def _train(
+    config: StateBasedConfig,
+    task: Task,
+    recipe: AgentConfig,
+    loop: LoopConfig,
+    agent: Agent,
+    data: OfflineData,
+    run: Run,
+) -> dict[str, Any]:
+    accelerator, out = run.accelerator, run.path
+    replay = Replay(data.train, config.all_seeds, config.online_steps, accelerator.device)
     with ExitStack() as stack:
         failures: list[WorkerDied] = []
         evaluator = _Evaluator(config, task, agent, Evaluations(out), stack, failures)
         evaluator.catch_up(out)
         collector = None
         if config.online_steps:
-            pool = stack.enter_context(EnvironmentPool(task.name, len(seeds), config.workers))
+            pool = stack.enter_context(EnvironmentPool(task.name, len(config.all_seeds), config.workers))
             collector = OnlineCollector(agent, replay, pool, config.steps, lambda error: _stop(error, failures))
-        given: dict[str, Any] = {"agent": agent, "replay": replay, "describe": describe, "evaluate": evaluator}
+        given: dict[str, Any] = {"agent": agent, "replay": replay, "describe": run.describe, "evaluate": evaluator}
         try:
             last = latest_checkpoint(out)
             if last is None or checkpoint_step(last) < config.steps or collector is None:

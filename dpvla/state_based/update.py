@@ -22,6 +22,7 @@ from dpvla.parallel import available_cores
 from dpvla.state_based.agent import Agent, Batch, Info
 from dpvla.state_based.draws import CountingDraws, Draws, TapeDraws
 from dpvla.state_based.replay import Replay
+from dpvla.tensors import load_tensors, not_finite, save_tensors
 from dpvla.training import checkpoint
 from dpvla.training.loop import LoopConfig
 from dpvla.training.order import step_seed
@@ -97,17 +98,21 @@ class StackedUpdate:
         """The agent's own weights are the ones to evaluate and save."""
         return nullcontext()
 
+    def not_finite(self) -> list[str]:
+        """Names of weights and moments that hold NaN or infinity."""
+        moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
+        return not_finite(self.agent.state_dict()) + not_finite(moments)
+
     def save(self, state: Path) -> None:
         """All networks, targets included, and Adam's moments."""
-        checkpoint.save_tensors(state / "weights.safetensors", self.agent.state_dict())
-        checkpoint.save_tensors(
-            state / "optimizer.safetensors", checkpoint.optimizer_tensors(self.optimizer, self.names)
-        )
+        save_tensors(state / "weights.safetensors", self.agent.state_dict())
+        save_tensors(state / "optimizer.safetensors", checkpoint.optimizer_tensors(self.optimizer, self.names))
 
     def load(self, state: Path, step: int) -> None:
         """Read back what ``save`` wrote."""
-        checkpoint.load_weights(self.agent, checkpoint.load_tensors(state / "weights.safetensors"), state)
-        moments = checkpoint.load_tensors(state / "optimizer.safetensors")
+        path = state / "weights.safetensors"
+        checkpoint.load_weights(self.agent, self.agent.state_dict(), load_tensors(path), path)
+        moments = load_tensors(state / "optimizer.safetensors")
         checkpoint.load_optimizer(self.optimizer, self.names, moments)
 
     def _updates(self, replay: Replay, phase: int) -> dict[str, Tensor]:

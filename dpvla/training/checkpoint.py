@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-_STEP = "step_{:08d}"
+from dpvla.tensors import CheckpointError, require_same
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that is absent, incomplete or of another model."""
+_STEP, _WRITING = "step_{:08d}", ".writing-"
 
 
 def write_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
@@ -29,7 +26,9 @@ def write_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None], ke
     parent = run_dir / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
     final = parent / _STEP.format(step)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=parent))
+    for left in parent.glob(f"{_WRITING}*"):  # of a process that was killed while it saved: a run has one writer
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=_WRITING, dir=parent))
     try:
         write(temporary)
         for path in temporary.rglob("*"):
@@ -74,20 +73,6 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors; the order of names is kept."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path))
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file on the CPU; CheckpointError names a file that cannot be read."""
-    try:
-        return load_file(str(path))
-    except Exception as error:
-        raise CheckpointError(f"cannot read {path}: {error}; the checkpoint is damaged, use an earlier one") from error
-
-
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """Per-parameter optimizer state as flat tensors ``name|key``; ``names`` are in the optimizer's order."""
     state = optimizer.state_dict()["state"]
@@ -110,14 +95,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Load named parameters and buffers; every given one must exist with the same shape."""
+def load_weights(module: nn.Module, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Copy ``tensors`` into ``expected``, named parameters and buffers of ``module``: all of them and no others."""
+    require_same(expected, tensors, where)
     own = dict(module.state_dict(keep_vars=True))
-    for name, tensor in tensors.items():
-        if name not in own or own[name].shape != tensor.shape:
-            found = tuple(own[name].shape) if name in own else "no such tensor"
-            raise CheckpointError(f"{where}: '{name}' is {tuple(tensor.shape)} there, here {found}")
-        own[name].data.copy_(tensor)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].data.copy_(tensor)
 
 
 def write_meta(path: Path, meta: Mapping[str, Any]) -> None:

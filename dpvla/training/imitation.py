@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dpvla.batch import DrivingBatch, RewardFunction, SceneSource
+from dpvla.config import BelowOne, ConfigError, Count, Whole, check
 from dpvla.models import DPVLA
 from dpvla.training.augmentation import jitter_colours
 from dpvla.training.order import epoch_batches, steps_per_epoch
@@ -21,12 +22,12 @@ from dpvla.training.order import epoch_batches, steps_per_epoch
 class ImitationConfig:
     """The diffusion loss on recorded plans."""
 
-    epochs: int = 100  # passes over the training split (paper: 100)
-    batch_size: int = 16  # scenes in an update, over all processes (paper: 16)
-    noise_draws: int = 1  # noise levels drawn for each scene of an update; the scene is encoded once
-    colour_jitter: float = 0.0  # random contrast, brightness and cast of the images; against learning the weather
-    num_workers: int = 0  # processes that decode images; 0: in the training process
-    validation_scenes: int = 256  # held-out scenes used for loss and PDMS
+    epochs: Count = 100  # passes over the training split (paper: 100)
+    batch_size: Count = 16  # scenes in an update, over all processes (paper: 16)
+    noise_draws: Count = 1  # noise levels drawn for each scene of an update; the scene is encoded once
+    colour_jitter: BelowOne = 0.0  # random contrast, brightness and cast of the images; against learning the weather
+    num_workers: Whole = 0  # processes that decode images; 0: in the training process
+    validation_scenes: Count = 256  # held-out scenes used for loss and PDMS
 
 
 class ImitationStep(nn.Module):
@@ -58,9 +59,11 @@ class ImitationStage:
         reward: RewardFunction | None = None,
     ) -> None:
         """``describe`` writes ``run.yaml``; ``validation`` is scored with ``reward`` when both are given."""
+        check(config, "imitation")
         if config.batch_size % accelerator.num_processes:
-            raise ValueError(
-                f"batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes"
+            raise ConfigError(
+                f"imitation.batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes: "
+                "it counts the scenes of an update over all of them, take a multiple"
             )
         self.policy, self.source, self.config, self.seed = policy, source, config, seed
         self.module: nn.Module = ImitationStep(policy, config)

@@ -6,6 +6,7 @@ stored is the weights, the optimizer, the average and the stage's own buffer, an
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import signal
@@ -13,17 +14,21 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
+import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dpvla.config import BelowOne, ConfigError, Count, NotNegative, Whole, to_dict
 from dpvla.training import checkpoint
 from dpvla.training.order import step_seed
 from dpvla.training.tracking import Tracker
@@ -37,22 +42,22 @@ LOG_FILE_INTERVAL = 10.0
 class LoopConfig:
     """Optimisation and bookkeeping shared by every stage."""
 
-    steps: int = 0  # updates in all; 0: as many as the stage's epochs make
-    lr: float = 1e-4  # peak learning rate of AdamW
-    warmup_steps: int = 0  # linear warm-up
+    steps: Whole = 0  # updates in all; 0: as many as the stage's epochs make
+    lr: NotNegative = 1e-4  # peak learning rate of AdamW
+    warmup_steps: Whole = 0  # linear warm-up
     lr_schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at 0
-    weight_decay: float = 0.01  # of AdamW
-    adam_betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
-    clip_norm: float = 1.0  # gradient norm is clipped to this; 0: never
-    ema_decay: float = 0.0  # weights are averaged with this decay for evaluation and saving; 0 turns it off
-    precision: Literal["no", "bf16"] = "no"  # autocast of the model
-    seed: int = 0  # of everything random
-    log_every: int = 10  # steps between logged rows
-    evaluate_every: int = 0  # steps between evaluations; 0: only after the last step
-    save_every: int = 500  # steps between checkpoints; the last step is always saved
-    keep_checkpoints: int = 2  # newest checkpoints that stay on disk
+    weight_decay: NotNegative = 0.01  # of AdamW
+    adam_betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # of AdamW
+    clip_norm: NotNegative = 1.0  # gradient norm is clipped to this; 0: never
+    ema_decay: BelowOne = 0.0  # weights are averaged with this decay for evaluation and saving; 0 turns it off
+    precision: Literal["no", "bf16"] = "no"  # autocast of the model, in training and in whatever samples from it
+    seed: Whole = 0  # of everything random
+    log_every: Count = 10  # steps between logged rows
+    evaluate_every: Whole = 0  # steps between evaluations; 0: only after the last step
+    save_every: Count = 500  # steps between checkpoints; the last step is always saved
+    keep_checkpoints: Count = 2  # newest checkpoints that stay on disk
     trackers: tuple[str, ...] = ("tensorboard",)  # accelerate's trackers, beside metrics.csv
-    stop_after_step: int = 0  # save and stop after this step as if interrupted; 0: never
+    stop_after_step: Whole = 0  # save and stop after this step as if interrupted; 0: never
 
 
 class Stage(Protocol):
@@ -77,21 +82,84 @@ MakeUpdate = Callable[[nn.Module, LoopConfig, Accelerator], Update]
 
 
 def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
-    """An Accelerator on the GPU if there is one, else on the CPU; refuses a launch it would silently run alone."""
-    on_cpu = not torch.cuda.is_available()
+    """An Accelerator on the GPU if there is one, else on the CPU.
+
+    Raises:
+        ConfigError: the launcher asked for something that would silently not happen (other precision, accumulation,
+            several processes that it does not start, engines that are not supported), or a tracker is not there.
+    """
+    _refuse_what_the_launcher_asked_in_vain(config)
+    _refuse_missing_trackers(config.trackers)
+    project = ProjectConfiguration(project_dir=str(out), logging_dir=str(Path(out) / "tracking"))
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=not torch.cuda.is_available(),
         mixed_precision=config.precision,
         log_with=list(config.trackers) or None,
-        project_dir=str(out),
+        project_config=project,
     )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
-        raise RuntimeError(
+        raise ConfigError(
             f"launched as {expected} processes but accelerate runs {accelerator.num_processes}; "
             "on CPUs start with torchrun --nproc-per-node N"
         )
     return accelerator
+
+
+def _refuse_what_the_launcher_asked_in_vain(config: LoopConfig) -> None:
+    environment = os.environ
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", config.precision):  # "no" is what the launcher says when nobody asked
+        raise ConfigError(
+            f"the launcher asks for mixed precision {precision}, loop.precision is {config.precision}, which decides: "
+            "give --loop.precision bf16 for bf16 (nothing else is supported), and the launcher the same or nothing"
+        )
+    for variable, name in (("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM"),
+                           ("PARALLELISM_CONFIG", "a parallelism config")):  # fmt: skip
+        if environment.get(f"ACCELERATE_USE_{variable}", "false").lower() in ("true", "1", "yes"):
+            raise ConfigError(f"the launcher asks for {name}, which is not supported yet; launch without it (DDP)")
+    accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or _told_to_the_launcher(
+        "gradient_accumulation_steps"
+    )
+    if accumulation not in (None, "", "1"):
+        raise ConfigError(
+            f"the launcher asks for gradient_accumulation_steps {accumulation}, but gradients are not accumulated here "
+            "yet: leave it out, and give the scenes of an update as batch_size"
+        )
+    # With --cpu and several processes `accelerate launch` sets an address to meet at and starts a single process.
+    alone = "WORLD_SIZE" not in environment and {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= environment.keys()
+    asked = _told_to_the_launcher("num_processes") if alone else None
+    if alone and asked != "1":
+        raise ConfigError(
+            f"the launcher was asked for {asked or 'several'} processes but starts one: on CPUs start with "
+            "torchrun --nproc-per-node N"
+        )
+
+
+def _told_to_the_launcher(option: str) -> str | None:
+    """What the command line of `accelerate launch`, the parent process, says: it does not hand every option on."""
+    try:
+        words = psutil.Process().parent().cmdline()  # type: ignore[union-attr]
+    except (psutil.Error, AttributeError):
+        return None
+    if not any("accelerate" in word for word in words):
+        return None
+    for place, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name.lstrip("-").replace("-", "_") == option and name.startswith("--"):
+            return value or (words[place + 1] if place + 1 < len(words) else None)
+    return None
+
+
+def _refuse_missing_trackers(trackers: Sequence[str]) -> None:
+    known = [str(getattr(name, "value", name)) for name in LOGGER_TYPE_TO_CLASS]
+    there = [str(getattr(name, "value", name)) for name in get_available_trackers()]
+    for name in trackers:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"loop.trackers: unknown tracker '{name}'; nearest valid name: '{near}'")
+        if name not in there:
+            raise ConfigError(f"loop.trackers: {name} is not installed here: pip install {name}, or leave it out")
 
 
 def train(
@@ -100,7 +168,7 @@ def train(
     """Run ``stage`` to ``config.steps``, going on from the newest checkpoint in ``out``; returns the last one.
 
     ``make_update`` says how a step changes the weights. SIGINT and SIGTERM save a checkpoint after the current step
-    and raise KeyboardInterrupt.
+    and raise KeyboardInterrupt. What is not finite is never saved: FloatingPointError names it and the last checkpoint.
     """
     with Stopper(accelerator, config) as stopper:
         return _train(stage, config, out, accelerator, make_update(stage.module, config, accelerator), stopper)
@@ -129,7 +197,8 @@ def _train(
     if last is not None and first >= config.steps:
         return last
     if accelerator.is_main_process and config.trackers:
-        accelerator.init_trackers("tracking")
+        init = {"wandb": {"name": out.name}} if "wandb" in config.trackers else {}
+        accelerator.init_trackers("dpvla", config=_flat(to_dict(config)), init_kwargs=init)
     tracker = Tracker(accelerator, out, first)
     bar = tqdm(
         total=config.steps,
@@ -156,13 +225,14 @@ def _train(
         summed += 1
 
         done, stop = step == config.steps, stopper.asked(step)
+        saves = done or stop or step % config.save_every == 0
+        if step % config.log_every == 0 or saves:
+            means = _means(accelerator, sums, counts)
+            wrong = [name for name, value in means.items() if not math.isfinite(value)]
+            wrong = wrong or (update.not_finite() if saves else [])
+            if wrong:
+                raise FloatingPointError(_what_to_do(wrong, step, checkpoint.latest_checkpoint(out)))
         if step % config.log_every == 0 or done or stop:
-            means = {name: float(value) / counts[name] for name, value in sums.items()}
-            if not all(map(math.isfinite, means.values())):
-                raise FloatingPointError(
-                    f"loss or gradient is not finite around step {step}: {means}; the last checkpoint is "
-                    f"{checkpoint.latest_checkpoint(out)}, go on from it with a smaller loop.lr"
-                )
             elapsed = time.perf_counter() - began
             speed = {"speed/steps_per_s": summed * update.stride / elapsed, "speed/data_wait": waited / elapsed}
             tracker.log(step, means | speed | {"train/lr": learning_rate(config, step)})
@@ -175,9 +245,10 @@ def _train(
                 values = dict(stage.evaluate(step))
             if values:
                 tracker.log(step, values)
-                bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+                if accelerator.is_main_process:
+                    bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
             began = time.perf_counter()
-        if (done or stop or step % config.save_every == 0) and accelerator.is_main_process:
+        if saves and accelerator.is_main_process:
             last = save(step)
         if stop and not done:
             bar.close()
@@ -187,6 +258,30 @@ def _train(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return checkpoint.resolve_checkpoint(out)
+
+
+def _means(accelerator: Accelerator, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, float]:
+    """Means over the steps and over all processes, whose shares of a batch are equal; one device sync."""
+    values = torch.stack([value.to(accelerator.device) / counts[name] for name, value in sums.items()])
+    if accelerator.num_processes > 1:
+        values = accelerator.reduce(values, reduction="mean")
+    return dict(zip(sums, values.tolist()))
+
+
+def _what_to_do(wrong: Sequence[str], step: int, last: Path | None) -> str:
+    found = f"{wrong[0]} is not finite at step {step}" + (f", nor are {len(wrong) - 1} others" if wrong[1:] else "")
+    if last is None:
+        return f"{found}; nothing was saved: start again with a smaller --loop.lr"
+    return f"{found}; nothing of it was saved. The same command with a smaller --loop.lr goes on from {last}"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config as trackers take it: one level, plain values."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        plain = value if isinstance(value, (str, int, float, bool)) else str(value)
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: plain}
+    return flat
 
 
 def _check_stride(config: LoopConfig, stride: int) -> None:

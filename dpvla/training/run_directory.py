@@ -1,62 +1,209 @@
-"""A run's directory: its config, what made it, and whether the same command goes on or starts."""
+"""A run's directory: its config, what made it, what its weights have seen, and how it may go on."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import Accelerator
 
-from dpvla.config import ConfigError, to_dict
-from dpvla.files import write_text
+from dpvla.config import ConfigError, from_dict, to_dict
+from dpvla.files import LOCK, one_writer, write_text
 from dpvla.provenance import collect
+from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 
-RUN = "run.yaml"
-FREE_KEYS = ("out", "restart", "workers", "imitation.num_workers", "loop.stop_after_step", "loop.keep_checkpoints")
-"""Options that do not change what a run computes: a run may go on with other ones."""
+RUN, TRACKING = "run.yaml", "tracking"
+
+FREE = (
+    "out", "restart", "workers", "data_root", "data_split", "maps_root", "metric_cache", "image_cache", "allow_missing",
+    "imitation.num_workers", "imitation.validation_scenes", "dipole.context_cache_gb", "loop.log_every",
+    "loop.evaluate_every", "loop.save_every", "loop.keep_checkpoints", "loop.trackers", "loop.stop_after_step",
+)  # fmt: skip
+"""Options that change nothing of what is computed (data may move; their content is compared apart)."""
+
+NOTED = (
+    "imitation.epochs", "dipole.cycles", "loop.steps", "loop.lr", "loop.lr_schedule", "loop.warmup_steps",
+    "loop.weight_decay", "loop.clip_norm", "loop.precision",
+)  # fmt: skip
+"""Options of which a run may go on with other values; run.yaml keeps the old ones and when they changed."""
+
+UNKNOWN = "unknown"
+"""Stage of weights whose training nothing tells."""
 
 
 @dataclass(frozen=True)
 class TrainedOn:
     """Scenes that weights have seen in one stage; kept with them so that every score can say so."""
 
-    stage: str  # imitation or dipole
+    stage: str  # imitation, dipole, offline, or unknown
     split: str  # name of the split
     scenes: int  # how many
     logs: tuple[str, ...]  # their logs
+    of: int | None = None  # how many scenes the split names, where some were left out
+    weights: str = "model"  # what the stage moved: model or adapters
+
+    @classmethod
+    def unknown(cls) -> TrainedOn:
+        """A stage that says that nothing is known."""
+        return cls(UNKNOWN, UNKNOWN, 0, ())
 
 
-def open_run(out: Path | str, config: Any, seed: int, restart: bool, accelerator: Accelerator) -> Path:
-    """Create ``out`` for ``config``, or go on in it when it was made with the same config.
+@dataclass(frozen=True)
+class Run:
+    """An opened run directory. Nothing is written before ``begin``."""
+
+    path: Path
+    config: Any
+    accelerator: Accelerator
+    last: Path | None  # newest checkpoint to go on from
+    before: Mapping[str, Any]  # run.yaml as it was; empty for a new run
+    changed: Mapping[str, tuple[Any, Any]]  # NOTED options with their old and new values
+    restart: bool = False
+    _content: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """Updates that are made already."""
+        return 0 if self.last is None else checkpoint_step(self.last)
+
+    def begin(
+        self,
+        seed: int,
+        trained_on: Sequence[TrainedOn],
+        steps: int,
+        data: Mapping[str, Any] | None = None,
+        start: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write ``run.yaml``: call it when everything is checked, before the first update.
+
+        Args:
+            trained_on: every stage behind the weights, this run's last.
+            steps: updates in all.
+            data: what the run learns from; ``fingerprint`` of a run that goes on must be what it was.
+            start: the weights it began with, in words and numbers.
+
+        Raises:
+            ConfigError: the data is other data than before, or more updates are made than ``steps``.
+        """
+        if self.step > steps:
+            raise ConfigError(
+                f"{self.path} has made {self.step} updates, more than the {steps} asked for; they cannot be undone: "
+                "choose another --out, or --restart"
+            )
+        self._refuse_other_data(data)
+        made = collect(seed) | {"processes": self.accelerator.num_processes}
+        content: dict[str, Any] = {
+            "config": to_dict(self.config),
+            "trained_on": [asdict(stage) | {"logs": list(stage.logs)} for stage in trained_on],
+            "data": dict(data) if data is not None else None,
+            "start": dict(start) if start is not None else None,
+        }
+        if self.last is None:
+            content |= {"provenance": made}
+        else:
+            for kept in ("start", "trained_on"):  # what was true of the first update is true of all
+                content[kept] = self.before.get(kept)
+            content["provenance"] = self.before.get("provenance")
+            history: list[dict[str, Any]] = list(self.before.get("resumed") or ())
+            if self.step < steps:
+                again = history.pop() if history and history[-1].get("step") == self.step else {}
+                changed = _joined(again.get("changed", {}), self.changed)
+                history.append({"step": self.step, "changed": changed, "provenance": made})
+            content["resumed"] = history
+        self._content.clear()
+        self._content.update(content)
+        if self.accelerator.is_main_process:
+            if self.last is None:
+                self._clear()
+            if self.last is None or self.step < steps:
+                self.describe(self.path)
+        self.accelerator.wait_for_everyone()
+
+    def describe(self, directory: Path) -> None:
+        """Put ``run.yaml`` into a checkpoint directory."""
+        if not self._content:
+            raise RuntimeError("begin the run before anything of it is saved")
+        write_text(directory / RUN, yaml.safe_dump(self._content, sort_keys=False))
+
+    def _refuse_other_data(self, data: Mapping[str, Any] | None) -> None:
+        before = self.before.get("data") or {}
+        if self.last is None or data is None or not before.get("fingerprint"):
+            return
+        if before["fingerprint"] != data.get("fingerprint"):
+            differing = ", ".join(
+                f"{key} was {before[key]!r}, is {data[key]!r}"
+                for key in before
+                if key in data and key != "fingerprint" and before[key] != data[key]
+            )
+            raise ConfigError(
+                f"{self.path} was trained on other data ({differing or 'the same names with other content'}); put the "
+                "data back, or start a new run from its weights in another --out"
+            )
+
+    def _clear(self) -> None:
+        """Remove what an earlier start left that made no checkpoint, or what --restart discards."""
+        for path in self.path.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@contextmanager
+def open_run(
+    out: Path | str,
+    config: Any,
+    restart: bool,
+    accelerator: Accelerator,
+    free: Sequence[str] = FREE,
+    noted: Sequence[str] = NOTED,
+) -> Iterator[Run]:
+    """Hold ``out`` for one run and find out whether it starts or goes on; ``Run.begin`` then writes.
+
+    A directory without a checkpoint starts anew with any config. With one, ``config`` may differ from the run's in
+    ``free`` and ``noted`` options alone.
 
     Raises:
         ConfigError: ``out`` holds a run with another config (names the first key that differs), or no run at all.
+        DirectoryInUseError: another process writes there.
     """
     out = Path(out)
-    if accelerator.is_main_process:
-        if restart and (out / RUN).exists():
-            shutil.rmtree(out)
-        if (out / RUN).exists():
-            theirs = read_run(out)["config"]
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(one_writer(out))
+        accelerator.wait_for_everyone()
+        last = None if restart else latest_checkpoint(out)
+        before: Mapping[str, Any] = {}
+        changed = {}
+        if last is not None:
+            before = read_run(out if (out / RUN).is_file() else last)
+            theirs = to_dict(from_dict(type(config), before["config"], str(out / RUN)))
             for key, mine, other in _differences(to_dict(config), theirs):
-                raise ConfigError(
-                    f"{out} holds a run with {key} = {other!r}, this one has {mine!r}; choose another --out, "
-                    "or discard that run with --restart"
-                )
-        elif out.exists() and any(p.name != "tracking" for p in out.iterdir()):
-            raise ConfigError(f"{out} is not empty and holds no run; choose another --out")
-        else:
-            write_run(out, config, seed, ())
-    accelerator.wait_for_everyone()
-    return out
+                if key in noted:
+                    changed[key] = (other, mine)
+                elif key not in free:
+                    raise ConfigError(
+                        f"{out} holds a run with {key} = {other!r}, this one has {mine!r}, which a run cannot change "
+                        "while it goes on; choose another --out (a new run may start from these weights), or discard "
+                        "that run with --restart"
+                    )
+        elif out.is_dir() and not (out / RUN).exists():
+            others = [path.name for path in out.iterdir() if not _ours(path.name)]
+            if others:
+                raise ConfigError(f"{out} holds {sorted(others)[0]} and no run; choose another --out")
+        yield Run(out, config, accelerator, last, before, changed, restart)
+
+
+def _ours(name: str) -> bool:
+    """Whether a start that was cut short may have left this."""
+    return name in (LOCK, TRACKING, "checkpoints") or name.startswith(f".{RUN}.")
 
 
 def write_run(directory: Path, config: Any, seed: int, trained_on: Sequence[TrainedOn]) -> None:
-    """``run.yaml``: config, seed, versions, commit, and the scenes the weights have seen."""
+    """``run.yaml`` of weights made without a run directory: config, seed, versions, commit, and the scenes seen."""
     content = {
         "config": to_dict(config),
         "trained_on": [asdict(stage) | {"logs": list(stage.logs)} for stage in trained_on],
@@ -65,17 +212,15 @@ def write_run(directory: Path, config: Any, seed: int, trained_on: Sequence[Trai
     write_text(directory / RUN, yaml.safe_dump(content, sort_keys=False))
 
 
-def describe_training(config: Any, seed: int, trained_on: Sequence[TrainedOn]) -> Callable[[Path], None]:
-    """A function that puts ``run.yaml`` into a checkpoint directory."""
-    return lambda directory: write_run(directory, config, seed, trained_on)
-
-
 def read_run(directory: Path) -> dict[str, Any]:
     """The mapping in a run's or a checkpoint's ``run.yaml``."""
     path = Path(directory) / RUN
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {directory} is not a run or checkpoint of tools/pretrain.py")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not {"config", "trained_on"} <= content.keys():
         raise ConfigError(f"{path} is not a run description: expected the keys config and trained_on")
     return content
@@ -83,7 +228,23 @@ def read_run(directory: Path) -> dict[str, Any]:
 
 def read_trained_on(checkpoint: Path) -> list[TrainedOn]:
     """Every stage behind the weights of a checkpoint, oldest first."""
-    return [TrainedOn(**stage | {"logs": tuple(stage["logs"])}) for stage in read_run(checkpoint)["trained_on"]]
+    stages = read_run(checkpoint)["trained_on"]
+    names = {f.name for f in fields(TrainedOn)}
+    try:
+        found = [
+            TrainedOn(**{key: value for key, value in stage.items() if key in names} | {"logs": tuple(stage["logs"])})
+            for stage in stages
+        ]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{Path(checkpoint) / RUN}: trained_on cannot be read: {error}") from None
+    # Runs of version 0.1.0 did not say what a stage moved; DIPOLE always moved the adapters.
+    old = ["weights" not in stage for stage in stages]
+    return [
+        TrainedOn(**{**asdict(stage), "weights": "adapters", "logs": stage.logs})
+        if was_old and stage.stage == "dipole"
+        else stage
+        for was_old, stage in zip(old, found)
+    ]
 
 
 Difference = tuple[str, Any, Any]
@@ -92,9 +253,21 @@ Difference = tuple[str, Any, Any]
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> Iterator[Difference]:
     for key in dict.fromkeys([*ours, *theirs]):
         mine, other = ours.get(key), theirs.get(key)
-        if prefix + key in FREE_KEYS or mine == other:
+        if mine == other:
             continue
         if isinstance(mine, Mapping) and isinstance(other, Mapping):
             yield from _differences(mine, other, f"{prefix}{key}.")
         else:
             yield prefix + key, mine, other
+
+
+def _joined(earlier: Mapping[str, Sequence[Any]], later: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Changes made at one step by several starts: each option from its first value to its last."""
+    joined = {key: list(values) for key, values in earlier.items()}
+    for key, (old, new) in later.items():
+        joined[key] = [joined[key][0] if key in joined else old, new]
+    return {key: values for key, values in joined.items() if values[0] != values[1]}
+
+
+Describe = Callable[[Path], None]
+"""Puts ``run.yaml`` into a checkpoint directory (``Run.describe``)."""

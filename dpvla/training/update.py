@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from dpvla.tensors import load_tensors, not_finite, require_same, save_tensors
 from dpvla.training import checkpoint
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class Update(Protocol):
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the module holds the weights that are evaluated and saved."""
+
+    def not_finite(self) -> list[str]:
+        """Names of what ``save`` would write that holds NaN or infinity."""
 
     def save(self, state: Path) -> None:
         """Write weights and optimiser into the directory ``state``."""
@@ -85,24 +89,40 @@ class GradientUpdate:
         finally:
             self.ema.restore(self.parameters)
 
+    def not_finite(self) -> list[str]:
+        """Names of weights, averages and moments that hold NaN or infinity."""
+        return [f"{name} ({what})" for what, tensors in self._kept().items() for name in not_finite(tensors)]
+
     def save(self, state: Path) -> None:
         """``weights``, ``optimizer`` and, where averaged, ``ema`` as safetensors."""
-        weights = dict(zip(self.names, self.parameters)) | buffers(self.own)
-        checkpoint.save_tensors(state / "weights.safetensors", weights)
-        moments = checkpoint.optimizer_tensors(self.optimizer.optimizer, self.names)
-        checkpoint.save_tensors(state / "optimizer.safetensors", moments)
-        if self.ema is not None:
-            checkpoint.save_tensors(state / "ema.safetensors", dict(zip(self.names, self.ema.shadow_params)))
+        for name, tensors in self._kept().items():
+            save_tensors(state / f"{name}.safetensors", tensors)
 
     def load(self, state: Path, step: int) -> None:
         """Read back what ``save`` wrote after update ``step``."""
-        checkpoint.load_weights(self.own, checkpoint.load_tensors(state / "weights.safetensors"), state)
-        moments = checkpoint.load_tensors(state / "optimizer.safetensors")
+        path = state / "weights.safetensors"
+        checkpoint.load_weights(self.own, self._weights(), load_tensors(path), path)
+        moments = load_tensors(state / "optimizer.safetensors")
         checkpoint.load_optimizer(self.optimizer.optimizer, self.names, moments)
         if self.ema is not None:
-            shadow = checkpoint.load_tensors(state / "ema.safetensors")
+            path = state / "ema.safetensors"
+            shadow = load_tensors(path)
+            require_same(dict(zip(self.names, self.parameters)), shadow, path)
             self.ema.shadow_params = [shadow[name].to(p.device) for name, p in zip(self.names, self.parameters)]
             self.ema.optimization_step = step
+
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.parameters)) | buffers(self.own)
+
+    def _kept(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, by the name of its file."""
+        kept = {
+            "weights": self._weights(),
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer.optimizer, self.names),
+        }
+        if self.ema is not None:
+            kept["ema"] = dict(zip(self.names, self.ema.shadow_params))
+        return kept
 
 
 def buffers(module: nn.Module) -> dict[str, Tensor]:

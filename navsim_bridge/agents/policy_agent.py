@@ -18,25 +18,18 @@ from navsim_bridge.scenes import NUM_POSES, SceneRecord
 if TYPE_CHECKING:
     from dpvla.models import DPVLA
 
-MODEL, ADAPTERS, CONFIG = "model", "adapters", "config.json"
+CONFIG = "config.json"
 
 
 def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> DPVLA:
-    """The policy of a checkpoint (`model/`, `adapters/` when it has them), of a run (its newest checkpoint), or of
-    a bare model directory (without adapters).
+    """The policy of a checkpoint (with its adapters when it has them), of a run (its newest checkpoint), or of a bare
+    model directory (without adapters). It samples with the omega and the precision it was trained with.
 
     Raises FileNotFoundError or ValueError when it is none of these.
     """
-    from dpvla.models import DPVLA
-    from dpvla.training.checkpoint import resolve_checkpoint
+    from dpvla.training.start import open_start
 
-    if is_model(checkpoint):
-        return DPVLA.from_pretrained(checkpoint, device)
-    found = resolve_checkpoint(checkpoint)
-    policy = DPVLA.from_pretrained(found / MODEL, device)
-    if (found / ADAPTERS).is_dir():
-        policy.load_adapters(found / ADAPTERS)
-    return policy.to(device).eval()
+    return open_start(checkpoint).load(device)
 
 
 def is_model(directory: Path | str) -> bool:

@@ -23,7 +23,7 @@ from dpvla.state_based.replay import Replay
 from dpvla.state_based.stage import STATE_BASED_LOOP, AgentStage
 from dpvla.state_based.transitions import ACTION_LIMIT, Transitions
 from dpvla.state_based.update import StackedUpdate, UpdateConfig, make_update, own_cores
-from dpvla.training.checkpoint import CheckpointError
+from dpvla.tensors import CheckpointError
 from dpvla.training.loop import LoopConfig, train
 from dpvla.training.run_directory import write_run
 

@@ -19,7 +19,7 @@ from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generat
 from dpvla.state_based.environment_workers import WorkerDied
 from dpvla.state_based.protocol import StateBasedConfig, read_task
 from dpvla.state_based.training_run import train_state_based
-from dpvla.training.checkpoint import load_tensors
+from dpvla.tensors import load_tensors
 from tests.state_based_tools.countdown import Countdown
 from tools import train_state_based as tool
 

@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from dpvla.rl.buffer import RolloutBuffer
-from dpvla.training.checkpoint import CheckpointError, latest_checkpoint
+from dpvla.tensors import CheckpointError
+from dpvla.training.checkpoint import latest_checkpoint
 from dpvla.training.loop import train
 from dpvla.training.order import epoch_batches
 from tests.training.test_resume import LOOP, assert_same_files, dipole

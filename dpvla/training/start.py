@@ -1,0 +1,115 @@
+"""The weights that training, evaluation or planning starts from, and what they have seen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dpvla.config import ConfigError
+from dpvla.models import DPVLA
+from dpvla.models.adapters import adapter_size
+from dpvla.training.checkpoint import resolve_checkpoint
+from dpvla.training.run_directory import RUN, TrainedOn, read_run, read_trained_on
+
+MODEL, ADAPTERS, CONFIG, WEIGHTS = "model", "adapters", "config.json", "model.safetensors"
+
+WhatOfAdapters = Literal["keep", "merge", "discard"]
+"""What a new round does with the adapters it finds."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights on disk."""
+
+    path: Path  # the checkpoint, or the bare model directory
+    model: Path
+    adapters: Path | None
+    trained_on: tuple[TrainedOn, ...]  # every stage behind these weights, oldest first; one unknown stage: nobody knows
+
+    def load(self, device: torch.device | str = "cpu") -> DPVLA:
+        """The policy, in eval mode, with its adapters and what sampling needs to know of them."""
+        policy = DPVLA.from_pretrained(self.model, device)
+        if self.adapters is not None:
+            policy.load_adapters(self.adapters)
+            if not policy.knows_sampling(self.adapters):  # of version 0.1.0, which kept omega in run.yaml alone
+                policy.omega = float(_dipole(self.path).get("omega", policy.omega))
+        return policy.to(device).eval()
+
+    def model_hash(self) -> str:
+        """SHA-256 of the model's weights."""
+        digest = hashlib.sha256()
+        with (self.model / WEIGHTS).open("rb") as file:
+            while part := file.read(1 << 24):
+                digest.update(part)
+        return digest.hexdigest()
+
+    def without_adapters(self) -> Start:
+        """The base model alone, and only what it has seen."""
+        kept = tuple(stage for stage in self.trained_on if stage.weights == MODEL)
+        return Start(self.path, self.model, None, kept)
+
+
+def open_start(path: Path | str) -> Start:
+    """Find weights: a checkpoint, a run (its newest checkpoint), or a bare model directory (never with adapters).
+
+    Raises CheckpointError or FileNotFoundError when it is none of these.
+    """
+    path = Path(path)
+    if (path / CONFIG).is_file():
+        beside = path.parent
+        known = path.name == MODEL and (beside / RUN).is_file()
+        return Start(
+            path, path, None, tuple(read_trained_on(beside)) if known else (TrainedOn.unknown(),)
+        ).without_adapters()
+    found = resolve_checkpoint(path)
+    adapters = found / ADAPTERS
+    trained_on = tuple(read_trained_on(found)) if (found / RUN).is_file() else (TrainedOn.unknown(),)
+    start = Start(found, found / MODEL, adapters if adapters.is_dir() else None, trained_on)
+    return start if start.adapters is not None else start.without_adapters()
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """The policy before a round's first update, and what is to be said of it."""
+
+    policy: DPVLA
+    trained_on: tuple[TrainedOn, ...]  # every stage behind it
+    about: Mapping[str, Any]  # for run.yaml
+    model: Path | None  # files that hold the base model as it is in ``policy``
+
+
+def starting_point(start: Start, adapters: WhatOfAdapters, rank: int, alpha: int) -> StartingPoint:
+    """The policy of ``start``, with its adapters kept, merged into the model with their omega, or left out.
+
+    Raises ConfigError where kept adapters have another rank or alpha than given.
+    """
+    about: dict[str, Any] = {"path": str(start.path), "model_sha256": start.model_hash()}
+    if start.adapters is None:
+        return StartingPoint(start.load(), start.trained_on, about | {"adapters": "new"}, start.model)
+    if adapters == "discard":
+        bare = start.without_adapters()
+        return StartingPoint(bare.load(), bare.trained_on, about | {"adapters": "new, its own discarded"}, start.model)
+    policy = start.load()
+    about["omega"] = policy.omega
+    if adapters == "merge":
+        policy.merge_adapters()
+        merged = tuple(replace(stage, weights=MODEL) for stage in start.trained_on)
+        about["adapters"] = f"new, its own merged into the model with omega {policy.omega:g}"
+        return StartingPoint(policy, merged, about, None)
+    found = adapter_size(policy.head)
+    if found != (rank, alpha):
+        raise ConfigError(
+            f"the adapters of {start.path} have rank {found[0]} and alpha {found[1]:g}, this run asks for {rank} and "
+            f"{alpha}: give --dipole.rank {found[0]} --dipole.alpha {found[1]:g}, or --adapters merge"
+        )
+    return StartingPoint(policy, start.trained_on, about | {"adapters": "its own kept"}, start.model)
+
+
+def _dipole(checkpoint: Path) -> dict[str, Any]:
+    settings = read_run(checkpoint)["config"].get("dipole", {}) if (checkpoint / RUN).is_file() else {}
+    return settings if isinstance(settings, dict) else {}

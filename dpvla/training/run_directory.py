@@ -17,7 +17,7 @@ from dpvla.files import LOCK, one_writer, write_text
 from dpvla.provenance import collect
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 
-RUN, TRACKING = "run.yaml", "tracking"
+RUN, TRACKING, METRICS = "run.yaml", "tracking", "metrics.csv"
 
 FREE = (
     "out", "restart", "workers", "data_root", "data_split", "maps_root", "metric_cache", "image_cache", "allow_missing",
@@ -31,6 +31,9 @@ NOTED = (
     "loop.weight_decay", "loop.clip_norm", "loop.precision",
 )  # fmt: skip
 """Options of which a run may go on with other values; run.yaml keeps the old ones and when they changed."""
+
+SCHEDULE = {"imitation.epochs", "dipole.cycles", "loop.steps", "loop.lr_schedule", "loop.warmup_steps"}
+"""Those of them that move the learning rate's schedule."""
 
 UNKNOWN = "unknown"
 """Stage of weights whose training nothing tells."""
@@ -118,6 +121,10 @@ class Run:
         self._content.clear()
         self._content.update(content)
         if self.accelerator.is_main_process:
+            for key, (old, new) in self.changed.items():
+                print(f"{key} is {new!r} from update {self.step + 1} on, it was {old!r}")
+            if self.changed.keys() & SCHEDULE and self.step < steps:
+                print(f"the learning rate follows the schedule of all {steps} updates from there")
             if self.last is None:
                 self._clear()
             if self.last is None or self.step < steps:
@@ -146,9 +153,9 @@ class Run:
             )
 
     def _clear(self) -> None:
-        """Remove what an earlier start left that made no checkpoint, or what --restart discards."""
+        """Remove what --restart discards, or else what a start left that made no checkpoint."""
         for path in self.path.iterdir():
-            if path.name != LOCK:
+            if path.name != LOCK and (self.restart or path.name == METRICS or _ours(path.name)):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 

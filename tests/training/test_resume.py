@@ -178,7 +178,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     stage = make(accelerator, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         train(stage, replace(LOOP, steps=9, stop_after_step=3), tmp_path, accelerator)
-    with pytest.raises(FloatingPointError, match=r"not finite at step 4; nothing of it was saved.*--loop.lr goes on from .*step_00000003"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"not finite at step 4; nothing of it was saved.*--loop.lr goes on from .*step_00000003",
+    ):
         run(make, tmp_path, [])
     newest = latest_checkpoint(tmp_path)
     assert newest is not None and newest.name == "step_00000003"

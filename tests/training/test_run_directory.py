@@ -1,0 +1,200 @@
+"""A run's directory: what may change when a run goes on, what is refused, and that nothing is written too early."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from accelerate import Accelerator
+
+from dpvla.config import ConfigError
+from dpvla.files import DirectoryInUseError
+from dpvla.training.imitation import ImitationConfig
+from dpvla.training.loop import LoopConfig
+from dpvla.training.run_directory import TrainedOn, open_run, read_run, read_trained_on, write_run
+
+LEARNED = TrainedOn("imitation", "navtrain", 6, ("log1",))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stands in for a tool's."""
+
+    out: str = "runs/x"
+    data_root: str | None = None
+    split: str = "navtrain"
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+def begin(
+    out: Path, accelerator: Accelerator, config: Config, steps: int = 9, at: int | None = None, restart: bool = False,
+    **data: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Start or go on; then a checkpoint after ``at`` updates, as training leaves one. Returns run.yaml."""
+    with open_run(out, config, restart, accelerator) as run:
+        run.begin(0, [LEARNED], steps, data or None)
+        if at is not None:
+            checkpoint = out / "checkpoints" / f"step_{at:08d}"
+            checkpoint.mkdir(parents=True)
+            run.describe(checkpoint)
+    return read_run(out)
+
+
+def with_loop(**values: Any) -> Config:
+    return Config(loop=replace(LoopConfig(), **values))
+
+
+def test_a_run_goes_on_with_other_bookkeeping_and_keeps_no_note_of_it(tmp_path: Path, accelerator: Accelerator) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=3)
+    free = replace(
+        with_loop(log_every=1, save_every=2, evaluate_every=7, keep_checkpoints=9, trackers=()),
+        out="elsewhere", data_root="/moved",
+    )  # fmt: skip
+    content = begin(tmp_path / "run", accelerator, free)
+    assert content["resumed"][0]["changed"] == {} and content["resumed"][0]["step"] == 3
+    assert content["config"]["loop"]["log_every"] == 1
+
+
+def test_a_smaller_rate_and_more_epochs_are_taken_and_noted(
+    tmp_path: Path, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=3)
+    longer = Config(imitation=ImitationConfig(epochs=200), loop=LoopConfig(lr=1e-6, lr_schedule="cosine"))
+    content = begin(tmp_path / "run", accelerator, longer, steps=20, at=12)
+    assert content["resumed"][-1]["changed"] == {
+        "imitation.epochs": [100, 200], "loop.lr": [1e-4, 1e-6], "loop.lr_schedule": ["constant", "cosine"],
+    }  # fmt: skip
+    assert "from update 4 on" in (said := capsys.readouterr().out) and "schedule of all 20 updates" in said
+    again = begin(tmp_path / "run", accelerator, replace(longer, loop=replace(longer.loop, lr=1e-7)), steps=20)
+    assert [entry["step"] for entry in again["resumed"]] == [3, 12]
+    assert again["resumed"][-1]["changed"] == {"loop.lr": [1e-6, 1e-7]}
+    back = begin(tmp_path / "run", accelerator, longer, steps=20)  # nothing was trained in between
+    assert [entry["changed"] for entry in back["resumed"]][-1] == {}
+
+
+@pytest.mark.parametrize(
+    "other, key",
+    [
+        (Config(split="navtest"), "split = 'navtrain', this one has 'navtest'"),
+        (Config(imitation=ImitationConfig(batch_size=4)), "imitation.batch_size = 16"),
+        (with_loop(seed=5), "loop.seed = 0, this one has 5"),
+        (with_loop(ema_decay=0.5), "loop.ema_decay"),
+    ],
+)
+def test_what_would_make_it_another_run_is_refused_with_the_way_out(
+    tmp_path: Path, accelerator: Accelerator, other: Config, key: str
+) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=3)
+    before = (tmp_path / "run/run.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=f"{key}.*--out.*--restart"):
+        begin(tmp_path / "run", accelerator, other)
+    assert (tmp_path / "run/run.yaml").read_bytes() == before
+
+
+def test_a_start_that_failed_does_not_block_the_corrected_command(tmp_path: Path, accelerator: Accelerator) -> None:
+    with open_run(tmp_path / "run", Config(), False, accelerator):
+        pass  # something was wrong before the run began
+    assert not (tmp_path / "run/run.yaml").exists()
+    begin(tmp_path / "run", accelerator, Config())  # began, and ended before its first checkpoint
+    (tmp_path / "run/metrics.csv").write_text("step\n0\n")
+    (tmp_path / "run/notes.txt").write_text("mine")
+    begin(tmp_path / "run", accelerator, Config(split="navtest"))
+    assert not (tmp_path / "run/metrics.csv").exists() and (tmp_path / "run/notes.txt").read_text() == "mine"
+    assert read_run(tmp_path / "run")["config"]["split"] == "navtest"
+
+
+def test_a_kill_while_the_first_description_is_written_leaves_a_usable_folder(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.run.yaml.k2l3").write_text("half of it")
+    begin(tmp_path / "run", accelerator, Config())
+    assert not list((tmp_path / "run").glob(".run.yaml.*"))
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, accelerator: Accelerator) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for restart in (False, True):
+        with pytest.raises(ConfigError, match=r"thesis\.tex and no run"):
+            begin(tmp_path, accelerator, Config(), restart=restart)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_restart_discards_the_old_run_when_the_new_one_begins_and_not_before(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=3)
+    with open_run(tmp_path / "run", Config(split="navtest"), True, accelerator) as run:
+        assert run.last is None and (tmp_path / "run/checkpoints/step_00000003").is_dir()
+        run.begin(0, [LEARNED], 9)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_other_data_under_a_run_is_refused_and_moved_data_is_not(tmp_path: Path, accelerator: Accelerator) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=3, fingerprint="a", scenes=6)
+    begin(tmp_path / "run", accelerator, replace(Config(), data_root="/moved"), fingerprint="a", scenes=6)
+    with pytest.raises(ConfigError, match=r"other data \(scenes was 6, is 5\)"):
+        begin(tmp_path / "run", accelerator, Config(), fingerprint="b", scenes=5)
+    with pytest.raises(ConfigError, match="same names with other content"):
+        begin(tmp_path / "run", accelerator, Config(), fingerprint="c", scenes=6)
+
+
+def test_updates_that_are_made_cannot_be_asked_away(tmp_path: Path, accelerator: Accelerator) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=6)
+    with pytest.raises(ConfigError, match="has made 6 updates, more than the 3"):
+        begin(tmp_path / "run", accelerator, Config(imitation=ImitationConfig(epochs=1)), steps=3)
+    assert read_run(tmp_path / "run")["config"]["imitation"]["epochs"] == 100
+
+
+def test_what_the_weights_saw_first_stays_true_when_a_run_goes_on(tmp_path: Path, accelerator: Accelerator) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=3)
+    with open_run(tmp_path / "run", Config(), False, accelerator) as run:
+        run.begin(0, [], 9)
+    assert read_trained_on(tmp_path / "run") == [LEARNED]
+
+
+def test_a_run_of_the_first_version_goes_on(tmp_path: Path, accelerator: Accelerator) -> None:
+    write_run(tmp_path / "run", Config(), 0, [LEARNED])
+    content = yaml.safe_load((tmp_path / "run/run.yaml").read_text())
+    del content["config"]["loop"]["stop_after_step"]  # an option that it did not have
+    for stage in content["trained_on"]:
+        del stage["weights"], stage["of"]
+    (tmp_path / "run/run.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "run/checkpoints/step_00000003").mkdir(parents=True)
+    begin(tmp_path / "run", accelerator, Config(), fingerprint="new here")
+    assert read_trained_on(tmp_path / "run") == [LEARNED]
+
+
+def test_dipole_stages_of_the_first_version_moved_adapters(tmp_path: Path) -> None:
+    write_run(tmp_path, Config(), 0, [LEARNED, TrainedOn("dipole", "navtest", 2, ())])
+    content = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    for stage in content["trained_on"]:
+        del stage["weights"], stage["of"]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    assert [stage.weights for stage in read_trained_on(tmp_path)] == ["model", "adapters"]
+
+
+HOLD = (
+    "import sys; from dpvla.files import one_writer\nwith one_writer(sys.argv[1]): print('held', flush=True); input()"
+)
+
+
+def test_a_second_process_does_not_train_in_the_same_folder(tmp_path: Path, accelerator: Accelerator) -> None:
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with pytest.raises(DirectoryInUseError, match=f"written by process {other.pid}"):
+        begin(tmp_path / "run", accelerator, Config())
+    other.communicate("\n")
+    begin(tmp_path / "run", accelerator, Config())

@@ -57,13 +57,18 @@ def dipole_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted denoising for both adapters (Eq. 9); one backward pass reaches both.
 
-    With ``behaviour``, from the denoiser that sampled ``plans``, a term of mean zero is added that takes noise out of
-    the gradient. For its own samples a denoiser is the mean of the target, ``E[v | x_t] = v_b(x_t)``,
-    so ``2 c E[output · (v - v_b)] = 0`` for any constant c: Eq. 9 keeps its value and its gradient, in expectation. At
-    ``c = sigmoid(k)``, the weight of a plan without preference, the gradient
-    ``w (output - v) + c (v - v_b) = w (output - v_b) - (w - c) (v - v_b)`` no longer pulls a policy that already equals
-    the behaviour towards every single sample, only towards those with a preference. (The guided combination samples
-    its own denoiser's distribution as nearly as guidance does, see ``dpvla.diffusion.combine``.)
+    With ``behaviour``, the output ``v_b`` of the denoiser that sampled ``plans``, the control variate
+    ``2 c E[output · (v - v_b)]`` is added, ``c = sigmoid(k)`` being the weight of a plan without preference. Its mean
+    is zero only where ``v_b`` is the exact denoiser of its own samples, drawn with omega 0 in many steps. A learned
+    field misses it by ``delta = E[v | x_t] - v_b``, so the term changes what is learned. Per noised plan, Eq. 9 and
+    Eq. 9 with the term have their minimum at
+
+        plain:      ``v_b + Cov(w, v) / E[w] + delta``
+        with term:  ``v_b + Cov(w, v) / E[w] + (1 - c / E[w]) delta``
+
+    (w: the policy's own weight). The part that follows preferences is the same. Plain Eq. 9 also adds delta in every
+    cycle, whatever the reward; with the term the two policies, mixed by their weights, are exactly the policy that was
+    rolled out, as Eq. 7-8 have it. So it anchors the pair to the behaviour policy and is no unbiased estimate of Eq. 9.
 
     Args:
         plans: (scene, candidate, 8, 3) rollouts, ego frame. advantages, t: (scene, candidate).

@@ -83,6 +83,118 @@ def test_missing_and_unexpected_keys_are_named(checkpoint, tmp_path):
         pretrained_florence(str(folder), None, **OPTIONS)
 
 
+EMBEDDING = "text_encoder.embed_tokens.weight"
+
+
+def _stored(folder, change):
+    """The checkpoint in ``folder`` with its tensors changed by ``change``."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("shared",),
+        ("encoder.embed_tokens",),
+        ("decoder.embed_tokens",),
+        ("shared", "encoder.embed_tokens"),
+        ("encoder.embed_tokens", "decoder.embed_tokens", "shared"),
+    ],
+)
+@torch.no_grad()
+def test_the_word_embedding_is_read_as_transformers_reads_it(checkpoint, tmp_path, names, capsys):
+    """Whatever tied names it stands under, and where they differ: the encoder's own."""
+    folder = _copy(checkpoint, tmp_path)
+
+    def change(tensors):
+        stored = tensors.pop("model.language_model.shared.weight")
+        for place, name in enumerate(names):
+            tensors[f"model.language_model.{name}.weight"] = stored + place
+
+    source = _stored(folder, change)
+    ours = pretrained_florence(source, None, **OPTIONS)
+    theirs = Florence2ForConditionalGeneration.from_pretrained(source).model.language_model.encoder
+    assert torch.equal(ours.state_dict()[EMBEDDING], theirs.embed_tokens.weight)
+    assert ("differs from" in capsys.readouterr().err) == (len(names) > 1)
+
+
+def test_two_tensors_for_one_weight_are_refused(checkpoint, tmp_path):
+    def change(tensors):
+        tensors["vision_tower.convs.0.conv.weight"] = 2 * tensors["model.vision_tower.convs.0.conv.weight"]
+
+    with pytest.raises(ValueError, match=r"vision_tower\.convs\.0\.conv\.weight .*both meant for the same weight"):
+        pretrained_florence(_stored(_copy(checkpoint, tmp_path), change), None, **OPTIONS)
+
+
+def test_what_is_not_read_is_said(checkpoint, capsys):
+    tensors = load_file(checkpoint / "model.safetensors")
+    decoder = [name for name in tensors if ".decoder." in name or "logits" in name or "lm_head" in name]
+    pretrained_florence(str(checkpoint), None, **OPTIONS)
+    assert f"{len(tensors) - len(decoder)} tensors read, {len(decoder)} of the text decoder left out" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(("value", "message"), [(torch.nan, "NaN or infinity"), (None, "holds torch.int64")])
+def test_weights_that_cannot_be_right_are_refused(checkpoint, tmp_path, value, message):
+    def change(tensors):
+        name = "model.vision_tower.convs.0.conv.weight"
+        tensors[name] = tensors[name].long() if value is None else tensors[name].clone().fill_(value)
+
+    with pytest.raises(ValueError, match=message):
+        pretrained_florence(_stored(_copy(checkpoint, tmp_path), change), None, **OPTIONS)
+
+
+def test_a_mixed_up_index_is_refused(full_model, tmp_path):
+    full_model.save_pretrained(tmp_path, max_shard_size="1MB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    name = "model.vision_tower.convs.0.conv.weight"
+    shards = sorted(set(index["weight_map"].values()))
+
+    def refused(message, **weight_map):
+        path.write_text(json.dumps(index | {"weight_map": index["weight_map"] | weight_map}))
+        with pytest.raises(ValueError, match=message):
+            pretrained_florence(str(tmp_path), None, **OPTIONS)
+
+    refused("not by this index", **{name: next(s for s in shards if s != index["weight_map"][name])})
+    refused("1 tensors are not in the shards it names, first absent", absent=shards[0])
+    refused("not a file beside it", **{name: "../elsewhere.safetensors"})
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"index\.json is not valid JSON"):
+        pretrained_florence(str(tmp_path), None, **OPTIONS)
+
+
+def test_a_damaged_file_is_named(checkpoint, tmp_path):
+    folder = _copy(checkpoint, tmp_path)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        pretrained_florence(str(folder), None, **OPTIONS)
+
+
+def test_a_hub_that_is_not_reached_is_not_said_to_lack_files(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def answer(error):
+        def download(*arguments, **options):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        with pytest.raises(FileNotFoundError) as refused:
+            pretrained_florence("florence-community/Florence-2-large", None, **OPTIONS)
+        return str(refused.value)
+
+    for error in (LocalEntryNotFoundError("not cached"), ConnectionError("Name or service not known")):
+        text = answer(error)
+        assert "was not reached" in text and "--model.encoder.name DIRECTORY" in text and "has no" not in text
+    assert "has no config.json on the hub" in answer(EntryNotFoundError("404"))
+
+
 def test_the_remote_code_format_is_explained(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"remote-code format.*florence-community"):
         pretrained_florence("microsoft/Florence-2-large", None, **OPTIONS)

@@ -36,7 +36,7 @@ def test_saved_weights_that_do_not_fit_are_refused(light, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["surplus"] = tensors.pop("head.output.bias")
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="1 missing, first head.output.bias; 1 unexpected, first surplus"):
+    with pytest.raises(ValueError, match=r"1 missing, first head\.output\.bias; 1 unexpected, first surplus"):
         DPVLA.from_pretrained(tmp_path)
 
 

@@ -139,7 +139,7 @@ def test_the_control_variate_changes_the_gradient_as_its_formula_says(policy: DP
     policy.zero_grad()
 
 
-def test_the_control_variate_has_mean_zero_on_the_denoisers_own_samples() -> None:
+def test_the_control_variate_has_mean_zero_for_an_exact_denoiser_of_its_own_samples() -> None:
     """For standard normal plans the exact denoiser is v = 0; any other network's output is uncorrelated with v."""
     torch.manual_seed(6)
     config = replace(DPVLAConfig.tiny(), plan=PlanCodingConfig(channels="x_y_heading", baseline="none"))
@@ -155,6 +155,43 @@ def test_the_control_variate_has_mean_zero_on_the_denoisers_own_samples() -> Non
     error = float(products.std() / len(products) ** 0.5)
     assert abs(float(products.mean())) < 4 * error
     assert abs(float(wrong.mean())) > 10 * error  # the test could see a correlation
+
+
+class OneNumberEach:
+    """Stands in for a policy whose two outputs are two numbers, at any noised plan."""
+
+    def __init__(self, target: Tensor) -> None:
+        self.outputs, self._target = torch.zeros(2, dtype=torch.float64, requires_grad=True), target
+
+    def denoise_plans(self, *_: object, adapters: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        return self.outputs.view(2, 1, 1, 1, 1).expand(2, *self._target.shape), self._target
+
+    def loss_factor(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_where_the_losses_have_their_minimum_for_a_denoiser_that_is_not_exact(anchored: bool) -> None:
+    """What dipole_loss's docstring states; with the term the two policies mix to the one that rolled out."""
+    torch.manual_seed(8)
+    target = 1.7 + torch.randn(5, 4, 8, 3, dtype=torch.float64)
+    advantages = target.mean((-2, -1)) + torch.randn(5, 4, dtype=torch.float64)
+    v_b, shift = 0.9, 0.4  # the behaviour misses the mean of its own samples by delta
+    policy = OneNumberEach(target)
+    t = torch.ones(5, 4, dtype=torch.float64)
+    drew = torch.full_like(target, v_b) if anchored else None
+    loss, _ = dipole_loss(policy, None, None, advantages, t, None, 2.0, shift, drew)  # type: ignore[arg-type]
+    (slope,) = torch.autograd.grad(loss, policy.outputs)
+    w = torch.stack(dichotomous_weights(advantages, 2.0, shift))
+    c = torch.stack(dichotomous_weights(torch.zeros((), dtype=torch.float64), 2.0, shift))
+    mean = w.mean((1, 2))
+    minimum = -slope / (2 * mean)  # of a parabola with this slope at 0
+    v = target.mean((-2, -1))
+    covariance, delta = (w * v).mean((1, 2)) - mean * v.mean(), v.mean() - v_b
+    stated = v_b + covariance / mean + (1 - c / mean if anchored else 1) * delta
+    torch.testing.assert_close(minimum, stated)
+    mixed = float((mean * minimum).sum())
+    assert mixed == pytest.approx(v_b if anchored else v_b + float(delta))
 
 
 def test_without_preference_a_policy_that_equals_the_behaviour_stays_as_it_is(policy: DPVLA) -> None:

@@ -1,5 +1,6 @@
 """Training shared by two processes."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from dpvla.config import ConfigError
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import latest_checkpoint
@@ -28,6 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = str(ROOT / "tests" / "training" / "two_processes.py")
     done = subprocess.run([*command, script, str(out)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    (out / "said").write_text(done.stdout + done.stderr)
     return out
 
 
@@ -63,3 +66,25 @@ def test_a_last_batch_is_filled_up_for_every_process() -> None:
     assert [len(rows) for rows in epoch] == [4, 4, 2]
     assert {row for rows in epoch for row in rows} == set(range(9))
     assert epoch[2][1] == epoch[0][0]
+
+
+def test_logged_losses_are_means_over_all_processes(runs: Path) -> None:
+    with (runs / "ranks/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["train/loss"]) for row in rows if row["train/loss"]] == [1.5]
+    assert [float(row["a"]) for row in rows if row["a"]] == [1.5]
+
+
+def test_what_is_said_of_an_evaluation_is_said_once(runs: Path) -> None:
+    assert (runs / "said").read_text().count("validation/loss 0.5000") == 1
+
+
+def test_a_batch_counts_the_scenes_of_all_processes(runs: Path) -> None:
+    """Six scenes in batches of four are two updates an epoch, as in one process; each process has two of the four."""
+    accelerator = Accelerator(cpu=True)
+    one = dipole(newest(runs / "imitation" / "straight"))(accelerator, runs)
+    last = newest(runs / "dipole" / "straight")
+    assert last.name == f"step_{one.steps:08d}"
+    three = type("Three", (), {"num_processes": 3})
+    with pytest.raises(ConfigError, match=r"dipole\.batch_size 4 cannot be shared by 3 processes.*over all of them"):
+        dipole(newest(runs / "imitation" / "straight"))(three, runs)  # type: ignore[arg-type]

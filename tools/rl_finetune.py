@@ -27,7 +27,7 @@ DEMO = Path(__file__).parent.parent / "configs" / "dipole_demo.yaml"
 
 @dataclass(frozen=True)
 class FinetuneConfig(DataConfig):
-    """DIPOLE fine-tuning of a pretrained DP-VLA. Defaults: the paper's navtrain variant on one GPU (g 10, batch 56, lr 1e-4)."""
+    """DIPOLE fine-tuning of a pretrained DP-VLA. Defaults: the paper's navtrain variant on one GPU (g 10, batch 56)."""
 
     checkpoint: str = "runs/pretrain"  # run, checkpoint or model directory to start from
     adapters: WhatOfAdapters = "keep"  # those of --checkpoint, if any: go on, fold into the model, leave out

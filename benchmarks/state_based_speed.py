@@ -53,17 +53,17 @@ class Timer:
     """Seconds of this process on the CPU, or of the wall once the GPU is done."""
 
     def __init__(self, device: torch.device) -> None:
-        self._gpu = device.type == "cuda"
+        self._gpu, self._device = device.type == "cuda", device
 
     def seconds(self, work: Callable[[], object]) -> float:
         """How long ``work`` takes."""
         clock = time.perf_counter if self._gpu else time.process_time
         if self._gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         begin = clock()
         work()
         if self._gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         return clock() - begin
 
 

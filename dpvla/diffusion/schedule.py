@@ -58,9 +58,14 @@ class VPLinearSchedule:
         slope = self.beta_max - self.beta_min
         return 2 * target / (self.beta_min + (self.beta_min**2 + 2 * slope * target).sqrt())
 
-    def draw_times(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-        """Uniform training times in [t_min, 1], float32, on the generator's device (CPU without one)."""
-        device = generator.device if generator is not None else torch.device("cpu")
+    def draw_times(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Uniform training times in [t_min, 1], float32, on the generator's device (on ``device`` without one)."""
+        device = generator.device if generator is not None else device
         return self.t_min + (1 - self.t_min) * torch.rand(shape, generator=generator, device=device)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -111,8 +116,11 @@ class VPLinearSchedule:
 
 
 def _over(factor: Tensor, like: Tensor) -> Tensor:
-    """``factor`` with trailing axes added so that it multiplies ``like``."""
-    return factor.reshape(factor.shape + (1,) * (like.ndim - factor.ndim))
+    """``factor`` with trailing axes added so that it multiplies ``like``.
+
+    0-dim factors need none, and must not get any: only a 0-dim CPU tensor multiplies tensors of a GPU.
+    """
+    return factor if factor.ndim == 0 else factor.reshape(factor.shape + (1,) * (like.ndim - factor.ndim))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -324,8 +324,10 @@ class DiTHead(nn.Module):
 
     def _time(self, t: Tensor) -> Tensor:
         """(scene or 1, candidate or 1, width)."""
-        angles = 1000.0 * t.float().reshape(t.shape if t.ndim else (1, 1))[..., None].to(self.frequencies.device)
-        angles = angles * self.frequencies
+        angles = 1000.0 * t.float()
+        # A solver's t is a 0-dim CPU tensor, which a GPU takes as a number: nothing is copied or waited for.
+        angles = (angles[..., None] if t.ndim else angles) * self.frequencies
+        angles = angles.view(*(t.shape or (1, 1)), -1)
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.time(waves.to(self.input.weight.dtype))
 

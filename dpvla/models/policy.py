@@ -215,7 +215,7 @@ class DPVLA(nn.Module):
         """Training times (scene, draw) and noise (scene, draw, 8, channel) on the policy's device."""
         device = self.plan_coding.mean.device
         source = generator.device if generator is not None else device
-        t = self.schedule.draw_times((scenes, draws), generator)
+        t = self.schedule.draw_times((scenes, draws), generator, device)
         shape = (scenes, draws, NUM_POSES, self.plan_coding.num_channels)
         return t.to(device), torch.randn(shape, generator=generator, device=source).to(device)
 

@@ -154,14 +154,15 @@ class StackedUpdate:
 
     def _captured(self, replay: Replay, phase: int) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
         """The updates as a CUDA graph; capturing runs none of them."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.rehearse(replay, phase)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            info = self._updates(replay, phase)
+        with torch.cuda.device(self.device):  # streams and captures belong to the current device, which may be another
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self.rehearse(replay, phase)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                info = self._updates(replay, phase)
         return graph, info
 
     def rehearse(self, replay: Replay, phase: int) -> None:

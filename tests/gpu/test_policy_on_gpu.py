@@ -1,0 +1,196 @@
+"""What the driving policy does on a GPU follows CUDA's device rules, waits for nothing and gives the CPU's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import PropertyMock, patch
+
+import pytest
+import torch
+from accelerate import Accelerator
+from pretended import PretendedGPU, value
+from scenes_in_memory import ScenesInMemory, prefer_left
+from torch import Tensor
+
+from dpvla.batch import DrivingBatch
+from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.rl.finetune import DipoleConfig, DipoleStage
+from dpvla.training.imitation import ImitationConfig, ImitationStage
+from dpvla.training.loop import LoopConfig
+from dpvla.training.update import GradientUpdate
+from navsim_bridge.agents.policy_agent import PolicyAgent
+
+STEPS = 3  # of the solver
+LOOP = LoopConfig(ema_decay=0.9, trackers=())
+
+
+def make_policy(encoder: str = "tiny", clip_ratio: float | None = None) -> tuple[DPVLA, ScenesInMemory]:
+    """A policy whose outputs depend on all of it, with adapters, and scenes for it."""
+    torch.manual_seed(0)
+    config = getattr(DPVLAConfig, encoder)()
+    config = replace(config, diffusion=replace(config.diffusion, num_steps=STEPS, clip_ratio=clip_ratio))
+    policy = DPVLA.from_config(config)
+    source = ScenesInMemory(6, (config.encoder.image_width, config.encoder.image_height))
+    policy.plan_coding.fit(source.plans(), source.ego_status())
+    policy.add_adapters(4)
+    for parameter in policy.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return policy.eval(), source
+
+
+def numbers(generator: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(generator)
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    """Equal up to the rounding of another attention kernel."""
+    torch.testing.assert_close(value(found), value(expected), rtol=1e-4, atol=1e-4)
+
+
+@contextmanager
+def training_on(gpu: PretendedGPU) -> Iterator[Accelerator]:
+    """An accelerator whose device is the pretended one."""
+    with gpu(), patch.object(Accelerator, "device", PropertyMock(return_value=gpu.device)):
+        yield Accelerator(cpu=True, device_placement=False)
+
+
+@pytest.mark.parametrize("encoder", ["tiny", "tiny_florence"])
+def test_encoding_stays_on_the_gpu_and_waits_for_nothing(encoder: str) -> None:
+    policy, source = make_policy(encoder)
+    batch = source.batch(range(4))
+    with torch.no_grad():
+        expected = policy.encode(batch)
+        gpu = PretendedGPU()
+        with gpu():
+            policy.to(gpu.device)
+            moved = batch.to(gpu.device)
+            gpu.forget()
+            context = policy.encode(moved)
+            assert context.device == gpu.device
+            assert not gpu.syncs and gpu.copies_in == 0, gpu.syncs
+        assert_near(context.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize("omega", [0.0, 1.5, None])
+@pytest.mark.parametrize("adapters", [True, False])
+@pytest.mark.parametrize("clip_ratio", [None, 1.5])
+def test_sampling_copies_the_noise_in_and_nothing_else(
+    omega: float | None, adapters: bool, clip_ratio: float | None
+) -> None:
+    policy, source = make_policy(clip_ratio=clip_ratio)
+    batch = source.batch(range(2))
+
+    def sample(batch: DrivingBatch) -> Tensor:
+        return policy.sample(policy.encode(batch), 3, omega, generator=numbers(), use_adapters=adapters)
+
+    with torch.no_grad():
+        expected = sample(batch)
+        gpu = PretendedGPU()
+        with gpu():
+            policy.to(gpu.device)
+            moved = batch.to(gpu.device)
+            gpu.forget()
+            plans = sample(moved)
+            assert plans.device == gpu.device
+            assert not gpu.syncs and gpu.copies_in == 1
+        assert_near(plans, expected)
+
+
+def test_sampling_without_a_generator_draws_on_the_gpu() -> None:
+    policy, source = make_policy()
+    gpu = PretendedGPU()
+    with gpu(), torch.no_grad():
+        policy.to(gpu.device)
+        context = policy.encode(source.batch(range(2)).to(gpu.device))
+        gpu.forget()
+        policy.sample(context, 3)
+        assert not gpu.syncs and gpu.copies_in == 0, gpu.syncs
+
+
+@pytest.mark.parametrize("encoder", ["tiny", "tiny_florence"])
+def test_a_pretraining_update_waits_for_nothing(encoder: str) -> None:
+    policy, source = make_policy(encoder)
+    gpu = PretendedGPU(backward=True)
+    with training_on(gpu) as accelerator:
+        config = ImitationConfig(batch_size=3, noise_draws=2, colour_jitter=0.2)
+        policy.to(gpu.device)
+        stage = ImitationStage(policy, source, config, accelerator, 0, lambda directory: None)
+        update = GradientUpdate(stage.module, LOOP, accelerator)
+        batch = next(stage.batches(0, lambda step, values: None))
+        before = value(policy.head.output.weight.detach().clone())
+        gpu.forget()
+        info = update.step(batch, 1, 1e-3)
+        assert not gpu.syncs and gpu.copies_in == 0, gpu.syncs
+        assert info["train/loss"].device == gpu.device
+    assert value(info["train/loss"]).isfinite() and value(info["train/grad_norm"]) > 0
+    assert not torch.equal(value(policy.head.output.weight), before)
+
+
+def test_imitation_evaluation_runs_on_a_gpu() -> None:
+    policy, source = make_policy()
+    found = {}
+    for gpu in (None, PretendedGPU()):
+        if gpu is None:
+            accelerator = Accelerator(cpu=True)
+            stage = ImitationStage(policy, source, ImitationConfig(), accelerator, 0, print, source, prefer_left)
+            found["cpu"] = stage.evaluate(0)
+            continue
+        with training_on(gpu) as accelerator:
+            policy.to(gpu.device)
+            stage = ImitationStage(policy, source, ImitationConfig(), accelerator, 0, print, source, prefer_left)
+            found["gpu"] = stage.evaluate(0)
+    assert found["gpu"] == pytest.approx(found["cpu"], rel=1e-4)
+
+
+@pytest.mark.parametrize("control_variate", [False, True])
+def test_a_dipole_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(control_variate: bool, tmp_path: Path) -> None:
+    policy, source = make_policy()
+    gpu = PretendedGPU(backward=True)
+    config = DipoleConfig(
+        group_size=3, batch_size=2, scenes_per_call=4, control_variate=control_variate, epochs_per_cycle=1
+    )
+    with training_on(gpu) as accelerator:
+        policy.to(gpu.device)
+        stage = DipoleStage(policy, source, prefer_left, config, accelerator, 0, tmp_path, lambda directory: None)
+        update = GradientUpdate(stage.module, replace(LOOP, ema_decay=0.0), accelerator)
+        logged: dict[str, float] = {}
+        batch = next(stage.batches(0, lambda step, values: logged.update(values)))
+        assert logged["rollout/score"] > 0
+        assert batch.plans.device == batch.advantages.device == batch.context.device == gpu.device
+        parameters = [value(parameter.detach().clone()) for parameter in policy.adapter_parameters()]
+        gpu.forget()
+        info = update.step(batch, 1, 1e-3)
+        assert not gpu.syncs and gpu.copies_in == 0, gpu.syncs
+    assert value(info["train/loss"]).isfinite()
+    assert all(not torch.equal(value(new), old) for new, old in zip(policy.adapter_parameters(), parameters))
+
+
+def test_the_agent_plans_on_a_gpu_what_it_plans_on_the_cpu() -> None:
+    policy, source = make_policy()
+    agent = PolicyAgent(policy, "nowhere", omega=1.0)
+    expected = agent._plan(source, range(3))  # type: ignore[arg-type]
+    gpu = PretendedGPU()
+    with gpu():
+        policy.to(gpu.device)
+        gpu.forget()
+        plans = agent._plan(source, range(3))  # type: ignore[arg-type]
+        assert sum(gpu.syncs.values()) == 1  # the plans come back
+    assert plans == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_rules_are_cudas() -> None:
+    gpu = PretendedGPU()
+    with gpu():
+        x = torch.ones(2, 1, 1, device=gpu.device)
+        assert (x * torch.tensor(2.0)).device == gpu.device
+        with pytest.raises(Exception, match="same device"):
+            x * torch.ones(1, 1, 1)
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.randn(2, device=gpu.device, generator=torch.Generator())
+        with pytest.raises(TypeError, match="numpy"):
+            x.numpy()
+        x.sum().item()
+        assert gpu.syncs["aten._local_scalar_dense.default"] == 1

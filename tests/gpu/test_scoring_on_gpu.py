@@ -1,0 +1,144 @@
+"""PDM and EPDMS scores on a GPU: CUDA's device rules, the CPU's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pretended import PretendedGPU, value
+
+from navsim_bridge import reward
+from navsim_bridge.metrics import EPDMS, PDMS
+from navsim_bridge.pdm import (
+    EPDMSBatch,
+    SceneBatch,
+    combine,
+    comfort,
+    epdms_terms,
+    score_plans,
+    two_frame_extended_comfort,
+)
+from navsim_bridge.pdm.epdms_golden import GoldenEPDMS, read_golden_epdms
+from navsim_bridge.pdm.golden import GoldenScene, read_golden
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+V1 = ("public_008_straight", "public_021_carpark", "public_076_intersection")
+V2 = ("public_076_intersection", "public_101_carpark")  # the first has red lights
+CANDIDATES = 3
+
+
+@pytest.fixture(autouse=True)
+def _filters() -> Iterator[None]:
+    """Filters are kept for each device; those of a pretended one must not outlive it."""
+    yield
+    comfort._filter.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def golden() -> list[GoldenScene]:
+    return [read_golden(FIXTURES / "golden_v1" / f"{name}.npz") for name in V1]
+
+
+@pytest.fixture(scope="module")
+def golden_v2() -> list[GoldenEPDMS]:
+    return [read_golden_epdms(FIXTURES / "golden_v2" / f"{name}.npz") for name in V2]
+
+
+def plans_of(files: list) -> torch.Tensor:
+    return torch.from_numpy(np.stack([file.proposals[:CANDIDATES] for file in files]))
+
+
+def assert_equal(found: object, expected: object) -> None:
+    for field in dataclasses.fields(expected):  # type: ignore[arg-type]
+        one, two = getattr(found, field.name), getattr(expected, field.name)
+        if isinstance(two, torch.Tensor):
+            torch.testing.assert_close(value(one), two, rtol=0, atol=0, equal_nan=True, msg=field.name)
+
+
+@pytest.mark.parametrize("normalise", ["pair", "pool"])
+def test_pdm_scores_on_a_gpu_equal_those_on_the_cpu(golden: list[GoldenScene], normalise: str) -> None:
+    batch, plans = SceneBatch.from_scenes([file.scene for file in golden]), plans_of(golden)
+    expected = score_plans(batch, plans, normalise=normalise)  # type: ignore[arg-type]
+    gpu = PretendedGPU()
+    with gpu():
+        moved = batch.to(gpu.device)
+        scores = score_plans(moved, plans, normalise=normalise)  # type: ignore[arg-type]
+        assert scores.score.device == gpu.device
+    assert_equal(scores, expected)
+
+
+def test_the_number_of_times_scoring_waits_does_not_grow_with_the_plans(golden: list[GoldenScene]) -> None:
+    """Places where a GPU is waited for (which objects and edges are near) are passed once a call."""
+    batch, plans = SceneBatch.from_scenes([golden[0].scene]), plans_of(golden[:1])
+    waits = []
+    for count in (1, CANDIDATES):
+        comfort._filter.cache_clear()
+        gpu = PretendedGPU()
+        with gpu():
+            moved, some = batch.to(gpu.device), plans[:, :count].to(gpu.device)
+            gpu.forget()
+            score_plans(moved, some)
+            waits.append((sum(gpu.syncs.values()), gpu.copies_in))
+    assert waits[0] == waits[1]
+
+
+def test_epdms_on_a_gpu_equals_that_on_the_cpu(golden_v2: list[GoldenEPDMS]) -> None:
+    batch, plans = EPDMSBatch.from_scenes([file.scene for file in golden_v2]), plans_of(golden_v2)
+    seconds = torch.tensor([0.5, torch.nan], dtype=torch.float64)
+    expected = epdms_terms(batch, plans)
+    change = two_frame_extended_comfort(expected.motion, expected.motion.roll(1, 1), seconds)
+    total = combine(expected, "fixed", change)
+    gpu = PretendedGPU()
+    with gpu():
+        terms = epdms_terms(batch.to(gpu.device), plans)
+        assert terms.values.device == gpu.device
+        change = two_frame_extended_comfort(terms.motion, terms.motion.roll(1, 1), seconds.to(gpu.device))
+        scores = combine(terms, "fixed", change)
+    assert_equal(terms, expected)
+    assert_equal(scores, total)
+
+
+@pytest.mark.parametrize("metric", [PDMS(), EPDMS()], ids=["pdms", "epdms"])
+def test_an_evaluation_scores_and_explains_on_a_gpu(
+    metric: PDMS | EPDMS, golden: list[GoldenScene], golden_v2: list[GoldenEPDMS]
+) -> None:
+    files: list = golden if metric.key == "pdms" else golden_v2
+    scenes, plans = [file.scene for file in files], plans_of(files)[:, 1]
+    expected = metric.score(scenes, plans, torch.device("cpu"))
+    gpu = PretendedGPU()
+    with gpu():
+        found = metric.score(scenes, plans, gpu.device)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.values, two.values)
+        assert one.reason == two.reason
+
+
+class Scenes:
+    """As much of a metric cache as the reward asks for."""
+
+    def __init__(self, files: list[GoldenScene]) -> None:
+        self._scenes = {file.scene.token: file.scene for file in files}
+        self.tokens = tuple(self._scenes)
+
+    def load(self, tokens: tuple[str, ...]) -> list:
+        return [self._scenes[token] for token in tokens]
+
+    def require(self, tokens: tuple[str, ...]) -> None: ...
+
+    def require_metric(self, name: str) -> None: ...
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
+def test_the_reward_scores_on_a_gpu(golden: list[GoldenScene], keep_bytes: int) -> None:
+    cache, plans = Scenes(golden), plans_of(golden[:2])
+    expected = reward.PDMReward(cache, keep_bytes=keep_bytes)(cache.tokens[:2], plans)  # type: ignore[arg-type]
+    gpu = PretendedGPU()
+    with gpu():
+        scores = reward.PDMReward(cache, gpu.device, keep_bytes=keep_bytes)(cache.tokens[:2], plans)  # type: ignore[arg-type]
+        assert all(score.device == gpu.device for score in scores.values())
+    for name, score in expected.items():
+        assert torch.equal(value(scores[name]), score), name

@@ -24,8 +24,7 @@ def chunks(count: int, size: int) -> Iterator[range]:
 def encode_scenes(policy: DPVLA, source: SceneSource, indices: Sequence[int], accelerator: Accelerator) -> SceneContext:
     """Context of the scenes at ``indices``, in evaluation mode."""
     policy.eval()
-    with accelerator.autocast():
-        return policy.encode(source.batch(indices).to(accelerator.device))
+    return policy.encode(source.batch(indices).to(accelerator.device))
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ class ImitationStage:
         count = min(self.config.validation_scenes, len(self.validation))
         batch = self.validation.batch(range(count)).to(self.accelerator.device)
         generator = torch.Generator().manual_seed(self.seed)
-        with self.accelerator.autocast():
+        with self.policy.autocast():
             loss, _ = self.policy.imitation_loss(batch, draws=4, generator=generator)
             plans = self.policy.sample(self.policy.encode(batch), 1, generator=generator).cpu()
         values = {"validation/loss": float(loss)}

@@ -2,59 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import PropertyMock, patch
 
 import pytest
 import torch
 from accelerate import Accelerator
 from pretended import PretendedGPU, value
-from scenes_in_memory import ScenesInMemory, prefer_left
+from scenes_in_memory import prefer_left
+from tiny_driving import make_policy, numbers, training_on
 from torch import Tensor
 
 from dpvla.batch import DrivingBatch
-from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.rl.finetune import DipoleConfig, DipoleStage
 from dpvla.training.imitation import ImitationConfig, ImitationStage
 from dpvla.training.loop import LoopConfig
 from dpvla.training.update import GradientUpdate
 from navsim_bridge.agents.policy_agent import PolicyAgent
 
-STEPS = 3  # of the solver
 LOOP = LoopConfig(ema_decay=0.9, trackers=())
-
-
-def make_policy(encoder: str = "tiny", clip_ratio: float | None = None) -> tuple[DPVLA, ScenesInMemory]:
-    """A policy whose outputs depend on all of it, with adapters, and scenes for it."""
-    torch.manual_seed(0)
-    config = getattr(DPVLAConfig, encoder)()
-    config = replace(config, diffusion=replace(config.diffusion, num_steps=STEPS, clip_ratio=clip_ratio))
-    policy = DPVLA.from_config(config)
-    source = ScenesInMemory(6, (config.encoder.image_width, config.encoder.image_height))
-    policy.plan_coding.fit(source.plans(), source.ego_status())
-    policy.add_adapters(4)
-    for parameter in policy.head.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return policy.eval(), source
-
-
-def numbers(generator: int = 3) -> torch.Generator:
-    return torch.Generator().manual_seed(generator)
 
 
 def assert_near(found: Tensor, expected: Tensor) -> None:
     """Equal up to the rounding of another attention kernel."""
     torch.testing.assert_close(value(found), value(expected), rtol=1e-4, atol=1e-4)
-
-
-@contextmanager
-def training_on(gpu: PretendedGPU) -> Iterator[Accelerator]:
-    """An accelerator whose device is the pretended one."""
-    with gpu(), patch.object(Accelerator, "device", PropertyMock(return_value=gpu.device)):
-        yield Accelerator(cpu=True, device_placement=False)
 
 
 @pytest.mark.parametrize("encoder", ["tiny", "tiny_florence"])

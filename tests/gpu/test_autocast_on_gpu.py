@@ -1,0 +1,148 @@
+"""With precision bf16 all that runs the networks runs them in bfloat16; plans and solver stay in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from accelerate import Accelerator
+from pretended import PretendedGPU
+from scenes_in_memory import ScenesInMemory, prefer_left
+from tiny_driving import make_policy, numbers, training_on
+from torch import Tensor, nn
+
+from dpvla.dipole import dipole_loss
+from dpvla.models import DPVLA
+from dpvla.models.plan_coding import PlanCoding
+from dpvla.rl.rollout import chunks, collect, encode_scenes
+from dpvla.training.imitation import ImitationConfig, ImitationStage
+from navsim_bridge.agents.policy_agent import PolicyAgent
+
+
+class Seen:
+    """What the networks computed in, and what plans were written and read in."""
+
+    def __init__(self) -> None:
+        self.encoder: set[torch.dtype] = set()
+        self.head: set[torch.dtype] = set()
+        self.solver: set[torch.dtype] = set()
+        self.plans: set[torch.dtype] = set()
+
+
+@contextmanager
+def watching(policy: DPVLA) -> Iterator[Seen]:
+    seen = Seen()
+
+    def note(kinds: set[torch.dtype]) -> Callable[..., None]:
+        return lambda module, inputs, output: kinds.add(output.dtype)
+
+    handles = [
+        module.register_forward_hook(note(kinds))
+        for kinds, part in ((seen.encoder, policy.encoder), (seen.head, policy.head))
+        for module in part.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    denoise, encode, decode, step = policy.head.denoise, PlanCoding.encode, PlanCoding.decode, policy.solver.sample
+
+    def denoised(x_t: Tensor, *rest: Any) -> Tensor:
+        seen.solver.add(x_t.dtype)
+        return denoise(x_t, *rest)
+
+    def coded(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(self: PlanCoding, values: Tensor, status: Tensor) -> Tensor:
+            result = original(self, values, status)
+            seen.plans.update((values.dtype, status.dtype, result.dtype))
+            return result
+
+        return call
+
+    def solved(*arguments: Any) -> Tensor:
+        result = step(*arguments)
+        seen.solver.add(result.dtype)
+        return result
+
+    with (
+        patch.object(policy.head, "denoise", denoised),
+        patch.object(policy.solver, "sample", solved),
+        patch.object(PlanCoding, "encode", coded(encode)),
+        patch.object(PlanCoding, "decode", coded(decode)),
+    ):
+        yield seen
+    for handle in handles:
+        handle.remove()
+
+
+def encode_and_sample(policy: DPVLA, source: ScenesInMemory, accelerator: Accelerator) -> Tensor:
+    context = policy.encode(source.batch(range(2)).to(accelerator.device))
+    return policy.sample(context, 2, generator=numbers())
+
+
+def roll_out(policy: DPVLA, source: ScenesInMemory, accelerator: Accelerator) -> Tensor:
+    def contexts(rows: range) -> Any:
+        return encode_scenes(policy, source, rows, accelerator)
+
+    options: dict[str, Any] = {"cycle": 0, "group_size": 2, "omega": 1.0, "seed": 0, "progress": False}
+    indices = torch.arange(3)
+    assert list(chunks(3, 2)) == [range(0, 2), range(2, 3)]
+    return collect(policy, source, prefer_left, indices, contexts, scenes_per_call=2, **options).plans
+
+
+def evaluate(policy: DPVLA, source: ScenesInMemory, accelerator: Accelerator) -> None:
+    config = ImitationConfig(validation_scenes=2)
+    assert ImitationStage(policy, source, config, accelerator, 0, print, source, prefer_left).evaluate(0)
+
+
+def plan_as_agent(policy: DPVLA, source: ScenesInMemory, accelerator: Accelerator) -> None:
+    PolicyAgent(policy, "nowhere")._plan(source, range(2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("encoder", ["tiny", "tiny_florence"])
+@pytest.mark.parametrize("run", [encode_and_sample, roll_out, evaluate, plan_as_agent], ids=lambda run: run.__name__)
+def test_networks_compute_in_the_precision_of_training_and_plans_in_float32(
+    run: Callable[..., Tensor | None], encoder: str
+) -> None:
+    policy, source = make_policy(encoder)
+    policy.precision = "bf16"
+    gpu = PretendedGPU()
+    with training_on(gpu) as accelerator, torch.no_grad():
+        policy.to(gpu.device)
+        with watching(policy) as seen:
+            plans = run(policy, source, accelerator)
+    assert seen.encoder == seen.head == {torch.bfloat16}
+    assert seen.solver == seen.plans == {torch.float32}
+    assert plans is None or plans.dtype == torch.float32
+
+
+def test_without_it_everything_is_float32() -> None:
+    policy, source = make_policy()
+    gpu = PretendedGPU()
+    with training_on(gpu) as accelerator, torch.no_grad():
+        policy.to(gpu.device)
+        with watching(policy) as seen:
+            encode_and_sample(policy, source, accelerator)
+    assert seen.encoder == seen.head == seen.solver == seen.plans == {torch.float32}
+
+
+@pytest.mark.parametrize("control_variate", [False, True])
+def test_losses_are_float32_under_autocast(control_variate: bool) -> None:
+    policy, source = make_policy()
+    policy.precision = "bf16"
+    gpu = PretendedGPU()
+    with gpu(), torch.no_grad():
+        policy.to(gpu.device)
+        batch = source.batch(range(2)).to(gpu.device)
+        with watching(policy) as seen, policy.autocast():
+            imitation, _ = policy.imitation_loss(batch, draws=2)
+            assert batch.plan is not None
+            plans = batch.plan[:, None].expand(-1, 3, -1, -1)
+            t, noise = policy.draw(2, 3)
+            context, advantages = policy.encode(batch), torch.ones(2, 3, device=gpu.device)
+            sampled = noise if control_variate else None
+            dipole, _ = dipole_loss(policy, context, plans, advantages, t, noise, 1.0, behaviour=sampled)
+    assert imitation.dtype == dipole.dtype == torch.float32
+    assert seen.encoder == seen.head == {torch.bfloat16}
+    assert seen.plans == {torch.float32}

@@ -4,22 +4,46 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
 
-def run_jobs(function: Callable[..., Result], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Result]:
-    """Yield ``function(*job)`` of every job as it is done, in any order; in this process for one worker or job.
+def run_jobs(
+    function: Callable[..., Result],
+    jobs: Sequence[Sequence[Any]],
+    workers: int,
+    *,
+    in_order: bool = False,
+    preload: Sequence[str] = (),
+    initializer: Callable[[], None] | None = None,
+) -> Iterator[Result]:
+    """Yield ``function(*job)`` of every job as it is done; in this process for one worker or job.
 
     Workers are started afresh (a fork would copy the threads of whatever the caller has loaded) and take one numeric
-    thread each, since together they fill the cores. When a job fails or the caller stops, jobs that have not begun
-    are dropped.
+    thread each, since together they fill the cores. When a job fails, the caller stops or the user interrupts, jobs
+    that have not begun are dropped and the workers are ended; an interruption is this process's alone, so that it is
+    reported once.
+
+    Args:
+        function: what a worker process can import.
+        jobs: its arguments.
+        workers: processes, at most one a job.
+        in_order: yield in the order of the jobs.
+        preload: modules that a clean server process imports once for all workers.
+        initializer: called first in each worker process, not in this one.
+
+    Raises:
+        ChildProcessError: a worker process was killed.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
@@ -28,17 +52,44 @@ def run_jobs(function: Callable[..., Result], jobs: Sequence[Sequence[Any]], wor
         return
     with (
         one_thread_each(),
-        ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
-        ) as pool,
+        ProcessPoolExecutor(workers, _context(preload), initializer=_begin, initargs=(initializer,)) as pool,
     ):
-        running = [pool.submit(function, *job) for job in jobs]
+        with _interruptions_held():  # workers inherit that they get none
+            running = [pool.submit(function, *job) for job in jobs]
+            processes = list(pool._processes.values())
         try:
-            for done in as_completed(running):
+            for done in running if in_order else as_completed(running):
                 yield done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException as error:
+            for process in processes:
+                process.terminate()
+            pool.shutdown(cancel_futures=True)  # its thread ends before the program does
+            if isinstance(error, BrokenProcessPool):
+                raise ChildProcessError(
+                    "a worker process was killed, often for lack of memory: the same command with fewer --workers goes "
+                    "on from what is done"
+                ) from None
             raise
+
+
+def _context(preload: Sequence[str]) -> BaseContext:
+    """How worker processes start: each by itself, or from a server that has imported ``preload``."""
+    if not preload:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    return context
+
+
+@contextmanager
+def _interruptions_held() -> Iterator[None]:
+    """Ctrl-C waits until the end; processes started inside never see one."""
+    resource_tracker.ensure_running()  # starting it lets interruptions through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def available_cores() -> int:
@@ -50,6 +101,14 @@ def available_cores() -> int:
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     return cores
+
+
+def _begin(initializer: Callable[[], None] | None) -> None:
+    """First thing in a worker: no interruptions, and no life beyond the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
+    if initializer is not None:
+        initializer()
 
 
 def _end_with_parent() -> None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
-from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpvla.parallel import run_jobs
 from navsim_bridge.logs import Log, list_logs, log_path, open_log
 from navsim_bridge.scene_filter import SceneFilter, Split
 from navsim_bridge.shard import Shard
@@ -23,6 +20,8 @@ NUM_POSES = 8
 """Poses of a plan, 0.5 s apart."""
 LOGS_PER_PROCESS = 50
 """Fewer logs are not worth another process."""
+PRELOAD = ("navsim_bridge.metric_cache.cache",)
+"""What worker processes need; imported once for all of them."""
 
 ASK_FOR_THE_REST = "{}, or ask for the rest (--allow-missing, where the tool has it)."
 
@@ -192,23 +191,12 @@ def by_log(records: Sequence[SceneRecord]) -> dict[tuple[str, str], list[SceneRe
     return groups
 
 
-def process_context() -> BaseContext:
-    """How worker processes start: from a clean server that has imported the bridge once, never by copying threads."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["navsim_bridge.metric_cache.cache"])
-    return context
-
-
 def _windows_of_logs(
     split: Split, data_root: Path | str, names: Sequence[str], workers: int
 ) -> Iterator[list[SceneRecord]]:
-    read = partial(_read_windows, Path(data_root), split.data_split, split.scene_filter)
+    jobs = [(Path(data_root), split.data_split, split.scene_filter, name) for name in names]
     workers = min(workers, len(names) // LOGS_PER_PROCESS)
-    if workers <= 1:
-        yield from map(read, names)
-        return
-    with ProcessPoolExecutor(workers, mp_context=process_context()) as pool:
-        yield from pool.map(read, names)
+    yield from run_jobs(_read_windows, jobs, workers, in_order=True, preload=PRELOAD)
 
 
 def _read_windows(data_root: Path, data_split: str, rules: SceneFilter, name: str) -> list[SceneRecord]:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
+from dpvla import parallel
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.store import SUFFIX, SceneFile, write_scenes
 from navsim_bridge.pdm.metric_scene import MetricScene
-from navsim_bridge.scenes import process_context
+from navsim_bridge.scenes import PRELOAD
 
 SCENES_PER_PROCESS = 250
 """A process takes seconds to start and builds some 50 scenes a second: fewer are not worth another one."""
@@ -75,19 +75,14 @@ def run_jobs(
 def _run(
     jobs: Sequence[AnyJob], workers: int, initializer: Callable[[], None] | None
 ) -> Iterator[tuple[AnyJob, dict[str, Any]]]:
+    numbered = list(enumerate(jobs))
     workers = num_processes(jobs, workers)
-    if workers == 1:
-        for job in jobs:
-            yield job, job.run()
-        return
-    with ProcessPoolExecutor(workers, mp_context=process_context(), initializer=initializer) as pool:
-        running = {pool.submit(job.run): job for job in jobs}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for number, entry in parallel.run_jobs(_run_one, numbered, workers, preload=PRELOAD, initializer=initializer):
+        yield jobs[number], entry
+
+
+def _run_one(number: int, job: Job) -> tuple[int, dict[str, Any]]:
+    return number, job.run()
 
 
 def log_entry(out: Path, source: str, count: int, scenes_of: Callable[[], list[MetricScene]]) -> dict[str, Any]:

@@ -56,6 +56,32 @@ def read_json(path: Path | str) -> dict[str, Any]:
     return content
 
 
+def check_folder(path: Path | str) -> None:
+    """Raise OSError when ``path`` cannot become, or is not, a folder to write to. Makes nothing."""
+    _check(Path(path), "a file, where a folder is to be written", Path.is_dir)
+
+
+def check_file(path: Path | str) -> None:
+    """Raise OSError when ``path`` cannot become, or is not, a file to write. Makes nothing."""
+    path = Path(path)
+    _check(path, "a folder, where a file is to be written", lambda p: not p.is_dir())
+    check_folder(path.parent)
+
+
+def _check(path: Path, wrong: str, fits: Callable[[Path], bool]) -> None:
+    if os.path.lexists(path):
+        if not fits(path):
+            raise FileExistsError(f"{path} is {wrong}; choose another name")
+        if not os.access(path, os.W_OK):
+            raise PermissionError(f"{path} is not writable for this user")
+        return
+    parent = next(p for p in path.absolute().parents if os.path.lexists(p))
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{path}: {parent} is no folder; choose another name")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be made: {parent} is not writable for this user")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dpvla.files import DirectoryInUseError, one_writer
+from dpvla.files import DirectoryInUseError, check_file, check_folder, one_writer
 
 HOLD = """
 import os, sys, time
@@ -65,3 +65,28 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("a file")
     with pytest.raises(NotADirectoryError, match=r"README\.md"):
         one_writer(tmp_path / "README.md").__enter__()
+
+
+def test_where_nothing_can_be_written_is_told_before(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new/deep")
+    check_file(tmp_path / "new/deep/x.pkl")
+    check_file(tmp_path / "file")
+    for check, name, message in (
+        (check_folder, "file", "file is a file, where a folder is to be written"),
+        (check_folder, "file/x/y", "file/x/y: .*file is no folder"),
+        (check_file, "file/x", "file/x: .*file is no folder"),
+        (check_file, "", "is a folder, where a file is to be written"),
+    ):
+        with pytest.raises(OSError, match=message):
+            check(tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_of_another_user_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # the superuser may write anywhere
+    with pytest.raises(PermissionError, match="is not writable for this user"):
+        check_folder(tmp_path)
+    with pytest.raises(PermissionError, match=r"cannot be made: .* is not writable for this user"):
+        check_file(tmp_path / "new/x")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from navsim_bridge.log_folder import LogFolderError, find_folder
 from navsim_bridge.roots import LOGS
 from navsim_bridge.token_list import SUFFIXES, TokenListError, read_token_list
 
+DEVKIT_ROOT = "NAVSIM_DEVKIT_ROOT"
 DEVKIT_SPLITS = Path("navsim/planning/script/config/common/train_test_split")
 SPLITS = "splits"
 IGNORED_KEYS = ("_target_", "_convert_")
@@ -70,26 +74,61 @@ class Split:
     path: Path | None = None  # the file it came from
 
 
-def load_split(name_or_file: str | Path, data_root: Path | str | None = None) -> Split:
+def load_split(name_or_file: str | Path, data_root: Path | str | None = None, data_split: str | None = None) -> Split:
     """Find and read a split.
 
     A name is looked up as ``<data_root>/splits/NAME.yaml``, then among the devkit's own splits below
     ``NAVSIM_DEVKIT_ROOT``; anything that ends in .yaml, .yml, .csv or .parquet, or has a folder in it, is a file.
-    A list of tokens (`read_token_list`) selects from all windows of 4 + 10 frames that have a route. Where a file
-    names no ``data_split``, as lists and the devkit's bare scene filters, it is the folder that has the logs.
+    A list of tokens (`read_token_list`) selects from all windows of 4 + 10 frames that have a route.
+
+    Args:
+        name_or_file: name or file.
+        data_root: folder with `navsim_logs/` and maybe `splits/`.
+        data_split: folder below `navsim_logs/`. By default the file says it; where it does not, as lists and the
+            devkit's bare scene filters, it is the folder that has the scenes (`find_folder`).
 
     Raises:
         FileNotFoundError: listing what was looked at and the names there are.
-        SplitError: unknown or unusable keys, or a folder of logs that cannot be told.
+        SplitError: unknown or unusable keys, no such folder, or a folder of logs that cannot be told.
     """
     root = Path(data_root) if data_root else None
+    if data_split and root and not (root / LOGS / data_split).is_dir():
+        there = ", ".join(sorted(p.name for p in (root / LOGS).glob("*") if p.is_dir()))
+        raise SplitError(f"data_split {data_split!r} is no folder below {root / LOGS}; there: {there or 'none'}")
     path = _find(str(name_or_file), root)
+    if problem := devkit_splits()[1]:
+        _warn(problem)
+    read = _token_split if path.suffix in SUFFIXES else _yaml_split
     try:
-        return _token_split(path, root) if path.suffix in SUFFIXES else _split(path, _read_yaml(path), root)
+        named, rules = read(path)
+        folder = data_split or named or find_folder(root, rules.log_names, rules.tokens)
     except TokenListError as error:  # names the file itself
         raise SplitError(str(error)) from None
-    except SplitError as error:
+    except (SplitError, LogFolderError) as error:
         raise SplitError(f"{path}: {error}") from None
+    return Split(path.stem, folder, rules, path)
+
+
+def devkit_splits() -> tuple[Path | None, str]:
+    """Folder of the devkit's own splits, and what is wrong with ``NAVSIM_DEVKIT_ROOT`` where it leads to none."""
+    value = os.environ.get(DEVKIT_ROOT)
+    if not value:
+        return None, ""
+    folder = Path(value) / DEVKIT_SPLITS
+    if folder.is_dir():
+        return folder, ""
+    what = f"holds no {DEVKIT_SPLITS}" if Path(value).is_dir() else "is no folder"
+    return None, f"{DEVKIT_ROOT} is {value}, which {what}: point it to the devkit's checkout"
+
+
+def is_named(split: Split, data_root: Path) -> bool:
+    """Whether a split has its name from the data or the devkit; other files may have any name."""
+    return split.path is None or split.path.parent in (data_root / SPLITS, devkit_splits()[0])
+
+
+@lru_cache(maxsize=1)
+def _warn(problem: str) -> None:
+    print(f"warning: {problem}; until then the devkit's splits are not found", file=sys.stderr)
 
 
 def _find(name: str, data_root: Path | None) -> Path:
@@ -99,17 +138,17 @@ def _find(name: str, data_root: Path | None) -> Path:
             raise FileNotFoundError(f"no split file {path}")
         return path
     folders = [data_root / SPLITS] if data_root else []
-    devkit = os.environ.get("NAVSIM_DEVKIT_ROOT")
+    devkit, problem = devkit_splits()
     if devkit:
-        folders.append(Path(devkit) / DEVKIT_SPLITS)
+        folders.append(devkit)
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
     raise FileNotFoundError(
         f"no split '{name}'. Looked at: {', '.join(str(f / f'{name}.yaml') for f in folders) or 'nowhere'}; "
-        f"names there: {', '.join(known) or 'none'}. Give a YAML, CSV or Parquet file, or set "
-        "NAVSIM_DEVKIT_ROOT for the devkit's splits."
+        f"names there: {', '.join(known) or 'none'}. "
+        f"{problem or f'Give a YAML, CSV or Parquet file, or set {DEVKIT_ROOT} for the splits of the devkit'}."
     )
 
 
@@ -124,7 +163,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _split(path: Path, raw: dict[str, Any], data_root: Path | None) -> Split:
+Rules = tuple[str | None, SceneFilter]
+"""The folder that a file names, None where it names none, and the rest of it."""
+
+
+def _yaml_split(path: Path) -> Rules:
+    raw = _read_yaml(path)
     data_split = raw.get("data_split")
     if data_split is not None and (not isinstance(data_split, str) or not data_split):
         raise SplitError(f"data_split must name the folder below navsim_logs/, found {data_split!r}")
@@ -140,29 +184,16 @@ def _split(path: Path, raw: dict[str, Any], data_root: Path | None) -> Split:
             raise SplitError(f"scene_filter must be a group of keys, found {content!r:.80}")
     else:
         content = {key: value for key, value in raw.items() if key != "data_split"}
-    rules = scene_filter(content)
-    return Split(path.stem, data_split or _folder_of_logs(rules.log_names, data_root), rules, path)
+    return data_split, scene_filter(content)
 
 
-def _token_split(path: Path, data_root: Path | None) -> Split:
+def _token_split(path: Path) -> Rules:
     columns = read_token_list(path)
     logs = tuple(dict.fromkeys(columns["log_name"])) if "log_name" in columns else None
     folders = set(columns.get("data_split", ()))
     if len(folders) > 1:
         raise SplitError(f"a split lies in one folder of logs; data_split names {', '.join(sorted(folders))}")
-    rules = SceneFilter(frame_interval=1, log_names=logs, tokens=columns["token"])
-    return Split(path.stem, folders.pop() if folders else _folder_of_logs(logs, data_root), rules, path)
-
-
-def _folder_of_logs(log_names: tuple[str, ...] | None, data_root: Path | None) -> str:
-    """The folder below navsim_logs/ when there is only one, or only one that has any of the logs."""
-    folders = sorted(p for p in (data_root / LOGS).glob("*") if p.is_dir()) if data_root else []
-    if len(folders) > 1 and log_names is not None:
-        folders = [folder for folder in folders if any((folder / f"{name}.pkl").is_file() for name in log_names)]
-    if len(folders) == 1:
-        return folders[0].name
-    found = f"{', '.join(p.name for p in folders) or 'none'} could be meant"
-    raise SplitError(f"data_split must name the folder below {LOGS}/ ({found}): add it, in a list as a column")
+    return (folders.pop() if folders else None), SceneFilter(frame_interval=1, log_names=logs, tokens=columns["token"])
 
 
 def scene_filter(content: Mapping[str, Any]) -> SceneFilter:

@@ -118,6 +118,18 @@ def test_names_are_looked_up_in_the_data_then_in_the_devkit(tmp_path, monkeypatc
         load_split("nope", world.root)
 
 
+def test_a_devkit_root_that_leads_nowhere_is_said(tmp_path, monkeypatch, world, capsys):
+    monkeypatch.setenv("NAVSIM_DEVKIT_ROOT", str(tmp_path / "nowhere"))
+    for name in ("small", world.split_file):
+        load_split(name, world.root)
+    said = capsys.readouterr().err
+    assert said.count("warning: NAVSIM_DEVKIT_ROOT is") == 1  # once a process
+    assert "nowhere, which is no folder: point it to the devkit's checkout" in said
+    monkeypatch.setenv("NAVSIM_DEVKIT_ROOT", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"no split 'nope'\..* which holds no navsim/planning/.*checkout\.$"):
+        load_split("nope", world.root)
+
+
 def test_roots_come_from_option_then_environment_then_demo_world(tmp_path, monkeypatch, world):
     monkeypatch.chdir(tmp_path)
     for name in ("OPENSCENE_DATA_ROOT", "NUPLAN_MAPS_ROOT"):

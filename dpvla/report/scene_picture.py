@@ -64,6 +64,12 @@ class DrawnPlan:
     note: str = ""
 
 
+def view(plans: Sequence[DrawnPlan]) -> tuple[float, float]:
+    """How far the bird's-eye view reaches ahead of the ego and to each side [m], so that all plans are in it."""
+    reach = np.concatenate([plan.poses[:, :2] for plan in plans])
+    return max(32.0, float(reach[:, 0].max()) + 10), max(20.0, float(np.abs(reach[:, 1]).max()) + 8)
+
+
 def draw_scene(camera: Camera, scene: BirdsEyeScene, plans: Sequence[DrawnPlan], title: str) -> Figure:
     """Front camera (left) and bird's-eye view (right), plans in the same colours in both."""
     figure = Figure(figsize=(13.2, 5.2), dpi=110, facecolor="white", layout="constrained")
@@ -110,9 +116,7 @@ def _draw_above(axes: Axes, scene: BirdsEyeScene, plans: Sequence[DrawnPlan]) ->
         label = f"{plan.label}: {plan.note}" if plan.note else plan.label
         axes.plot(-path[:, 1], path[:, 0], color=colour, linewidth=2.2, zorder=6 + order, label=label)
         axes.plot(-plan.poses[:, 1], plan.poses[:, 0], "o", color=colour, markersize=3.2, zorder=6 + order)
-    reach = np.concatenate([plan.poses[:, :2] for plan in plans])
-    ahead = max(32.0, float(reach[:, 0].max()) + 10)
-    side = max(20.0, float(np.abs(reach[:, 1]).max()) + 8)
+    ahead, side = view(plans)
     axes.set(xlim=(-side, side), ylim=(-9, ahead), aspect="equal", xticks=[], yticks=[])
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.24), fontsize=8.5, frameon=False)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dpvla.files import write_json
+from dpvla.files import check_folder, write_json
 from dpvla.parallel import available_cores, run_jobs
 from navsim_bridge.demo_world.config import LOCATIONS, DemoWorldConfig
 from navsim_bridge.demo_world.drive import record_drive
@@ -40,6 +40,7 @@ def make_demo_world(config: DemoWorldConfig) -> dict[str, Any]:
         OtherWorldError: the folder holds a world made with other settings, or something that is not a demo world.
     """
     root = Path(config.root)
+    check_folder(root)
     finished = _prepare_root(config, root)
     if finished is not None:
         if not config.quiet:

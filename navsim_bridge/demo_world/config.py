@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dpvla.config import Count, NotNegative, Positive, Whole
+
 GENERATOR_VERSION = 3
 """Raised whenever the same settings would give other files, so that an old world is not taken for a new one."""
 
@@ -38,19 +40,21 @@ class DemoWorldConfig:
     """What to generate and where. Two runs with equal settings (workers aside) write equal bytes."""
 
     root: str = "data/demo_world"  # folder that receives maps/, navsim_logs/, sensor_blobs/ and splits/
-    seed: int = 0  # everything random derives from it
-    num_train_logs: int = 136  # logs in navsim_logs/trainval
-    num_test_logs: int = 44  # logs in navsim_logs/test
-    log_seconds: float = 50.0  # recorded length of each log [s]
-    frame_interval: int = 4  # frames from one scene to the next (2 s): many different scenes teach more than alike ones
-    image_width: int = 480  # pixels; 1920 is full size
-    image_height: int = 270  # pixels; 1080 is full size
-    jpeg_quality: int = 88  # 1 to 100
+    seed: Whole = 0  # everything random derives from it
+    num_train_logs: Count = 136  # logs in navsim_logs/trainval
+    num_test_logs: Count = 44  # logs in navsim_logs/test
+    log_seconds: Positive = 50.0  # recorded length of each log [s]
+    frame_interval: Count = (
+        4  # frames from one scene to the next (2 s): many different scenes teach more than alike ones
+    )
+    image_width: Count = 480  # pixels; 1920 is full size
+    image_height: Count = 270  # pixels; 1080 is full size
+    jpeg_quality: Count = 88  # 1 to 100
     cameras: tuple[str, ...] = ("CAM_F0", "CAM_L0", "CAM_R0")  # cameras to render; the log lists all eight
     render_all_frames: bool = False  # also render frames that are no scene's current frame
-    traffic: float = 1.0  # multiplies the number of moving vehicles
+    traffic: NotNegative = 1.0  # multiplies the number of moving vehicles
     metric_cache: bool = True  # build metric caches and the filtered splits; False leaves the unfiltered ones
-    workers: int = 0  # processes; 0 means one per available core
+    workers: Whole = 0  # processes; 0 means one per available core
     overwrite: bool = False  # delete a world made with other settings first
     quiet: bool = False  # no progress bar
 

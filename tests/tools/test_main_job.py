@@ -121,7 +121,9 @@ def test_the_submission_names_the_weights_scenes(place: Path) -> None:
 
 
 def test_pictures_are_made_of_scenes(place: Path) -> None:
-    for picture in (place / "runs/demo/pictures").glob("*.png"):
+    pictures = list((place / "runs/demo/pictures").glob("*.png"))
+    assert pictures
+    for picture in pictures:
         with Image.open(picture) as image:
             assert image.size[0] > 1000
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,6 +51,15 @@ ALLOWED: dict[tuple[str, str], Any] = {
     },
 }
 """Everything a pickle may name: what numpy arrays, scalars and dtypes are rebuilt with, and plain containers."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxstring, _SHORT.maxother = 4, 8, 8, 200, 200
+
+
+def short(value: Any) -> str:
+    """At most 200 characters of ``repr``, made without writing out what is long or deeply nested."""
+    return _SHORT.repr(value)[:200]
 
 
 class UnsafePickleError(ValueError):
@@ -244,9 +254,8 @@ class _Frame:
 
     def error(self, key: str, expected: str, found: Any) -> ValueError:
         token = self.raw.get("token")
-        return ValueError(
-            f"{self.path}: frame {self.index} (token {token}): '{key}': expected {expected}, found {found!r:.200}"
-        )
+        where = f"{self.path}: frame {self.index} (token {token if isinstance(token, str) else short(token)})"
+        return ValueError(f"{where}: '{key}': expected {expected}, found {short(found)}")
 
     def string(self, key: str) -> str:
         value = self.raw[key]

@@ -3,27 +3,37 @@
 The file is a pickle of a dict whose plans are the devkit's `Trajectory` objects. It is written here with stand-in
 classes that carry the devkit's names, and with numpy's version 1 names, so that the leaderboard's numpy 1.23 and
 any numpy 2 can load it.
+
+Plans may have any sampling. The official scorer (`navsim/evaluate/pdm_score.py`) casts the poses to float64, takes
+the k-th as that of k intervals from now, interpolates between them at 10 Hz up to 4 s, and lets a plan that ends
+before stand at its last pose. Of the sampling it reads horizon and interval, which say how many poses it looks at;
+unpickling checks none of it. Refused here is what it would fail on or read otherwise than the file says.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.files import write_atomically
-from navsim_bridge.logs import load_plain_pickle
+from navsim_bridge.logs import load_plain_pickle, short
 from navsim_bridge.scenes import NUM_POSES
 
 PROTOCOL = 4
 METADATA = ("team_name", "authors", "email", "institution", "country / region")
 PREDICTIONS = "predictions"
+HORIZON, TOLERANCE = 4.0, 1e-6
+"""[s] Plans are scored up to here."""
+SHORTEST_INTERVAL = 2e-6
+"""[s] The official scorer cuts times to whole microseconds."""
 
 
 class SubmissionError(ValueError):
@@ -53,12 +63,19 @@ class Team:
 class _Sampling:
     """Stands in for the devkit's `TrajectorySampling`."""
 
+    num_poses: Any = None
+    time_horizon: Any = None  # [s]
+    interval_length: Any = None  # [s]
+
     def __init__(self) -> None:
         self.num_poses, self.time_horizon, self.interval_length = NUM_POSES, 4, 0.5
 
 
 class _Trajectory:
     """Stands in for the devkit's `Trajectory`."""
+
+    poses: Any = None
+    trajectory_sampling: Any = _Sampling()  # the devkit's default, which a plan without its own has
 
     def __init__(self, poses: NDArray[np.float32], trajectory_sampling: _Sampling) -> None:
         self.poses, self.trajectory_sampling = poses, trajectory_sampling
@@ -103,7 +120,7 @@ def write_submission(path: Path | str, team: Team, predictions: Sequence[Mapping
         SubmissionError: empty metadata, no plans, plans of another shape, not finite, or seeds with other tokens.
     """
     metadata = team.metadata()
-    problems = _prediction_problems(predictions, None)
+    problems = _token_problems(predictions, None) + _first_problems(predictions, _own_problem)
     if problems:
         raise SubmissionError("; ".join(problems))
     sampling = _Sampling()
@@ -119,8 +136,22 @@ def write_submission(path: Path | str, team: Team, predictions: Sequence[Mapping
     return write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
+@dataclass(frozen=True)
+class Plan:
+    """One plan of a submission as the official scorer reads it."""
+
+    poses: NDArray[Any]  # (pose, 3) x, y [m], heading [rad] in the ego rear-axle frame
+    sampling: tuple[Any, Any, Any]  # number of poses, horizon [s], interval [s], as the file says
+
+
 def read_submission(path: Path | str) -> tuple[dict[str, Any], list[dict[str, NDArray[Any]]]]:
-    """Metadata and, per seed, token -> poses, read without running anything that the file asks for.
+    """Metadata and, per seed, token -> poses (pose, 3); raises as `read_plans`."""
+    metadata, plans = read_plans(path)
+    return metadata, [{token: plan.poses for token, plan in seed.items()} for seed in plans]
+
+
+def read_plans(path: Path | str) -> tuple[dict[str, Any], list[dict[str, Plan]]]:
+    """Metadata and, per seed, token -> plan, read without running anything that the file asks for.
 
     Raises:
         SubmissionError: not a submission of version 1.1.
@@ -131,28 +162,25 @@ def read_submission(path: Path | str) -> tuple[dict[str, Any], list[dict[str, ND
         raise SubmissionError(f"{path}: expected a dict, found {type(content).__name__}")
     missing = [key for key in (*METADATA, PREDICTIONS) if key not in content]
     if missing:
-        raise SubmissionError(f"{path}: no key {missing[0]!r}; found {', '.join(map(str, content))}")
+        raise SubmissionError(f"{path}: no key {missing[0]!r}; found {', '.join(map(short, content))}")
     seeds = content[PREDICTIONS]
     if not isinstance(seeds, list) or not all(isinstance(seed, dict) for seed in seeds):
         raise SubmissionError(f"{path}: {PREDICTIONS} must be a list of dicts, one per seed")
+    plans: list[dict[str, Plan]] = []
     for i, seed in enumerate(seeds):
+        plans.append({})
         for token, trajectory in seed.items():
-            if not isinstance(trajectory, _Trajectory) or not isinstance(
-                getattr(trajectory, "poses", None), np.ndarray
-            ):
+            if not isinstance(token, str):
+                raise SubmissionError(f"{path}: seed {i}: a token must be a text, found {short(token)}")
+            if not isinstance(trajectory, _Trajectory) or not isinstance(trajectory.poses, np.ndarray):
                 raise SubmissionError(f"{path}: seed {i}, token {token}: expected a Trajectory with poses")
-            sampling = getattr(trajectory, "trajectory_sampling", None)
-            found = (
-                tuple(vars(sampling).get(k) for k in ("num_poses", "time_horizon", "interval_length"))
-                if sampling
-                else ()
+            sampling = trajectory.trajectory_sampling
+            if not isinstance(sampling, _Sampling):
+                raise SubmissionError(f"{path}: seed {i}, token {token}: expected a TrajectorySampling")
+            plans[i][token] = Plan(
+                trajectory.poses, (sampling.num_poses, sampling.time_horizon, sampling.interval_length)
             )
-            if found != (NUM_POSES, 4, 0.5):
-                raise SubmissionError(
-                    f"{path}: seed {i}, token {token}: expected {NUM_POSES} poses over 4 s every 0.5 s, found {found}"
-                )
-    poses = [{token: trajectory.poses for token, trajectory in seed.items()} for seed in seeds]
-    return {key: content[key] for key in METADATA}, poses
+    return {key: content[key] for key in METADATA}, plans
 
 
 def validate_submission(path: Path | str, tokens: Sequence[str] | None = None) -> list[str]:
@@ -165,16 +193,17 @@ def validate_submission(path: Path | str, tokens: Sequence[str] | None = None) -
     Raises:
         SubmissionError: listing every reason why the leaderboard would refuse or misread the file.
     """
-    metadata, predictions = read_submission(path)
+    metadata, predictions = read_plans(path)
     problems = []
     for key, value in metadata.items():
         texts = value if isinstance(value, (list, tuple)) else [value]
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            problems.append(f"{key!r} is empty or not text: {value!r}")
-    problems += _prediction_problems(predictions, tokens, dtype=np.dtype(np.float32))
+            problems.append(f"{key!r} is empty or not text: {short(value)}")
+    problems += _token_problems(predictions, tokens)
+    problems += _first_problems(predictions, _plan_problem)
     if problems:
         raise SubmissionError(f"{path}: " + "; ".join(problems))
-    warnings = []
+    warnings = _unusual(predictions)
     if "href" not in str(metadata["team_name"]):
         warnings.append("team_name holds no HTML link: version 1.1 of the rules asks for one to a technical report")
     if len(predictions) < 3:
@@ -184,12 +213,13 @@ def validate_submission(path: Path | str, tokens: Sequence[str] | None = None) -
     return warnings
 
 
-def _prediction_problems(
-    predictions: Sequence[Mapping[str, NDArray[Any]]], tokens: Sequence[str] | None, dtype: np.dtype[Any] | None = None
-) -> list[str]:
-    problems = []
+AnyPlan = TypeVar("AnyPlan")
+
+
+def _token_problems(predictions: Sequence[Mapping[str, object]], tokens: Sequence[str] | None) -> list[str]:
     if not predictions or not predictions[0]:
         return ["there are no predictions"]
+    problems = []
     wanted = set(predictions[0]) if tokens is None else set(tokens)
     for i, seed in enumerate(predictions):
         missing, extra = sorted(wanted - set(seed)), sorted(set(seed) - wanted)
@@ -197,14 +227,80 @@ def _prediction_problems(
             problems.append(f"seed {i}: {len(missing)} of {len(wanted)} tokens are missing, first {missing[0]}")
         if extra:
             problems.append(f"seed {i}: {len(extra)} tokens are not in the split, first {extra[0]}")
-        for token, poses in seed.items():
-            if np.shape(poses) != (NUM_POSES, 3):
-                problems.append(f"seed {i}, token {token}: shape {np.shape(poses)}, expected {(NUM_POSES, 3)}")
-            elif dtype is not None and poses.dtype != dtype:
-                problems.append(f"seed {i}, token {token}: {poses.dtype}, expected {dtype}")
-            elif not np.isfinite(poses).all():
-                problems.append(f"seed {i}, token {token}: NaN or infinite values")
-            else:
-                continue
-            break  # one bad plan per seed says enough
     return problems
+
+
+def _first_problems(predictions: Sequence[Mapping[str, AnyPlan]], check: Callable[[AnyPlan], str]) -> list[str]:
+    """The first bad plan of every seed: one says enough."""
+    problems = []
+    for i, seed in enumerate(predictions):
+        found = next(((token, problem) for token, plan in seed.items() if (problem := check(plan))), None)
+        if found:
+            problems.append(f"seed {i}, token {found[0]}: {found[1]}")
+    return problems
+
+
+def _own_problem(poses: NDArray[Any]) -> str:
+    """Why plans that are written here, 8 poses each, are not what they should be."""
+    if np.shape(poses) != (NUM_POSES, 3):
+        return f"shape {np.shape(poses)}, expected {(NUM_POSES, 3)}"
+    return _pose_problem(np.asarray(poses))
+
+
+def _pose_problem(poses: NDArray[Any]) -> str:
+    if poses.ndim != 2 or poses.shape[1] != 3 or len(poses) < 1:
+        return f"shape {poses.shape}, expected (poses, 3)"
+    if poses.dtype.kind not in "biuf":
+        return f"{poses.dtype}, expected numbers"
+    return "" if np.isfinite(poses).all() else "NaN or infinite values"
+
+
+def _plan_problem(plan: Plan) -> str:
+    """Why the official scorer would fail on a plan, or score another one than the file says; empty when it does not."""
+    problem = _pose_problem(plan.poses)
+    if problem:
+        return problem
+    horizon, interval = (_number(value) for value in plan.sampling[1:])
+    if horizon is None or interval is None:
+        found = f"horizon {short(plan.sampling[1])}, interval {short(plan.sampling[2])}"
+        return f"horizon and interval must be positive numbers of seconds, found {found}"
+    if interval < SHORTEST_INTERVAL:
+        return f"an interval of {interval:g} s is below the microseconds that the official scorer counts in"
+    read, given = math.ceil(horizon / interval) if horizon / interval < 1e9 else horizon / interval, len(plan.poses)
+    # ceil, as numpy.arange(0, horizon, interval) has so many; rounding may make it one more than there are poses
+    if read < given or read - given > 1 or (read > given and not math.isclose(horizon, given * interval)):
+        return (
+            f"{given} poses, but {horizon:g} s every {interval:g} s are {read:.0f}: the scorer would read other times"
+        )
+    return ""
+
+
+def _unusual(predictions: Sequence[Mapping[str, Plan]]) -> list[str]:
+    """What the official scorer takes although it is not what its own agents give."""
+    notes: dict[str, int] = {}
+    for plan in (plan for seed in predictions for plan in seed.values()):
+        count, horizon, interval = len(plan.poses), float(plan.sampling[1]), float(plan.sampling[2])
+        if (count, interval) != (NUM_POSES, 0.5):
+            note = f"plans of {count} poses every {interval:g} s: the scorer interpolates at 10 Hz up to 4 s"
+            if horizon < HORIZON - TOLERANCE:
+                note += f", and lets them stand from {horizon:g} s on"
+            elif horizon > HORIZON + TOLERANCE:
+                note += ", and reads nothing later"
+            notes[note] = notes.get(note, 0) + 1
+        if plan.sampling[0] != count:
+            note = f"num_poses {short(plan.sampling[0])} for {count} poses: the scorer does not read it"
+            notes[note] = notes.get(note, 0) + 1
+        if plan.poses.dtype != np.float32:
+            note = f"poses in {plan.poses.dtype}, usually float32: the scorer computes in float64"
+            notes[note] = notes.get(note, 0) + 1
+    return [
+        f"{count} {note}" if note.startswith("plans") else f"{count} plans: {note}" for note, count in notes.items()
+    ]
+
+
+def _number(value: Any) -> float | None:
+    """A positive finite number of any kind, numpy's among them; None for anything else."""
+    array = np.asarray(value) if isinstance(value, (int, float, np.generic, np.ndarray)) else np.array(None)
+    if array.ndim or array.dtype.kind not in "biuf" or not np.isfinite(array) or array <= 0:
+        return None
+    return float(array)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-import torch
-
 from dpvla import config
-from dpvla.config import reporting_errors
+from dpvla.config import Count, NotNegative, Whole, reporting_errors
+from dpvla.device import usable_device
+from dpvla.files import check_file
 from navsim_bridge import roots
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
+from navsim_bridge.dataset import CAMERAS
 from navsim_bridge.scene_filter import load_split
-from navsim_bridge.scenes import select_scenes
+from navsim_bridge.scenes import SceneRecord, select_scenes
+from navsim_bridge.sensors import with_images
 from navsim_bridge.submission import Team, validate_submission, write_submission
 
 
@@ -24,18 +27,20 @@ class ExportSubmission:
 
     agent: Literal["dpvla", "constant_velocity", "stand_still"] = "dpvla"  # who drives
     checkpoint: str = ""  # dpvla: checkpoint or model directory
-    split: str = ""  # name of a split, or a YAML file in the devkit's scene-filter schema
+    split: str = ""  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
     out: str = "submission.pkl"  # the file to write
+    overwrite: bool = False  # replace a file that is there
     validate: str = ""  # check this file and write nothing; with --split also its tokens
     team_name: str = ""  # shown on the leaderboard; its rules ask for a link to a technical report (HTML) in it
     authors: str = ""  # names, comma-separated
     email: str = ""  # contact address
     institution: str = ""  # affiliation
     country: str = ""  # country or region
-    seeds: tuple[int, ...] = (0,)  # dpvla: one prediction per seed; the leaderboard encourages three
-    omega: float = 1.0  # dpvla: greediness of the guided combination
+    seeds: tuple[Whole, ...] = (0,)  # dpvla: one prediction per seed; the leaderboard encourages three
+    omega: NotNegative | None = None  # dpvla: greediness of the guided combination; default: what it was trained with
+    data_split: str = ""  # folder below navsim_logs/; default: what the split says, else the one that has its scenes
     data_root: str = ""  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
-    batch_size: int = 64  # dpvla: scenes planned together
+    batch_size: Count = 64  # dpvla: scenes planned together
     device: str = "auto"  # cpu, cuda, cuda:1, ...
 
 
@@ -43,27 +48,34 @@ class ExportSubmission:
 def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(ExportSubmission, argv)
     if options.validate:
-        tokens = _tokens(options) if options.split else None
+        tokens = [r.token for r in _records(options)] if options.split else None
         _report(options.validate, tokens)
         return
     if not options.split:
         raise SystemExit("error: --split is needed")
     if (options.agent == "dpvla") != bool(options.checkpoint):
         raise SystemExit("error: --checkpoint belongs to --agent dpvla, which needs it")
+    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
+        raise SystemExit("error: --seeds must name at least one seed, and each once")
     team = Team(options.team_name, options.authors, options.email, options.institution, options.country)
-    team.metadata()  # before the work
-    data_root = roots.data_root(options.data_root)
-    records = select_scenes(load_split(options.split, data_root), data_root)
+    team.metadata()  # before the work, as all that follows
+    check_file(options.out)
+    if Path(options.out).exists() and not options.overwrite:
+        raise SystemExit(f"error: {options.out} exists: choose another --out, or replace it with --overwrite")
+    agents = _agents(options)
+    records = _records(options)
+    if options.agent == "dpvla":
+        with_images(records, roots.data_root(options.data_root), CAMERAS, options.split)
     tokens = [r.token for r in records]
-    predictions = [dict(zip(tokens, agent(records))) for agent in _agents(options)]
+    predictions = [dict(zip(tokens, agent(records))) for agent in agents]
     write_submission(options.out, team, predictions)
     _report(options.out, tokens)
 
 
 def _agents(options: ExportSubmission) -> list[Agent]:
+    device = usable_device(options.device)
     if options.agent != "dpvla":
         return [BASELINES[options.agent]]
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     first = PolicyAgent.from_checkpoint(
         options.checkpoint,
         roots.data_root(options.data_root),
@@ -74,9 +86,9 @@ def _agents(options: ExportSubmission) -> list[Agent]:
     return [first.with_seed(seed) for seed in options.seeds]
 
 
-def _tokens(options: ExportSubmission) -> list[str]:
+def _records(options: ExportSubmission) -> list[SceneRecord]:
     data_root = roots.data_root(options.data_root)
-    return [r.token for r in select_scenes(load_split(options.split, data_root), data_root)]
+    return select_scenes(load_split(options.split, data_root, options.data_split), data_root)
 
 
 def _report(path: str, tokens: Sequence[str] | None) -> None:

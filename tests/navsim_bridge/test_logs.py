@@ -159,3 +159,12 @@ def test_a_changed_log_is_read_again(tmp_path, frame):
 def test_a_split_without_logs_names_the_folders_there_are(world):
     with pytest.raises(FileNotFoundError, match="splits with a folder there: mini"):
         list_logs(world.root, "trainval")
+
+
+def test_a_deeply_nested_value_is_refused_without_writing_it_out(tmp_path, frame):
+    nested = "x"
+    for _ in range(60):
+        nested = [nested, nested]
+    for key in ("token", "roadblock_ids", "timestamp"):
+        with pytest.raises(ValueError, match=rf"'{key}': expected .*, found \[\["):
+            read_log(write(tmp_path / "log.pkl", [frame(0, **{key: nested})]))

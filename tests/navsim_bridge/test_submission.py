@@ -1,6 +1,8 @@
+import io
 import os
 import pickle
 import pickletools
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -8,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from navsim_bridge import submission as submissions
 from navsim_bridge.logs import UnsafePickleError
 from navsim_bridge.submission import SubmissionError, Team, read_submission, validate_submission, write_submission
 from tools import export_submission
@@ -144,6 +147,103 @@ def test_changed_files_are_refused(submission, tmp_path):
     bad.write_bytes(pickle.dumps({"predictions": print}))
     with pytest.raises(UnsafePickleError):
         validate_submission(bad)
+
+
+def write_plans(path, poses, horizon, interval, num_poses=None, **other):
+    """A submission of one plan with any sampling, pickled as the devkit does."""
+    sampling = submissions._Sampling()
+    sampling.num_poses = len(poses) if num_poses is None else num_poses
+    sampling.time_horizon, sampling.interval_length = horizon, interval
+    plan = submissions._Trajectory(poses, sampling)
+    for name in other.get("without", ()):
+        del plan.__dict__[name]
+    content = {**TEAM.metadata(), "predictions": [{"00ab": plan}]}
+    buffer = io.BytesIO()
+    submissions._Pickler(buffer, protocol=4).dump(content)
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+@pytest.mark.parametrize(("poses", "horizon", "interval", "note"), [
+    (np.zeros((40, 3), "f4"), 4.0, 0.1, "1 plans of 40 poses every 0.1 s: the scorer interpolates at 10 Hz up to 4 s"),
+    (np.zeros((40, 3), "f4"), 40 * 0.1, 0.1, "1 plans of 40 poses every 0.1 s"),
+    (np.zeros((3, 3), "f4"), 3 * 0.1, 0.1, "lets them stand from 0.3 s on"),  # 3 * 0.1 > 0.3
+    (np.zeros((1, 3), "f4"), 2, 2, "1 plans of 1 poses every 2 s: .* lets them stand from 2 s on"),
+    (np.zeros((12, 3), "f4"), 6.0, 0.5, "1 plans of 12 poses every 0.5 s: .* reads nothing later"),
+    (np.zeros((13, 3), "f4"), 4.0, 4.0 / 13, "1 plans of 13 poses"),
+    (np.zeros((8, 3), "f8"), 4.0, 0.5, "1 plans: poses in float64"),
+    (np.zeros((8, 3), "f2"), 4.0, 0.5, "1 plans: poses in float16"),
+    (np.zeros((8, 3), "i8"), 4, 0.5, "1 plans: poses in int64"),
+    (np.zeros((8, 3), "f4"), np.float64(4), np.float32(0.5), None),
+    (np.zeros((8, 3), "f4"), np.int64(4), np.array(0.5), None),
+])  # fmt: skip
+def test_what_the_official_scorer_takes_is_not_refused(tmp_path, poses, horizon, interval, note):
+    path = write_plans(tmp_path / "x.pkl", poses, horizon, interval)
+    warnings = validate_submission(path, ["00ab"])
+    assert warnings[-1].startswith("1 seed")
+    if note is None:
+        assert len(warnings) == 1
+    else:
+        assert re.search(note, warnings[0])
+
+
+def test_a_number_of_poses_that_nothing_reads_is_noted_only(tmp_path):
+    path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), 4, 0.5, num_poses=np.int32(40))
+    assert "num_poses np.int32(40) for 8 poses: the scorer does not read it" in validate_submission(path)[0]
+    path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), 1, 1, without=["trajectory_sampling"])
+    assert len(validate_submission(path, ["00ab"])) == 1  # the class's own: 4 s every 0.5 s
+
+
+@pytest.mark.parametrize(("poses", "horizon", "interval", "message"), [
+    (np.zeros((40, 3), "f4"), 4, 0.5, "40 poses, but 4 s every 0.5 s are 8: the scorer would read other times"),
+    (np.zeros((8, 3), "f4"), 4, 0.1, "8 poses, but 4 s every 0.1 s are 40"),
+    (np.zeros((8, 3), "f4"), 4.4, 0.5, "8 poses, but 4.4 s every 0.5 s are 9"),
+    (np.zeros((8, 3), "f4"), 1e300, 1e-5, "8 poses, but 1e[+]300 s"),
+    (np.zeros((8, 3), "f4"), None, 0.5, "positive numbers of seconds, found horizon None, interval 0.5"),
+    (np.zeros((8, 3), "f4"), "4", 0.5, "found horizon '4'"),
+    (np.zeros((8, 3), "f4"), 4, -0.5, "found horizon 4, interval -0.5"),
+    (np.zeros((8, 3), "f4"), np.nan, 0.5, "found horizon nan"),
+    (np.zeros((8, 3), "f4"), np.inf, 0.5, "found horizon inf"),
+    (np.zeros((8, 3), "f4"), np.array([4, 4]), 0.5, "found horizon array"),
+    (np.zeros((8, 3), "f4"), 8e-6, 1e-6, "below the microseconds"),
+    (np.zeros((0, 3), "f4"), 4, 0.5, r"shape \(0, 3\), expected \(poses, 3\)"),
+    (np.zeros((8, 2), "f4"), 4, 0.5, r"shape \(8, 2\)"),
+    (np.zeros(24, "f4"), 4, 0.5, r"shape \(24,\)"),
+    (np.zeros((8, 3), "c8"), 4, 0.5, "complex64, expected numbers"),
+    (np.zeros((8, 3), "U1"), 4, 0.5, "<U1, expected numbers"),
+    (np.full((40, 3), np.inf), 4, 0.1, "NaN or infinite values"),
+])  # fmt: skip
+def test_what_the_official_scorer_would_die_of_or_misread_is_refused(tmp_path, poses, horizon, interval, message):
+    path = write_plans(tmp_path / "x.pkl", poses, horizon, interval)
+    with pytest.raises(SubmissionError, match=rf"x\.pkl: seed 0, token 00ab: .*{message}"):
+        validate_submission(path)
+
+
+def test_a_deeply_nested_value_is_not_written_out(tmp_path):
+    nested = "x"
+    for _ in range(60):
+        nested = [nested, nested]
+    path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), nested, 0.5)
+    with pytest.raises(SubmissionError, match=r"found horizon \[\["):
+        validate_submission(path)
+
+
+def test_a_submission_is_not_replaced_unasked(world, tmp_path):
+    team = ["--team-name", "a", "--authors", "b", "--email", "c", "--institution", "d", "--country", "e"]
+    options = ["--split", "small", "--data-root", str(world.root), "--out", str(tmp_path / "s.pkl"), *team]
+    export_submission.main(["--agent", "constant_velocity", *options])
+    before = (tmp_path / "s.pkl").read_bytes()
+    with pytest.raises(SystemExit, match=r"s\.pkl exists: .*--overwrite"):
+        export_submission.main(["--agent", "stand_still", *options])
+    assert (tmp_path / "s.pkl").read_bytes() == before
+    export_submission.main(["--agent", "stand_still", *options, "--overwrite"])
+    assert (tmp_path / "s.pkl").read_bytes() != before
+    for out, message in ((tmp_path, "is a folder, where a file is to be written"),
+                         (tmp_path / "s.pkl/x", "is no folder")):  # fmt: skip
+        with pytest.raises(SystemExit, match=message):
+            export_submission.main(["--agent", "stand_still", *options, "--out", str(out)])
+    with pytest.raises(SystemExit, match="--device cuda:99 is not there"):
+        export_submission.main(["--agent", "stand_still", *options, "--overwrite", "--device", "cuda:99"])
 
 
 def test_the_tool_exports_and_validates(world, tmp_path, capsys):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from navsim_bridge.metric_cache.cache import MetricCache
+from navsim_bridge.metric_cache.cache import MetricCache, refuse_text
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.score import PDMScores, score_plans
 
@@ -36,6 +38,7 @@ class PDMReward:
         keep_bytes: int = 8 << 30,
     ) -> None:
         """``tokens``: the scenes that will be asked for, all of the cache by default; a missing one is an error."""
+        refuse_text(tokens)
         self.cache, self.device, self.keep_bytes = cache, torch.device(device), keep_bytes
         self.tokens = cache.tokens if tokens is None else tuple(dict.fromkeys(tokens))
         cache.require_metric("pdms")
@@ -44,16 +47,18 @@ class PDMReward:
         self._packed: SceneBatch | None = None
         self._decided = False
 
-    def scores(self, tokens: Sequence[str], plans: Tensor) -> PDMScores:
+    def scores(self, tokens: Sequence[str], plans: Tensor | NDArray[Any]) -> PDMScores:
         """Scores with what explains them. ``plans``: (scene, candidate, 8, 3), ego rear-axle frame.
 
         Raises:
             CacheError: a token that the cache does not hold.
             ValueError: plans of another shape, or not finite.
+            TypeError: ``tokens`` is one text, or ``plans`` neither a tensor nor an array.
         """
+        refuse_text(tokens)
         return score_plans(self._scenes(tokens), plans)
 
-    def __call__(self, tokens: Sequence[str], plans: Tensor) -> dict[str, Tensor]:
+    def __call__(self, tokens: Sequence[str], plans: Tensor | NDArray[Any]) -> dict[str, Tensor]:
         """Sub-scores by the devkit's name, ``score`` among them: (scene, candidate) each, float64, on ``device``."""
         scores = self.scores(tokens, plans)
         return {name: getattr(scores, name) for name in SUB_SCORES}

@@ -19,6 +19,7 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
+from navsim_bridge.coverage import Coverage, coverage, missing_logs
 from navsim_bridge.logs import log_path
 from navsim_bridge.maps import map_path, share_maps, use_shared_maps
 from navsim_bridge.metric_cache.builder import REFERENCE, MetricName, scene_builder
@@ -83,6 +84,12 @@ class MetricCache:
             )
 
     @property
+    def coverage(self) -> Coverage:
+        """How much of its split the cache holds; all of it where the index does not say."""
+        in_split, left_out = self.index.get("scenes_in_split", len(self)), self.index.get("left_out", {})
+        return Coverage(len(self), in_split, left_out)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What the cache was made from and how: split, metric, reference plan, centrelines, hashes."""
         return {key: value for key, value in self.index.items() if key not in ("logs", "maps")}
@@ -95,11 +102,13 @@ class MetricCache:
 
     def require(self, tokens: Sequence[str]) -> None:
         """Raise CacheError naming the first of ``tokens`` that the cache does not hold, with their count."""
+        refuse_text(tokens)
         missing = [token for token in tokens if token not in self._place]
         if missing:
+            part = "" if self.coverage.is_whole else f", of which it holds {self.coverage}: {self.coverage.why}"
             raise CacheError(
                 f"{self.path}: {len(missing)} of {len(tokens)} scenes are not in the metric cache (split "
-                f"{self.index.get('split')}), first {missing[0]}; make a cache of this split with "
+                f"{self.index.get('split')}{part}), first {missing[0]}; make a cache of this split with "
                 "tools/cache_metrics.py"
             )
 
@@ -199,9 +208,12 @@ def build_metric_cache(
     }
     if shard is not None:
         out = out / shard.folder
-        about["shard"] = describe_shard(shard, split, select_logs(split, data_root, allow_missing), allow_missing)
+        logs = select_logs(split, data_root, allow_missing)
+        about["shard"] = describe_shard(shard, split, logs, missing_logs(split, data_root), allow_missing)
     refuse_other_split(out, split.name, split.data_split, metric)
     records = select_scenes(split, data_root, allow_missing, workers, shard)
+    if shard is None:
+        about |= coverage(split, len(records), missing_logs(split, data_root)).as_dict()
     maps = _map_entries(maps_root, sorted({r.location for r in records}))
     hashes = {location: entry["source_sha256"] for location, entry in maps.items()}
     jobs = [
@@ -210,8 +222,8 @@ def build_metric_cache(
     ]
     title = f"metric cache of {split.name}" + (f", shard {shard}" if shard else "")
     with _shared_maps(jobs, workers, out / SHARED_MAPS) as initializer:
-        logs = run_jobs(jobs, workers, title, progress, initializer)
-    finish(out, logs, about, maps)
+        entries = run_jobs(jobs, workers, title, progress, initializer)
+    finish(out, entries, about, maps)
     return MetricCache(out)
 
 
@@ -322,7 +334,9 @@ def _listed_files(out: Path) -> set[str]:
     return {name for name in names if Path(name).name == name and name.endswith((SUFFIX, ".npz"))}
 
 
-def describe_shard(shard: Shard, split: Split, logs: Sequence[str], allow_missing: bool) -> dict[str, Any]:
+def describe_shard(
+    shard: Shard, split: Split, logs: Sequence[str], missing: int, allow_missing: bool
+) -> dict[str, Any]:
     """What merging must know of a shard: its place, and a hash that the shards of one selection have in common."""
     rules = dataclasses.asdict(split.scene_filter)
     tokens = split.scene_filter.tokens
@@ -331,6 +345,7 @@ def describe_shard(shard: Shard, split: Split, logs: Sequence[str], allow_missin
         "count": shard.count,
         "selection": hash_of([rules, list(logs)]),
         "tokens": None if tokens is None or split.scene_filter.max_scenes is not None else len(tokens),
+        "missing_logs": missing,
         "allow_missing": allow_missing,
     }
 
@@ -346,6 +361,12 @@ def refuse_other_split(out: Path, split: str, data_split: str, metric: MetricNam
         raise CacheError(f"{out} holds scenes of {found['metric']}; choose another folder for {METRICS[metric]}")
     if there != (split, data_split):
         raise CacheError(f"{out} holds the metric cache of split {there[0]}; choose another folder for {split}")
+
+
+def refuse_text(tokens: object) -> None:
+    """Raise TypeError for one text, which would be taken letter by letter."""
+    if isinstance(tokens, str | bytes):
+        raise TypeError(f"tokens must be a sequence of texts, found one: {tokens!r:.80}; put it in a list")
 
 
 def _most_open_files() -> int:

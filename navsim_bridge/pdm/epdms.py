@@ -8,9 +8,10 @@ scores = combine(terms, human_filter="v2.1.2")          # .score (scene, candida
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from navsim_bridge.pdm.areas import EgoAreas, drivable_area_compliance, ego_areas
@@ -90,7 +91,9 @@ class EPDMSScores:
 
 
 @torch.no_grad()
-def epdms_terms(scenes: EPDMSBatch, plans: Tensor, *, max_plans_in_flight: int | None = None) -> EPDMSTerms:
+def epdms_terms(
+    scenes: EPDMSBatch, plans: Tensor | NDArray[Any], *, max_plans_in_flight: int | None = None
+) -> EPDMSTerms:
     """Sub-scores of every plan, each scored as if it were alone with the reference, before the human filter.
 
     Args:
@@ -99,6 +102,7 @@ def epdms_terms(scenes: EPDMSBatch, plans: Tensor, *, max_plans_in_flight: int |
         max_plans_in_flight: bound on plans computed at once, as for ``score_plans``.
 
     Raises:
+        TypeError: plans that are neither tensor nor array.
         ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
     """
     plans = check_plans(scenes.scenes, plans)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from navsim_bridge.pdm.areas import drivable_area_compliance, ego_areas
@@ -68,14 +70,19 @@ class PDMScores:
 _SCORE_FIELDS = tuple(field.name for field in dataclasses.fields(PDMScores))
 
 
-def check_plans(scenes: SceneBatch, plans: Tensor) -> Tensor:
+def check_plans(scenes: SceneBatch, plans: Tensor | NDArray[Any]) -> Tensor:
     """Plans as float64 on the scenes' device.
 
     Raises:
+        TypeError: neither a tensor nor an array.
         ValueError: no scenes, wrong shape, or NaN, infinite or absurdly far poses (names scene token and candidate).
     """
     if len(scenes) == 0:
         raise ValueError("there are no scenes to score")
+    if isinstance(plans, np.ndarray):
+        plans = torch.from_numpy(np.array(plans))  # a copy: torch takes no array that must not be written
+    if not isinstance(plans, Tensor):
+        raise TypeError(f"plans must be a tensor or a numpy array, found {type(plans).__name__}")
     if plans.ndim != 4 or plans.shape[0] != len(scenes) or tuple(plans.shape[2:]) != (PLAN_POSES, 3):
         raise ValueError(
             f"plans must have shape (scene, candidate, {PLAN_POSES}, 3) with {len(scenes)} scenes, "
@@ -165,7 +172,7 @@ def _normalise_by_pool(scores: PDMScores) -> PDMScores:
 @torch.no_grad()
 def score_plans(
     scenes: SceneBatch,
-    plans: Tensor,
+    plans: Tensor | NDArray[Any],
     *,
     normalise: Literal["pair", "pool"] = "pair",
     max_plans_in_flight: int | None = None,
@@ -175,7 +182,7 @@ def score_plans(
     Args:
         scenes: the scenes, on the device to compute on.
         plans: (scene, candidate, 8, 3) x [m], y [m], heading [rad] in the ego rear-axle frame at t = 0,
-            0.5 s apart, first at 0.5 s; any float type (computed in float64).
+            0.5 s apart, first at 0.5 s; tensor or numpy array of any float type (computed in float64).
         normalise: what progress is measured by. "pair": each plan as if it were alone with the reference, as in
             the devkit's evaluation. "pool": by the furthest of the reference and all candidates of the scene, as
             in one devkit call with all of them; a plan's score then depends on the other candidates.
@@ -183,6 +190,7 @@ def score_plans(
             None takes 192 on the CPU (fits caches) and 8192 on CUDA. Scores do not depend on it.
 
     Raises:
+        TypeError: plans that are neither tensor nor array.
         ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
     """
     if normalise not in ("pair", "pool"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -24,6 +25,8 @@ from navsim_bridge.scenes import NUM_POSES, SceneRecord
 
 CAMERAS = ("CAM_L0", "CAM_F0", "CAM_R0")
 """Cameras of a batch, in order: front-left, front, front-right."""
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for files that hold no whole image."""
 HISTORY = 3
 """Past poses of a batch, at -1.5, -1.0 and -0.5 s."""
 
@@ -164,8 +167,11 @@ class NavsimDataset:
             return read_image(path, self.image_size)
         except FileNotFoundError:
             raise
-        except OSError as error:
-            raise ValueError(f"{path}: not a readable image ({error})") from error
+        except UNREADABLE as error:
+            raise ValueError(
+                f"{path}: not a readable image ({type(error).__name__}: {error}). Get the file again; or delete it, "
+                "and start without its scene (--allow-missing, where the tool has it)"
+            ) from error
 
     def _missing(self) -> FileNotFoundError:
         paths = [path for row in range(len(self)) for path in self.image_paths(row)]

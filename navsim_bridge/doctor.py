@@ -25,6 +25,7 @@ import numpy as np
 from dpvla.parallel import available_cores
 from navsim_bridge import roots
 from navsim_bridge.logs import MAP_LOCATIONS
+from navsim_bridge.scene_filter import DEVKIT_ROOT, devkit_splits
 
 OK, WARNING, ERROR = "ok", "warning", "ERROR"
 PYTHONS = ((3, 10), (3, 13))  # from, and the first that is too new
@@ -54,18 +55,23 @@ class Finding:
 
 
 def examine(
-    data_root: str | None = None, maps_root: str | None = None, split: str | None = None, cache: str | None = None
+    data_root: str | None = None,
+    maps_root: str | None = None,
+    split: str | None = None,
+    cache: str | None = None,
+    data_split: str | None = None,
 ) -> Iterator[Finding]:
     """All findings, in order.
 
     Args:
         data_root, maps_root: as the tools' options; default: the environment, then the demo world.
-        split: also count this split's logs, scenes and missing camera files.
+        split: also count this split's logs, scenes, and missing or empty camera files.
         cache: also check every byte of this metric cache.
+        data_split: folder of the split's logs, where it does not say it or another is meant.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [
         check_python, check_packages, check_navsim, check_torchvision, check_gpu, check_linear_algebra, check_scores,
-        check_environment, partial(check_data, data_root, maps_root, split),
+        check_environment, partial(check_data, data_root, maps_root, split, data_split),
     ]  # fmt: skip
     if cache is not None:
         checks.append(partial(check_cache, cache))
@@ -249,10 +255,13 @@ def check_environment() -> Iterator[Finding]:
     for name, meaning in (
         ("OPENSCENE_DATA_ROOT", "holds navsim_logs/ and sensor_blobs/"),
         ("NUPLAN_MAPS_ROOT", f"holds {roots.MAP_INDEX}"),
-        ("NAVSIM_DEVKIT_ROOT", "the devkit's checkout, for its split files"),
+        (DEVKIT_ROOT, "the devkit's checkout, for its split files"),
     ):
-        value = os.environ.get(name)
-        if not value:
+        value, problem = os.environ.get(name), devkit_splits()[1] if name == DEVKIT_ROOT else ""
+        if problem:
+            what, _, remedy = problem.partition(": ")
+            yield Finding(ERROR, what, remedy)
+        elif not value:
             yield Finding(OK, f"{name} is not set ({meaning}; options and the demo world serve instead)")
         elif not Path(value).is_dir():
             yield Finding(ERROR, f"{name} is {value}, which is no folder", f"point it to the folder that {meaning}")
@@ -260,7 +269,9 @@ def check_environment() -> Iterator[Finding]:
             yield Finding(OK, f"{name} is {value}")
 
 
-def check_data(data_root: str | None, maps_root: str | None, split: str | None) -> Iterator[Finding]:
+def check_data(
+    data_root: str | None, maps_root: str | None, split: str | None, data_split: str | None = None
+) -> Iterator[Finding]:
     """Folders with logs, camera files and maps; with ``split`` also its logs, scenes and camera files."""
     named = bool(data_root or maps_root or split)
     missing = ERROR if named or os.environ.get("OPENSCENE_DATA_ROOT") or os.environ.get("NUPLAN_MAPS_ROOT") else WARNING
@@ -283,7 +294,7 @@ def check_data(data_root: str | None, maps_root: str | None, split: str | None) 
         return
     yield from _check_maps(maps)
     if split is not None:
-        yield from check_split(root, maps, split)
+        yield from check_split(root, maps, split, data_split)
 
 
 def _check_maps(maps: Path) -> Iterator[Finding]:
@@ -304,16 +315,16 @@ def _check_maps(maps: Path) -> Iterator[Finding]:
         yield Finding(OK, f"{maps}: all {len(there)} maps")
 
 
-def check_split(root: Path, maps: Path, split_name: str) -> Iterator[Finding]:
+def check_split(root: Path, maps: Path, split_name: str, data_split: str | None = None) -> Iterator[Finding]:
     """Logs, scenes, maps and camera files of one split."""
     from navsim_bridge.dataset import CAMERAS as cameras  # noqa: N811
     from navsim_bridge.logs import list_logs
     from navsim_bridge.scene_filter import load_split
     from navsim_bridge.scenes import select_scenes
-    from navsim_bridge.sensors import missing_images
+    from navsim_bridge.sensors import describe_bad, missing_images
 
     try:
-        split = load_split(split_name, root)
+        split = load_split(split_name, root, data_split)
         there = list_logs(root, split.data_split)
         records = select_scenes(split, root, allow_missing=True, workers=available_cores())
     except (ValueError, OSError) as error:
@@ -343,12 +354,13 @@ def check_split(root: Path, maps: Path, split_name: str) -> Iterator[Finding]:
     if unmapped:
         yield Finding(ERROR, f"split {split.name}: no map of {', '.join(unmapped)} in {maps}", "get nuPlan's maps")
     sensors = root / roots.SENSORS / split.data_split
-    gone = [file for files in missing_images(records, root, cameras).values() for file in files]
+    bad = missing_images(records, root, cameras)
     count = len(records) * len(cameras)
-    if gone:
+    if bad:
         yield Finding(
-            ERROR, f"split {split.name}: {len(gone)} of {count} camera files are missing, first {gone[0]}",
-            f"get them into {sensors}; only plans without cameras (human, constant_velocity) can be made",
+            ERROR, f"split {split.name}: {describe_bad(bad, len(records), len(cameras))}",
+            f"get them into {sensors}; until then --allow-missing leaves their scenes out, and only plans without "
+            "cameras (human, constant_velocity) can be made of them",
         )  # fmt: skip
     else:
         yield Finding(OK, f"split {split.name}: all {count} camera files ({', '.join(cameras)})")

@@ -7,21 +7,22 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dpvla.files import write_json, write_text
+from dpvla.files import check_folder, write_json, write_text
 from dpvla.provenance import collect
 from navsim_bridge.agents import Agent
-from navsim_bridge.agents.policy_agent import is_model
+from navsim_bridge.coverage import Coverage
 from navsim_bridge.logs import log_path
 from navsim_bridge.metric_cache.builder import MetricName, scene_builder
 from navsim_bridge.metric_cache.cache import MetricCache
@@ -34,6 +35,7 @@ from navsim_bridge.scenes import NUM_POSES, SceneRecord, by_log
 
 COLUMNS = ("token", "valid", *SUB_SCORES, "reason")
 """Columns of scores.csv for the PDM score v1: the devkit's, then what cost the points."""
+SCORES, SUMMARY = "scores.csv", "summary.json"
 SCENES_AT_ONCE = 256
 PDMS_V1 = PDMS()
 
@@ -42,6 +44,21 @@ LoadScenes = Callable[[Sequence[SceneRecord]], Sequence[MetricScene]]
 
 class SceneFailureError(ValueError):
     """Planning or scoring a scene failed; the message names it."""
+
+
+class Identity(TypedDict):
+    """What is evaluated on what, as `identity` and `write_evaluation` take it."""
+
+    agent: str
+    split: Split
+    data_root: Path | str
+    seed: int
+    omega: float | None
+    checkpoint: Path | str | None
+
+
+class ResultsError(ValueError):
+    """A folder that cannot take the results; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +85,18 @@ class Evaluation:
         found = [column[~np.isnan(column)] for column in self.values[self.valid].T]
         return {name: float(column.mean()) if len(column) else np.nan for name, column in zip(self.columns, found)}
 
-    def to_csv(self) -> str:
-        """One row per scene and a last one with the averages; missing sub-scores are empty."""
+    def to_csv(self, whole_split: bool = True) -> str:
+        """One row per scene and a last one with the averages; missing sub-scores are empty.
+
+        The last row is valid when every scene is and they are the whole split.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["token", "valid", *self.columns, "reason"])
         for token, valid, row in zip(self.tokens, self.valid.tolist(), self.values.tolist()):
             writer.writerow([token, valid, *map(_cell, row), self.reasons.get(token, "")])
-        writer.writerow([self.average_row, bool(self.valid.all()), *map(_cell, self.averages.values()), ""])
+        valid = whole_split and bool(self.valid.all())
+        writer.writerow([self.average_row, valid, *map(_cell, self.averages.values()), ""])
         return text.getvalue()
 
 
@@ -243,18 +264,20 @@ def write_evaluation(
     omega: float | None = None,
     checkpoint: Path | str | None = None,
     cache: MetricCache | None = None,
+    coverage: Coverage | None = None,
 ) -> dict[str, Any]:
     """Write ``scores.csv`` and ``summary.json`` to ``out``; returns the summary.
 
-    ``omega`` and ``checkpoint`` belong to the dpvla agent alone; ``cache`` when the metric scenes came from one.
+    ``omega`` and ``checkpoint`` belong to the dpvla agent alone; ``cache`` when the metric scenes came from one;
+    ``coverage``: how much of the split ``records`` are (default: all of it).
     """
     trained_on = training_stages(checkpoint) if checkpoint else []
+    part = (coverage or Coverage.whole(len(records))).without("failed", len(evaluation.failures))
     summary = {
-        "agent": agent,
-        "checkpoint": str(checkpoint) if checkpoint else None,
-        "split": split.name,
-        "data_split": split.data_split,
+        **identity(agent, split, data_root, evaluation.metric, seed, omega, checkpoint),
         "scenes": len(evaluation.tokens),
+        "scenes_scored": part.used,
+        **part.as_dict(),
         "failed": len(evaluation.failures),
         "failures": evaluation.failures,
         "averages": {name: None if np.isnan(mean) else mean for name, mean in evaluation.averages.items()},
@@ -265,13 +288,58 @@ def write_evaluation(
         "trained_on_evaluation_split": saw_split(trained_on, split, records),
         "samples_per_scene": 1,  # plans drawn from the agent
         "candidates_per_scene": 1,  # plans scored
-        "omega": omega,
-        "seed": seed,
         "provenance": collect(seed),
     }
-    write_text(Path(out) / "scores.csv", evaluation.to_csv())
-    write_json(Path(out) / "summary.json", summary)
+    write_text(Path(out) / SCORES, evaluation.to_csv(part.is_whole))
+    write_json(Path(out) / SUMMARY, summary)
     return summary
+
+
+def identity(
+    agent: str,
+    split: Split,
+    data_root: Path | str,
+    metric: dict[str, Any],
+    seed: int,
+    omega: float | None = None,
+    checkpoint: Path | str | None = None,
+) -> dict[str, Any]:
+    """What tells an evaluation from others: two with the same values are the same command. ``metric``: its `about`."""
+    return {
+        "agent": agent,
+        "checkpoint": os.path.abspath(checkpoint) if checkpoint else None,
+        "split": split.name,
+        "split_file": os.path.abspath(split.path) if split.path else None,
+        "data_split": split.data_split,
+        "data_root": os.path.abspath(data_root),
+        "omega": omega,
+        "seed": seed,
+        "metric": metric,
+    }
+
+
+def check_results(out: Path | str, wanted: dict[str, Any], overwrite: bool = False) -> None:
+    """Raise ResultsError when ``out`` cannot take results, or holds those of another evaluation than ``wanted``.
+
+    ``wanted`` is an `identity`. Results of the same evaluation may be replaced; with ``overwrite`` any.
+    """
+    folder = Path(out)
+    check_folder(folder)
+    if overwrite or not any((folder / name).exists() for name in (SCORES, SUMMARY)):
+        return
+    choose = "choose another --out, or replace them with --overwrite"
+    try:
+        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        there = {**found, "metric": {key: found["metric"].get(key) for key in wanted["metric"]}}
+        differ = [
+            f"{key} {there[key]!r} there, {wanted[key]!r} asked for" for key in wanted if there[key] != wanted[key]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ResultsError(
+            f"{folder} holds a {SCORES} or {SUMMARY} that does not say which evaluation it is of; {choose}"
+        ) from None
+    if differ:
+        raise ResultsError(f"{folder} holds the results of another evaluation ({'; '.join(differ)}); {choose}")
 
 
 def training_stages(checkpoint: Path | str) -> list[dict[str, Any]] | None:
@@ -279,23 +347,25 @@ def training_stages(checkpoint: Path | str) -> list[dict[str, Any]] | None:
 
     None when no ``run.yaml`` says what the weights have seen (a bare model directory).
     """
-    from dpvla.training.checkpoint import resolve_checkpoint
-    from dpvla.training.run_directory import RUN, read_trained_on
+    from dpvla.training.run_directory import UNKNOWN
+    from dpvla.training.start import open_start
 
-    folder = Path(checkpoint).parent if is_model(checkpoint) else resolve_checkpoint(checkpoint)
-    if not (folder / RUN).is_file():
+    stages = open_start(checkpoint).trained_on
+    if stages and all(stage.stage == UNKNOWN for stage in stages):
         return None
-    return [
-        {"stage": s.stage, "split": s.split, "scenes": s.scenes, "logs": list(s.logs)} for s in read_trained_on(folder)
-    ]
+    return [dataclasses.asdict(stage) | {"logs": list(stage.logs)} for stage in stages]
 
 
 def saw_split(trained_on: Sequence[dict[str, Any]] | None, split: Split, records: Sequence[SceneRecord]) -> bool | None:
     """Whether any stage trained on the split or on a log that it holds; None when that is unknown."""
+    from dpvla.training.run_directory import UNKNOWN
+
     if trained_on is None:
         return None
     logs = {r.log_name for r in records}
-    return any(stage["split"] == split.name or logs & set(stage["logs"]) for stage in trained_on)
+    if any(stage["split"] == split.name or logs & set(stage["logs"]) for stage in trained_on):
+        return True
+    return None if any(stage["stage"] == UNKNOWN for stage in trained_on) else False
 
 
 def data_fingerprint(records: Sequence[SceneRecord], data_root: Path | str) -> str:
@@ -316,7 +386,10 @@ def describe(summary: dict[str, Any]) -> str:
     human_filter = summary["metric"].get("human_filter")
     total = "PDMS" if human_filter is None else f"EPDMS (human filter {human_filter})"
     numbers = f"{numbers}  {total} {100 * means['score']:.1f}"
-    lines = [f"{summary['agent']} on {summary['split']} ({summary['scenes']} scenes): {numbers}"]
+    part = Coverage(summary["scenes_scored"], summary["scenes_in_split"], summary["left_out"])
+    lines = [f"{summary['agent']} on {summary['split']} ({part}): {numbers}"]
+    if not part.is_whole:
+        lines.append(f"NOT the score of {summary['split']}, and not to be compared with scores of it: {part.why}.")
     if summary["failed"]:
         first = next(iter(summary["failures"]))
         lines.append(
@@ -329,7 +402,7 @@ def describe(summary: dict[str, Any]) -> str:
             f"{summary['split']}: not a held-out score."
         )
     if summary["trained_on_evaluation_split"] is None:
-        lines.append("No run.yaml beside the weights: what they were trained on is unknown.")
+        lines.append("What the weights were trained on is unknown, at least in part: no run.yaml tells it.")
     return "\n".join(lines)
 
 

@@ -137,6 +137,11 @@ def test_wrong_folders_are_errors_when_they_were_named(data, monkeypatch):
     assert only(doctor.check_data(None, None, None)).level == ERROR
     levels = [f.level for f in doctor.check_environment()]
     assert levels == [ERROR, OK, OK]
+    monkeypatch.setenv("NAVSIM_DEVKIT_ROOT", str(data))  # a folder, of something else
+    devkit = list(doctor.check_environment())[-1]
+    assert devkit.level == ERROR
+    assert "holds no navsim/planning" in devkit.what
+    assert devkit.remedy == "point it to the devkit's checkout"
     shutil.rmtree(data / "navsim_logs")
     assert "should hold navsim_logs" in only(doctor.check_data(str(data), None, None)).what
 

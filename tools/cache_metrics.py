@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpvla import config
-from dpvla.config import reporting_errors
+from dpvla.config import Whole, reporting_errors
+from dpvla.files import check_folder
 from dpvla.parallel import available_cores
 from navsim_bridge import roots
 from navsim_bridge.metric_cache import MetricName, build_metric_cache, convert_official_cache, merge_caches
+from navsim_bridge.scene_filter import load_split
 from navsim_bridge.shard import Shard
 
 
@@ -30,12 +32,13 @@ class CacheMetrics:
     out: str  # folder of the cache; shards go into shard-K-of-N below it
     metric: MetricName = "pdms"  # NAVSIM v1, or v2
     split: str = ""  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
+    data_split: str = ""  # folder below navsim_logs/; default: what the split says, else the one that has its scenes
     official_cache: str = ""  # instead of a split: folder that the devkit's metric caching wrote
     merge: tuple[str, ...] = ()  # instead of a split: shards, or folders that hold them
     shard: str = ""  # K/N, such as 3/16: only this part of the split's logs
     data_root: str = ""  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
     maps_root: str = ""  # folder with nuplan-maps-v1.0.json; default: NUPLAN_MAPS_ROOT, then the demo world
-    workers: int = 0  # processes (0: one per core, divided among the processes that a launcher starts here)
+    workers: Whole = 0  # processes (0: one per core, divided among the processes that a launcher starts here)
     allow_missing: bool = False  # cache (or merge) what there is when logs, scenes or shards of the split are missing
 
 
@@ -44,8 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(CacheMetrics, argv)
     if sum(map(bool, (options.split, options.official_cache, options.merge))) != 1:
         raise ValueError("give one of --split, --official-cache and --merge")
-    if not options.split and (options.shard or options.metric != "pdms"):
-        raise ValueError("--shard and --metric belong to --split: caches of the devkit are of v1.1, shards say theirs")
+    if not options.split and (options.shard or options.data_split or options.metric != "pdms"):
+        raise ValueError(
+            "--shard, --data-split and --metric belong to --split: caches of the devkit are of v1.1, shards say theirs"
+        )
+    check_folder(options.out)
     workers = options.workers or max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     shard = Shard.parse(options.shard) if options.shard else Shard.from_environment()
     if shard is not None and not options.split:
@@ -56,10 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.official_cache:
         cache = convert_official_cache(options.official_cache, options.out, workers=workers)
     else:
+        data_root = roots.data_root(options.data_root)
         cache = build_metric_cache(
-            roots.data_root(options.data_root),
+            data_root,
             roots.maps_root(options.maps_root),
-            options.split,
+            load_split(options.split, data_root, options.data_split),
             options.out,
             workers=workers,
             allow_missing=options.allow_missing,
@@ -67,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             shard=shard,
         )
     seconds = time.perf_counter() - start
-    print(f"{len(cache)} scenes of {cache.index['split']} in {cache.path} after {seconds:.1f} s")
+    part = cache.coverage
+    print(f"{part} of {cache.index['split']} in {cache.path} after {seconds:.1f} s")
+    if not part.is_whole:
+        print(f"NOT the whole split: {part.why}. Evaluations over it need --allow-missing, too.")
     if shard is not None:
         print(f"shard {shard}; when all are there: tools/cache_metrics.py --merge {options.out} --out {options.out}")
 

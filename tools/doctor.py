@@ -17,7 +17,8 @@ except ModuleNotFoundError as missing:
 class Doctor:
     """Say what is wrong with this machine and what to do. Exits with 1 when something is broken."""
 
-    split: str | None = None  # also count this split's logs, scenes and missing camera files
+    split: str | None = None  # also count this split's logs, scenes and missing or empty camera files
+    data_split: str | None = None  # its folder below navsim_logs/; default: what it says, else the one with its scenes
     data_root: str | None = None  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
     maps_root: str | None = None  # folder with nuplan-maps-v1.0.json; default: NUPLAN_MAPS_ROOT, then the demo world
     metric_cache: str | None = None  # also check every byte of this cache
@@ -27,7 +28,9 @@ class Doctor:
 def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(Doctor, argv)
     counts = {doctor.OK: 0, doctor.WARNING: 0, doctor.ERROR: 0}
-    for finding in doctor.examine(options.data_root, options.maps_root, options.split, options.metric_cache):
+    for finding in doctor.examine(
+        options.data_root, options.maps_root, options.split, options.metric_cache, options.data_split
+    ):
         counts[finding.level] += 1
         print(finding, flush=True)
     broken = counts[doctor.ERROR]

@@ -7,26 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from dpvla import config
-from dpvla.config import reporting_errors
+from dpvla.config import Count, NotNegative, Whole, reporting_errors
+from dpvla.device import usable_device
+from dpvla.files import check_folder, one_writer
 from navsim_bridge import roots
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
+from navsim_bridge.coverage import usable_scenes
 from navsim_bridge.dataset import CAMERAS
 from navsim_bridge.evaluation import (
+    SCORES,
+    SUMMARY,
+    Identity,
     LoadScenes,
     ScenesFromLogs,
+    check_results,
     describe,
     evaluate,
+    identity,
     scenes_from_cache,
     write_evaluation,
 )
 from navsim_bridge.metric_cache import MetricCache, MetricName
 from navsim_bridge.metrics import EPDMS, PDMS, Metric
 from navsim_bridge.scene_filter import load_split
-from navsim_bridge.scenes import select_scenes
-from navsim_bridge.sensors import with_images
 
 
 @dataclass(frozen=True)
@@ -35,19 +39,21 @@ class Evaluate:
 
     agent: Literal["constant_velocity", "stand_still", "human", "dpvla"]  # who drives
     split: str  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
-    out: str  # folder for scores.csv and summary.json
+    out: str  # folder for scores.csv and summary.json; the same command again replaces its own
     metric: MetricName = "pdms"  # NAVSIM v1, or v2 in one stage with recorded traffic
     human_filter: Literal["v2.1.2", "fixed"] = "v2.1.2"  # epdms: as released, or as corrected later
     checkpoint: str = ""  # dpvla: checkpoint or model directory
-    omega: float = 1.0  # dpvla: greediness of the guided combination
-    seed: int = 0  # dpvla: of the sampling noise
+    omega: NotNegative | None = None  # dpvla: greediness of the guided combination; default: what it was trained with
+    seed: Whole = 0  # dpvla: of the sampling noise
+    data_split: str = ""  # folder below navsim_logs/; default: what the split says, else the one that has its scenes
     data_root: str = ""  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
     maps_root: str = ""  # folder with nuplan-maps-v1.0.json; default: NUPLAN_MAPS_ROOT, then the demo world
     metric_cache: str = ""  # what tools/cache_metrics.py wrote; default: build the metric scenes on the way
-    batch_size: int = 64  # dpvla: scenes planned together
+    batch_size: Count = 64  # dpvla: scenes planned together
     device: str = "auto"  # cpu, cuda, cuda:1, ...
+    overwrite: bool = False  # replace what --out holds of another evaluation
     allow_failures: bool = False  # count scenes that fail, leave them out of the averages, and go on
-    allow_missing: bool = False  # score what there is when logs, scenes or images of the split are missing
+    allow_missing: bool = False  # score what there is, and say so, when logs, scenes or images of the split are missing
 
 
 @reporting_errors
@@ -59,22 +65,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     epdms = options.metric == "epdms"
     if not epdms and options.human_filter != "v2.1.2":
         raise SystemExit("error: --human-filter belongs to --metric epdms; the PDM score v1 has no such filter")
+    device = usable_device(options.device)
+    check_folder(options.out)
+    metric: Metric = EPDMS(options.human_filter) if epdms else PDMS()
     data_root = roots.data_root(options.data_root)
-    split = load_split(options.split, data_root)
-    records = select_scenes(split, data_root, options.allow_missing)
-    if learned:
-        records = with_images(records, data_root, CAMERAS, split.name, options.allow_missing)
+    split = load_split(options.split, data_root, options.data_split)
     cache = MetricCache(options.metric_cache) if options.metric_cache else None
-    load_scenes: LoadScenes
     if cache is not None:
         cache.require_metric(options.metric)
-        cache.require([r.token for r in records])
-        load_scenes = scenes_from_cache(cache)
-    else:
-        load_scenes = ScenesFromLogs(records, data_root, roots.maps_root(options.maps_root), options.metric)
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    maps_root = None if cache else roots.maps_root(options.maps_root)
     agent: Agent
     if learned:
         agent = PolicyAgent.from_checkpoint(
@@ -87,24 +86,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     else:
         agent = BASELINES[options.agent]
-    metric: Metric = EPDMS(options.human_filter) if epdms else PDMS()
-    evaluation = evaluate(
-        agent, records, load_scenes, metric=metric, device=device, allow_failures=options.allow_failures
-    )
-    summary = write_evaluation(
-        options.out,
-        evaluation,
-        agent=options.agent,
-        split=split,
-        records=records,
-        data_root=data_root,
-        seed=options.seed,
-        omega=options.omega if isinstance(agent, PolicyAgent) and agent.policy.has_adapters else None,
-        checkpoint=options.checkpoint or None,
-        cache=cache,
-    )
+    about: Identity = {
+        "agent": options.agent,
+        "split": split,
+        "data_root": data_root,
+        "seed": options.seed,
+        "omega": agent.guidance if isinstance(agent, PolicyAgent) else None,
+        "checkpoint": options.checkpoint or None,
+    }
+    with one_writer(options.out):
+        check_results(options.out, identity(metric=metric.about, **about), options.overwrite)
+        records, coverage = usable_scenes(split, data_root, CAMERAS if learned else (), options.allow_missing)
+        load_scenes: LoadScenes
+        if cache is not None:
+            cache.require([r.token for r in records])
+            load_scenes = scenes_from_cache(cache)
+        else:
+            assert maps_root is not None
+            load_scenes = ScenesFromLogs(records, data_root, maps_root, options.metric)
+        evaluation = evaluate(
+            agent, records, load_scenes, metric=metric, device=device, allow_failures=options.allow_failures
+        )
+        summary = write_evaluation(options.out, evaluation, records=records, cache=cache, coverage=coverage, **about)
     print(describe(summary))
-    print(f"written: {Path(options.out) / 'scores.csv'}, {Path(options.out) / 'summary.json'}")
+    print(f"written: {Path(options.out) / SCORES}, {Path(options.out) / SUMMARY}")
 
 
 if __name__ == "__main__":

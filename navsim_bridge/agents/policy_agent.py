@@ -18,8 +18,6 @@ from navsim_bridge.scenes import NUM_POSES, SceneRecord
 if TYPE_CHECKING:
     from dpvla.models import DPVLA
 
-CONFIG = "config.json"
-
 
 def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> DPVLA:
     """The policy of a checkpoint (with its adapters when it has them), of a run (its newest checkpoint), or of a bare
@@ -30,11 +28,6 @@ def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> D
     from dpvla.training.start import open_start
 
     return open_start(checkpoint).load(device)
-
-
-def is_model(directory: Path | str) -> bool:
-    """Whether a directory is a bare model rather than a checkpoint or a run."""
-    return (Path(directory) / CONFIG).is_file()
 
 
 class PolicyAgent:
@@ -66,6 +59,13 @@ class PolicyAgent:
     ) -> PolicyAgent:
         """The agent of a checkpoint or model directory; ``options`` as for the constructor."""
         return cls(load_policy(checkpoint, device), data_root, **options)
+
+    @property
+    def guidance(self) -> float | None:
+        """The omega that plans are sampled with; None without adapters, where there is nothing to combine."""
+        if not (self.use_adapters and self.policy.has_adapters):
+            return None
+        return self.policy.omega if self.omega is None else self.omega
 
     def with_seed(self, seed: int) -> PolicyAgent:
         """The same agent with another seed; the weights are shared."""

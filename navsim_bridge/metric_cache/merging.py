@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from navsim_bridge.coverage import coverage_of
 from navsim_bridge.metric_cache.cache import BUILDER, METRICS, MetricCache, finish, refuse_other_split
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.index import read_index
@@ -51,7 +52,10 @@ def merge_caches(folders: Sequence[Path | str], out: Path | str, allow_missing: 
             logs[name] = {**entry_of(file), "stamp": entry["stamp"], "source_sha256": entry["source_sha256"]}
             _link(file.path, out / entry["file"])
     _refuse_repeated(logs)
-    about = {key: first[key] for key in _SAME}
+    shard, found = first["shard"], sum(len(entry["tokens"]) for entry in logs.values())
+    missing = shard["count"] - len(shards)
+    part = coverage_of(found, shard["tokens"], None, shard.get("missing_logs", 0), missing)
+    about = {key: first[key] for key in _SAME} | part.as_dict()
     finish(out, {name: logs[name] for name in sorted(logs)}, about, {name: maps[name] for name in sorted(maps)})
     return MetricCache(out)
 

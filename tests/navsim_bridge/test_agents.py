@@ -78,6 +78,14 @@ def test_the_seed_and_omega_matter(world, checkpoint):
     assert np.abs(other - plans).max() > 1e-3
 
 
+def test_the_agent_says_the_omega_that_it_samples_with(checkpoint):
+    agent = PolicyAgent.from_checkpoint(checkpoint, checkpoint)
+    assert agent.guidance == agent.policy.omega
+    assert PolicyAgent(agent.policy, checkpoint, omega=0.25).guidance == 0.25
+    assert PolicyAgent(agent.policy, checkpoint, omega=0.25, use_adapters=False).guidance is None
+    assert PolicyAgent.from_checkpoint(checkpoint / "model", checkpoint, omega=0.25).guidance is None
+
+
 def test_a_bare_model_directory_has_no_adapters(checkpoint, tmp_path):
     assert load_policy(checkpoint).has_adapters
     assert not load_policy(checkpoint / "model").has_adapters

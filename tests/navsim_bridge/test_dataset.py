@@ -121,8 +121,15 @@ def test_scenes_without_a_future_have_no_plan(world, with_images):
         dataset.plans()
 
 
-def test_a_broken_image_is_named(world, with_images):
+@pytest.mark.parametrize("content", [b"\xff\xd8 no image", b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(9), None])
+def test_a_broken_image_is_named_with_what_to_do(world, with_images, content):
     record = dataclasses.replace(world.records[0], cameras=dict.fromkeys(CAMERAS, "broken.jpg"))
-    (with_images / "sensor_blobs/mini/broken.jpg").write_bytes(b"\xff\xd8 no image")
-    with pytest.raises(ValueError, match=r"broken\.jpg: not a readable image"):
+    path = with_images / "sensor_blobs/mini/broken.jpg"
+    if content is None:  # cut off
+        whole = (with_images / "sensor_blobs/mini" / world.records[0].cameras["CAM_F0"]).read_bytes()
+        content = whole[: len(whole) // 2]
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"broken\.jpg: not a readable image .*Get the file again; or delete it, .*--allow"
+    ):
         NavsimDataset([record], with_images, SIZE).batch([0])

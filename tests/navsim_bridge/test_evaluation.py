@@ -161,12 +161,31 @@ def test_weights_that_saw_the_split_or_its_logs_are_marked(world):
     assert saw_split(stage("other", "other"), world.split, world.records) is False
     assert saw_split([], Split("x", "mini", SceneFilter()), world.records) is False
     assert saw_split(None, world.split, world.records) is None
+    unknown = dataclasses.asdict(TrainedOn.unknown())
+    assert saw_split([unknown, *stage("other", "other")], world.split, world.records) is None
+    assert saw_split([unknown, *stage("other", LOG)], world.split, world.records) is True
 
 
 def test_dpvla_needs_a_checkpoint_and_others_take_none(tmp_path):
     for arguments in (["--agent", "dpvla"], ["--agent", "human", "--checkpoint", str(tmp_path)]):
         with pytest.raises(SystemExit, match="--checkpoint belongs to --agent dpvla"):
             run(*arguments, "--split", "small", "--out", tmp_path)
+
+
+def test_rewards_take_numpy_plans_and_no_single_text_as_tokens(world, cache):
+    reward = PDMReward(cache)
+    tokens = [r.token for r in world.records[:2]]
+    plans = np.stack([constant_velocity(world.records[:2])], axis=1)
+    plans.flags.writeable = False
+    expected = reward(tokens, torch.from_numpy(plans.copy()))
+    for name, values in reward(tokens, plans).items():
+        assert torch.equal(values, expected[name])
+    with pytest.raises(TypeError, match="plans must be a tensor or a numpy array, found list"):
+        reward(tokens, plans.tolist())
+    for call in (lambda: reward(tokens[0], plans), lambda: PDMReward(cache, tokens=tokens[0]),
+                 lambda: cache.load(tokens[0])):  # fmt: skip
+        with pytest.raises(TypeError, match=f"tokens must be a sequence of texts, found one: '{tokens[0]}'"):
+            call()
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])

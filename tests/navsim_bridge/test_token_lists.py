@@ -1,10 +1,13 @@
 import csv
+import os
 import pickle
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
+from navsim_bridge import log_folder
 from navsim_bridge.scene_filter import SplitError, load_split
 from navsim_bridge.scenes import select_scenes
 from navsim_bridge.sensors import missing_images, with_images
@@ -25,7 +28,7 @@ def data(tmp_path, frame):
             for camera in cams.values():
                 path = tmp_path / "sensor_blobs" / folder / camera["data_path"]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
+                path.write_bytes(b"an image")
         path = tmp_path / f"navsim_logs/{folder}/{name}.pkl"
         path.parent.mkdir(parents=True)
         path.write_bytes(pickle.dumps(frames))
@@ -49,16 +52,86 @@ def test_tokens_are_kept_as_texts_and_select_their_windows(data):
     assert [r.token for r in select_scenes(split, data)] == [token(3), token(4)]
 
 
-def test_the_folder_of_logs_is_found_named_or_asked_for(data):
+def test_the_folder_of_logs_is_named_or_found_by_the_tokens(data):
     assert load_split(write(data / "b.csv", f"token,log_name\n{token(103)},b\n"), data).data_split == "test"
     assert load_split(write(data / "c.csv", f"token,data_split\n{token(103)},test\n"), data).data_split == "test"
-    bare = write(data / "bare.csv", f"token\n{token(103)}\n")
-    with pytest.raises(SplitError, match=r"bare\.csv: data_split must name .* \(mini, test could be meant\)"):
-        load_split(bare, data)
+    for index, folder in ((103, "test"), (3, "mini")):
+        bare = write(data / "bare.csv", f"token\n{token(index)}\n")
+        split = load_split(bare, data)
+        assert split.data_split == folder
+        assert [r.token for r in select_scenes(split, data)] == [token(index)]
     with pytest.raises(SplitError, match="data_split names mini, test"):
         load_split(write(data / "d.csv", "token,data_split\n1,test\n2,mini\n"), data)
-    with pytest.raises(SplitError, match=r"\(none could be meant\)"):
-        load_split(write(data / "e.csv", "token,log_name\n1,nowhere\n"), data)
+
+
+def test_a_folder_that_cannot_be_told_is_asked_for_with_counts(data):
+    for text, message in (
+        ("token,log_name\n1,nowhere\n", r"none of its logs \(1\) is in any folder below navsim_logs/ \(mini, test\)"),
+        ("token\nbeef\ncafe\n", r"none of its scenes \(2\) is in any folder .*--data-split"),
+        (
+            f"token\n{token(3)}\n{token(4)}\n{token(103)}\n",
+            r"scenes \(3\) lie in several folders: 2 in mini, 1 in test; .*--data-split",
+        ),
+        (f"token,log_name\n{token(3)},a\n{token(103)},b\n", "1 in mini, 1 in test"),
+    ):
+        with pytest.raises(SplitError, match=rf"spread\.csv: .*{message}"):
+            load_split(write(data / "spread.csv", text), data)
+
+
+def test_a_folder_that_is_asked_for_decides(data):
+    spread = write(data / "spread.csv", f"token\n{token(3)}\n{token(4)}\n{token(103)}\n")
+    split = load_split(spread, data, "mini")
+    assert [r.token for r in select_scenes(split, data, allow_missing=True)] == [token(3), token(4)]
+    assert load_split(write(data / "y.yaml", "data_split: mini\n"), data, "test").data_split == "test"
+    with pytest.raises(SplitError, match=r"data_split 'nope' is no folder below .*; there: mini, test"):
+        load_split(spread, data, "nope")
+
+
+def test_a_part_of_the_tokens_in_one_folder_alone_is_enough_to_tell(data, capsys):
+    split = load_split(write(data / "part.csv", f"token\n{token(103)}\nbeef\n"), data)
+    assert split.data_split == "test"
+    with pytest.raises(ValueError, match="1 of 2 scenes are in no log"):
+        select_scenes(split, data)
+
+
+def test_scenes_that_two_folders_have_are_asked_for(data):
+    shutil.copy(data / "navsim_logs/mini/a.pkl", data / "navsim_logs/test/a.pkl")
+    listed = write(data / "x.csv", f"token\n{token(3)}\n")
+    with pytest.raises(SplitError, match=r"all of its 1 scenes are in mini and in test; .*--data-split"):
+        load_split(listed, data)
+    assert load_split(listed, data, "test").data_split == "test"
+    assert load_split(write(data / "y.csv", f"token\n{token(3)}\n{token(103)}\n"), data).data_split == "test"
+
+
+def test_the_search_stops_where_all_scenes_are_found(data, monkeypatch):
+    for name in ("c", "d"):
+        shutil.copy(data / "navsim_logs/test/b.pkl", data / f"navsim_logs/test/{name}.pkl")
+    opened = []
+    real = log_folder.load_plain_pickle
+    monkeypatch.setattr(log_folder, "load_plain_pickle", lambda path: opened.append(path.name) or real(path))
+    assert load_split(write(data / "x.csv", f"token\n{token(3)}\n"), data).data_split == "mini"
+    assert opened == ["a.pkl"]
+
+
+def test_a_log_that_cannot_be_searched_is_named_with_the_way_out(data):
+    write(data / "navsim_logs/mini/a.pkl", "no pickle")
+    with pytest.raises(SplitError, match=r"a\.pkl: not a readable pickle .*--data-split"):
+        load_split(write(data / "x.csv", f"token\n{token(103)}\n"), data)
+
+
+@pytest.mark.parametrize(("name", "scenes"), [("human.csv", 7), ("v2_human.csv", 16)])  # three windows are cut off
+def test_score_files_select_their_scenes_between_several_folders(world, tmp_path, name, scenes):
+    for folder in ("aaa", "trainval", "zzz"):
+        shutil.copytree(world.root / "navsim_logs/mini", tmp_path / "navsim_logs" / folder)
+    for folder in ("aaa", "zzz"):  # the same logs of another drive
+        path = tmp_path / f"navsim_logs/{folder}/{LOG}.pkl"
+        frames = pickle.loads(path.read_bytes())
+        for frame in frames:
+            frame["token"] = folder + frame["token"]
+        path.write_bytes(pickle.dumps(frames))
+    split = load_split(FIXTURE / name, tmp_path)
+    assert split.data_split == "trainval"
+    assert len(select_scenes(split, tmp_path, allow_missing=True)) == scenes
 
 
 def test_the_devkits_bare_scene_filters_are_splits_too(data):
@@ -68,8 +141,14 @@ def test_the_devkits_bare_scene_filters_are_splits_too(data):
     split = load_split(path, data)
     assert (split.data_split, split.scene_filter.frame_interval) == ("test", 1)
     assert [r.token for r in select_scenes(split, data)] == [token(104)]
-    with pytest.raises(SplitError, match="mini, test could be meant"):
-        load_split(write(data / "navall.yaml", rules), data)
+    path = write(data / "navtokens.yaml", f"{rules}log_names: null\ntokens:\n  - '{token(104)}'\n")
+    assert load_split(path, data).data_split == "test"
+    whole = write(data / "navall.yaml", rules)
+    with pytest.raises(
+        SplitError, match=r"any folder below navsim_logs/ could be meant \(mini, test\); .*--data-split"
+    ):
+        load_split(whole, data)
+    assert len(select_scenes(load_split(whole, data, "test"), data)) == 3
 
 
 def test_second_stages_are_refused_as_such(data):
@@ -137,6 +216,25 @@ def test_missing_images_are_counted_before_any_work(data, records, capsys):
         with_images(records, data, ("CAM_B0",), "all", allow_missing=True)  # nothing would be left
 
 
+def test_files_without_content_and_what_is_no_file_are_missing_too(data, records, capsys):
+    folder = data / "sensor_blobs/mini/a"
+    (folder / "CAM_L0/3.jpg").write_bytes(b"")
+    (folder / "CAM_F0/5.jpg").unlink()
+    os.mkfifo(folder / "CAM_F0/5.jpg")
+    (folder / "CAM_F0/4.jpg").symlink_to(folder / "nowhere.jpg")
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"3 of 6 camera files are empty \(1\) or no regular files \(2\), for 3 of 3 scenes, .*3.jpg \(empty\)",
+    ):
+        with_images(records, data, CAMERAS, "all")
+    for index in (4, 5):
+        (folder / f"CAM_F0/{index}.jpg").unlink()
+        (folder / f"CAM_F0/{index}.jpg").write_bytes(b"an image")
+    rest = with_images(records, data, CAMERAS, "all", allow_missing=True)
+    assert [r.token for r in rest] == [token(4), token(5)]
+    assert "1 of 6 camera files are empty" in capsys.readouterr().err
+
+
 def test_what_is_left_out_is_said(data, capsys):
     split = load_split(write(data / "lost.csv", f"token,log_name\n{token(3)},a\nbeef,gone\n"), data)
     with pytest.raises(FileNotFoundError, match="1 of 2 logs are not in"):
@@ -147,9 +245,12 @@ def test_what_is_left_out_is_said(data, capsys):
     assert "1 of 2 scenes are in no log" in said
 
 
-def test_an_agent_with_cameras_is_not_loaded_when_images_are_missing(world, tmp_path):
+def test_an_agent_with_cameras_plans_nothing_when_images_are_missing(world, tmp_path, monkeypatch):
     arguments = ["--agent", "dpvla", "--checkpoint", str(tmp_path / "none"), "--split", str(world.split_file)]
     roots = ["--data-root", str(world.root), "--maps-root", str(world.maps), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="no checkpoint at"):  # a wrong checkpoint is told before logs are read
+        evaluate.main([*arguments, *roots])
+    monkeypatch.setattr(evaluate.PolicyAgent, "from_checkpoint", lambda *_, **__: None)
     with pytest.raises(SystemExit, match=r"21 of 21 camera files are missing, for 7 of 7 scenes"):
         evaluate.main([*arguments, *roots])
     assert (world.root / f"navsim_logs/mini/{LOG}.pkl").is_file()

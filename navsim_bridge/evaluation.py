@@ -32,6 +32,7 @@ from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.reward import SUB_SCORES
 from navsim_bridge.scene_filter import Split
 from navsim_bridge.scenes import NUM_POSES, SceneRecord, by_log
+from navsim_bridge.token_list import SUFFIXES
 
 COLUMNS = ("token", "valid", *SUB_SCORES, "reason")
 """Columns of scores.csv for the PDM score v1: the devkit's, then what cost the points."""
@@ -363,7 +364,8 @@ def saw_split(trained_on: Sequence[dict[str, Any]] | None, split: Split, records
     if trained_on is None:
         return None
     logs = {r.log_name for r in records}
-    if any(stage["split"] == split.name or logs & set(stage["logs"]) for stage in trained_on):
+    is_list = split.path is not None and split.path.suffix in SUFFIXES  # any list may be called scores.csv
+    if any((stage["split"] == split.name and not is_list) or logs & set(stage["logs"]) for stage in trained_on):
         return True
     return None if any(stage["stage"] == UNKNOWN for stage in trained_on) else False
 

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +162,9 @@ def test_weights_that_saw_the_split_or_its_logs_are_marked(world):
     assert saw_split(stage("other", "other"), world.split, world.records) is False
     assert saw_split([], Split("x", "mini", SceneFilter()), world.records) is False
     assert saw_split(None, world.split, world.records) is None
+    listed = Split("scores", "mini", SceneFilter(), Path("other/scores.csv"))
+    assert saw_split(stage("scores", "other"), listed, world.records) is False  # other scenes, by their logs
+    assert saw_split(stage("scores", LOG), listed, world.records) is True
     unknown = dataclasses.asdict(TrainedOn.unknown())
     assert saw_split([unknown, *stage("other", "other")], world.split, world.records) is None
     assert saw_split([unknown, *stage("other", LOG)], world.split, world.records) is True

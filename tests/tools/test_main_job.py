@@ -110,8 +110,8 @@ def test_the_demo_again_does_nothing_twice(place: Path) -> None:
     text = run("pretrain.py", *options, cwd=place)
     assert "checkpoint: runs/demo/pretrain" in text
     assert step.stat().st_mtime_ns == before
-    other = run("pretrain.py", *options, "--imitation.epochs", "3", cwd=place, status=1)
-    assert "imitation.epochs = 2, this one has 3" in other
+    other = run("pretrain.py", *options, "--imitation.batch-size", "8", cwd=place, status=1)
+    assert "imitation.batch_size = 16, this one has 8" in other
     assert "Traceback" not in other
 
 

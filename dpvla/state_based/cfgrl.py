@@ -1,4 +1,8 @@
-"""CFGRL (Frans et al., 2025): one flow conditioned on "better than average", sampled with classifier-free guidance."""
+"""CFGRL (Frans et al., 2025): one flow conditioned on "better than average", sampled with classifier-free guidance.
+
+The released code has two variants. ``scheme``, networks, times and Euler steps follow one of them in each recipe; what
+does not is in ``CFGRLConfig.differences`` and docs/state_based.md.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +28,33 @@ NULL, NEGATIVE, POSITIVE = range(3)  # labels
 
 @dataclass(frozen=True)
 class CFGRLConfig(ImplicitQConfig):
-    """Defaults: the official OGBench variant; the ExORL one has scheme = both and mish with normalisation before it."""
+    """Defaults follow the released OGBench variant (``flowiql.py`` of github.com/kvfrans/cfgrl_submit at 545677e).
+
+    Not its own: batch_size (it has 1024), advantage_from (online) and guidance (1.0). The recipes for ExORL follow the
+    ExORL variant, which has scheme = both, the target Q's advantage, and mish with normalisation before it.
+    """
 
     scheme: Literal["dropout", "both"] = "dropout"  # dropout: each row is labelled positive, negative or (with chance
     # null_share) null; both: each row teaches null with weight null_share and, where A is positive, positive
     null_share: float = 0.1  # of rows, or weight, for the unconditional velocity
     threshold: float = 0.0  # an advantage of at least this is positive
     advantage_from: Literal["target", "online"] = "target"  # which Q the A = Q - V comes from
-    guidance: float = 1.5  # w: 1 samples the positive policy, more goes beyond it; no single value is official
+    guidance: float = 1.5  # w: 1 samples the positive policy, more goes beyond it; ours: released code tries several
     label_size: int = 32  # numbers a label is embedded in
     time_size: int = 0  # sinusoidal features of t (16 on ExORL); 0: t itself
     time_grid: bool = False  # t is drawn from {0, 1/T, ..., 1} (ExORL) instead of [0, 1)
     flow_steps: int = 16  # T: Euler steps (16 on OGBench, 32 on ExORL)
+
+    def differences(self, benchmark: str) -> tuple[str, ...]:
+        """Batch, advantage and guidance, where they are not the released code's."""
+        tried = "0.5 to 3" if benchmark == "OGBench" else "1 to 100, and reports the best"
+        found = [f"acts with one w, {self.guidance:g} (the released code evaluates w of {tried})"]
+        if self.batch_size != 1024:
+            found.append(f"batches of {self.batch_size} (released code: 1024)")
+        theirs = "online" if benchmark == "OGBench" else "target"
+        if self.advantage_from != theirs:
+            found.append(f"advantage by the {self.advantage_from} Q (released code: {theirs})")
+        return tuple(found)
 
 
 class CFGRL(Agent):

@@ -23,7 +23,7 @@ class Ours:
 
     scores: tuple[float, ...]
     before: tuple[float, ...]  # the same before the online steps; empty without them
-    departures: frozenset[str]  # from the paper's protocol
+    departures: frozenset[str]  # from the paper's protocol, and of the agent from released code
 
     def text(self) -> str:
         """``97.5±1.6``, with ``before→after`` for online runs; the number of seeds where it is not the paper's."""
@@ -48,7 +48,7 @@ def compare(grid: Grid) -> str:
     lines = [f"{label}: {table.title}. Each cell: ours / the paper's, mean ± std over seeds.", "", markdown_table(rows)]
     notes = list(table.notes)
     if departures:
-        marked = "scaled down, or not on the official data; not comparable with the paper's numbers"
+        marked = "not as the paper's runs, so not comparable with its numbers as they stand"
         notes.append(f"\\* {marked}: " + "; ".join(sorted(departures)))
     return "\n".join(lines + [""] * bool(notes) + [f"- {note}" for note in notes]) + "\n"
 

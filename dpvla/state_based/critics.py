@@ -14,7 +14,7 @@ from dpvla.state_based.networks import Activation, LayerNorm, StackedMLP, follow
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """What every method has; the defaults are the FQL code base's."""
+    """What every method has. The defaults are those of every agent in github.com/seohongpark/fql (commit 719d044)."""
 
     batch_size: int = 256  # rows of an update, per seed
     hidden: tuple[int, ...] = (512, 512, 512, 512)  # layer sizes of all networks
@@ -23,6 +23,14 @@ class AgentConfig:
     policy_norm: LayerNorm = "none"  # layer normalisation in the policies
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the online Q that the target Q takes over after each update
+
+    def differences(self, benchmark: str) -> tuple[str, ...]:
+        """Where the agent is known to do something else than the released code of its method (docs/state_based.md).
+
+        Args:
+            benchmark: OGBench or ExORL, whose released code can be another.
+        """
+        return ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """DIPOLE on states: IQL's values, a positive and a negative flow policy, their greedy combination (Section 4, App. D).
 
-The paper leaves points open; each is a field below, with the default we read from it.
+The paper leaves points open; each is a field below, with the default we read from it. The agent that its authors
+released for OGBench settles some of them otherwise: ``DipoleConfig.differences`` and docs/state_based.md.
 """
 
 from __future__ import annotations
@@ -24,19 +25,36 @@ from dpvla.state_based.networks import Activation, StackedMLP
 
 @dataclass(frozen=True)
 class DipoleConfig(ImplicitQConfig):
-    """Table 5; beta, shift, discount, expectile and samples are Table 6's per task."""
+    """Sizes, activation, steps and targets are the paper's Table 5; the recipes have Table 6's values for each task."""
 
     hidden: tuple[int, ...] = (512, 512, 512)  # layer sizes of all networks
     activation: Activation = "tanh"  # hidden activation, in policies and values ("Activation function: tanh")
     beta: float = 1.0  # temperature of the weights
     shift: float = 0.0  # k: weights are sigmoid(beta A + k) and one minus it
-    omega: float = 1.0  # w: greediness of the combination; in no table of the paper
+    omega: float = 1.0  # w: greediness of the combination; in no table of the paper; the released agent's default is 0
     samples: int = 2  # N: actions drawn when acting, of which the one with the largest Q is taken; 1: no rejection
     flow_steps: int = 10  # T: Euler steps (10 on OGBench, 32 on ExORL)
     q_target: Literal["policy", "value"] = "policy"  # behind the reward: Q'(s', a') (OGBench) or V(s') (ExORL)
     next_action: Literal["sample", "best_of_n", "dataset"] = "sample"  # a' of q_target = policy: one guided sample,
     # the best of N of them by the target Q, or the recorded next action
     advantage_from: Literal["target", "online"] = "target"  # which Q the A = Q - V of the weights comes from
+
+    def differences(self, benchmark: str) -> tuple[str, ...]:
+        """Against the authors' released agent, which has the targets of OGBench alone."""
+        found = []
+        if self.omega:
+            where = "acting and TD targets" if self.q_target == "policy" else "acting"
+            found.append(f"omega {self.omega:g} in {where} (released agent's default: 0; in no table of the paper)")
+        if self.q_target == "policy":
+            if self.next_action != "sample":
+                found.append(f"next_action {self.next_action} (released agent: one sample)")
+            if self.clip_q:
+                found.append("TD targets from the smaller target Q (released agent: from both, which makes their mean)")
+        if not self.clip_q:
+            found.append("advantages and the best of N by the mean of the two Qs (released agent: by the smaller one)")
+        if self.advantage_from != "target":
+            found.append("advantages by the online Q (released agent: target)")
+        return tuple(found)
 
 
 class Dipole(Agent):

@@ -17,12 +17,18 @@ from dpvla.state_based.networks import StackedMLP
 
 @dataclass(frozen=True)
 class FQLConfig(AgentConfig):
-    """Adds distillation."""
+    """Adds distillation. The defaults are those of the FQL code's agent; alpha wants a value for each task."""
 
     alpha: float = 10.0  # weight of staying near the flow
     clip_q: bool = False  # min of the two target Qs in the TD target; off: their mean
     normalize_q: bool = False  # divide the Q term by the mean |Q|, so that alpha does not depend on the rewards' scale
     flow_steps: int = 10  # Euler steps
+
+    def differences(self, benchmark: str) -> tuple[str, ...]:
+        """On OGBench none is known; for ExORL nothing was released."""
+        return (
+            () if benchmark == "OGBench" else ("alpha and normalised Q are ours: the paper tuned alpha, prints none",)
+        )
 
 
 class FQL(Agent):

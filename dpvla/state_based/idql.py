@@ -1,8 +1,8 @@
 """IDQL (Hansen-Estruch et al., 2023): IQL's values, a diffusion policy that imitates, and the best of N samples.
 
-The policy is IDQL's own: a residual network with layer normalisation and dropout that predicts the noise at one of T
-diffusion steps, sampled by DDPM with an average of its weights. The values are those of the FQL code base, in which
-the tables' IDQL was run again.
+The policy is after IDQL's code: a residual network with layer normalisation and dropout that predicts the noise at one
+of T diffusion steps, sampled by DDPM with an average of its weights. The values are those of our IFQL. The FQL paper's
+authors ran the tables' IDQL again, with code that is not in their repository: what it had beyond N is not known here.
 """
 
 from __future__ import annotations

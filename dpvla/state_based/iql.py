@@ -20,10 +20,19 @@ SMALLEST_LOG_STD, LARGEST_LOG_STD = -5.0, 2.0
 
 @dataclass(frozen=True)
 class IQLConfig(ImplicitQConfig):
-    """Adds the policy's regression."""
+    """Adds the policy's regression. The defaults are those of the FQL code's agent on OGBench."""
 
     alpha: float = 10.0  # inverse temperature: weights are min(exp(alpha A), 100)
     learned_std: bool = False  # a standard deviation per action number is learned (ExORL); off: 1 (OGBench)
+
+    def differences(self, benchmark: str) -> tuple[str, ...]:
+        """On ExORL, against the IQL in CFGRL's code; on OGBench none to the FQL code is known."""
+        if benchmark == "OGBench":
+            return ()
+        found = ["advantage by the online Q (in CFGRL's code: target)"]
+        if self.batch_size != 1024:
+            found.append(f"batches of {self.batch_size} (in CFGRL's code: 1024)")
+        return tuple(found)
 
 
 class IQL(Agent):

@@ -68,8 +68,8 @@ class StackedLayerNorm(nn.Module):
 class StackedMLP(nn.Module):
     """``members`` equal MLPs for each seed, e.g. two critics, or the positive and the negative policy.
 
-    Layer normalisation stands after every activation (FQL's critics), before every activation (CFGRL's critics), or
-    before all but the last one (CFGRL's policy).
+    Layer normalisation stands after every activation (FQL's critics), before every activation (CFGRL's critics on
+    ExORL), or before all but the last one (CFGRL's policy there).
     """
 
     def __init__(

@@ -14,6 +14,9 @@ from dpvla.state_based.agents import RECIPES
 TABLES = RECIPES / "paper_tables.yaml"
 """Data file with the source of every number."""
 
+TABLE_KEYS = ("1", "2", "3", "7")
+"""The paper's tables in it."""
+
 
 @dataclass(frozen=True)
 class Printed:
@@ -61,6 +64,16 @@ class PaperTable:
     def options_of(self, task: str, agent: str) -> tuple[str, ...]:
         """Options that this table's runs of an agent take beyond the recipe."""
         return tuple(o for start, own in self.options.items() if task.startswith(start) for o in own.get(agent, ()))
+
+
+def in_the_paper(task: str, agent: str) -> bool:
+    """Whether a table of the paper prints a number of this agent on this task."""
+    for key in TABLE_KEYS:
+        table = read_table(key)
+        columns = [method.key for method in table.methods if method.agent == agent]
+        if any(task in table.tasks(row) and (row, column) in table.printed for row in table.rows for column in columns):
+            return True
+    return False
 
 
 def read_table(key: str, path: Path = TABLES) -> PaperTable:

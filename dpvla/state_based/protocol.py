@@ -13,8 +13,9 @@ from dpvla.config import ConfigError
 from dpvla.parallel import available_cores
 from dpvla.state_based.agents import AGENTS, load_recipe
 from dpvla.state_based.critics import AgentConfig
+from dpvla.state_based.paper_tables import in_the_paper, read_table
 from dpvla.state_based.stage import STATE_BASED_LOOP
-from dpvla.state_based.tasks import Task, find_task, nearest
+from dpvla.state_based.tasks import Task, canonical_name, find_task, nearest
 from dpvla.state_based.update import UpdateConfig
 from dpvla.training.loop import LoopConfig
 
@@ -113,7 +114,7 @@ def evaluation_episodes(config: StateBasedConfig, task: Task) -> int:
 
 
 def deviations(config: StateBasedConfig, task: Task, recipe: AgentConfig, data: Mapping[str, Any]) -> list[str]:
-    """Where a run departs from the paper's protocol, in words; empty: nowhere that is known.
+    """Where a run departs from the paper's protocol and its agent from released code, in words; empty: nowhere known.
 
     Args:
         data: what ``OfflineData.about`` says.
@@ -127,7 +128,8 @@ def deviations(config: StateBasedConfig, task: Task, recipe: AgentConfig, data: 
 
 
 def _protocol_deviations(config: StateBasedConfig, task: Task, recipe: AgentConfig) -> Iterator[str]:
-    standard = load_recipe(config.agent, task.name)
+    online = read_table("3").options_of(canonical_name(task), config.agent) if config.online_steps else ()
+    standard = load_recipe(config.agent, task.name, parse_options(online))
     expected = [
         ("steps", config.steps, OFFLINE_STEPS),
         ("online_steps", config.online_steps, ONLINE_STEPS if config.online_steps else 0),
@@ -145,3 +147,6 @@ def _protocol_deviations(config: StateBasedConfig, task: Task, recipe: AgentConf
             yield f"{name} {here} instead of {there}"
     if config.rows:
         yield f"about {config.rows} recorded rows"
+    if not in_the_paper(canonical_name(task), config.agent):
+        yield f"no table of the paper has {config.agent} on {task.name}"
+    yield from (f"{config.agent}: {difference}" for difference in recipe.differences(task.benchmark))

@@ -1,4 +1,8 @@
-"""ReBRAC (Tarasov et al., 2023): TD3+BC with separate penalties on actor and critic, as in the FQL code base."""
+"""ReBRAC (Tarasov et al., 2023): TD3+BC with separate penalties on actor and critic.
+
+Losses and networks follow ``rebrac.py`` of github.com/seohongpark/fql (commit 719d044), but for what is in
+``ReBRACConfig.differences``.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,26 @@ from dpvla.state_based.networks import StackedMLP, follow, target_of
 
 @dataclass(frozen=True)
 class ReBRACConfig(AgentConfig):
-    """Adds penalties and smoothing noise."""
+    """Adds penalties and smoothing noise. The FQL code's penalties default to 0: it expects a value for each task."""
 
     alpha_actor: float = 0.01  # weight of |pi(s) - a|² in the actor's loss
     alpha_critic: float = 0.01  # weight of |a' - recorded a'|² in the TD target
     noise: float = 0.2  # standard deviation of the target actions' noise, and of the noise when collecting data
     noise_clip: float = 0.5  # it is clipped to ± this
     actor_every: int = 2  # the actor learns, and the targets follow, in every so many-th update
+
+    def differences(self, benchmark: str) -> tuple[str, ...]:
+        """The actor between its updates, the end of episodes, and penalties nobody published."""
+        found = [] if benchmark == "OGBench" else ["penalties are ours: none are published"]
+        if self.actor_every > 1:
+            found.append(
+                "between its updates the actor rests (in the FQL code Adam's momentum moves it on, with zero gradients)"
+            )
+        if self.alpha_critic:
+            found.append(
+                "no critic penalty behind an episode's last row (in the FQL code: to the first action of the next one)"
+            )
+        return tuple(found)
 
 
 class ReBRAC(Agent):

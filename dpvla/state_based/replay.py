@@ -16,7 +16,7 @@ from dpvla.tensors import CheckpointError, load_tensors, save_tensors
 class Replay:
     """Recorded rows that all seeds share, followed by rows that each seed collected itself; nothing is overwritten.
 
-    Every row is drawn with the same chance (no balance between recorded and collected rows, as in FQL's online phase).
+    Every row is drawn with the same chance, recorded or collected, as by the FQL code's default online.
     """
 
     def __init__(

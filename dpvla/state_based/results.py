@@ -62,7 +62,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def mean_and_std(scores: Sequence[float]) -> tuple[float, float]:
-    """Mean and population standard deviation (NumPy's default, as in the benchmarks' plotting code)."""
+    """Mean and population standard deviation (NumPy's default)."""
     return statistics.fmean(scores), statistics.pstdev(scores)
 
 

@@ -72,6 +72,12 @@ def find_task(name: str) -> Task:
     return task
 
 
+def canonical_name(task: Task) -> str:
+    """The name with its task number: ``cube-single-play-singletask-v0`` stands for its domain's default task."""
+    number = DEFAULT_TASKS.get(task.domain)
+    return task.name.replace("-singletask-v0", f"-singletask-task{number}-v0") if number else task.name
+
+
 def nearest(name: str, known: list[str]) -> str:
     """The known name that looks most like ``name``."""
     return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

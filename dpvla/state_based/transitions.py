@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 ACTION_LIMIT = 1.0 - 1e-5
-"""Recorded actions are clipped to ± this (as in the FQL code base), so that they stay inside a tanh's range."""
+"""Recorded actions are clipped to ± this (the FQL code's bound), so that they stay inside a tanh's range."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 An update: gather rows, losses of every network and seed, one backward pass, one fused Adam, targets follow. What it
 draws at random is drawn before, for each seed from a generator made of (seed, update): the graph itself holds no
-generator, a stopped run goes on exactly, and a seed learns the same alone as beside others.
+generator, a stopped run goes on exactly, and a seed learns the same alone as beside others up to float rounding.
 """
 
 from __future__ import annotations

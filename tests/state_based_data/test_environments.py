@@ -123,7 +123,7 @@ def test_a_renderer_that_the_user_chose_is_left_alone() -> None:
 
 
 def test_a_missing_package_is_reported_with_the_extra_to_install() -> None:
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dpvla\[state\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[state\]'"):
         load("ogbench.not_there")
 
 

@@ -41,8 +41,9 @@ def load_exorl(
     Raises:
         ValueError: no such task, or a file that is corrupt or does not fit it (the message names the file).
         FileNotFoundError: no episodes.
+        ModuleNotFoundError: the simulators are not installed.
     """
-    domain = parse_task(name).domain
+    domain, packages = parse_task(name).domain, versions()
     folder = Path(folder) if folder is not None else DEFAULT_FOLDER
     episodes = list_episodes(folder, domain, collector)
     episodes = episodes[: episodes_needed([episode.length for episode in episodes], max_transitions)]
@@ -76,7 +77,7 @@ def load_exorl(
         "episodes": len(episodes),
         "rows_used": {"train": rows},
         "files": fingerprint(episodes),
-        "packages": versions(),
+        "packages": packages,
         **_origin(root / COLLECTION),
     }
     return OfflineData(Transitions.from_arrays(arrays), None, about)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.state_based.environments.environment import Array, Environment, Step
-from dpvla.state_based.environments.headless import load
+from dpvla.state_based.environments.headless import load, package_versions
 from dpvla.state_based.environments.jaco_reach import TARGETS, make_jaco
 
 TASKS = {
@@ -44,7 +43,7 @@ def parse_task(name: str) -> TaskName:
 
 def versions() -> dict[str, str]:
     """Installed versions of what decides dm_control's physics and rewards."""
-    return {package: metadata.version(package) for package in ("dm_control", "mujoco")}
+    return package_versions("dm_control", "mujoco")
 
 
 class ControlEnvironment(Environment):

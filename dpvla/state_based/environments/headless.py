@@ -7,10 +7,10 @@ import os
 import sys
 import warnings
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
 from types import ModuleType
 
-INSTALL = "the state-based track needs MuJoCo, dm_control and ogbench: pip install 'dpvla[state]'"
+INSTALL = "the state-based track needs MuJoCo, dm_control and ogbench; in the source tree: pip install -e '.[state]'"
 
 
 def load(module: str) -> ModuleType:
@@ -31,6 +31,18 @@ def load(module: str) -> ModuleType:
         if error.name and error.name.partition(".")[0] in ("mujoco", "dm_control", "dm_env", "ogbench", "gymnasium"):
             raise ModuleNotFoundError(f"{error}; {INSTALL}", name=error.name) from error
         raise
+
+
+def package_versions(*packages: str) -> dict[str, str]:
+    """Installed versions of some of the simulators' packages.
+
+    Raises:
+        ModuleNotFoundError: one is not installed; says how to install it.
+    """
+    try:
+        return {package: metadata.version(package) for package in packages}
+    except metadata.PackageNotFoundError as error:
+        raise ModuleNotFoundError(f"No module named '{error.name}'; {INSTALL}", name=error.name) from error
 
 
 @cache

@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.state_based.environments.environment import Array, Environment, Step
-from dpvla.state_based.environments.headless import load
+from dpvla.state_based.environments.headless import load, package_versions
 
 _NAME = re.compile(r"(?P<world>[a-z0-9-]+)-(?P<type>[a-z]+)-singletask(?P<task>-task[1-5])?-v0")
 
@@ -51,7 +50,7 @@ def parse_name(name: str) -> OGBenchName:
 
 def versions() -> dict[str, str]:
     """Installed versions of what decides OGBench's physics and rewards."""
-    return {package: metadata.version(package) for package in ("ogbench", "gymnasium", "mujoco", "dm_control")}
+    return package_versions("ogbench", "gymnasium", "mujoco", "dm_control")
 
 
 class OGBenchEnvironment(Environment):
@@ -125,7 +124,7 @@ def refuse_unknown(name: OGBenchName) -> None:
         gymnasium.spec(name.environment)
     except gymnasium.error.Error as error:
         raise ValueError(
-            f"ogbench {metadata.version('ogbench')} has no environment for '{name.full}': {error}"
+            f"ogbench {versions()['ogbench']} has no environment for '{name.full}': {error}"
         ) from None
 
 

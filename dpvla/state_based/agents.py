@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dpvla.config import ConfigError, from_dict, to_dict
+from dpvla.config import ConfigError, check, from_dict, to_dict
 from dpvla.state_based.agent import Agent
 from dpvla.state_based.cfgrl import CFGRL, CFGRLConfig
 from dpvla.state_based.critics import AgentConfig
@@ -39,7 +39,12 @@ RECIPES = Path(__file__).resolve().parent.parent.parent / "configs" / "state_bas
 
 
 def make_agent(config: AgentConfig, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> Agent:
-    """The agent that belongs to ``config``, with the initial weights of every seed, on the CPU."""
+    """The agent that belongs to ``config``, with the initial weights of every seed, on the CPU.
+
+    Raises:
+        ConfigError: a value of another type or out of range.
+    """
+    check(config, f"{type(config).__name__}")
     for agent, its_config in AGENTS.values():
         if type(config) is its_config:
             return agent(config, observation_dim, action_dim, seeds)
@@ -52,7 +57,11 @@ def agent_name(config: AgentConfig) -> str:
 
 
 def load_recipe(
-    name: str, task: str, overrides: Mapping[str, Any] | None = None, folder: Path = RECIPES
+    name: str,
+    task: str,
+    overrides: Mapping[str, Any] | None = None,
+    folder: Path = RECIPES,
+    overrides_from: str = "overrides",
 ) -> AgentConfig:
     """Hyperparameters of agent ``name`` for ``task`` from ``configs/state_based/NAME.yaml``.
 
@@ -60,10 +69,10 @@ def load_recipe(
         task: an OGBench environment (``cube-single-play-singletask-task2-v0``) or ExORL task (``walker-walk``).
             The file's entries whose key begins the task's name apply in the file's order, so that a domain may
             refine its benchmark; ``all`` applies to everything.
-        overrides: fields that win over the file.
+        overrides: fields that win over the file; ``overrides_from`` is what messages call them.
 
     Raises:
-        ConfigError: unknown agent or field, or no entry for the task.
+        ConfigError: unknown agent or field, a value of another type or out of range, or no entry for the task.
     """
     if name not in AGENTS:
         raise ConfigError(f"unknown agent {name!r}; expected one of {', '.join(AGENTS)}")
@@ -79,7 +88,8 @@ def load_recipe(
             fields |= values or {}
     if not any(key != "all" and task.startswith(key) for key in entries):
         raise ConfigError(f"{path} has no entry for {task!r}; it has {', '.join(entries)}")
-    return from_dict(config_class, fields | dict(overrides or {}), f"{path} for {task}")
+    recipe = from_dict(config_class, fields, f"{path} for {task}")
+    return from_dict(config_class, to_dict(recipe) | dict(overrides), overrides_from) if overrides else recipe
 
 
 def save_agent(agent: Agent, directory: Path) -> None:

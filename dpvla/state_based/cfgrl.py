@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpvla.config import Count, NotNegative, Share, Whole
 from dpvla.diffusion import flow
 from dpvla.diffusion.guidance import combine
 from dpvla.state_based.agent import Agent, Batch, Info
@@ -36,14 +37,19 @@ class CFGRLConfig(ImplicitQConfig):
 
     scheme: Literal["dropout", "both"] = "dropout"  # dropout: each row is labelled positive, negative or (with chance
     # null_share) null; both: each row teaches null with weight null_share and, where A is positive, positive
-    null_share: float = 0.1  # of rows, or weight, for the unconditional velocity
+    null_share: Share = 0.1  # of rows, or weight, for the unconditional velocity
     threshold: float = 0.0  # an advantage of at least this is positive
     advantage_from: Literal["target", "online"] = "target"  # which Q the A = Q - V comes from
-    guidance: float = 1.5  # w: 1 samples the positive policy, more goes beyond it; ours: released code tries several
-    label_size: int = 32  # numbers a label is embedded in
-    time_size: int = 0  # sinusoidal features of t (16 on ExORL); 0: t itself
+    guidance: NotNegative = 1.5  # w: 1 samples the positive policy, more goes beyond; ours: released code tries several
+    label_size: Count = 32  # numbers a label is embedded in
+    time_size: Whole = 0  # sinusoidal features of t (16 on ExORL); 0: t itself
     time_grid: bool = False  # t is drawn from {0, 1/T, ..., 1} (ExORL) instead of [0, 1)
-    flow_steps: int = 16  # T: Euler steps (16 on OGBench, 32 on ExORL)
+    flow_steps: Count = 16  # T: Euler steps (16 on OGBench, 32 on ExORL)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.time_size % 2:
+            raise ValueError(f"time_size must be even (a cosine and a sine each), found {self.time_size}")
 
     def differences(self, benchmark: str) -> tuple[str, ...]:
         """Batch, advantage and guidance, where they are not the released code's."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpvla.config import Count, NotNegative
 from dpvla.diffusion.guidance import combine
 from dpvla.dipole import dichotomous_weights
 from dpvla.state_based.agent import Agent, Batch, Info
@@ -27,13 +28,13 @@ from dpvla.state_based.networks import Activation, StackedMLP
 class DipoleConfig(ImplicitQConfig):
     """Sizes, activation, steps and targets are the paper's Table 5; the recipes have Table 6's values for each task."""
 
-    hidden: tuple[int, ...] = (512, 512, 512)  # layer sizes of all networks
+    hidden: tuple[Count, ...] = (512, 512, 512)  # layer sizes of all networks
     activation: Activation = "tanh"  # hidden activation, in policies and values ("Activation function: tanh")
-    beta: float = 1.0  # temperature of the weights
+    beta: NotNegative = 1.0  # temperature of the weights
     shift: float = 0.0  # k: weights are sigmoid(beta A + k) and one minus it
-    omega: float = 1.0  # w: greediness of the combination; in no table of the paper; the released agent's default is 0
-    samples: int = 2  # N: actions drawn when acting, of which the one with the largest Q is taken; 1: no rejection
-    flow_steps: int = 10  # T: Euler steps (10 on OGBench, 32 on ExORL)
+    omega: NotNegative = 1.0  # w: greediness of the combination; in no table of the paper, 0 in the released agent
+    samples: Count = 2  # N: actions drawn when acting, of which the one with the largest Q is taken; 1: no rejection
+    flow_steps: Count = 10  # T: Euler steps (10 on OGBench, 32 on ExORL)
     q_target: Literal["policy", "value"] = "policy"  # behind the reward: Q'(s', a') (OGBench) or V(s') (ExORL)
     next_action: Literal["sample", "best_of_n", "dataset"] = "sample"  # a' of q_target = policy: one guided sample,
     # the best of N of them by the target Q, or the recorded next action

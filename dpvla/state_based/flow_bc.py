@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpvla.config import Count
 from dpvla.state_based.agent import Agent, Batch, Info
 from dpvla.state_based.critics import AgentConfig
 from dpvla.state_based.draws import Draws
@@ -18,7 +19,7 @@ from dpvla.state_based.flow_policy import FlowPolicy
 class FlowBCConfig(AgentConfig):
     """Adds the flow's steps; discount and target rate have no meaning here."""
 
-    flow_steps: int = 10  # Euler steps
+    flow_steps: Count = 10  # Euler steps
 
 
 class FlowBC(Agent):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpvla.config import Count, NotNegative
 from dpvla.state_based.agent import Agent, Batch, Info
 from dpvla.state_based.critics import AgentConfig, Critic, aggregate, bootstrapped, td_loss
 from dpvla.state_based.draws import Draws
@@ -19,10 +20,10 @@ from dpvla.state_based.networks import StackedMLP
 class FQLConfig(AgentConfig):
     """Adds distillation. The defaults are those of the FQL code's agent; alpha wants a value for each task."""
 
-    alpha: float = 10.0  # weight of staying near the flow
+    alpha: NotNegative = 10.0  # weight of staying near the flow
     clip_q: bool = False  # min of the two target Qs in the TD target; off: their mean
     normalize_q: bool = False  # divide the Q term by the mean |Q|, so that alpha does not depend on the rewards' scale
-    flow_steps: int = 10  # Euler steps
+    flow_steps: Count = 10  # Euler steps
 
     def differences(self, benchmark: str) -> tuple[str, ...]:
         """On OGBench none is known; for ExORL nothing was released."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpvla.config import Count, Decay, Share
 from dpvla.state_based.agent import Agent, Batch, Info
 from dpvla.state_based.critics import ImplicitQ, ImplicitQConfig, aggregate
 from dpvla.state_based.draws import Draws
@@ -28,12 +29,12 @@ BETA_MIN, BETA_MAX = 0.1, 10.0
 class IDQLConfig(ImplicitQConfig):
     """Adds the diffusion policy."""
 
-    samples: int = 32  # N: actions drawn when acting, of which the one with the largest target Q is taken
-    diffusion_steps: int = 5  # T
-    policy_size: int = 256  # width of the policy's residual blocks
-    policy_blocks: int = 3  # how many
-    dropout: float = 0.1  # in the policy's blocks
-    policy_rate: float = 0.001  # share of the policy that the sampled average takes over after each update
+    samples: Count = 32  # N: actions drawn when acting, of which the one with the largest target Q is taken
+    diffusion_steps: Count = 5  # T
+    policy_size: Count = 256  # width of the policy's residual blocks
+    policy_blocks: Count = 3  # how many
+    dropout: Decay = 0.1  # in the policy's blocks
+    policy_rate: Share = 0.001  # share of the policy that the sampled average takes over after each update
 
 
 class IDQL(Agent):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpvla.config import Count
 from dpvla.state_based.agent import Agent, Batch, Info
 from dpvla.state_based.critics import ImplicitQ, ImplicitQConfig, aggregate
 from dpvla.state_based.draws import Draws
@@ -18,8 +19,8 @@ from dpvla.state_based.flow_policy import FlowPolicy, best_of, repeated
 class IFQLConfig(ImplicitQConfig):
     """Adds sampling."""
 
-    samples: int = 32  # N: actions drawn when acting, of which the one with the largest Q is taken
-    flow_steps: int = 10  # Euler steps
+    samples: Count = 32  # N: actions drawn when acting, of which the one with the largest Q is taken
+    flow_steps: Count = 10  # Euler steps
 
 
 class IFQL(Agent):

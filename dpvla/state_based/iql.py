@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dpvla.config import NotNegative
 from dpvla.state_based.agent import Agent, Batch, Info
 from dpvla.state_based.critics import ImplicitQ, ImplicitQConfig
 from dpvla.state_based.draws import Draws
@@ -22,7 +23,7 @@ SMALLEST_LOG_STD, LARGEST_LOG_STD = -5.0, 2.0
 class IQLConfig(ImplicitQConfig):
     """Adds the policy's regression. The defaults are those of the FQL code's agent on OGBench."""
 
-    alpha: float = 10.0  # inverse temperature: weights are min(exp(alpha A), 100)
+    alpha: NotNegative = 10.0  # inverse temperature: weights are min(exp(alpha A), 100)
     learned_std: bool = False  # a standard deviation per action number is learned (ExORL); off: 1 (OGBench)
 
     def differences(self, benchmark: str) -> tuple[str, ...]:

@@ -9,15 +9,14 @@ from typing import Any
 
 import yaml
 
-from dpvla.config import ConfigError
+from dpvla.config import ConfigError, Count, Whole
 from dpvla.parallel import available_cores
 from dpvla.state_based.agents import AGENTS, load_recipe
 from dpvla.state_based.critics import AgentConfig
 from dpvla.state_based.paper_tables import in_the_paper, read_table
-from dpvla.state_based.stage import STATE_BASED_LOOP
+from dpvla.state_based.stage import STATE_BASED_LOOP, StateBasedLoop
 from dpvla.state_based.tasks import Task, canonical_name, find_task, nearest
-from dpvla.state_based.update import UpdateConfig
-from dpvla.training.loop import LoopConfig
+from dpvla.state_based.update import UpdateConfig, refuse_unsupported
 
 OFFLINE_STEPS = ONLINE_STEPS = 1_000_000
 """Updates of the paper's offline runs, and environment steps (one update each) of its online phase."""
@@ -35,32 +34,29 @@ class StateBasedConfig:
 
     env: str  # OGBench single-task name (cube-single-play-singletask-task2-v0) or ExORL task (walker-walk)
     agent: str = "dipole"  # dipole, iql, rebrac, cfgrl, idql, ifql, fql or flow_bc
-    seed: int = 0  # of everything random
-    seeds: tuple[int, ...] = ()  # several seeds side by side in this process; overrides --seed
+    seed: Whole = 0  # of everything random
+    seeds: tuple[Whole, ...] = ()  # several seeds side by side in this process; overrides --seed
     data: str | None = None  # folder of the recorded data; none: ~/.ogbench/data, or data/exorl
-    rows: int = 0  # use about as many recorded transitions, the first ones; 0: all
-    steps: int = OFFLINE_STEPS  # offline updates
-    online_steps: int = 0  # environment steps afterwards, one update each (paper: 1,000,000)
-    eval_episodes: int = 0  # episodes of an evaluation, per seed; 0: the benchmark's (OGBench 50, ExORL 10)
-    environments: int = 16  # episodes of an evaluation played at once, over all seeds; manipulation takes 160 MB each
-    workers: int = field(default_factory=available_cores)  # processes that step environments; 0: in this one
-    width: int = 0  # scaled down: layers as wide as this instead of the recipe's; 0: the recipe's
+    rows: Whole = 0  # use about as many recorded transitions, the first ones; 0: all
+    steps: Count = OFFLINE_STEPS  # offline updates
+    online_steps: Whole = 0  # environment steps afterwards, one update each (paper: 1,000,000)
+    eval_episodes: Whole = 0  # episodes of an evaluation, per seed; 0: the benchmark's (OGBench 50, ExORL 10)
+    environments: Count = 16  # episodes of an evaluation played at once, over all seeds; manipulation takes 160 MB each
+    workers: Whole = field(default_factory=available_cores)  # processes that step environments; 0: in this one
+    width: Whole = 0  # scaled down: layers as wide as this instead of the recipe's; 0: the recipe's
     options: tuple[str, ...] = ()  # other hyperparameters, e.g. --options omega=2 beta=0.5
     out: str = "runs/state_based"  # run directory; the same command goes on in it
     restart: bool = False  # discard what --out holds
     launch: UpdateConfig = field(default_factory=UpdateConfig)  # how updates are launched
-    loop: LoopConfig = field(default_factory=lambda: replace(STATE_BASED_LOOP, steps=0))  # logging, checkpoints
+    loop: StateBasedLoop = field(default_factory=lambda: replace(STATE_BASED_LOOP, steps=0))  # logging, checkpoints
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("online_steps", 0), ("eval_episodes", 0), ("environments", 1),
-                            ("workers", 0), ("width", 0), ("rows", 0), ("seed", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
-        if len(set(self.seeds)) != len(self.seeds) or min(self.all_seeds) < 0:
-            raise ValueError(f"seeds must differ and not be negative, found {self.seeds}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"seeds must differ, found {list(self.seeds)}")
         for name in ("steps", "seed"):
             if getattr(self.loop, name):
-                raise ValueError(f"loop.{name} has no effect here; use --{name}")
+                raise ConfigError(f"loop.{name} has no effect here; use --{name}")
+        refuse_unsupported(self.loop)
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -85,7 +81,8 @@ def read_task(config: StateBasedConfig) -> tuple[Task, AgentConfig]:
             f"unknown agent '{config.agent}'; nearest valid name: '{near}' (there are {', '.join(AGENTS)})"
         )
     task = find_task(config.env)
-    return task, load_recipe(config.agent, task.name, _overrides(config, load_recipe(config.agent, task.name)))
+    overrides = _overrides(config, load_recipe(config.agent, task.name))
+    return task, load_recipe(config.agent, task.name, overrides, overrides_from="--options")
 
 
 def _overrides(config: StateBasedConfig, recipe: AgentConfig) -> dict[str, Any]:
@@ -98,13 +95,21 @@ def _overrides(config: StateBasedConfig, recipe: AgentConfig) -> dict[str, Any]:
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """``["omega=2", "hidden=[64,64]"]`` as a mapping; values are YAML."""
+    """``["omega=2", "hidden=[64,64]"]`` as a mapping; values are YAML.
+
+    Raises ConfigError for what is not name=value, values that are no YAML, and a name given twice.
+    """
     fields: dict[str, Any] = {}
     for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not value:
+        name, _, value = option.partition("=")
+        if not name or not value or value.startswith("="):
             raise ConfigError(f"--options takes name=value, found '{option}'")
-        fields[name] = yaml.safe_load(value)
+        if name in fields:
+            raise ConfigError(f"--options has '{name}' twice; give it once")
+        try:
+            fields[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--options: the value of '{option}' cannot be read; lists are written [64,64]") from None
     return fields
 
 

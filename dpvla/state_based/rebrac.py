@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpvla.config import Count, NotNegative
 from dpvla.state_based.agent import Agent, Batch, Info
 from dpvla.state_based.critics import AgentConfig, Critic, bootstrapped, td_loss
 from dpvla.state_based.draws import Draws
@@ -22,11 +23,11 @@ from dpvla.state_based.networks import StackedMLP, follow, target_of
 class ReBRACConfig(AgentConfig):
     """Adds penalties and smoothing noise. The FQL code's penalties default to 0: it expects a value for each task."""
 
-    alpha_actor: float = 0.01  # weight of |pi(s) - a|² in the actor's loss
-    alpha_critic: float = 0.01  # weight of |a' - recorded a'|² in the TD target
-    noise: float = 0.2  # standard deviation of the target actions' noise, and of the noise when collecting data
-    noise_clip: float = 0.5  # it is clipped to ± this
-    actor_every: int = 2  # the actor learns, and the targets follow, in every so many-th update
+    alpha_actor: NotNegative = 0.01  # weight of |pi(s) - a|² in the actor's loss
+    alpha_critic: NotNegative = 0.01  # weight of |a' - recorded a'|² in the TD target
+    noise: NotNegative = 0.2  # standard deviation of the target actions' noise, and of the noise when collecting data
+    noise_clip: NotNegative = 0.5  # it is clipped to ± this
+    actor_every: Count = 2  # the actor learns, and the targets follow, in every so many-th update
 
     def differences(self, benchmark: str) -> tuple[str, ...]:
         """The actor between its updates, the end of episodes, and penalties nobody published."""

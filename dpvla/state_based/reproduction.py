@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 
-from dpvla.config import ConfigError, from_dict, read_yaml, to_dict
+from dpvla.config import ConfigError, Whole, from_dict, read_yaml, to_dict
 from dpvla.files import write_json
 from dpvla.parallel import available_cores
 from dpvla.state_based.environment_workers import WorkerDied
@@ -36,22 +36,19 @@ class ReproduceConfig:
     out: str = "runs/reproduce"  # folder of all runs; tables share those they have in common
     protocol: str | None = None  # YAML file with options of train_state_based.py for every run
     only: tuple[str, ...] = ()  # rows (or what their names begin with) and methods; none: all
-    seeds: tuple[int, ...] = tuple(range(SEEDS))  # of every cell; more can be added later
-    seeds_per_run: int = 0  # seeds that train side by side in one run; 0: all of them
-    steps: int = 0  # offline updates; 0: the protocol's
-    online_steps: int = 0  # of table 3; 0: the paper's
-    eval_episodes: int = 0  # 0: the protocol's
+    seeds: tuple[Whole, ...] = tuple(range(SEEDS))  # of every cell; more can be added later
+    seeds_per_run: Whole = 0  # seeds that train side by side in one run; 0: all of them
+    steps: Whole = 0  # offline updates; 0: the protocol's
+    online_steps: Whole = 0  # of table 3; 0: the paper's
+    eval_episodes: Whole = 0  # 0: the protocol's
     ogbench_data: str | None = None  # none: ~/.ogbench/data
     exorl_data: str | None = None  # none: data/exorl
-    workers: int = field(default_factory=available_cores)  # processes that step environments
+    workers: Whole = field(default_factory=available_cores)  # processes that step environments
     dry_run: bool = False  # say what is missing and how long it would take; run nothing
 
     def __post_init__(self) -> None:
-        for name in ("seeds_per_run", "steps", "online_steps", "eval_episodes", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds must be given and differ, found {self.seeds}")
+            raise ConfigError(f"seeds must be given and differ, found {list(self.seeds)}")
 
 
 @dataclass(frozen=True)

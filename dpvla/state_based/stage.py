@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
@@ -12,11 +14,22 @@ from dpvla.state_based.agents import save_agent
 from dpvla.state_based.replay import Replay
 from dpvla.training.loop import LoopConfig
 
-STATE_BASED_LOOP = LoopConfig(
+
+@dataclass(frozen=True)
+class StateBasedLoop(LoopConfig):
+    """The loop's options as this track has them: what it does not have says so."""
+
+    steps: int = 0  # not here: use --steps and --online-steps
+    seed: int = 0  # not here: use --seed or --seeds
+    clip_norm: float = 0.0  # not on this track: stays 0
+    ema_decay: float = 0.0  # not on this track: stays 0
+    precision: Literal["no", "bf16"] = "no"  # not on this track: stays no (--launch.tf32 is for GPUs)
+
+
+STATE_BASED_LOOP = StateBasedLoop(
     steps=1_000_000,
     lr=3e-4,
     weight_decay=0.0,
-    clip_norm=0.0,
     log_every=5_000,
     evaluate_every=100_000,
     save_every=100_000,
@@ -73,7 +86,7 @@ class AgentStage:
             self.replay.save(directory / "trainer_state" / REPLAY)
 
     def restore(self, directory: Path) -> None:
-        """Take up the collected rows. Environments start a new episode: their state is not stored."""
+        """Take up the collected rows; what ``collect`` holds itself is the caller's (``training_run.OnlineStage``)."""
         path = directory / "trainer_state" / REPLAY
         if self.replay.capacity and path.exists():
             self.replay.load(path)

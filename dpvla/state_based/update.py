@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from dpvla.config import Count, Whole
 from dpvla.parallel import available_cores
 from dpvla.state_based.agent import Agent, Batch, Info
 from dpvla.state_based.draws import CountingDraws, Draws, TapeDraws
@@ -39,10 +40,10 @@ Loss = Callable[[Batch, Draws, int], tuple[Tensor, Info]]
 class UpdateConfig:
     """How updates are launched; what is learned does not depend on it, beyond the rounding of floats."""
 
-    per_step: int = 1  # updates in one step of the loop, and in one CUDA graph; steps count updates all the same
+    per_step: Count = 1  # updates in one step of the loop, and in one CUDA graph; steps count updates all the same
     cuda_graph: bool = True  # capture them where there is a GPU
     tf32: bool = True  # TensorFloat-32 matmuls on a GPU, as JAX has them by default
-    threads: int = 0  # CPU threads; 0: the cores this process really has, at most 8
+    threads: Whole = 0  # CPU threads; 0: the cores this process really has, at most 8
     compile: bool = False  # torch.compile the losses; pays for small layers on a CPU, needs a C++ compiler and a minute
 
 
@@ -50,7 +51,8 @@ class StackedUpdate:
     """An ``Update`` of ``training.loop`` for an ``Agent``; its batches are the ``Replay`` to draw from."""
 
     def __init__(self, agent: Agent, config: LoopConfig, launch: UpdateConfig) -> None:
-        _refuse_unsupported(config)
+        refuse_unsupported(config)
+        check_launch(launch, agent.device)
         self.agent, self.stride = agent, launch.per_step
         self.device = agent.device
         on_gpu = self.device.type == "cuda"
@@ -59,7 +61,7 @@ class StackedUpdate:
         else:
             torch.set_num_threads(launch.threads or own_cores())
         self._capture = on_gpu and launch.cuda_graph
-        self._loss = _compiled(agent) if launch.compile else agent.loss
+        self._loss: Loss = torch.compile(agent.loss, dynamic=False) if launch.compile else agent.loss
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
         self.names = [name for name, parameter in agent.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
@@ -191,13 +193,15 @@ def make_update(launch: UpdateConfig) -> Callable[[nn.Module, LoopConfig, Accele
     return make
 
 
-def _compiled(agent: Agent) -> Loss:
-    if agent.device.type != "cpu":
+def check_launch(launch: UpdateConfig, device: torch.device) -> None:
+    """Raise ValueError when updates cannot be launched like this on ``device``."""
+    if not launch.compile:
+        return
+    if device.type != "cpu":
         raise ValueError("launch.compile is for the CPU; on a GPU leave it out, launch.cuda_graph does more there")
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ValueError(f"launch.compile needs a C++ compiler, '{compiler}' is not there; install it or leave it out")
-    return torch.compile(agent.loss, dynamic=False)
 
 
 def own_cores() -> int:
@@ -210,7 +214,8 @@ def own_cores() -> int:
     return min(available_cores(), MOST_USEFUL_THREADS)
 
 
-def _refuse_unsupported(config: LoopConfig) -> None:
+def refuse_unsupported(config: LoopConfig) -> None:
+    """Raise ValueError when ``config`` asks for what this track does not have."""
     for name, value in (("clip_norm", 0.0), ("ema_decay", 0.0), ("precision", "no")):
         if getattr(config, name) != value:
             raise ValueError(f"loop.{name} must be {value} on the state-based track, found {getattr(config, name)}")

@@ -53,7 +53,7 @@ def test_an_agent_without_known_differences_says_nothing(env: str, agent: str) -
 
 def test_what_an_option_takes_away_is_not_said_any_more() -> None:
     assert [line for line in said(CUBE, "dipole", "omega=0").splitlines() if "omega" in line] == [
-        "omega 0 instead of 1.0"
+        "omega 0.0 instead of 1.0"
     ]
     assert "released code: 1024" not in said(CUBE, "cfgrl", "batch_size=1024")
     assert "actor rests" not in said(CUBE, "rebrac", "actor_every=1")
@@ -62,4 +62,4 @@ def test_what_an_option_takes_away_is_not_said_any_more() -> None:
 def test_the_online_tables_own_options_are_no_departure_of_an_online_run() -> None:
     env = "antsoccer-arena-navigate-singletask-v0"
     assert said(env, "fql", "alpha=30", online_steps=1_000_000) == ""
-    assert said(env, "fql", "alpha=30") == "alpha 30 instead of 10.0"
+    assert said(env, "fql", "alpha=30") == "alpha 30.0 instead of 10.0"

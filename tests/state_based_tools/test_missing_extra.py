@@ -46,6 +46,8 @@ def no_simulators(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tools_name_the_remedy_and_leave_out_as_it_was(
     main: Callable[[list[str]], None], command: str, data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(SystemExit, match=r"error: .*'?(ogbench|dm_control|mujoco)'?.*; .*pip install -e '\.\[state\]'$"):
+    with pytest.raises(
+        SystemExit, match=r"error: .*'?(ogbench|dm_control|mujoco)'?.*; .*pip install -e '\.\[state\]'$"
+    ):
         main([*command.replace("DATA", str(data)).split(), "--out", str(tmp_path / "out")])
     assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla import provenance
+from dpvla.config import Count, Whole, check
 from dpvla.files import write_atomically, write_json
 from dpvla.parallel import torch_threads
 from dpvla.state_based.data.exorl_data import COLLECTION, DEFAULT_FOLDER
@@ -37,26 +38,21 @@ class ExORLCollection:
     """
 
     domain: str = "walker"  # walker, quadruped, cheetah or jaco
-    episodes: int = 300  # of 1000 transitions (jaco: 250); a larger number later adds to what is there
+    episodes: Count = 300  # of 1000 transitions (jaco: 250); a larger number later adds to what is there
     out: str = str(DEFAULT_FOLDER)  # folder that receives <domain>/rnd/buffer/episode_<index>_<length>.npz
-    seed: int = 0  # everything random derives from it
-    hidden: int = 256  # width of all networks
-    batch_size: int = 256  # transitions of an update
-    update_every: int = 4  # environment steps per update
-    random_steps: int = 4000  # steps with uniformly random actions and without updates at the start
-    steps: int = 0  # transitions of an episode; 0: the domain's
-    checkpoint_every: int = 5  # episodes between states to resume from
-    threads: int = 1  # CPU threads of the networks; more rarely pay at this size
+    seed: Whole = 0  # everything random derives from it
+    hidden: Count = 256  # width of all networks
+    batch_size: Count = 256  # transitions of an update
+    update_every: Count = 4  # environment steps per update
+    random_steps: Whole = 4000  # steps with uniformly random actions and without updates at the start
+    steps: Whole = 0  # transitions of an episode; 0: the domain's
+    checkpoint_every: Count = 5  # episodes between states to resume from
+    threads: Count = 1  # CPU threads of the networks; more rarely pay at this size
     quiet: bool = False  # no progress bar
 
     def __post_init__(self) -> None:
         if self.domain not in TASKS:
             raise ValueError(f"unknown domain '{self.domain}'; choose from: {', '.join(TASKS)}")
-        for name in ("episodes", "hidden", "batch_size", "update_every", "checkpoint_every", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if min(self.steps, self.random_steps, self.seed) < 0:
-            raise ValueError("steps, random_steps and seed must not be negative")
 
     def identity(self) -> dict[str, Any]:
         """All that an episode depends on, besides those before it."""
@@ -71,6 +67,7 @@ def collect(config: ExORLCollection) -> Path:
     Raises:
         OtherDataError: the folder holds other episodes.
     """
+    check(config)
     buffer = buffer_folder(config.out, config.domain, "rnd")
     _open(config, buffer)
     env = ControlEnvironment(f"{config.domain}-{TASKS[config.domain][0]}", config.seed)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla import provenance
+from dpvla.config import Count, Whole, check
 from dpvla.files import write_atomically, write_json
 from dpvla.parallel import available_cores, run_jobs
 from dpvla.state_based.data.local_data import ORIGIN, OtherDataError, refuse_other
@@ -34,19 +35,16 @@ class OGBenchGeneration:
     """
 
     env: str = "cube-single-play"  # data set name without -v0: cube-{single,double}-play, scene-play, pointmaze-*
-    episodes: int = 0  # training episodes; a tenth more for validation; 0: as many as the official data has
+    episodes: Whole = 0  # training episodes; a tenth more for validation; 0: as many as the official data has
     out: str = "data/ogbench"  # folder that receives <env>-v0.npz, <env>-v0-val.npz and <env>-v0.json
-    seed: int = 0  # everything random derives from it
-    steps: int = 0  # rows of an episode; 0: as in the official data (1001, giant mazes 2001)
-    workers: int = field(default_factory=available_cores)  # processes
+    seed: Whole = 0  # everything random derives from it
+    steps: Whole = 0  # rows of an episode; 0: as in the official data (1001, giant mazes 2001)
+    workers: Count = field(default_factory=available_cores)  # processes
     quiet: bool = False  # no progress bar
 
     def __post_init__(self) -> None:
         if self.env not in SOURCES:
             raise ValueError(f"cannot make '{self.env}' here; choose from: {', '.join(SOURCES)}")
-        for name, least in (("episodes", 0), ("steps", 0), ("seed", 0), ("workers", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
         if self.rows < 2:
             raise ValueError(f"steps must be at least 2 (an episode's last row only ends it), found {self.steps}")
 
@@ -78,6 +76,7 @@ def generate(config: OGBenchGeneration) -> dict[str, Any]:
     Raises:
         OtherDataError: the folder holds files of that name which are official, foreign or made with other settings.
     """
+    check(config)
     out = Path(config.out)
     about = _finished(config, out)
     if about is not None and about["episodes"] == config.counts:

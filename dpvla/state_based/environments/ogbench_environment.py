@@ -123,9 +123,7 @@ def refuse_unknown(name: OGBenchName) -> None:
     try:
         gymnasium.spec(name.environment)
     except gymnasium.error.Error as error:
-        raise ValueError(
-            f"ogbench {versions()['ogbench']} has no environment for '{name.full}': {error}"
-        ) from None
+        raise ValueError(f"ogbench {versions()['ogbench']} has no environment for '{name.full}': {error}") from None
 
 
 def success_timing(env: Any) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpvla.files import DirectoryInUseError
 from dpvla.state_based.data import exorl_collection, exorl_rewards
 from dpvla.state_based.data.exorl_collection import ExORLCollection, collect
 from dpvla.state_based.data.exorl_data import load_exorl
@@ -21,6 +22,7 @@ from dpvla.state_based.data.offline_data import load_data
 from dpvla.state_based.data.rnd_agent import RNDAgent
 from dpvla.state_based.environments.control_suite import ControlEnvironment
 from dpvla.state_based.transitions import ACTION_LIMIT
+from tests.other_process import locked_elsewhere
 from tools import collect_exorl
 
 LENGTH = 24
@@ -281,3 +283,11 @@ def test_the_tool_collects_and_refuses_unknown_domains(tmp_path: Path, capsys: p
     with pytest.raises(SystemExit):
         collect_exorl.main(["--domain", "hopper"])
     assert "unknown domain 'hopper'; choose from: walker" in capsys.readouterr().err
+
+
+def test_two_collections_at_once_are_one_writer(copy: Path) -> None:
+    before = {path.name: path.read_bytes() for path in _files(copy)}
+    with locked_elsewhere(copy / "walker" / "rnd"), pytest.raises(DirectoryInUseError, match="is being written by"):
+        collect(_config(copy, episodes=6))
+    assert {path.name: path.read_bytes() for path in _files(copy)} == before
+    assert load_data("walker-run", copy).about["origin"] == "locally generated"

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpvla.files import DirectoryInUseError
 from dpvla.state_based.data import ogbench_episodes, ogbench_generation
 from dpvla.state_based.data.local_data import OtherDataError
 from dpvla.state_based.data.ogbench_episodes import VISIBLE_Y, make_episode
 from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
+from tests.other_process import locked_elsewhere
 from tools import make_ogbench_data
 
 MAZE = "pointmaze-medium-navigate"
@@ -105,6 +107,31 @@ def test_a_finished_set_grows_without_making_its_episodes_again(
     generate(_config(tmp_path))
     assert made == [6, 7, 8, 9], "nothing to do"
     assert _bytes(tmp_path) == _bytes(maze)
+
+
+def test_two_at_once_are_one_writer_and_the_mark_stays(maze: Path, tmp_path: Path) -> None:
+    shards = tmp_path / f".{MAZE}-v0.parts"
+    shards.mkdir()
+    with locked_elsewhere(shards), pytest.raises(DirectoryInUseError, match=r"parts is being written by process \d+"):
+        generate(_config(tmp_path))
+    assert not list(tmp_path.glob("*.npz"))
+    about = generate(_config(tmp_path))
+    assert about["origin"] == "locally generated" and _bytes(tmp_path) == _bytes(maze)
+    assert not shards.exists(), "and the lock with it"
+
+
+def test_parts_that_a_killed_run_left_behind_a_finished_set_are_removed(maze: Path, tmp_path: Path) -> None:
+    generate(_config(tmp_path))
+    shards = tmp_path / f".{MAZE}-v0.parts"
+    shards.mkdir()
+    shards.joinpath("train-000009.npz").write_bytes(b"of the finished set")
+    generate(_config(tmp_path))
+    assert not shards.exists() and _bytes(tmp_path) == _bytes(maze)
+    shards.mkdir()
+    under_way = shards / "train-000010.npz"
+    under_way.write_bytes(b"of a larger set under way")
+    generate(_config(tmp_path))
+    assert under_way.exists()
 
 
 def test_other_settings_and_foreign_files_are_not_overwritten(maze: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Without the [state] extra every tool that needs a simulator says how to install it, in one line, and writes nothing."""
+"""Without the [state] extra every tool that needs a simulator names the remedy in one line and writes nothing."""
 
 from __future__ import annotations
 

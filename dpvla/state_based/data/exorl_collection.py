@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dpvla import provenance
 from dpvla.config import Count, Whole, check
-from dpvla.files import write_atomically, write_json
+from dpvla.files import one_writer, write_atomically, write_json
 from dpvla.parallel import torch_threads
 from dpvla.state_based.data.exorl_data import COLLECTION, DEFAULT_FOLDER
 from dpvla.state_based.data.exorl_files import EpisodeFile, buffer_folder, list_episodes, read_episode, write_episode
@@ -66,11 +66,20 @@ def collect(config: ExORLCollection) -> Path:
 
     Raises:
         OtherDataError: the folder holds other episodes.
+        DirectoryInUseError: another process is collecting there.
     """
     check(config)
     buffer = buffer_folder(config.out, config.domain, "rnd")
-    _open(config, buffer)
+    _refuse_other_episodes(config, buffer)
     env = ControlEnvironment(f"{config.domain}-{TASKS[config.domain][0]}", config.seed)
+    with one_writer(buffer.parent):
+        _refuse_other_episodes(config, buffer)  # again: now nobody else can add some
+        _describe(config, buffer)
+        _collect(config, buffer, env)
+    return buffer
+
+
+def _collect(config: ExORLCollection, buffer: Path, env: ControlEnvironment) -> None:
     steps = config.steps or env.max_steps
     agent = RNDAgent(env.observation_size, env.action_size, config.hidden, config.seed)
     done = _resume(buffer, agent)
@@ -90,7 +99,6 @@ def collect(config: ExORLCollection) -> Path:
                 _save(buffer, agent, index + 1)
             bar.set_postfix(intrinsic_reward=f"{novelty:.3g}")
             bar.update()
-    return buffer
 
 
 class _Replay:
@@ -150,14 +158,17 @@ def _episode(
     return {key: np.array(values, dtype=types.get(key, np.float32)) for key, values in rows.items()}, novelty
 
 
-def _open(config: ExORLCollection, buffer: Path) -> None:
-    about = buffer.parent / COLLECTION
+def _refuse_other_episodes(config: ExORLCollection, buffer: Path) -> None:
+    about, mine = buffer.parent / COLLECTION, config.identity()
     if about.exists():
-        found = json.loads(about.read_text(encoding="utf-8"))["settings"]
-        refuse_other(config.identity(), found, about)
+        refuse_other(mine, json.loads(about.read_text(encoding="utf-8"))["settings"], about)
     elif buffer.exists() and any(buffer.iterdir()):
         raise OtherDataError(f"{buffer} holds episodes that were not collected by this tool: choose another --out")
-    else:
+
+
+def _describe(config: ExORLCollection, buffer: Path) -> None:
+    about = buffer.parent / COLLECTION
+    if not about.exists():
         note = "collected with this project's own RND agent; not the official ExORL data"
         made_by = provenance.collect(config.seed)
         write_json(about, {"origin": ORIGIN, "note": note, "settings": config.identity(), "provenance": made_by})

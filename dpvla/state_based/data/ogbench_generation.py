@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dpvla import provenance
 from dpvla.config import Count, Whole, check
-from dpvla.files import write_atomically, write_json
+from dpvla.files import LOCK, one_writer, write_atomically, write_json
 from dpvla.parallel import available_cores, run_jobs
 from dpvla.state_based.data.local_data import ORIGIN, OtherDataError, refuse_other
 from dpvla.state_based.data.ogbench_episodes import SOURCES, Rows, make_episode
@@ -75,13 +75,24 @@ def generate(config: OGBenchGeneration) -> dict[str, Any]:
 
     Raises:
         OtherDataError: the folder holds files of that name which are official, foreign or made with other settings.
+        DirectoryInUseError: another process is making this data set there.
     """
     check(config)
-    out = Path(config.out)
+    out, shards = Path(config.out), _shards_folder(config, Path(config.out))
     about = _finished(config, out)
-    if about is not None and about["episodes"] == config.counts:
+    if about is not None and about["episodes"] == config.counts and not _left_over(config, shards):
         return about
-    shards = _open_shards(config, out)
+    with one_writer(shards):
+        about = _finished(config, out)  # again: now nobody else can change it
+        if about is None or about["episodes"] != config.counts:
+            about = _made(config, out, shards, about)
+        shutil.rmtree(shards)  # the lock goes with it, so this comes last
+    return about
+
+
+def _made(config: OGBenchGeneration, out: Path, shards: Path, about: dict[str, Any] | None) -> dict[str, Any]:
+    """Make the data set in ``shards``, with the episodes of a finished one of another size that ``about`` describes."""
+    _open_shards(config, shards)
     if about is not None:
         _split(config, out, about, shards)
     jobs = [
@@ -110,7 +121,6 @@ def generate(config: OGBenchGeneration) -> dict[str, Any]:
         _write_data(path, [shards / _shard_name(part, index) for index in range(config.counts[part])])
         about["files"][path.name] = fingerprint(path)
     write_json(sidecar_path(out, f"{config.env}-v0"), about)
-    shutil.rmtree(shards)
     return about
 
 
@@ -139,11 +149,11 @@ def write_shard(env: str, rows: int, seed: int, part: str, index: int, path: Pat
 
 def _finished(config: OGBenchGeneration, out: Path) -> dict[str, Any] | None:
     """The sidecar of a complete data set with the same identity; None when there is no data set."""
-    stem = f"{config.env}-v0"
+    stem, identity = f"{config.env}-v0", config.identity()
     sidecar = sidecar_path(out, stem)
     if sidecar.exists():
         about = json.loads(sidecar.read_text(encoding="utf-8"))
-        refuse_other(config.identity(), about, sidecar)
+        refuse_other(identity, about, sidecar)
         return about if all(data_path(out, stem, part).exists() for part in PARTS) else None
     found = [path for part in PARTS if (path := data_path(out, stem, part)).exists()]
     if found and not (_shards_folder(config, out) / "settings.json").exists():
@@ -151,6 +161,12 @@ def _finished(config: OGBenchGeneration, out: Path) -> dict[str, Any] | None:
             f"{found[0]} was not made by this tool (no {sidecar.name} beside it): choose another --out"
         )
     return None
+
+
+def _left_over(config: OGBenchGeneration, shards: Path) -> bool:
+    """Whether a killed run left shards of a finished data set behind; more episodes than it has are work under way."""
+    own = {_shard_name(part, index) for part in PARTS for index in range(config.counts[part])}
+    return shards.exists() and {path.name for path in shards.glob("*.npz")} <= own
 
 
 def _shards_folder(config: OGBenchGeneration, out: Path) -> Path:
@@ -161,16 +177,15 @@ def _shard_name(part: str, index: int) -> str:
     return f"{part}-{index:06d}.npz"
 
 
-def _open_shards(config: OGBenchGeneration, out: Path) -> Path:
-    shards = _shards_folder(config, out)
+def _open_shards(config: OGBenchGeneration, shards: Path) -> None:
     settings = shards / "settings.json"
     if settings.exists():
         refuse_other(config.identity(), json.loads(settings.read_text(encoding="utf-8")), settings)
         for leftover in shards.glob(".*"):  # temporary files of a killed run
-            leftover.unlink()
+            if leftover.name != LOCK:
+                leftover.unlink()
     else:
         write_json(settings, config.identity())
-    return shards
 
 
 def _split(config: OGBenchGeneration, out: Path, about: dict[str, Any], shards: Path) -> None:

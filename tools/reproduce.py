@@ -38,18 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Say what is missing, run it unless it is a dry run, print the table."""
     config = parse(ReproduceConfig, argv, __doc__)
     grid = Grid(read_table(config.table), config)
-    seconds = 0.0
-    estimates = grid.estimate(list(grid.missing()))
-    for run, needed in estimates:
+    seconds, missing = 0.0, list(grid.missing())
+    for run, needed in grid.estimate(missing):
         begun = f", begun: {run.begun_at} of {run.config.all_steps} updates" if run.begun_at else ""
-        speed = f"{run.updates / needed:.0f} updates/s" if needed else "evaluation only"
-        print(f"missing: {run.config.out}{begun}; {needed / 3600:.1f} h at {speed}")
+        speed = f"{run.updates / needed:.3g} updates/s" if needed else "evaluation only"
+        print(f"missing: {run.config.out}{begun}; {needed / 3600:.1f} h at {speed}", flush=True)
         seconds += needed
-    print(f"{len(estimates)} runs missing; their updates take about {seconds / 3600:.1f} h, evaluations not counted\n")
+    print(f"{len(missing)} runs missing; their updates take about {seconds / 3600:.1f} h, evaluations not counted\n")
     try:
         failed = {} if config.dry_run else grid.run()
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"error: {error}") from error
     finally:  # an interrupted grid leaves what it has, too
         table = compare(grid)
         if not config.dry_run:
@@ -60,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for out, why in failed.items():
         print(f"failed: {out}: {why}", file=sys.stderr)
     if failed:
-        raise SystemExit(f"error: {len(failed)} of {len(estimates)} runs failed; the same command tries them again")
+        raise SystemExit(f"error: {len(failed)} of {len(missing)} runs failed; the same command tries them again")
 
 
 if __name__ == "__main__":

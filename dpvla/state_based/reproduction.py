@@ -16,7 +16,7 @@ from dpvla.files import write_json
 from dpvla.parallel import available_cores
 from dpvla.state_based.environment_workers import WorkerDied
 from dpvla.state_based.paper_tables import Method, PaperTable
-from dpvla.state_based.protocol import SEEDS, StateBasedConfig
+from dpvla.state_based.protocol import SEEDS, StateBasedConfig, read_task
 from dpvla.state_based.results import Evaluations, read_result, updates_per_second
 from dpvla.state_based.tasks import find_task, nearest
 from dpvla.state_based.time_estimate import measure_updates_per_second
@@ -44,7 +44,7 @@ class ReproduceConfig:
     ogbench_data: str | None = None  # none: ~/.ogbench/data
     exorl_data: str | None = None  # none: data/exorl
     workers: Whole = field(default_factory=available_cores)  # processes that step environments
-    dry_run: bool = False  # say what is missing and how long it would take; run nothing
+    dry_run: bool = False  # say what is missing and how long it would take, after a short trial of each kind
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -73,6 +73,7 @@ class Grid:
         self.out = Path(config.out)
         self.rows, self.methods = _selected(table, config.only)
         self._protocol = read_yaml(StateBasedConfig, config.protocol) if config.protocol else {}
+        self._before = self._read_protocols()
         self._refuse_other_protocol()
 
     def config_of(self, task: str, agent: str, seeds: Sequence[int]) -> StateBasedConfig:
@@ -83,7 +84,7 @@ class Grid:
             "agent": agent,
             "seeds": list(seeds),
             "data": self.config.ogbench_data if kind.benchmark == "OGBench" else self.config.exorl_data,
-            "options": [*self._protocol.get("options", ()), *self.table.options_of(task, agent)],
+            "options": self._options(task, agent),
             "out": str(self._folder(task, agent) / ("seeds_" + "-".join(map(str, seeds)))),
             "workers": self.config.workers,
         }
@@ -96,6 +97,13 @@ class Grid:
             given["online_steps"] = 0
         merged = _merged(_merged(to_dict(default), self._protocol), given)
         return from_dict(StateBasedConfig, merged, self.config.protocol or "the grid's options")
+
+    def _options(self, task: str, agent: str) -> list[str]:
+        """The protocol's options, and the table's own, which win."""
+        own = self.table.options_of(task, agent)
+        names = {option.partition("=")[0] for option in own}
+        given = [option for option in self._protocol.get("options", ()) if option.partition("=")[0] not in names]
+        return [*given, *own]
 
     def results(self, task: str, agent: str) -> list[dict[str, Any]]:
         """``result.json`` of a cell's finished runs."""
@@ -126,10 +134,18 @@ class Grid:
                 yield Run(config, 0 if newest is None else checkpoint_step(newest))
 
     def run(self) -> dict[str, str]:
-        """Make all missing runs; returns those that failed, with the reason. Interrupted, the next call goes on."""
+        """Make all missing runs; returns those that failed, with the reason. Interrupted, the next call goes on.
+
+        Raises:
+            ConfigError: an option that no run can have; before anything is written.
+        """
         failed: dict[str, str] = {}
         without_data: dict[str, str] = {}
-        for run in list(self.missing()):
+        runs = list(self.missing())
+        for run in runs:
+            read_task(run.config)
+        write_json(self.out / GRID, self._before | self._protocols())
+        for run in runs:
             domain = find_task(run.config.env).domain
             if domain in without_data:
                 failed[run.config.out] = without_data[domain]
@@ -139,28 +155,29 @@ class Grid:
                 train_state_based(run.config)
             except FileNotFoundError as error:
                 failed[run.config.out] = without_data[domain] = str(error)
-            except (ValueError, FloatingPointError, WorkerDied) as error:
+            except (ValueError, OSError, FloatingPointError, WorkerDied) as error:
                 failed[run.config.out] = str(error)
         for task, method, result in self._acting():
             config = self.config_of(task, method.agent, result["seeds"])
             evaluate_acting(config, method.acting)
         return failed
 
-    def estimate(self, runs: Sequence[Run]) -> list[tuple[Run, float]]:
-        """Seconds of updates that each run still needs, from speeds of this folder's runs or else tried on the spot."""
+    def estimate(self, runs: Sequence[Run]) -> Iterator[tuple[Run, float]]:
+        """Seconds of updates that each run still needs, from speeds of this folder's runs or else tried on the spot.
+
+        They come one by one: trying a kind of run takes at least four of its updates and two seconds.
+        """
         known: dict[tuple[str, str, int], float] = {}
         for path in self.out.glob("*/*/seeds_*"):
             if (path / RUN).exists() and (speed := updates_per_second(path)):
                 known[_kind(from_dict(StateBasedConfig, read_run(path)["config"], str(path)))] = speed
         accelerator: Accelerator | None = None
-        estimates = []
         for run in runs:
             kind = _kind(run.config)
             if kind not in known:
                 accelerator = accelerator or make_accelerator(replace(run.config.loop, trackers=()), self.out)
                 known[kind] = measure_updates_per_second(run.config, accelerator)
-            estimates.append((run, run.updates / known[kind]))
-        return estimates
+            yield run, run.updates / known[kind]
 
     def cells(self) -> list[tuple[str, str]]:
         """(task, agent) of every run the selected rows and methods need."""
@@ -176,22 +193,29 @@ class Grid:
     def _folder(self, task: str, agent: str) -> Path:
         return self.out / task / (f"{agent}-online" if self.table.online else agent)
 
-    def _refuse_other_protocol(self) -> None:
+    def _protocols(self) -> dict[str, Any]:
+        """What all runs of this folder have in common, as ``grid.json`` keeps it."""
         names = ("steps", "eval_episodes")
         protocol = self._protocol | {n: getattr(self.config, n) for n in names if getattr(self.config, n)}
         apart = ("online_steps", "workers", "launch")  # the first: below; the others: rounding at most
         protocol = {name: value for name, value in protocol.items() if name not in apart}
         online = self.config.online_steps or self._protocol.get("online_steps", 0)
-        here = {"protocol": protocol} | ({"online_steps": online} if self.table.online else {})
+        return {"protocol": protocol} | ({"online_steps": online} if self.table.online else {})
+
+    def _read_protocols(self) -> dict[str, Any]:
+        """``grid.json``, while there are runs that it describes."""
         path = self.out / GRID
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for name, value in here.items():
-            if before.get(name, value) != value:
+        if not path.exists() or not any(self.out.glob(f"*/*/seeds_*/{RUN}")):
+            return {}
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def _refuse_other_protocol(self) -> None:
+        for name, value in self._protocols().items():
+            if self._before.get(name, value) != value:
                 raise ConfigError(
-                    f"{self.out} holds runs with {name} {before[name]!r}, now it is {value!r}; choose another --out"
+                    f"{self.out} holds runs with {name} {self._before[name]!r}, now it is {value!r}; choose another "
+                    "--out"
                 )
-        if not self.config.dry_run:
-            write_json(path, before | here)
 
 
 def _selected(table: PaperTable, only: Sequence[str]) -> tuple[list[str], list[Method]]:

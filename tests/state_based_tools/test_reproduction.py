@@ -240,3 +240,35 @@ def test_curves_join_the_runs_of_a_cell_and_count_the_seeds(tmp_path: Path) -> N
     lines = (tmp_path / "curves.csv").read_text().splitlines()
     assert lines[0] == "task,agent,metric,step,mean,std,seeds" and len(lines) == 3
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_dry_run_prints_each_run_when_its_speed_is_known_and_slow_speeds_as_they_are(
+    settings: ReproduceConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said_before: list[str] = []
+
+    def try_speed(config: StateBasedConfig, accelerator: object) -> float:
+        said_before.append(capsys.readouterr().out)
+        return 0.0984
+
+    monkeypatch.setattr(reproduction, "measure_updates_per_second", try_speed)
+    tool.main(f"--table small --only {MAZE} iql flow_bc --out {settings.out} --seeds 0 --dry-run".split())
+    assert said_before[0] == ""
+    assert "iql/seeds_0; 2822.9 h at 0.0984 updates/s" in said_before[1]
+
+
+def test_a_grid_that_could_not_begin_does_not_hold_its_folder(settings: ReproduceConfig, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(PROTOCOL.replace("batch_size=16", "batch_size=-16"))
+    with pytest.raises(ConfigError, match="batch_size must be at least 1"):
+        Grid(maze_table(), replace(settings, protocol=str(wrong))).run()
+    assert not Path(settings.out).exists()
+    failed = Grid(maze_table(), replace(settings, ogbench_data=str(tmp_path / "nowhere"))).run()
+    assert all("is not in" in why for why in failed.values()) and failed
+    Grid(maze_table(), replace(settings, steps=8))
+
+
+def test_a_tables_own_option_wins_over_the_protocols(settings: ReproduceConfig, tmp_path: Path) -> None:
+    table = maze_table(options={"pointmaze": {"dipole": ("batch_size=8",)}})
+    config = Grid(table, settings).config_of(MAZE, "dipole", (0,))
+    assert config.options == ("batch_size=8",)

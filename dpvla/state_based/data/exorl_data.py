@@ -77,6 +77,7 @@ def load_exorl(
         "episodes": len(episodes),
         "rows_used": {"train": rows},
         "files": fingerprint(episodes),
+        "contents": fingerprint(episodes, ("observation", "action", "physics")),
         "packages": packages,
         **_origin(root / COLLECTION),
     }

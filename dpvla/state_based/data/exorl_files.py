@@ -10,7 +10,7 @@ import hashlib
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,8 @@ def write_episode(buffer: Path, index: int, arrays: dict[str, NDArray[Any]]) -> 
     return write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
-def fingerprint(episodes: list[EpisodeFile]) -> str:
-    """Hash over names and the checksums of the physics states in the files' directories; reads no array.
+def fingerprint(episodes: list[EpisodeFile], arrays: Sequence[str] = ("physics",)) -> str:
+    """Hash over names and the checksums of ``arrays`` (rewards follow from physics) in the files; reads none of them.
 
     Raises:
         ValueError: a file is corrupt; names it.
@@ -116,12 +116,12 @@ def fingerprint(episodes: list[EpisodeFile]) -> str:
     for episode in episodes:
         try:
             with zipfile.ZipFile(episode.path) as archive:
-                crc = {item.filename: item.CRC for item in archive.infolist()}.get("physics.npy")
+                found = {item.filename.removesuffix(".npy"): item.CRC for item in archive.infolist()}
         except zipfile.BadZipFile as error:
             raise ValueError(_unreadable(episode.path, str(error))) from error
-        if crc is None:
-            raise ValueError(_unreadable(episode.path, "it lacks physics"))
-        digest.update(f"{episode.path.name} {crc:08x}\n".encode())
+        if lacking := [name for name in arrays if name not in found]:
+            raise ValueError(_unreadable(episode.path, f"it lacks {', '.join(lacking)}"))
+        digest.update(" ".join([episode.path.name, *(f"{found[name]:08x}" for name in arrays)]).encode() + b"\n")
     return digest.hexdigest()
 
 

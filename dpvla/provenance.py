@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ PACKAGES = ("dpvla", "torch", "torchvision", "numpy", "scipy", "shapely", "trans
             "accelerate", "timm", "safetensors", "mujoco", "dm_control", "gymnasium", "ogbench")  # fmt: skip
 
 
-def collect(seed: int | None = None) -> dict[str, Any]:
-    """Python, package and BLAS versions, git commit of the source tree (None outside one), device and command."""
+def collect(seed: int | Sequence[int] | None = None) -> dict[str, Any]:
+    """Python, package and BLAS versions, git commit of the source tree (None outside one), device, command, seed(s)."""
     import torch
 
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "seed": seed,
+        "seed": list(seed) if isinstance(seed, Sequence) else seed,
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},

@@ -133,7 +133,8 @@ def _scores(grid: Grid, task: str, method: Method) -> Scores:
     for result in grid.results(task, method.agent):
         per_seed = result["per_seed"]
         if method.acting:
-            acting = read_acting(result["config"]["out"], method.acting)
+            out = grid.config_of(task, method.agent, result["seeds"]).out
+            acting = read_acting(out, method.acting, result["steps"])
             per_seed = acting["per_seed"] if acting else []
         before: Mapping[int, float] = {}
         if grid.table.online:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpvla.config import Count, Decay, Share
+from dpvla.config import BelowOne, Count, Share
 from dpvla.state_based.agent import Agent, Batch, Info
 from dpvla.state_based.critics import ImplicitQ, ImplicitQConfig, aggregate
 from dpvla.state_based.draws import Draws
@@ -33,7 +33,7 @@ class IDQLConfig(ImplicitQConfig):
     diffusion_steps: Count = 5  # T
     policy_size: Count = 256  # width of the policy's residual blocks
     policy_blocks: Count = 3  # how many
-    dropout: Decay = 0.1  # in the policy's blocks
+    dropout: BelowOne = 0.1  # in the policy's blocks
     policy_rate: Share = 0.001  # share of the policy that the sampled average takes over after each update
 
 

@@ -57,6 +57,12 @@ class StateBasedConfig:
             if getattr(self.loop, name):
                 raise ConfigError(f"loop.{name} has no effect here; use --{name}")
         refuse_unsupported(self.loop)
+        per_step = max(1, self.launch.per_step)
+        names = ("log_every", "evaluate_every", "save_every", "stop_after_step")
+        counts = {"steps": self.steps} | {f"loop.{name}": getattr(self.loop, name) for name in names}
+        for name, count in counts.items():
+            if count % per_step:
+                raise ConfigError(f"{name} {count} must be a multiple of launch.per_step, {per_step} updates at once")
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -118,17 +124,29 @@ def evaluation_episodes(config: StateBasedConfig, task: Task) -> int:
     return config.eval_episodes or task.episodes
 
 
-def deviations(config: StateBasedConfig, task: Task, recipe: AgentConfig, data: Mapping[str, Any]) -> list[str]:
+def deviations(
+    config: StateBasedConfig,
+    task: Task,
+    recipe: AgentConfig,
+    data: Mapping[str, Any],
+    resumed: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
     """Where a run departs from the paper's protocol and its agent from released code, in words; empty: nowhere known.
 
     Args:
         data: what ``OfflineData.about`` says.
+        resumed: ``run.yaml``'s entries of a run that went on, with the options that changed there.
     """
     found = list(_protocol_deviations(config, task, recipe))
     if data["origin"] != "official":
         found.append(f"data: {data['origin']}")
     if data.get("success_timing") == "post":
         found.append("success timing of ogbench before 1.2.0")
+    for entry in resumed:
+        changed = {name: values for name, values in entry["changed"].items() if name not in ("steps", "online_steps")}
+        found += [f"{name} {old} until update {entry['step']}, then {new}" for name, (old, new) in changed.items()]
+    if "packages_at_start" in data:
+        found.append("begun with other versions of the simulators")
     return found
 
 

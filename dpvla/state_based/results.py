@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dpvla import provenance
 from dpvla.config import ConfigError, to_dict
-from dpvla.files import write_json
+from dpvla.files import read_json, write_json
 from dpvla.state_based.critics import AgentConfig
 from dpvla.state_based.data.local_data import ORIGIN
 from dpvla.state_based.evaluation import Evaluation
 from dpvla.state_based.protocol import StateBasedConfig, deviations
 from dpvla.state_based.tasks import Task
+from dpvla.training.run_directory import read_run
 
 EVALUATIONS, DATA, RESULT = "evaluations.json", "data.json", "result.json"
 
@@ -24,10 +26,11 @@ EVALUATIONS, DATA, RESULT = "evaluations.json", "data.json", "result.json"
 class Evaluations:
     """Evaluations of a run by step, written to its directory as they come."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, until: int | None = None) -> None:
+        """``until``: the update a run goes on from. Evaluations after it are of updates that are made again."""
         self._path = run_dir / EVALUATIONS
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else "{}"
-        self.by_step: dict[str, Any] = json.loads(text)
+        found: dict[str, Any] = read_json(self._path) if self._path.exists() else {}
+        self.by_step = {step: row for step, row in found.items() if until is None or int(step) <= until}
 
     def __contains__(self, step: int) -> bool:
         return str(step) in self.by_step
@@ -66,24 +69,44 @@ def mean_and_std(scores: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(scores), statistics.pstdev(scores)
 
 
-def check_data(run_dir: Path, about: Mapping[str, Any]) -> None:
-    """Note what a run learns from, or refuse to go on with something else.
+def note_data(run_dir: Path, about: Mapping[str, Any]) -> None:
+    """Note what a run learns from, when it begins."""
+    if not (run_dir / DATA).exists():
+        write_json(run_dir / DATA, about)
+
+
+def check_data(run_dir: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse to go on with other data than a run began with; it may lie elsewhere.
+
+    Returns ``about``, and as ``packages_at_start`` the simulators' versions where those have changed: rewards and
+    episodes may depend on them, which is said on stderr.
 
     Raises:
         ConfigError: the run began with other data; names what differs.
     """
     path = run_dir / DATA
-    if not path.exists():
-        write_json(path, about)
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(about))
-    for key in ("dataset", "files", "rows_used", "success_timing"):
-        if before.get(key) != now.get(key):
+    if not path.exists():  # cut off while it began
+        return dict(about)
+    before, now = read_json(path), json.loads(json.dumps(about))
+    for key in ("dataset", "files", "contents", "rows_used", "success_timing"):
+        if key in before and before[key] != now.get(key):
             raise ConfigError(
                 f"{run_dir} was begun with data whose {key} was {before.get(key)!r}, now it is {now.get(key)!r}; "
                 "put the old files back, or begin anew with --restart or another --out"
             )
+    packages = before.get("packages", now["packages"])
+    if packages == now["packages"]:
+        return dict(about)
+    print(
+        f"{run_dir} was begun with {_listed(packages)}, now there is {_listed(now['packages'])}: rewards and episodes "
+        "may differ",
+        file=sys.stderr,
+    )
+    return {**about, "packages_at_start": packages}
+
+
+def _listed(packages: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in packages.items())
 
 
 def write_result(
@@ -99,11 +122,14 @@ def write_result(
     ``success`` (0 to 1) or ``return`` is the last step's, the mean over seeds; the best step is not picked.
     """
     last = evaluations.by_step[str(config.all_steps)]
-    departures = deviations(config, task, recipe, data)
+    run = read_run(run_dir)
+    resumed = run.get("resumed") or []
+    departures = deviations(config, task, recipe, data, resumed)
+    seeds = list(config.all_seeds)
     result = {
         "env": task.name,
         "agent": config.agent,
-        "seeds": list(config.all_seeds),
+        "seeds": seeds,
         task.metric: last[task.metric],
         "std": last["std"],
         "per_seed": last["per_seed"],
@@ -111,14 +137,16 @@ def write_result(
         "offline_steps": config.steps,
         "online_steps": config.online_steps,
         "updates_per_s": updates_per_second(run_dir),
-        "seed_updates_per_s": updates_per_second(run_dir) * len(config.all_seeds),
+        "seed_updates_per_s": updates_per_second(run_dir) * len(seeds),
         "evaluations": evaluations.by_step,
         "locally_generated": data["origin"] == ORIGIN,
         "deviations_from_the_paper": departures,
         "hyperparameters": to_dict(recipe),
         "config": to_dict(config),
-        "provenance": provenance.collect(config.all_seeds[0]) | {"data": dict(data)},
+        "provenance": provenance.collect(seeds if len(seeds) > 1 else seeds[0]) | {"data": dict(data)},
     }
+    if resumed:  # by other commands, versions or machines, perhaps
+        result |= {"begun_with": run["provenance"], "resumed": resumed}
     write_json(run_dir / RESULT, result)
     return result
 
@@ -126,7 +154,7 @@ def write_result(
 def read_result(run_dir: Path) -> dict[str, Any] | None:
     """``result.json`` of a run, None when it is not done."""
     path = run_dir / RESULT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def acting_file(run_dir: Path, acting: Mapping[str, Any]) -> Path:
@@ -134,10 +162,11 @@ def acting_file(run_dir: Path, acting: Mapping[str, Any]) -> Path:
     return run_dir / ("acting_" + "_".join(f"{name}={value}" for name, value in acting.items()) + ".json")
 
 
-def read_acting(run_dir: Path | str, acting: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `training_run.evaluate_acting` found, None when it was not called."""
+def read_acting(run_dir: Path | str, acting: Mapping[str, Any], step: int) -> dict[str, Any] | None:
+    """What `training_run.evaluate_acting` found after update ``step``, None when it was not called then."""
     path = acting_file(Path(run_dir), acting)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    found = read_json(path) if path.exists() else None
+    return found if found is not None and found.get("step", step) == step else None
 
 
 def updates_per_second(run_dir: Path) -> float:

@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpvla.files import write_json
+from dpvla.config import ConfigError
+from dpvla.files import one_writer, write_json
 from dpvla.state_based.agent import Agent
 from dpvla.state_based.agents import load_agent, make_agent
 from dpvla.state_based.critics import AgentConfig
-from dpvla.state_based.data.offline_data import OfflineData, load_data
+from dpvla.state_based.data.offline_data import load_data
 from dpvla.state_based.environment_workers import EnvironmentPool, WorkerDied
 from dpvla.state_based.evaluation import Evaluation, environments_at_once, evaluate
 from dpvla.state_based.online import OnlineCollector
@@ -25,6 +26,7 @@ from dpvla.state_based.results import (
     Evaluations,
     acting_file,
     check_data,
+    note_data,
     read_acting,
     read_result,
     summarise,
@@ -32,10 +34,20 @@ from dpvla.state_based.results import (
 )
 from dpvla.state_based.stage import AgentStage
 from dpvla.state_based.tasks import Task
-from dpvla.state_based.update import make_update
+from dpvla.state_based.update import check_launch, make_update, refuse_several_processes
+from dpvla.training import run_directory
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, resolve_checkpoint
 from dpvla.training.loop import LoopConfig, make_accelerator, train
 from dpvla.training.run_directory import Run, TrainedOn, open_run
+
+FREE = (
+    *run_directory.FREE, "data", "environments", "launch.per_step", "launch.cuda_graph", "launch.tf32",
+    "launch.threads", "launch.compile",
+)  # fmt: skip
+"""Options that change what is computed by float rounding at most; recorded data may move, but not change."""
+
+NOTED = (*run_directory.NOTED, "steps", "online_steps")
+"""Options of which a run may go on with other values; ``run.yaml`` and ``result.json`` say when they changed."""
 
 
 class OnlineStage(AgentStage):
@@ -60,8 +72,11 @@ class OnlineStage(AgentStage):
 def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
     """Train as ``config`` says, going on where an earlier call stopped; returns the content of ``result.json``.
 
+    Nothing of ``out`` is written or discarded before options, data and networks are there and checked.
+
     Raises:
         ValueError, ConfigError, FileNotFoundError: unknown names, missing data, an ``out`` that holds another run.
+        DirectoryInUseError: another process is training there.
         WorkerDied: environments cannot be stepped; what was trained is saved, the same call goes on.
         KeyboardInterrupt: stopped by a signal; saved as well.
     """
@@ -69,16 +84,41 @@ def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
     seeds = config.all_seeds
     loop = replace(config.loop, steps=config.all_steps, seed=seeds[0])
     accelerator = make_accelerator(loop, config.out)
-    with open_run(config.out, config, config.restart, accelerator) as run:
-        if run.last is not None and not run.changed and (done := read_result(run.path)) is not None:
+    refuse_several_processes(accelerator)
+    check_launch(config.launch, accelerator.device)
+    with open_run(config.out, config, config.restart, accelerator, FREE, NOTED) as run:
+        if run.last is not None and (done := _finished(run.path, config)) is not None:
             return done
+        _refuse_moved_phases(run, config)
         data = load_data(task.name, config.data, config.rows or None)
-        if run.last is not None:
-            check_data(run.path, data.about)
-        run.begin(seeds[0], [TrainedOn("offline", data.about["dataset"], len(data.train), ())], config.all_steps)
-        check_data(run.path, data.about)
+        about = data.about if run.last is None else check_data(run.path, data.about)
         agent = make_agent(recipe, data.train.observation_dim, data.train.action_dim, seeds).to(accelerator.device)
-        return _train(config, task, recipe, loop, agent, data, run)
+        replay = Replay(data.train, seeds, config.online_steps, accelerator.device)
+        trained_on = TrainedOn("offline", about["dataset"], len(data.train), ())
+        run.begin(seeds if len(seeds) > 1 else seeds[0], [trained_on], config.all_steps, about)
+        note_data(run.path, about)
+        return _train(config, task, recipe, loop, agent, replay, about, run)
+
+
+def _finished(out: Path, config: StateBasedConfig) -> dict[str, Any] | None:
+    """``result.json`` when it is about as many updates as ``config`` asks for."""
+    done, asked = read_result(out), (config.steps, config.online_steps)
+    return done if done is not None and (done["offline_steps"], done["online_steps"]) == asked else None
+
+
+def _refuse_moved_phases(run: Run, config: StateBasedConfig) -> None:
+    """The offline phase may become longer or shorter only while the run is in it, or has just ended it."""
+    before, _ = run.changed.get("steps", (config.steps, config.steps))
+    if before != config.steps and run.step > min(before, config.steps):
+        raise ConfigError(
+            f"{run.path} has made {run.step} updates, {min(before, run.step)} of them offline: steps cannot become "
+            f"{config.steps}; choose another --out, or discard that run with --restart"
+        )
+    if run.step < config.steps and run.step % config.launch.per_step:
+        raise ConfigError(
+            f"{run.path} has made {run.step} updates, which launch.per_step {config.launch.per_step} does not divide: "
+            "go on with one that does"
+        )
 
 
 def _train(
@@ -87,20 +127,25 @@ def _train(
     recipe: AgentConfig,
     loop: LoopConfig,
     agent: Agent,
-    data: OfflineData,
+    replay: Replay,
+    about: Mapping[str, Any],
     run: Run,
 ) -> dict[str, Any]:
     accelerator, out = run.accelerator, run.path
-    replay = Replay(data.train, config.all_seeds, config.online_steps, accelerator.device)
+
+    def describe(directory: Path) -> None:
+        collected = [TrainedOn("online", task.name, replay.collected, ())] if replay.collected else []
+        run.describe(directory, collected)
+
     with ExitStack() as stack:
         failures: list[WorkerDied] = []
-        evaluator = _Evaluator(config, task, agent, Evaluations(out), stack, failures)
+        evaluator = _Evaluator(config, task, agent, Evaluations(out, run.step), stack, failures)
         evaluator.catch_up(out)
         collector = None
         if config.online_steps:
             pool = stack.enter_context(EnvironmentPool(task.name, len(config.all_seeds), config.workers))
             collector = OnlineCollector(agent, replay, pool, config.steps, lambda error: _stop(error, failures))
-        given: dict[str, Any] = {"agent": agent, "replay": replay, "describe": run.describe, "evaluate": evaluator}
+        given: dict[str, Any] = {"agent": agent, "replay": replay, "describe": describe, "evaluate": evaluator}
         try:
             last = latest_checkpoint(out)
             if last is None or checkpoint_step(last) < config.steps or collector is None:
@@ -114,7 +159,7 @@ def _train(
             raise
         _raise_first(failures, out)
         evaluator.catch_up(out)
-        return write_result(out, config, task, recipe, data.about, evaluator.evaluations)
+        return write_result(out, config, task, recipe, about, evaluator.evaluations)
 
 
 def evaluate_acting(config: StateBasedConfig, acting: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,15 +169,16 @@ def evaluate_acting(config: StateBasedConfig, acting: Mapping[str, Any]) -> dict
     """
     task, _ = read_task(config)
     out = Path(config.out)
-    if (found := read_acting(out, acting)) is not None:
+    if (found := read_acting(out, acting, config.all_steps)) is not None:
         return found
     agent = load_agent(resolve_checkpoint(out) / "model", **acting)
     agent.to(make_accelerator(replace(config.loop, trackers=()), out).device)
     episodes = evaluation_episodes(config, task)
     count = environments_at_once(config.environments, len(config.all_seeds), episodes)
-    with EnvironmentPool(task.name, count, config.workers) as pool:
+    with one_writer(out), EnvironmentPool(task.name, count, config.workers) as pool:
         summary = summarise(evaluate(agent, pool, episodes, config.all_steps, task.metric))
-    write_json(acting_file(out, acting), summary)
+        summary = {"step": config.all_steps, **summary}
+        write_json(acting_file(out, acting), summary)
     return summary
 
 

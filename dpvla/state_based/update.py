@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dpvla.config import Count, Whole
+from dpvla.config import ConfigError, Count, Whole
 from dpvla.parallel import available_cores
 from dpvla.state_based.agent import Agent, Batch, Info
 from dpvla.state_based.draws import CountingDraws, Draws, TapeDraws
@@ -186,22 +186,27 @@ def make_update(launch: UpdateConfig) -> Callable[[nn.Module, LoopConfig, Accele
 
     def make(module: nn.Module, config: LoopConfig, accelerator: Accelerator) -> StackedUpdate:
         assert isinstance(module, Agent)
-        if accelerator.num_processes > 1:
-            raise ValueError("the state-based track trains several seeds in one process; start it as one process")
+        refuse_several_processes(accelerator)
         return StackedUpdate(module, config, launch)
 
     return make
 
 
+def refuse_several_processes(accelerator: Accelerator) -> None:
+    """Raise ConfigError under a launcher of several processes."""
+    if accelerator.num_processes > 1:
+        raise ConfigError("the state-based track trains several seeds in one process; start it as one process")
+
+
 def check_launch(launch: UpdateConfig, device: torch.device) -> None:
-    """Raise ValueError when updates cannot be launched like this on ``device``."""
+    """Raise ConfigError when updates cannot be launched like this on ``device``."""
     if not launch.compile:
         return
     if device.type != "cpu":
-        raise ValueError("launch.compile is for the CPU; on a GPU leave it out, launch.cuda_graph does more there")
+        raise ConfigError("launch.compile is for the CPU; on a GPU leave it out, launch.cuda_graph does more there")
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise ValueError(f"launch.compile needs a C++ compiler, '{compiler}' is not there; install it or leave it out")
+        raise ConfigError(f"launch.compile needs a C++ compiler, '{compiler}' is not there; install it or leave it out")
 
 
 def own_cores() -> int:

@@ -76,7 +76,7 @@ class Run:
 
     def begin(
         self,
-        seed: int,
+        seed: int | Sequence[int],
         trained_on: Sequence[TrainedOn],
         steps: int,
         data: Mapping[str, Any] | None = None,
@@ -102,7 +102,7 @@ class Run:
         made = collect(seed) | {"processes": self.accelerator.num_processes}
         content: dict[str, Any] = {
             "config": to_dict(self.config),
-            "trained_on": [asdict(stage) | {"logs": list(stage.logs)} for stage in trained_on],
+            "trained_on": list(map(_plain, trained_on)),
             "data": dict(data) if data is not None else None,
             "start": dict(start) if start is not None else None,
         }
@@ -131,11 +131,12 @@ class Run:
                 self.describe(self.path)
         self.accelerator.wait_for_everyone()
 
-    def describe(self, directory: Path) -> None:
-        """Put ``run.yaml`` into a checkpoint directory."""
+    def describe(self, directory: Path, also: Sequence[TrainedOn] = ()) -> None:
+        """Put ``run.yaml`` into a checkpoint directory; ``also``: what its weights have seen since the run began."""
         if not self._content:
             raise RuntimeError("begin the run before anything of it is saved")
-        write_text(directory / RUN, yaml.safe_dump(self._content, sort_keys=False))
+        stages = [*self._content["trained_on"], *map(_plain, also)]
+        write_text(directory / RUN, yaml.safe_dump({**self._content, "trained_on": stages}, sort_keys=False))
 
     def _refuse_other_data(self, data: Mapping[str, Any] | None) -> None:
         before = self.before.get("data") or {}
@@ -157,6 +158,10 @@ class Run:
         for path in self.path.iterdir():
             if path.name != LOCK and (self.restart or path.name == METRICS or _ours(path.name)):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _plain(stage: TrainedOn) -> dict[str, Any]:
+    return asdict(stage) | {"logs": list(stage.logs)}
 
 
 @contextmanager
@@ -213,7 +218,7 @@ def write_run(directory: Path, config: Any, seed: int, trained_on: Sequence[Trai
     """``run.yaml`` of weights made without a run directory: config, seed, versions, commit, and the scenes seen."""
     content = {
         "config": to_dict(config),
-        "trained_on": [asdict(stage) | {"logs": list(stage.logs)} for stage in trained_on],
+        "trained_on": list(map(_plain, trained_on)),
         "provenance": collect(seed),
     }
     write_text(directory / RUN, yaml.safe_dump(content, sort_keys=False))

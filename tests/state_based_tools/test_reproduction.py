@@ -55,7 +55,8 @@ def maze_table(**changes: Any) -> PaperTable:
 def write_result(folder: Path, env: str, agent: str, scores: dict[int, float], **changes: Any) -> None:
     """A finished run's ``result.json`` with what the tables read."""
     rows = [{"seed": seed, "success": score} for seed, score in scores.items()]
-    result = {"env": env, "agent": agent, "seeds": [*scores], "per_seed": rows, "deviations_from_the_paper": []}
+    result = {"env": env, "agent": agent, "seeds": [*scores], "steps": 4, "per_seed": rows}
+    result["deviations_from_the_paper"] = []
     path = folder / env / agent / ("seeds_" + "-".join(map(str, scores))) / "result.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(result | {"config": {"out": str(path.parent)}} | changes))

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dpvla.config import ConfigError
+from dpvla.files import DirectoryInUseError
 from dpvla.state_based import training_run
 from dpvla.state_based.agents import load_agent
 from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
@@ -20,6 +22,7 @@ from dpvla.state_based.environment_workers import WorkerDied
 from dpvla.state_based.protocol import StateBasedConfig, read_task
 from dpvla.state_based.training_run import train_state_based
 from dpvla.tensors import load_tensors
+from tests.other_process import locked_elsewhere
 from tests.state_based_tools.countdown import Countdown
 from tools import train_state_based as tool
 
@@ -177,8 +180,8 @@ def test_a_finished_run_answers_without_training_and_other_data_is_refused(
     config = tiny(data, tmp_path / "run")
     result = train_state_based(config)
     assert train_state_based(replace(config, data=str(data), workers=1)) == json.loads(json.dumps(result))
-    with pytest.raises(ConfigError, match="holds a run with steps = 12, this one has 20"):
-        train_state_based(replace(config, steps=20))
+    with pytest.raises(ConfigError, match=r"holds a run with width = 16, this one has 8, which a run cannot change"):
+        train_state_based(replace(config, width=8))
     agent = load_agent(tmp_path / "run/checkpoints/step_00000012/model", omega=3.0)
     assert agent.config.omega == 3.0 and agent.seeds == (0, 1)
 
@@ -218,3 +221,140 @@ def test_width_and_options_scale_a_recipe_down() -> None:
     task, recipe = read_task(config)
     assert (task.name, task.metric, task.episodes, task.domain) == ("walker-walk", "return", 10, "walker")
     assert set(recipe.hidden) == {32} and recipe.policy_size == 16 and recipe.samples == 4  # type: ignore[attr-defined]
+
+
+def test_a_run_goes_on_with_other_bookkeeping_launch_and_place_of_its_data(
+    data: Path, tmp_path: Path, short_episodes: None
+) -> None:
+    straight = train_state_based(tiny(data, tmp_path / "straight"))
+    stopped_at(tiny(data, tmp_path / "stopped"), 6)
+    moved = Path(shutil.copytree(data, tmp_path / "moved"))
+    loop = {"log_every": 2, "evaluate_every": 6, "save_every": 2, "keep_checkpoints": 1}
+    other = tiny(moved, tmp_path / "stopped", loop=loop, environments=2, workers=1)
+    other = replace(other, launch=replace(other.launch, per_step=2, threads=1))
+    result = train_state_based(other)
+    same_weights(tmp_path / "straight/checkpoints/step_00000012", tmp_path / "stopped/checkpoints/step_00000012")
+    assert [*result["evaluations"]] == ["4", "6", "12"], "each evaluation that was made, at its step"
+    assert result["success"] == straight["success"]
+    assert [entry["step"] for entry in result["resumed"]] == [6] and result["resumed"][0]["changed"] == {}
+
+
+def test_a_longer_run_is_as_one_that_was_long_from_the_start_and_the_old_result_is_not_its_answer(
+    data: Path, tmp_path: Path, short_episodes: None
+) -> None:
+    straight = train_state_based(tiny(data, tmp_path / "straight", steps=20))
+    config = tiny(data, tmp_path / "longer")
+    assert train_state_based(config)["steps"] == 12
+    stopped_at(replace(config, steps=20), 16)
+    result = train_state_based(replace(config, steps=20))
+    assert result["steps"] == 20 and without_times(result["evaluations"]) == without_times(straight["evaluations"])
+    same_weights(tmp_path / "straight/checkpoints/step_00000020", tmp_path / "longer/checkpoints/step_00000020")
+    assert result["resumed"][0]["changed"] == {"steps": [12, 20]} and "begun_with" in result
+    assert "steps 20 instead of 1000000" in result["deviations_from_the_paper"]
+    with pytest.raises(ConfigError, match="has made 20 updates, 20 of them offline: steps cannot become 16"):
+        train_state_based(replace(config, steps=16))
+
+
+def test_online_steps_may_follow_a_finished_offline_run_and_grow_while_its_steps_may_not(
+    data: Path, tmp_path: Path, short_episodes: None
+) -> None:
+    config = tiny(data, tmp_path / "run")
+    train_state_based(config)
+    stopped_at(replace(config, online_steps=8), 16)
+    collected = tmp_path / "run/checkpoints/step_00000016/run.yaml"
+    stages = yaml.safe_load(collected.read_text())["trained_on"]
+    assert [(stage["stage"], stage["scenes"]) for stage in stages] == [("offline", 118), ("online", 3)]
+    with pytest.raises(ConfigError, match="has made 16 updates, 12 of them offline: steps cannot become 20"):
+        train_state_based(replace(config, steps=20, online_steps=8))
+    longer = train_state_based(replace(config, online_steps=12))
+    straight = train_state_based(tiny(data, tmp_path / "straight", online_steps=12))
+    assert without_times(longer["evaluations"]) == without_times(straight["evaluations"])
+    same_weights(tmp_path / "straight/checkpoints/step_00000024", tmp_path / "run/checkpoints/step_00000024")
+
+
+def test_a_launch_that_does_not_meet_the_updates_made_is_refused(
+    data: Path, tmp_path: Path, short_episodes: None
+) -> None:
+    config = tiny(data, tmp_path / "run")
+    stopped_at(config, 6)
+    with pytest.raises(ConfigError, match=r"has made 6 updates, which launch\.per_step 4 does not divide"):
+        train_state_based(replace(config, launch=replace(config.launch, per_step=4)))
+    with pytest.raises(ConfigError, match=r"loop\.log_every 4 must be a multiple of launch\.per_step, 3"):
+        replace(config, launch=replace(config.launch, per_step=3))
+
+
+def test_evaluations_of_updates_that_are_made_again_are_dropped(
+    data: Path, tmp_path: Path, short_episodes: None
+) -> None:
+    config = tiny(data, tmp_path / "run", loop={"evaluate_every": 2})
+    stopped_at(config, 8)
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000008")
+    result = train_state_based(replace(config, loop=replace(config.loop, evaluate_every=4)))
+    assert [*result["evaluations"]] == ["2", "4", "8", "12"], "not 6, which was of other weights perhaps"
+
+
+def test_weights_that_are_not_finite_are_never_saved_and_the_advised_command_works(
+    data: Path, tmp_path: Path, short_episodes: None
+) -> None:
+    config = tiny(data, tmp_path / "run", loop={"log_every": 12, "evaluate_every": 0})
+    stopped_at(config, 5)
+    broken = replace(config, loop=replace(config.loop, lr=1e38, save_every=2, keep_checkpoints=1))
+    with pytest.raises(FloatingPointError, match=r"nothing of it was saved\. The same command .*--loop\.lr .*step_0*5"):
+        train_state_based(broken)
+    assert max(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == "step_00000005"
+    result = train_state_based(replace(config, loop=replace(config.loop, lr=1e-4)))
+    assert result["steps"] == 12
+    assert "loop.lr 0.0003 until update 5, then 0.0001" in result["deviations_from_the_paper"]
+
+
+def test_a_failed_start_does_not_block_the_corrected_command(
+    data: Path, tmp_path: Path, short_episodes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(data, tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="is not in"):
+        train_state_based(replace(config, data=str(tmp_path / "nowhere")))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
+        train_state_based(replace(config, width=8, launch=replace(config.launch, compile=True)))
+    with pytest.raises(ConfigError, match="batch_size must be at least 1"):
+        train_state_based(replace(config, options=("batch_size=0",)))
+    assert train_state_based(config)["steps"] == 12
+
+
+def test_restart_discards_nothing_before_the_new_run_is_checked(
+    data: Path, tmp_path: Path, short_episodes: None
+) -> None:
+    config = tiny(data, tmp_path / "run")
+    train_state_based(config)
+    with pytest.raises(FileNotFoundError):
+        train_state_based(replace(config, restart=True, data=str(tmp_path / "nowhere")))
+    assert (tmp_path / "run/result.json").exists()
+    assert train_state_based(replace(config, restart=True, width=8))["hyperparameters"]["hidden"] == [8, 8, 8]
+
+
+def test_two_runs_in_one_directory_are_one_writer(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with locked_elsewhere(out), pytest.raises(DirectoryInUseError, match=r"run is being written by process \d+"):
+        train_state_based(tiny(data, out))
+
+
+def test_other_simulators_are_said_on_resume_and_in_the_result(
+    data: Path, tmp_path: Path, short_episodes: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(data, tmp_path / "run")
+    stopped_at(config, 6)
+    path = tmp_path / "run/data.json"
+    about = json.loads(path.read_text())
+    about["packages"]["mujoco"] = "3.3.7"
+    path.write_text(json.dumps(about))
+    result = train_state_based(config)
+    assert "was begun with" in (said := capsys.readouterr().err) and "mujoco 3.3.7" in said
+    assert result["provenance"]["data"]["packages_at_start"]["mujoco"] == "3.3.7"
+    assert "begun with other versions of the simulators" in result["deviations_from_the_paper"]
+
+
+def test_every_seed_is_named(data: Path, tmp_path: Path, short_episodes: None) -> None:
+    result = train_state_based(tiny(data, tmp_path / "run"))
+    assert result["provenance"]["seed"] == [0, 1]
+    assert yaml.safe_load((tmp_path / "run/run.yaml").read_text())["provenance"]["seed"] == [0, 1]

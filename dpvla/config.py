@@ -15,7 +15,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
@@ -78,6 +78,7 @@ def parse(
             if not {"-h", "--help"} & {*arguments} and os.environ.get("RANK", "0") == "0":
                 print(f"no --config given: using {default_config}", file=sys.stderr)
             files = [default_config]
+        _refuse_repeated_lists(config_class, arguments)
         data: dict[str, Any] = {}
         for file in files:
             data = _merged(data, _checked_group(config_class, read_yaml(config_class, file), str(file)))
@@ -91,6 +92,23 @@ def parse(
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     return config
+
+
+def _refuse_repeated_lists(config_class: type, arguments: Sequence[str]) -> None:
+    """A list given twice would keep its last values alone, without a word."""
+    given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    for name in _list_options(config_class):
+        if given.count(name) > 1:
+            raise ConfigError(f"{name} is given twice; give all its values behind one {name}")
+
+
+def _list_options(config_class: type, prefix: str = "--") -> Iterator[str]:
+    for key, hint in typing.get_type_hints(config_class).items():
+        name = prefix + key.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            yield from _list_options(typing.cast(type, hint), f"{name}.")
+        elif typing.get_origin(hint) is tuple:
+            yield name
 
 
 def reporting_errors(main: Callable[..., None]) -> Callable[..., None]:

@@ -209,3 +209,14 @@ def test_a_fault_of_the_program_keeps_its_traceback() -> None:
 
     with pytest.raises(RuntimeError, match="a bug"):
         reporting_errors(main)()
+
+
+def test_a_list_given_twice_is_refused_instead_of_keeping_its_last_values(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["--names", "a", "--names", "b"],
+        ["--optimizer.betas", "0.1", "0.2", "--optimizer.betas=0.3", "0.4"],
+    ):
+        with pytest.raises(SystemExit):
+            parse(Settings, words)
+        assert "is given twice; give all its values behind one --" in capsys.readouterr().err
+    assert parse(Settings, ["--names", "a", "b"]).names == ("a", "b")

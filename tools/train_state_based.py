@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(StateBasedConfig, argv, __doc__)
     try:
         result = train_state_based(config)
-    except (WorkerDied, ModuleNotFoundError) as error:
+    except WorkerDied as error:
         raise SystemExit(f"error: {error}") from error
     metric = "success" if "success" in result else "return"
     print(

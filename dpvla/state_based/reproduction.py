@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from accelerate import Accelerator
 
 from dpvla.config import ConfigError, Whole, from_dict, read_yaml, to_dict
-from dpvla.files import write_json
+from dpvla.files import read_json, write_json
 from dpvla.parallel import available_cores
 from dpvla.state_based.environment_workers import WorkerDied
 from dpvla.state_based.paper_tables import Method, PaperTable
@@ -20,7 +19,7 @@ from dpvla.state_based.protocol import SEEDS, StateBasedConfig, read_task
 from dpvla.state_based.results import Evaluations, read_result, updates_per_second
 from dpvla.state_based.tasks import find_task, nearest
 from dpvla.state_based.time_estimate import measure_updates_per_second
-from dpvla.state_based.training_run import evaluate_acting, train_state_based
+from dpvla.state_based.training_run import FREE, evaluate_acting, train_state_based
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 from dpvla.training.loop import make_accelerator
 from dpvla.training.run_directory import RUN, read_run
@@ -197,17 +196,16 @@ class Grid:
         """What all runs of this folder have in common, as ``grid.json`` keeps it."""
         names = ("steps", "eval_episodes")
         protocol = self._protocol | {n: getattr(self.config, n) for n in names if getattr(self.config, n)}
-        apart = ("online_steps", "workers", "launch")  # the first: below; the others: rounding at most
-        protocol = {name: value for name, value in protocol.items() if name not in apart}
         online = self.config.online_steps or self._protocol.get("online_steps", 0)
-        return {"protocol": protocol} | ({"online_steps": online} if self.table.online else {})
+        return {"protocol": _fixed(protocol)} | ({"online_steps": online} if self.table.online else {})
 
     def _read_protocols(self) -> dict[str, Any]:
         """``grid.json``, while there are runs that it describes."""
         path = self.out / GRID
         if not path.exists() or not any(self.out.glob(f"*/*/seeds_*/{RUN}")):
             return {}
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        before = read_json(path)
+        return before | {"protocol": _fixed(before.get("protocol", {}))}
 
     def _refuse_other_protocol(self) -> None:
         for name, value in self._protocols().items():
@@ -228,6 +226,19 @@ def _selected(table: PaperTable, only: Sequence[str]) -> tuple[list[str], list[M
             raise ConfigError(f"table {table.key} has no row or method '{word}'; nearest valid name: '{near}'")
     rows = [row for row in table.rows if not starts or row.startswith(tuple(starts))]
     return rows, methods or list(table.methods)
+
+
+def _fixed(protocol: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The options that all runs of a folder share: not those that a run may go on without; online_steps stand apart."""
+    kept: dict[str, Any] = {}
+    for name, value in protocol.items():
+        if isinstance(value, Mapping):
+            value = _fixed(value, f"{prefix}{name}.")
+            if not value:
+                continue
+        if prefix + name not in (*FREE, "online_steps"):
+            kept[name] = value
+    return kept
 
 
 def _merged(default: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

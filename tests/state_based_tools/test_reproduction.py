@@ -273,3 +273,22 @@ def test_a_tables_own_option_wins_over_the_protocols(settings: ReproduceConfig, 
     table = maze_table(options={"pointmaze": {"dipole": ("batch_size=8",)}})
     config = Grid(table, settings).config_of(MAZE, "dipole", (0,))
     assert config.options == ("batch_size=8",)
+
+
+def test_a_grid_may_log_and_save_otherwise_but_not_learn_otherwise(
+    settings: ReproduceConfig, tmp_path: Path, short_episodes: None
+) -> None:
+    assert Grid(maze_table(), replace(settings, only=("dipole",))).run() == {}
+    for old, new, fits in (
+        ("save_every: 2", "save_every: 4", True),
+        ("environments: 2", "environments: 3", True),
+        ("width: 8", "width: 16", False),
+        ("log_every: 2,", "log_every: 2, lr: 0.1,", False),
+    ):
+        (tmp_path / "other.yaml").write_text(PROTOCOL.replace(old, new))
+        other = replace(settings, protocol=str(tmp_path / "other.yaml"))
+        if fits:
+            Grid(maze_table(), other)
+        else:
+            with pytest.raises(ConfigError, match=r"holds runs with protocol .*choose another --out"):
+                Grid(maze_table(), other)

@@ -273,9 +273,12 @@ def write_evaluation(
     ``coverage``: how much of the split ``records`` are (default: all of it).
     """
     trained_on = training_stages(checkpoint) if checkpoint else []
+    weights, precision = weights_of(checkpoint) if checkpoint else (None, None)
     part = (coverage or Coverage.whole(len(records))).without("failed", len(evaluation.failures))
     summary = {
         **identity(agent, split, data_root, evaluation.metric, seed, omega, checkpoint),
+        "weights": weights,  # the checkpoint that was found there
+        "precision": precision,
         "scenes": len(evaluation.tokens),
         "scenes_scored": part.used,
         **part.as_dict(),
@@ -341,6 +344,14 @@ def check_results(out: Path | str, wanted: dict[str, Any], overwrite: bool = Fal
         ) from None
     if differ:
         raise ResultsError(f"{folder} holds the results of another evaluation ({'; '.join(differ)}); {choose}")
+
+
+def weights_of(checkpoint: Path | str) -> tuple[str, str]:
+    """Where the weights of a checkpoint, a run or a model directory lie, and what they are sampled in (no, bf16)."""
+    from dpvla.training.start import open_start
+
+    start = open_start(checkpoint)
+    return os.path.abspath(start.path), start.precision
 
 
 def training_stages(checkpoint: Path | str) -> list[dict[str, Any]] | None:

@@ -11,8 +11,10 @@ from typing import Any, Literal
 import torch
 
 from dpvla.config import ConfigError
+from dpvla.files import read_json
 from dpvla.models import DPVLA
 from dpvla.models.adapters import adapter_size
+from dpvla.models.policy import SAMPLING_FILE
 from dpvla.training.checkpoint import resolve_checkpoint
 from dpvla.training.run_directory import RUN, TrainedOn, read_run, read_trained_on
 
@@ -39,6 +41,13 @@ class Start:
             if not policy.knows_sampling(self.adapters):  # of version 0.1.0, which kept omega in run.yaml alone
                 policy.omega = float(_dipole(self.path).get("omega", policy.omega))
         return policy.to(device).eval()
+
+    @property
+    def precision(self) -> str:
+        """What the policy autocasts to: as its adapters say, else as its model does."""
+        own = self.adapters / SAMPLING_FILE if self.adapters is not None else None
+        path = own if own is not None and own.is_file() else self.model / CONFIG
+        return str(read_json(path).get("precision", "no"))
 
     def model_hash(self) -> str:
         """SHA-256 of the model's weights."""

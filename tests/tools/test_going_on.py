@@ -1,0 +1,201 @@
+"""Real tools at toy size: runs that go on, second rounds, new runs from weights, and what each says of itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.tools.test_main_job import REPOSITORY, TOY_WORLD, run
+
+PRETRAIN = {
+    "split": "navtrain",
+    "model": {
+        "encoder": {"name": "timm:test_convnext", "pretrained": False, "image_width": 96, "image_height": 48,
+                    "stride": 12, "width": 96,
+                    "timm_options": {"patch_size": 6, "dims": [16, 32, 32, 32], "depths": [1, 1, 1, 1]}},
+        "head": {"preset": "tiny"},
+    },
+    "imitation": {"epochs": 2, "batch_size": 4},
+    "loop": {"lr": 1e-3, "lr_schedule": "cosine", "save_every": 2, "log_every": 1, "trackers": []},
+}  # fmt: skip
+DIPOLE = {
+    "split": "navtrain",
+    "checkpoint": "runs/pre",
+    "dipole": {"group_size": 3, "cycles": 1, "epochs_per_cycle": 1, "scenes_per_cycle": 4, "batch_size": 2, "rank": 4,
+               "alpha": 4, "omega": 2.0},
+    "loop": {"lr": 1e-2, "log_every": 1, "trackers": []},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy world, a pretraining run runs/pre and a first DIPOLE run runs/one."""
+    folder = tmp_path_factory.mktemp("going_on")
+    run("make_demo_world.py", *TOY_WORLD, cwd=folder)
+    (folder / "pretrain.yaml").write_text(yaml.safe_dump(PRETRAIN))
+    (folder / "dipole.yaml").write_text(yaml.safe_dump(DIPOLE))
+    run("pretrain.py", "--config", "pretrain.yaml", "--out", "runs/pre", cwd=folder)
+    run("rl_finetune.py", "--config", "dipole.yaml", "--out", "runs/one", cwd=folder)
+    return folder
+
+
+def newest(place: Path, name: str) -> Path:
+    return sorted((place / "runs" / name / "checkpoints").glob("step_*"))[-1]
+
+
+def described(place: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((place / "runs" / name / "run.yaml").read_text())
+    return content
+
+
+def adapters(place: Path, name: str) -> dict[str, Any]:
+    found = newest(place, name) / "adapters"
+    return {
+        f"{one}.{key}": value
+        for one in ("positive", "negative")
+        for key, value in load_file(found / one / "adapter_model.safetensors").items()
+    }
+
+
+def second_round(place: Path, out: str, *options: str, status: int = 0) -> str:
+    """A round that cannot move anything, so that what it started from can be told."""
+    still = ("--loop.lr", "0", "--loop.weight-decay", "0", "--split", "navtest")
+    start = ("--checkpoint", "runs/one", "--out", f"runs/{out}")
+    return run("rl_finetune.py", "--config", "dipole.yaml", *start, *still, *options, cwd=place, status=status)
+
+
+def test_a_second_round_goes_on_with_the_adapters_and_says_so(place: Path) -> None:
+    text = second_round(place, "two")
+    before, after = adapters(place, "one"), adapters(place, "two")
+    assert all((after[key] == before[key]).all() for key in before)
+    assert any(float(value.abs().sum()) > 0 for key, value in before.items() if "lora_B" in key)
+    content = described(place, "two")
+    assert [(s["stage"], s["split"]) for s in content["trained_on"]] == [
+        ("imitation", "navtrain"), ("dipole", "navtrain"), ("dipole", "navtest"),
+    ]  # fmt: skip
+    assert content["start"]["adapters"] == "its own kept" and "its own kept" in text
+    assert content["start"]["path"].endswith(newest(place, "one").name)
+
+
+def test_merged_and_discarded_rounds_are_what_they_say(place: Path) -> None:
+    second_round(place, "merged", "--adapters", "merge")
+    second_round(place, "fresh", "--adapters", "discard")
+    for name in ("merged", "fresh"):
+        assert all(float(value.abs().sum()) == 0 for key, value in adapters(place, name).items() if "lora_B" in key)
+    base, merged, fresh = (
+        load_file(newest(place, name) / "model/model.safetensors") for name in ("one", "merged", "fresh")
+    )
+    assert all((base[key] == fresh[key]).all() for key in base)
+    assert any((base[key] != merged[key]).any() for key in base)
+    assert [s["weights"] for s in described(place, "merged")["trained_on"]] == ["model", "model", "adapters"]
+    assert "merged into the model with omega 2" in described(place, "merged")["start"]["adapters"]
+    stages = [(s["stage"], s["split"]) for s in described(place, "fresh")["trained_on"]]
+    assert stages == [("imitation", "navtrain"), ("dipole", "navtest")]
+
+
+def test_adapters_of_another_rank_are_refused_before_anything_is_written(place: Path) -> None:
+    text = second_round(place, "refused", "--dipole.rank", "8", status=1)
+    assert "--dipole.rank 4 --dipole.alpha 4" in text and "Traceback" not in text
+    assert not (place / "runs/refused/run.yaml").exists()
+    second_round(place, "refused")  # the corrected command
+
+
+def test_an_evaluation_takes_the_omega_of_the_training(place: Path) -> None:
+    for out, options in (("own", ()), ("other", ("--omega", "0.5"))):
+        run("evaluate.py", "--agent", "dpvla", "--checkpoint", "runs/one", "--split", "navtest", "--out", out, *options,
+            cwd=place)  # fmt: skip
+    omegas = [json.loads((place / out / "summary.json").read_text())["omega"] for out in ("own", "other")]
+    assert omegas == [2.0, 0.5]
+    summary = json.loads((place / "own/summary.json").read_text())
+    assert summary["weights"].endswith(f"runs/one/checkpoints/{newest(place, 'one').name}")
+    assert summary["precision"] == "no"
+    team = [word for key in ("team-name", "authors", "email", "institution", "country") for word in (f"--{key}", "x")]
+    run("export_submission.py", "--checkpoint", "runs/one", "--split", "navtest", "--out", "a.pkl", *team, cwd=place)
+    run("export_submission.py", "--checkpoint", "runs/one", "--split", "navtest", "--out", "b.pkl", *team, "--omega",
+        "2.0", cwd=place)  # fmt: skip
+    assert (place / "a.pkl").read_bytes() == (place / "b.pkl").read_bytes()
+
+
+def test_a_run_is_made_longer_with_other_bookkeeping_and_notes_it(place: Path) -> None:
+    first = ("--config", "pretrain.yaml", "--out", "runs/longer")
+    run("pretrain.py", *first, cwd=place)
+    steps = int(newest(place, "longer").name[5:])
+    root = str(place / "data/demo_world")
+    text = run("pretrain.py", *first, "--imitation.epochs", "3", "--loop.lr", "1e-4", "--loop.log-every", "2",
+               "--loop.save-every", "50", "--loop.trackers", "tensorboard", "--data-root", root, "--workers", "1",
+               cwd=place)  # fmt: skip
+    assert "imitation.epochs is 3 from update" in text and "schedule" in text
+    assert int(newest(place, "longer").name[5:]) == steps // 2 * 3
+    content = described(place, "longer")
+    assert content["resumed"][-1]["changed"] == {"imitation.epochs": [2, 3], "loop.lr": [1e-3, 1e-4]}
+    assert content["resumed"][-1]["step"] == steps
+    refused = run("pretrain.py", *first, "--imitation.epochs", "1", cwd=place, status=1)
+    assert "cannot be undone" in refused
+    refused = run("pretrain.py", *first, "--imitation.batch-size", "2", cwd=place, status=1)
+    assert "imitation.batch_size = 4, this one has 2" in refused and "Traceback" not in refused
+
+
+def test_data_that_changed_under_a_run_is_noticed(place: Path) -> None:
+    first = ("--config", "pretrain.yaml", "--out", "runs/moved", "--loop.save-every", "1")
+    run("pretrain.py", *first, "--loop.stop-after-step", "1", cwd=place, status=130)
+    picture = next((place / "data/demo_world/sensor_blobs/trainval").rglob("CAM_F0/*.jpg"))
+    content = picture.read_bytes()
+    try:
+        for changed in sorted(picture.parents[1].rglob("CAM_F0/*.jpg")):
+            changed.write_bytes(changed.read_bytes() + b"\0")
+        text = run("pretrain.py", *first, cwd=place, status=1)
+        assert "was trained on other data" in text and "Traceback" not in text
+    finally:
+        for changed in sorted(picture.parents[1].rglob("CAM_F0/*.jpg")):
+            changed.write_bytes(changed.read_bytes()[:-1])
+    assert picture.read_bytes() == content
+    run("pretrain.py", *first, cwd=place)
+
+
+def test_a_new_run_starts_from_weights_and_knows_what_they_saw(place: Path) -> None:
+    still = ("--loop.lr", "0", "--loop.weight-decay", "0", "--config", "pretrain.yaml")
+    run("pretrain.py", *still, "--init-from", "runs/pre", "--out", "runs/again", cwd=place)
+    before, after = (load_file(newest(place, name) / "model/model.safetensors") for name in ("pre", "again"))
+    assert all((before[key] == after[key]).all() for key in before if "num_batches" not in key)
+    content = described(place, "again")
+    assert [s["stage"] for s in content["trained_on"]] == ["imitation", "imitation"]
+    assert "runs/pre/checkpoints" in content["start"]["path"]
+    text = run("pretrain.py", *still, "--init-from", "runs/one", "--out", "runs/no", cwd=place, status=1)
+    assert "has adapters, which pretraining does not train" in text and not (place / "runs/no/run.yaml").exists()
+    text = run("pretrain.py", *still, "--init-from", "runs/pre", "--model.head.mlp-ratio", "2", "--out", "runs/no",
+               cwd=place, status=1)  # fmt: skip
+    assert "model.head.mlp_ratio is 2" in text and "Traceback" not in text
+
+
+BAD = [
+    ("pretrain.py", ("--imitation.epochs", "0"), "imitation.epochs must be at least 1"),
+    ("pretrain.py", ("--imitation.batch-size", "-4"), "imitation.batch_size must be at least 1"),
+    ("pretrain.py", ("--loop.ema-decay", "2"), "loop.ema_decay must be at least 0 and below 1"),
+    ("pretrain.py", ("--loop.lr", "nan"), "loop.lr must be a finite number"),
+    ("pretrain.py", ("--loop.keep-checkpoints", "-1"), "loop.keep_checkpoints must be at least 1"),
+    ("pretrain.py", ("--model.head.width", "16", "--model.head.heads", "3"), "16 is not divisible by 3"),
+    ("rl_finetune.py", ("--dipole.group-size", "1"), "dipole.group_size must be at least 2"),
+    ("rl_finetune.py", ("--dipole.beta", "-5"), "dipole.beta must be at least 0"),
+    ("rl_finetune.py", ("--dipole.cycles", "0"), "dipole.cycles must be at least 1"),
+    ("rl_finetune.py", ("--checkpoint", "runs/nothing"), "no checkpoint at runs/nothing"),
+]
+
+
+@pytest.mark.parametrize(("tool", "options", "message"), BAD)
+def test_a_config_that_cannot_work_is_one_line_and_leaves_the_folder_free(
+    place: Path, tool: str, options: tuple[str, ...], message: str
+) -> None:
+    recipe = "pretrain.yaml" if tool == "pretrain.py" else "dipole.yaml"
+    command = [sys.executable, str(REPOSITORY / "tools" / tool), "--config", recipe, "--out", "runs/bad", *options]
+    done = subprocess.run(command, cwd=place, env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode in (1, 2) and message in done.stderr, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert not (place / "runs/bad/run.yaml").exists()

@@ -23,7 +23,7 @@ class MetricsCSV:
             with path.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
                 self._columns = list(reader.fieldnames or ["step"])
-                self._rows = [row for row in reader if int(row["step"]) <= first_step]
+                self._rows = [row for row in reader if _stays(row, first_step)]
             self._rewrite()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -44,6 +44,13 @@ class MetricsCSV:
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self.path, text.getvalue())
+
+
+def _stays(row: Mapping[str, str | None], first_step: int) -> bool:
+    """Whether a row is of what the checkpoint holds: roll-outs at its step came after it and are made again."""
+    if int(row["step"] or 0) != first_step:
+        return int(row["step"] or 0) < first_step
+    return not all(name.startswith("rollout/") for name, value in row.items() if value and name != "step")
 
 
 class Tracker:

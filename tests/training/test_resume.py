@@ -110,6 +110,9 @@ def test_dipole_stopped_inside_and_between_cycles_ends_bit_for_bit_as_in_one_go(
     straight = run(dipole(pretrained, control_variate), tmp_path / "straight", [])
     broken = run(dipole(pretrained, control_variate), tmp_path / "broken", [2, 4, 7])
     assert_same_files(straight, broken)
+    logged = [[(row["step"], bool(row["rollout/score"])) for row in rows(tmp_path / name) if row["rollout/score"]]
+              for name in ("straight", "broken")]  # fmt: skip
+    assert logged[0] == logged[1] and len(logged[0]) == 2
     assert {"trainer_state/buffer.safetensors", "adapters/positive/adapter_model.safetensors"} <= {
         str(p.relative_to(broken)) for p in broken.rglob("*.safetensors")
     }

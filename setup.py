@@ -44,7 +44,7 @@ setup(
         "torch>=2.5",
         "torchvision>=0.20",
         "tqdm>=4.66",
-        "transformers>=5.20",
+        "transformers>=5.17",
     ],
     extras_require={
         "dev": [

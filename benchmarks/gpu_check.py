@@ -1,0 +1,495 @@
+"""What ``benchmarks/gpu_check.sh`` runs: each part of the toolkit on the GPU, whether it is right and how fast.
+
+A part that fails is reported with the last line of its error, and the next one runs. Sizes are the paper's (Florence-2
+large and the 475M-parameter head, random weights, bf16) on a GPU, and toy ones on a machine without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pdm_speed
+import state_based_speed
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from transformers import Florence2Config
+
+from dpvla.batch import DrivingBatch
+from dpvla.files import write_json
+from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.models.florence import FlorenceEncoder, tiny_tokenizer, tokenise_commands
+from dpvla.provenance import collect
+from dpvla.rl.finetune import DipoleConfig, DipoleStage
+from dpvla.state_based.agents import make_agent
+from dpvla.state_based.dipole import DipoleConfig as StateDipoleConfig
+from dpvla.state_based.replay import Replay
+from dpvla.state_based.stage import STATE_BASED_LOOP
+from dpvla.state_based.update import StackedUpdate, UpdateConfig
+from dpvla.training.imitation import ImitationConfig, ImitationStage
+from dpvla.training.loop import LoopConfig
+from dpvla.training.update import GradientUpdate
+from navsim_bridge.pdm import SUB_SCORES, EPDMSBatch, MetricScene, SceneBatch, epdms_terms, score_plans
+from navsim_bridge.pdm.epdms_golden import read_golden_epdms
+from navsim_bridge.pdm.golden import FRAGILE_COLUMNS, GoldenScene, read_golden
+from navsim_bridge.reward import PDMReward
+from tools import evaluate, make_demo_world, pretrain, rl_finetune
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLED = ROOT / "navsim_bridge" / "doctor_scenes"
+FIXTURES = ROOT / "tests" / "fixtures"
+SECONDS = 290.0
+"""All parts together; the one that runs then is stopped, and the rest are not begun."""
+TOLERANCE = 1e-6
+Numbers = dict[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much each part does."""
+
+    seconds: float  # each speed is measured at least so long
+    pdm_row: tuple[int, int]  # scenes x candidates
+    scenes: int  # that pretraining and RL have
+    pretrain_batch: int
+    dipole: DipoleConfig
+    state_hidden: tuple[int, ...]
+    state_batch: int
+    state_per_step: int  # updates of one launch, and of one graph
+    world: tuple[str, ...]  # options of tools/make_demo_world.py
+
+
+FULL = Sizes(
+    6.0, (1024, 24), 64, 4, DipoleConfig(group_size=10, batch_size=16, scenes_per_call=32, epochs_per_cycle=2),
+    (512, 512, 512), 256, 10,
+    ("--num-train-logs", "4", "--num-test-logs", "2", "--log-seconds", "22", "--image-width", "160", "--image-height",
+     "90"),
+)  # fmt: skip
+TOY = Sizes(
+    0.2, (3, 4), 4, 2, DipoleConfig(group_size=3, batch_size=2, scenes_per_call=2, epochs_per_cycle=1),
+    (16, 16), 8, 2,
+    ("--num-train-logs", "1", "--num-test-logs", "1", "--log-seconds", "12", "--image-width", "96", "--image-height",
+     "48", "--workers", "1"),
+)  # fmt: skip
+
+
+@dataclass
+class Check:
+    """What the parts share."""
+
+    device: torch.device
+    sizes: Sizes
+    folder: Path  # for whatever they write
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(precision="bf16", trackers=()))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this is about a GPU at all."""
+        return self.device.type == "cuda"
+
+    @cached_property
+    def golden(self) -> list[GoldenScene]:
+        """The bundled scenes with official scores, and the tests' where they are there; each once."""
+        paths = {path.stem.removeprefix("public_"): path for folder in (FIXTURES / "golden_v1", BUNDLED)
+                 for path in folder.glob("*.npz")}  # fmt: skip
+        return [read_golden(path) for _, path in sorted(paths.items())]
+
+    @cached_property
+    def source(self) -> RandomScenes:
+        """Random pictures of the golden scenes."""
+        encoder = self.config.encoder
+        tokens = [item.scene.token for item in self.golden]
+        chosen = tuple(tokens[i % len(tokens)] for i in range(self.sizes.scenes))
+        return RandomScenes(chosen, encoder.num_cameras, encoder.image_width, encoder.image_height)
+
+    @cached_property
+    def reward(self) -> PDMReward:
+        """The PDM score of the golden scenes."""
+        return PDMReward(GoldenCache(self.golden), self.device)  # type: ignore[arg-type]
+
+    @property
+    def config(self) -> DPVLAConfig:
+        """The paper's policy, or the same in miniature."""
+        return DPVLAConfig.paper() if self.on_gpu else DPVLAConfig.tiny_florence()
+
+    @cached_property
+    def policy(self) -> DPVLA:
+        """Random weights of the policy, on the device."""
+        torch.manual_seed(0)
+        policy = DPVLA(self.config, florence_large(self.config)) if self.on_gpu else DPVLA.from_config(self.config)
+        whole = self.source.whole
+        assert whole.plan is not None
+        policy.plan_coding.fit(whole.plan, whole.ego_status)
+        policy.precision = self.loop.precision
+        return policy.to(self.device)
+
+    def accelerator(self) -> Accelerator:
+        """A fresh one on the device."""
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(cpu=not self.on_gpu, mixed_precision=self.loop.precision)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """How long ``work`` takes, the device waited for."""
+        self.wait()
+        began = time.perf_counter()
+        work()
+        self.wait()
+        return time.perf_counter() - began
+
+    def rate(self, work: Callable[[], object]) -> float:
+        """How often a second ``work`` can be done; twice before for warming up."""
+        work(), work()
+        done, spent = 0, 0.0
+        while spent < self.sizes.seconds:
+            done, spent = done + 1, spent + self.seconds(work)
+        return done / spent
+
+    def wait(self) -> None:
+        """Until the device has done what it was told."""
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+
+    def peak_gib(self) -> Numbers:
+        """Memory that was allocated at most since the last call."""
+        if not self.on_gpu:
+            return {}
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return {"peak_gib": peak}
+
+
+class RandomScenes:
+    """A ``SceneSource`` of random pictures under given tokens; drivers keep their speed, more or less."""
+
+    def __init__(self, tokens: Sequence[str], cameras: int, width: int, height: int) -> None:
+        draw = torch.Generator().manual_seed(0)
+        count, time_ = len(tokens), 0.5 * torch.arange(1, 9)
+        speed, turn = 2 + 8 * torch.rand(count, 1, generator=draw), 0.1 * torch.randn(count, 1, generator=draw) * time_
+        along = speed * time_
+        zero = torch.zeros(count)
+        self.tokens = tuple(tokens)
+        self.whole = DrivingBatch(
+            self.tokens,
+            torch.randint(0, 256, (count, cameras, 3, height, width), generator=draw, dtype=torch.uint8),
+            torch.randint(0, 3, (count,), generator=draw),
+            torch.stack([speed[:, 0], zero, zero, zero], -1),
+            torch.zeros(count, 3, 3),
+            torch.stack([along * turn.cos(), along * turn.sin(), turn], -1),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, indices: Sequence[int]) -> DrivingBatch:
+        """The scenes at ``indices``."""
+        return self.whole.select(torch.as_tensor(list(indices)))
+
+
+class GoldenCache:
+    """Golden scenes as ``PDMReward`` asks a metric cache for them."""
+
+    def __init__(self, golden: Sequence[GoldenScene]) -> None:
+        self._scenes = {item.scene.token: item.scene for item in golden}
+        self.tokens = tuple(self._scenes)
+
+    def load(self, tokens: Sequence[str]) -> list[MetricScene]:
+        """The scenes of ``tokens``."""
+        return [self._scenes[token] for token in tokens]
+
+    def require(self, tokens: Sequence[str]) -> None:
+        """All are there."""
+
+    def require_metric(self, metric: str) -> None:
+        """It is the right one."""
+
+
+def florence_large(config: DPVLAConfig) -> FlorenceEncoder:
+    """Florence-2-large's architecture with random weights: no file is read."""
+    vision = {"embed_dim": (256, 512, 1024, 2048), "num_heads": (8, 16, 32, 64), "num_groups": (8, 16, 32, 64),
+              "depths": (1, 1, 9, 1), "projection_dim": 1024}  # fmt: skip
+    text = {"model_type": "bart", "vocab_size": 51290, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12,
+            "encoder_attention_heads": 16, "decoder_attention_heads": 16, "encoder_ffn_dim": 4096,
+            "decoder_ffn_dim": 4096, "max_position_embeddings": 4096}  # fmt: skip
+    ids, mask = tokenise_commands(tiny_tokenizer())
+    encoder = FlorenceEncoder(
+        Florence2Config(vision_config=vision, text_config=text),
+        image_size=(config.encoder.image_width, config.encoder.image_height),
+        num_cameras=config.encoder.num_cameras,
+        views_in_text_encoder=config.encoder.views_in_text_encoder,
+        command_length=ids.shape[1],
+    )
+    encoder.set_commands(ids, mask)
+    return encoder
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def pdm(check: Check) -> Numbers:
+    """PDM on the device: equal to the CPU's and to the official scores, plans a second."""
+    golden = check.golden
+    batch = SceneBatch.from_scenes([item.scene for item in golden])
+    plans = torch.from_numpy(np.stack([item.proposals for item in golden]))
+    here, there = score_plans(batch, plans), score_plans(batch.to(check.device), plans).to("cpu")
+    fragile = np.stack([item.results["dbg_fragile"] for item in golden])
+    compared, differ, off = 0, 0, 0
+    for name in SUB_SCORES:
+        firm = ~fragile[..., list(FRAGILE_COLUMNS[name])].any(-1)
+        ours, cpus = getattr(there, name).numpy(), getattr(here, name).numpy()
+        official = np.stack([item.results[f"res_{name}"] for item in golden])
+        compared += int(firm.sum())
+        differ += int((np.abs(ours - cpus)[firm] > TOLERANCE).sum())
+        off += int((np.abs(ours - official)[firm] > TOLERANCE).sum())
+    if differ or off:
+        raise ValueError(f"of {compared} sub-scores {differ} differ from the CPU's and {off} from the official ones")
+    row = pdm_speed.measure(golden, *check.sizes.pdm_row, str(check.device), check.sizes.seconds, None)
+    return {"scenes": len(golden), "sub_scores_equal": compared, "plans_per_s": row["plans_per_s"]} | check.peak_gib()
+
+
+def epdms(check: Check) -> Numbers:
+    """EPDMS on the device equals the CPU's."""
+    paths = sorted((FIXTURES / "golden_v2").glob("*.npz"))
+    if not paths:
+        return {"skipped": f"no scenes in {FIXTURES / 'golden_v2'}"}
+    paths = paths if check.on_gpu else paths[:2]
+    files = [read_golden_epdms(path) for path in paths]
+    firm = [~np.load(FIXTURES / "golden_v1" / path.name)["dbg_fragile"].any(-1) for path in paths]
+    batch = EPDMSBatch.from_scenes([file.scene for file in files])
+    plans = torch.from_numpy(np.stack([file.proposals for file in files]))
+    here, there = epdms_terms(batch, plans).values, epdms_terms(batch.to(check.device), plans).values.cpu()
+    apart = (here - there).abs()[torch.from_numpy(np.stack(firm))]
+    if not bool((apart <= TOLERANCE).all()):
+        raise ValueError(f"of {apart.numel()} sub-scores {int((apart > TOLERANCE).sum())} differ from the CPU's")
+    return {"scenes": len(files), "sub_scores_equal": apart.numel()}
+
+
+def state_based(check: Check) -> Numbers:
+    """DIPOLE's state-based update, with a CUDA graph and without: equal losses, updates a second."""
+    loss, rate = state_based_updates(check, graph=False)
+    if not check.on_gpu:
+        return {"updates_per_s": rate}
+    captured, captured_rate = state_based_updates(check, graph=True)
+    if not abs(captured - loss) <= 1e-3 * abs(loss):
+        raise ValueError(f"with a CUDA graph the loss is {captured}, without {loss}")
+    return {"updates_per_s": rate, "updates_per_s_cuda_graph": captured_rate} | check.peak_gib()
+
+
+def state_based_updates(check: Check, graph: bool) -> tuple[float, float]:
+    """Loss of the first updates, and updates a second."""
+    config = StateDipoleConfig(hidden=check.sizes.state_hidden, batch_size=check.sizes.state_batch)
+    agent = make_agent(config, state_based_speed.OBSERVATION, state_based_speed.ACTION, [0]).to(check.device)
+    replay = Replay(state_based_speed.synthetic_rows(), [0], device=check.device)
+    stride = check.sizes.state_per_step
+    update = StackedUpdate(agent, STATE_BASED_LOOP, UpdateConfig(per_step=stride, cuda_graph=graph, tf32=False))
+    steps = itertools.count(stride, stride)
+    first = update.step(replay, next(steps), 3e-4)["train/loss"]
+    return float(first), stride * check.rate(lambda: update.step(replay, next(steps), 3e-4))
+
+
+def pretraining(check: Check) -> Numbers:
+    """Updates of imitation, all weights, in bf16."""
+    config = ImitationConfig(batch_size=check.sizes.pretrain_batch)
+    accelerator = check.accelerator()
+    stage = ImitationStage(check.policy, check.source, config, accelerator, 0, _nothing)
+    update = GradientUpdate(stage.module, check.loop, accelerator)
+    batches, infos = stage.batches(0, _nothing), []
+    rate = check.rate(lambda: infos.append(update.step(next(batches), len(infos) + 1, 1e-5)))
+    losses = _finite(infos)
+    return {"updates_per_s": rate, "scenes_per_s": rate * config.batch_size, "last_loss": losses[-1]} | check.peak_gib()
+
+
+def rl_cycle(check: Check) -> Numbers:
+    """Roll out, score, and both adapters' updates."""
+    config, accelerator, policy = check.sizes.dipole, check.accelerator(), check.policy
+    if not policy.has_adapters:
+        policy.add_adapters(config.rank, config.alpha)
+    parameters = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
+    stage = DipoleStage(policy, check.source, check.reward, config, accelerator, 0, check.folder, _nothing)
+    try:
+        update = GradientUpdate(stage.module, check.loop, accelerator)
+        batches = stage.batches(0, _nothing)
+        first: list[Any] = []
+        rolling = check.seconds(lambda: first.append(next(batches)))
+        infos = [update.step(first[0], 1, 1e-4)]
+        plans = len(check.source) * config.group_size
+        rate = check.rate(lambda: infos.append(update.step(first[0], len(infos) + 1, 1e-4)))
+        _finite(infos)
+    finally:
+        policy.base_frozen = False
+        for parameter, trained in parameters:
+            parameter.requires_grad_(trained)
+    return {"rolled_out_plans_per_s": plans / rolling, "updates_per_s": rate} | check.peak_gib()
+
+
+def evaluation(check: Check) -> Numbers:
+    """Loss and PDM score of one sample a scene, as between pretraining updates."""
+    config, accelerator = ImitationConfig(validation_scenes=min(16, check.sizes.scenes)), check.accelerator()
+    stage = ImitationStage(
+        check.policy.eval(), check.source, config, accelerator, 0, _nothing, check.source, check.reward
+    )
+    found = dict(stage.evaluate(0))
+    if not np.isfinite(list(found.values())).all():
+        raise ValueError(f"evaluation gave {found}")
+    seconds = check.seconds(lambda: stage.evaluate(0))
+    return {"scenes_per_s": config.validation_scenes / seconds, "score": found["validation/score"]} | check.peak_gib()
+
+
+def command_lines(check: Check) -> Numbers:
+    """The tools as users start them, on a demo world of the smallest size."""
+    world, runs = check.folder / "world", check.folder / "runs"
+    roots = ["--data-root", str(world), "--maps-root", str(world / "maps")]
+    steps = ["--split", "navtrain_all", "--workers", "1", "--loop.precision", "bf16"]
+    configs = ROOT / "configs"
+    jobs: dict[str, tuple[Callable[[Sequence[str]], None], list[str]]] = {
+        "world_s": (make_demo_world.main, ["--root", str(world), "--quiet", *check.sizes.world]),
+        "pretrain_s": (pretrain.main, ["--config", str(configs / "pretrain_demo.yaml"), *roots, *steps,
+                       "--out", str(runs / "pretrain"), "--image-cache", str(check.folder / "images"),
+                       "--validation-logs", "0", "--imitation.batch-size", "2", "--loop.steps", "4"]),
+        "rl_finetune_s": (rl_finetune.main, ["--config", str(configs / "dipole_demo.yaml"), *roots, *steps,
+                          "--checkpoint", str(runs / "pretrain"), "--out", str(runs / "dipole"),
+                          "--image-cache", str(check.folder / "images"), "--dipole.group-size", "4",
+                          "--dipole.batch-size", "2", "--dipole.scenes-per-cycle", "4", "--dipole.cycles", "1",
+                          "--dipole.epochs-per-cycle", "1"]),
+        "evaluate_s": (evaluate.main, ["--agent", "dpvla", "--split", "navtest_all", "--checkpoint",
+                       str(runs / "dipole"), "--out", str(runs / "scores"), *roots]),
+    }  # fmt: skip
+    numbers: Numbers = {}
+    for name, (tool, options) in jobs.items():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        with redirect_stdout(sys.stderr):
+            numbers[name] = check.seconds(lambda tool=tool, options=options: tool(options))  # type: ignore[misc]
+    return numbers
+
+
+def tests(check: Check) -> Numbers:
+    """The tests marked gpu."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--durations=0", "tests/gpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    counts = {name: int(count) for count, name in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", done.stdout)}
+    if done.returncode or (check.on_gpu and not counts.get("passed")):
+        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+        last = (done.stdout + done.stderr).strip().splitlines()[-1:]
+        raise ValueError(f"{counts}, first {failed[0]}" if failed else f"pytest ended with {done.returncode}: {last}")
+    return dict(counts)
+
+
+PARTS: dict[str, Callable[[Check], Numbers]] = {
+    part.__name__: part for part in (tests, pdm, epdms, state_based, pretraining, rl_cycle, evaluation, command_lines)
+}
+
+
+# ---------------------------------------------------------------------- running them
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a part."""
+
+    part: str
+    ok: bool
+    seconds: float
+    numbers: Numbers
+    error: str = ""
+
+    def __str__(self) -> str:
+        told = self.error or ", ".join(f"{name} {_short(value)}" for name, value in self.numbers.items())
+        return f"{self.part:<14}{'ok' if self.ok else 'FAILED':<8}{self.seconds:>6.1f} s  {told}"
+
+
+def run_part(name: str, check: Check, limit: float) -> Outcome:
+    """Run a part for at most ``limit`` seconds; whatever it raises becomes part of the outcome."""
+    began = time.perf_counter()
+    numbers: Numbers = {}
+    error = ""
+    try:
+        with stopped_after(limit):
+            numbers = PARTS[name](check)
+    except (Exception, SystemExit) as raised:  # a tool that refuses its options exits
+        error = f"{type(raised).__name__}: {raised}".strip().splitlines()[-1]
+    gc.collect()
+    if check.on_gpu:
+        torch.cuda.empty_cache()
+    return Outcome(name, not error, time.perf_counter() - began, numbers, error)
+
+
+@contextmanager
+def stopped_after(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError where the work inside takes longer."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"stopped after {seconds:.0f} s: the whole check may take {SECONDS:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the parts, print the table and, if asked for, write it as JSON; 1 if a part failed."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to check")
+    parser.add_argument("--json", type=Path, help="write the outcome here")
+    options = parser.parse_args(argv)
+    began, on_gpu = time.perf_counter(), torch.cuda.is_available()
+    made = collect()
+    if on_gpu:
+        print(f"{made['device']}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
+    else:
+        print(f"no GPU: torch {torch.__version__} finds no CUDA device; toy sizes on the CPU, no number says anything")
+    with tempfile.TemporaryDirectory() as folder:
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        check = Check(device, FULL if on_gpu else TOY, Path(folder))
+        outcomes = []
+        for name in options.parts:
+            outcomes.append(run_part(name, check, SECONDS - (time.perf_counter() - began)))
+            print(outcomes[-1], flush=True)
+    passed = all(outcome.ok for outcome in outcomes)
+    print(f"\n{'part':<14}{'':<8}{'':>8}" + "\n" + "\n".join(map(str, outcomes)))
+    print("all parts passed" if passed else f"FAILED: {', '.join(o.part for o in outcomes if not o.ok)}")
+    if options.json:
+        rows = [dataclasses.asdict(outcome) for outcome in outcomes]
+        seconds = time.perf_counter() - began
+        about = {"passed": passed, "on_gpu": on_gpu, "seconds": seconds, "parts": rows, "provenance": made}
+        write_json(options.json, about)
+    return 0 if passed else 1
+
+
+def _finite(infos: Sequence[dict[str, Tensor]]) -> list[float]:
+    losses = [float(info["train/loss"]) for info in infos]
+    if not np.isfinite(losses).all():
+        raise ValueError(f"losses are not finite: {losses}")
+    return losses
+
+
+def _nothing(*_: Any) -> None:
+    """Neither logs nor describes."""
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

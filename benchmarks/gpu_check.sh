@@ -40,4 +40,17 @@ if [[ -n ${WHEELS:-} ]]; then
     "$WHEELS"/*.whl
   export PYTHONPATH="$PYTHONPATH:$SCRATCH/packages"
 fi
+"$PYTHON" - <<'END' || exit 2
+import importlib.util
+import sys
+
+try:
+    from navsim_bridge.doctor import NEEDED
+except ModuleNotFoundError:
+    NEEDED = ("numpy",)
+missing = [name for name in (*NEEDED, "pytest") if importlib.util.find_spec(name) is None]
+if missing:
+    sys.exit(f"error: {sys.executable} lacks {', '.join(missing)}; install them, or bring them: see WHEELS at the "
+             "top of benchmarks/gpu_check.sh")
+END
 TMPDIR="$SCRATCH" "$PYTHON" "$ROOT/benchmarks/gpu_check.py" "$@"

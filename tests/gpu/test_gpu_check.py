@@ -96,3 +96,13 @@ def test_a_folder_without_wheels_is_refused(tmp_path: Path) -> None:
     done = run(WHEELS=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.strip() == f"error: WHEELS={tmp_path} holds no .whl file"
+
+
+def test_packages_that_are_missing_are_named_in_one_line(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without site-packages
+    python.chmod(0o755)
+    done = run(PYTHON=str(python))
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: ") and " lacks numpy" in done.stderr and "WHEELS" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -100,8 +100,16 @@ def plan_as_agent(policy: DPVLA, source: ScenesInMemory, accelerator: Accelerato
     PolicyAgent(policy, "nowhere")._plan(source, range(2))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("encoder", ["tiny", "tiny_florence"])
-@pytest.mark.parametrize("run", [encode_and_sample, roll_out, evaluate, plan_as_agent], ids=lambda run: run.__name__)
+@pytest.mark.parametrize(
+    "run, encoder",
+    [
+        (encode_and_sample, "tiny"),
+        (encode_and_sample, "tiny_florence"),
+        (roll_out, "tiny"),
+        (evaluate, "tiny"),
+        (plan_as_agent, "tiny"),
+    ],
+)
 def test_networks_compute_in_the_precision_of_training_and_plans_in_float32(
     run: Callable[..., Tensor | None], encoder: str
 ) -> None:

@@ -14,7 +14,7 @@ from scenes_in_memory import ScenesInMemory
 
 from dpvla.models import DPVLA, DPVLAConfig
 
-STEPS = 3  # of the solver
+STEPS = 2  # of the solver
 
 
 def make_policy(encoder: str = "tiny", clip_ratio: float | None = None) -> tuple[DPVLA, ScenesInMemory]:

@@ -96,6 +96,7 @@ def test_a_pretraining_update_waits_for_nothing(encoder: str) -> None:
         info = update.step(batch, 1, 1e-3)
         assert not gpu.syncs and gpu.copies_in == 0, gpu.syncs
         assert info["train/loss"].device == gpu.device
+        assert update.not_finite() == []
     assert value(info["train/loss"]).isfinite() and value(info["train/grad_norm"]) > 0
     assert not torch.equal(value(policy.head.output.weight), before)
 

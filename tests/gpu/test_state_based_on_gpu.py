@@ -74,6 +74,7 @@ def test_an_update_learns_on_a_gpu_what_it_learns_on_the_cpu_and_could_be_captur
         gpu.forget()
         how.step(replay, 3, 3e-3)
         assert not gpu.syncs and gpu.copies_in == 0, gpu.syncs
+        assert how.not_finite() == []
     for key, tensor in expected.items():
         torch.testing.assert_close(learned[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
 

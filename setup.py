@@ -32,6 +32,7 @@ setup(
         "pandas>=2.1",
         "peft>=0.15",
         "pillow>=10.3",
+        "psutil>=5.9",
         "pyogrio>=0.9",
         "pyproj>=3.6",
         "pyyaml>=6",

@@ -203,7 +203,7 @@ def _write(options: Any, paths: list[Path], results: dict[str, Scored]) -> None:
         "scenes": len(results),
         "candidates_per_scene": sorted({item.plans for item in results.values()}),
         "trained_on": [],  # no weights: the plans are in the files
-        "provenance": collect(seed=None),
+        "provenance": collect(device=options.device),
     }
     write_json(options.out.with_name(f"{options.out.stem}.provenance.json"), made_by)
 

@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{'packing/s':>11}  time share of " + " / ".join(STAGES)
     )
     rows = []
-    made = collect()
+    made = collect(device=options.device)
     for scenes, candidates in sizes:
         row = measure(golden, scenes, candidates, options.device, options.seconds, options.max_plans_in_flight)
         rows.append(row | {"threads": options.threads, "provenance": made})

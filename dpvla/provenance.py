@@ -9,16 +9,20 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("dpvla", "torch", "torchvision", "numpy", "scipy", "shapely", "transformers", "diffusers", "peft",
             "accelerate", "timm", "safetensors", "mujoco", "dm_control", "gymnasium", "ogbench")  # fmt: skip
 
 
-def collect(seed: int | Sequence[int] | None = None) -> dict[str, Any]:
-    """Python, package and BLAS versions, git commit of the source tree (None outside one), device, command, seed(s)."""
-    import torch
+def collect(seed: int | Sequence[int] | None = None, device: torch.device | str | None = None) -> dict[str, Any]:
+    """Python, package and BLAS versions, git commit of the source tree (None outside one), device, command, seed(s).
 
+    ``device``: where it was computed; None: whatever this machine has.
+    """
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": list(seed) if isinstance(seed, Sequence) else seed,
@@ -26,8 +30,18 @@ def collect(seed: int | Sequence[int] | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "blas": blas_versions(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(device),
     }
+
+
+def device_name(device: torch.device | str | None = None) -> str:
+    """The product name of a GPU, or "cpu"."""
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def blas_versions() -> dict[str, str]:

@@ -74,6 +74,7 @@ class Evaluation:
     columns: tuple[str, ...] = SUB_SCORES  # names of the values
     average_row: str = "average"  # token of the last row of the CSV
     reasons: dict[str, str] = field(default_factory=dict)  # token -> what cost the points
+    device: str = "cpu"  # where it was scored
 
     @property
     def averages(self) -> dict[str, float]:
@@ -203,6 +204,7 @@ def evaluate(
         columns=metric.columns,
         average_row=metric.average_row,
         reasons={tokens[index]: score.reason for index, score in scores.items()},
+        device=str(device),
     )
 
 
@@ -292,7 +294,7 @@ def write_evaluation(
         "trained_on_evaluation_split": saw_split(trained_on, split, records),
         "samples_per_scene": 1,  # plans drawn from the agent
         "candidates_per_scene": 1,  # plans scored
-        "provenance": collect(seed),
+        "provenance": collect(seed, evaluation.device),
     }
     write_text(Path(out) / SCORES, evaluation.to_csv(part.is_whole))
     write_json(Path(out) / SUMMARY, summary)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dpvla import provenance
 from dpvla.config import ConfigError, to_dict
 from dpvla.files import read_json, write_json
@@ -116,8 +118,9 @@ def write_result(
     recipe: AgentConfig,
     data: Mapping[str, Any],
     evaluations: Evaluations,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Write ``result.json`` of a finished run; returns its content.
+    """Write ``result.json`` of a finished run, trained on ``device``; returns its content.
 
     ``success`` (0 to 1) or ``return`` is the last step's, the mean over seeds; the best step is not picked.
     """
@@ -143,7 +146,7 @@ def write_result(
         "deviations_from_the_paper": departures,
         "hyperparameters": to_dict(recipe),
         "config": to_dict(config),
-        "provenance": provenance.collect(seeds if len(seeds) > 1 else seeds[0]) | {"data": dict(data)},
+        "provenance": provenance.collect(seeds if len(seeds) > 1 else seeds[0], device) | {"data": dict(data)},
     }
     if resumed:  # by other commands, versions or machines, perhaps
         result |= {"begun_with": run["provenance"], "resumed": resumed}

@@ -159,7 +159,7 @@ def _train(
             raise
         _raise_first(failures, out)
         evaluator.catch_up(out)
-        return write_result(out, config, task, recipe, about, evaluator.evaluations)
+        return write_result(out, config, task, recipe, about, evaluator.evaluations, agent.device)
 
 
 def evaluate_acting(config: StateBasedConfig, acting: Mapping[str, Any]) -> dict[str, Any]:

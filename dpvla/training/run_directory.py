@@ -99,7 +99,7 @@ class Run:
                 "choose another --out, or --restart"
             )
         self._refuse_other_data(data)
-        made = collect(seed) | {"processes": self.accelerator.num_processes}
+        made = collect(seed, self.accelerator.device) | {"processes": self.accelerator.num_processes}
         content: dict[str, Any] = {
             "config": to_dict(self.config),
             "trained_on": list(map(_plain, trained_on)),

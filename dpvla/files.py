@@ -125,7 +125,7 @@ def _take(file: IO[str], directory: Path) -> None:
 
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # either, by POSIX
         file.seek(0)
         holder = file.read(200).strip() or "another process"
         raise DirectoryInUseError(

@@ -16,10 +16,12 @@ from dpvla.config import ConfigError, parse, reporting_errors
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.training.imitation import ImitationConfig, ImitationStage
 from dpvla.training.loop import LoopConfig, make_accelerator, train
-from dpvla.training.run_directory import Run, open_run
-from dpvla.training.start import Start, open_start
+from dpvla.training.run_directory import FREE, Run, open_run
+from dpvla.training.start import Start, open_start, refuse_other_start
 from navsim_bridge.training_data import DataConfig, open_training_data
 
+SOURCES = ("init_from", "model.encoder.name", "model.encoder.revision", "model.encoder.pretrained")
+"""Where the first weights came from: a run that goes on has its own."""
 DEMO = Path(__file__).parent.parent / "configs" / "pretrain_demo.yaml"
 
 
@@ -41,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(PretrainConfig, argv, __doc__, default_config=DEMO)
     seed = config.loop.seed
     accelerator = make_accelerator(config.loop, config.out)
-    with open_run(config.out, config, config.restart, accelerator) as run:
+    with open_run(config.out, config, config.restart, accelerator, free=(*FREE, *SOURCES)) as run:
         start = open_start(config.init_from) if config.init_from and run.last is None else None
+        if run.last is not None:
+            refuse_other_start(run, "init_from", config.init_from)
         with accelerator.main_process_first():  # one process fetches released weights for all
             policy = initial_policy(config, run, start)
         size = (config.model.encoder.image_width, config.model.encoder.image_height)
@@ -65,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             [*(start.trained_on if start else ()), data.trained_on("imitation")],
             loop.steps,
             data.about,
-            None if start is None else {"path": str(start.path)},
+            None if start is None else {"path": str(start.path), "weights_sha256": start.weights_hash()},
         )
         accelerator.print(f"checkpoint: {train(stage, loop, run.path, accelerator)}")
 

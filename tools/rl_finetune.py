@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from dpvla.config import ConfigError, parse, reporting_errors
+from dpvla.config import parse, reporting_errors
 from dpvla.models import DPVLA
 from dpvla.rl.finetune import DipoleConfig, DipoleStage
 from dpvla.training.loop import LoopConfig, make_accelerator, train
-from dpvla.training.run_directory import FREE, Run, open_run
-from dpvla.training.start import StartingPoint, WhatOfAdapters, open_start, starting_point
+from dpvla.training.run_directory import FREE, open_run
+from dpvla.training.start import StartingPoint, WhatOfAdapters, open_start, refuse_other_start, starting_point
 from navsim_bridge.training_data import DataConfig, open_training_data
 
 DEMO = Path(__file__).parent.parent / "configs" / "dipole_demo.yaml"
@@ -47,11 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = config.dipole
     with open_run(str(config.out), config, config.restart, accelerator, free=(*FREE, "checkpoint")) as run:
         if run.last is None:
-            first = starting_point(
-                open_start(config.checkpoint), config.adapters, config.dipole.rank, config.dipole.alpha
-            )
+            first = starting_point(open_start(config.checkpoint), config.adapters, settings.rank, settings.alpha)
         else:
-            refuse_other_start(config, run)
+            refuse_other_start(run, "checkpoint", config.checkpoint)
             first = StartingPoint(DPVLA.from_pretrained(run.last / "model"), (), run.before.get("start") or {}, None)
         policy = first.policy.to(accelerator.device)
         policy.precision = config.loop.precision
@@ -68,19 +66,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if run.last is None:
             accelerator.print(f"start: {first.about['path']}, {first.about['adapters']}")
         accelerator.print(f"checkpoint: {train(stage, loop, run.path, accelerator)}")
-
-
-def refuse_other_start(config: FinetuneConfig, run: Run) -> None:
-    """A run goes on from its own checkpoint, which holds all it needs; --checkpoint must still mean what it did."""
-    theirs = run.before["config"].get("checkpoint")
-    if config.checkpoint == theirs:
-        return
-    recorded = (run.before.get("start") or {}).get("model_sha256")
-    if recorded is None or open_start(config.checkpoint).model_hash() != recorded:
-        raise ConfigError(
-            f"{run.path} started from {theirs}, and --checkpoint {config.checkpoint} is another model: choose another "
-            "--out, or discard that run with --restart"
-        )
 
 
 if __name__ == "__main__":

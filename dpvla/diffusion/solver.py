@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dpvla.diffusion.schedule import VPLinearSchedule
 
 TRAIN_STEPS = 1000
 """Knots at which diffusers is told the schedule; with t = (i + 1) / 1000 the first one is t = 0.001."""
+
+ORDER = 2
+"""Of the solver: how many outputs of the denoiser a step looks at."""
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """``(x_t, t) -> x0``; t is a 0-dim float32 tensor on the CPU."""
@@ -37,29 +43,21 @@ class DPMSolver:
         knots = torch.arange(1, TRAIN_STEPS + 1, dtype=torch.float64) / TRAIN_STEPS
         log_alpha_squared = 2 * schedule.log_alpha(knots)
         steps = torch.diff(log_alpha_squared, prepend=torch.zeros(1, dtype=torch.float64))
-        self._betas = (-torch.expm1(steps)).numpy()
-        levels = self._scheduler().sigmas[:-1].double()
+        self._prepared = _scheduler((-torch.expm1(steps)).numpy(), num_steps)
+        levels = self._prepared.sigmas[:-1].double()
         self.times = schedule.time_of_log_snr(-levels.log()).float()  # (step,) from 1 down to t_min
 
-    def _scheduler(self) -> Any:  # diffusers decorates away the type
-        scheduler: Any = DPMSolverMultistepScheduler(
-            num_train_timesteps=TRAIN_STEPS,
-            trained_betas=self._betas,
-            solver_order=2,
-            prediction_type="sample",
-            algorithm_type="dpmsolver++",
-            solver_type="midpoint",
-            final_sigmas_type="zero",
-            use_lu_lambdas=True,
-        )
-        scheduler.set_timesteps(self.num_steps)
-        scheduler.set_begin_index(0)  # otherwise the first step looks its index up on the device, which is a sync
+    def _fresh(self) -> Any:
+        """A scheduler that has seen no sample yet; its grid is shared."""
+        scheduler = copy.copy(self._prepared)
+        scheduler.model_outputs, scheduler.lower_order_nums = [None] * ORDER, 0
+        scheduler._step_index = None
         return scheduler
 
     @torch.no_grad()
     def sample(self, denoise: Denoiser, noise: Tensor) -> Tensor:
         """Solve from ``x_1 = noise`` (standard normal) to clean samples, in float32 at least."""
-        scheduler = self._scheduler()
+        scheduler = self._fresh()
         x = noise if noise.dtype == torch.float64 else noise.float()
         for t, index in zip(self.times, scheduler.timesteps):
             x0 = denoise(x, t)
@@ -67,3 +65,19 @@ class DPMSolver:
                 raise TypeError(f"the denoiser returned {x0.dtype} for {x.dtype}: the solver would lose precision")
             x = scheduler.step(x0, index, x, return_dict=False)[0]
         return x
+
+
+def _scheduler(betas: NDArray[np.float64], num_steps: int) -> Any:  # diffusers decorates away the type
+    scheduler: Any = DPMSolverMultistepScheduler(
+        num_train_timesteps=TRAIN_STEPS,
+        trained_betas=betas,
+        solver_order=ORDER,
+        prediction_type="sample",
+        algorithm_type="dpmsolver++",
+        solver_type="midpoint",
+        final_sigmas_type="zero",
+        use_lu_lambdas=True,
+    )
+    scheduler.set_timesteps(num_steps)
+    scheduler.set_begin_index(0)  # otherwise the first step looks its index up on the device, which is a sync
+    return scheduler

@@ -28,7 +28,7 @@ FREE = (
 
 NOTED = (
     "imitation.epochs", "dipole.cycles", "loop.steps", "loop.lr", "loop.lr_schedule", "loop.warmup_steps",
-    "loop.weight_decay", "loop.clip_norm", "loop.precision",
+    "loop.weight_decay", "loop.clip_norm", "loop.adam_betas", "loop.precision", "dipole.scenes_per_call",
 )  # fmt: skip
 """Options of which a run may go on with other values; run.yaml keeps the old ones and when they changed."""
 
@@ -176,7 +176,7 @@ def open_run(
     """Hold ``out`` for one run and find out whether it starts or goes on; ``Run.begin`` then writes.
 
     A directory without a checkpoint starts anew with any config. With one, ``config`` may differ from the run's in
-    ``free`` and ``noted`` options alone.
+    ``free`` and ``noted`` options alone, and in the words for the split where the data's fingerprint tells another one.
 
     Raises:
         ConfigError: ``out`` holds a run with another config (names the first key that differs), or no run at all.
@@ -196,7 +196,7 @@ def open_run(
             for key, mine, other in _differences(to_dict(config), theirs):
                 if key in noted:
                     changed[key] = (other, mine)
-                elif key not in free:
+                elif key not in free and not (key == "split" and (before.get("data") or {}).get("fingerprint")):
                     raise ConfigError(
                         f"{out} holds a run with {key} = {other!r}, this one has {mine!r}, which a run cannot change "
                         "while it goes on; choose another --out (a new run may start from these weights), or discard "

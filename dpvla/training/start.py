@@ -16,7 +16,7 @@ from dpvla.models import DPVLA
 from dpvla.models.adapters import adapter_size
 from dpvla.models.policy import SAMPLING_FILE
 from dpvla.training.checkpoint import resolve_checkpoint
-from dpvla.training.run_directory import RUN, TrainedOn, read_run, read_trained_on
+from dpvla.training.run_directory import RUN, Run, TrainedOn, read_run, read_trained_on
 
 MODEL, ADAPTERS, CONFIG, WEIGHTS = "model", "adapters", "config.json", "model.safetensors"
 
@@ -49,12 +49,14 @@ class Start:
         path = own if own is not None and own.is_file() else self.model / CONFIG
         return str(read_json(path).get("precision", "no"))
 
-    def model_hash(self) -> str:
-        """SHA-256 of the model's weights."""
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights of the model and of its adapters."""
         digest = hashlib.sha256()
-        with (self.model / WEIGHTS).open("rb") as file:
-            while part := file.read(1 << 24):
-                digest.update(part)
+        files = sorted(self.adapters.glob("*/*.safetensors")) if self.adapters is not None else []
+        for path in (self.model / WEIGHTS, *files):
+            with path.open("rb") as file:
+                while part := file.read(1 << 24):
+                    digest.update(part)
         return digest.hexdigest()
 
     def without_adapters(self) -> Start:
@@ -97,7 +99,7 @@ def starting_point(start: Start, adapters: WhatOfAdapters, rank: int, alpha: int
 
     Raises ConfigError where kept adapters have another rank or alpha than given.
     """
-    about: dict[str, Any] = {"path": str(start.path), "model_sha256": start.model_hash()}
+    about: dict[str, Any] = {"path": str(start.path), "weights_sha256": start.weights_hash()}
     if start.adapters is None:
         return StartingPoint(start.load(), start.trained_on, about | {"adapters": "new"}, start.model)
     if adapters == "discard":
@@ -117,6 +119,22 @@ def starting_point(start: Start, adapters: WhatOfAdapters, rank: int, alpha: int
             f"{alpha}: give --dipole.rank {found[0]} --dipole.alpha {found[1]:g}, or --adapters merge"
         )
     return StartingPoint(policy, start.trained_on, about | {"adapters": "its own kept"}, start.model)
+
+
+def refuse_other_start(run: Run, option: str, path: str | None) -> None:
+    """A run goes on from its own checkpoint, which holds all it needs; what it started from must still be meant.
+
+    Raises ConfigError where ``option`` names other weights than it did; another path to the same ones is fine.
+    """
+    theirs = run.before["config"].get(option)
+    if path == theirs:
+        return
+    recorded = (run.before.get("start") or {}).get("weights_sha256")
+    if path is None or recorded is None or open_start(path).weights_hash() != recorded:
+        raise ConfigError(
+            f"{run.path} started from {option} = {theirs!r}, this one has {path!r}, which holds other weights: choose "
+            "another --out, or discard that run with --restart"
+        )
 
 
 def _dipole(checkpoint: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ import yaml
 
 from dpvla.config import ConfigError
 from dpvla.models import DPVLA, DPVLAConfig
-from dpvla.training.run_directory import TrainedOn, write_run
-from dpvla.training.start import open_start, starting_point
+from dpvla.training.run_directory import Run, TrainedOn, write_run
+from dpvla.training.start import open_start, refuse_other_start, starting_point
 from tests.models.tiny_policies import make_batch, make_policy, randomise_adapters
 
 IMITATION = TrainedOn("imitation", "navtrain", 6, ("log1",))
@@ -151,3 +152,22 @@ def test_the_weights_of_another_model_are_refused_for_a_new_training(checkpoint:
     ):
         with pytest.raises(ConfigError, match="give the same model options"):
             DPVLA.from_pretrained(checkpoint / "model", config=other)
+
+
+def test_a_run_that_goes_on_may_name_its_start_otherwise_but_not_another_one(
+    checkpoint: Path, tmp_path: Path, policy: DPVLA
+) -> None:
+    def opened(before: dict[str, Any]) -> Run:
+        return Run(tmp_path, None, None, checkpoint, before, {})  # type: ignore[arg-type]
+
+    start = open_start(checkpoint)
+    run = opened({"config": {"checkpoint": "runs/a"}, "start": {"weights_sha256": start.weights_hash()}})
+    refuse_other_start(run, "checkpoint", "runs/a")  # as it was written, whatever lies there now
+    refuse_other_start(run, "checkpoint", str(checkpoint.resolve()))
+    randomise_adapters(policy, seed=5)
+    policy.save_adapters(checkpoint / "adapters")  # the same model with other adapters
+    for other in (str(checkpoint), str(checkpoint / "model"), None):
+        with pytest.raises(ConfigError, match="holds other weights"):
+            refuse_other_start(run, "checkpoint", other)
+    with pytest.raises(ConfigError, match="holds other weights"):  # of the first version: it kept no hash
+        refuse_other_start(opened({"config": {"checkpoint": "runs/a"}}), "checkpoint", str(checkpoint))

@@ -44,12 +44,14 @@ class Range:
 
     def __str__(self) -> str:
         parts = [("at least", self.least), ("at most", self.most), ("above", self.above), ("below", self.below)]
-        return " and ".join(f"{words} {bound:g}" for words, bound in parts if math.isfinite(bound))
+        return " and ".join(f"{words} {bound:g}" for words, bound in parts if math.isfinite(bound) and bound != MOST)
 
 
-Count = Annotated[int, Range(least=1)]
+MOST = 2**31 - 1
+"""No count, size or seed is larger."""
+Count = Annotated[int, Range(least=1, most=MOST)]
 """One or more."""
-Whole = Annotated[int, Range(least=0)]
+Whole = Annotated[int, Range(least=0, most=MOST)]
 """None or more."""
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
@@ -127,11 +129,18 @@ def reporting_errors(main: Callable[..., None]) -> Callable[..., None]:
             print(str(interruption) or "interrupted", file=sys.stderr)
             raise SystemExit(130) from None
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's, by name
+            if not isinstance(error, MemoryError) and not _is_torch_out_of_memory(error):
                 raise
             raise SystemExit(f"error: out of memory ({_one_line(error)}); take smaller batches") from error
 
     return run
+
+
+def _is_torch_out_of_memory(error: RuntimeError) -> bool:
+    """By name and words: torch need not be loaded, and on CPUs its error is a plain RuntimeError."""
+    return type(error).__name__ == "OutOfMemoryError" or any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory")
+    )
 
 
 def _one_line(error: BaseException) -> str:
@@ -233,7 +242,7 @@ def _checked(hint: Any, value: Any, where: str, key: str) -> Any:
         value = _checked(inside[0], value, where, key)
         for bounds in inside[1:]:
             if isinstance(bounds, Range) and value not in bounds:
-                raise _RefusedError(str(bounds))
+                raise _RefusedError(f"at most {MOST}" if value > MOST == bounds.most else str(bounds))
         return value
     if origin in (Union, types.UnionType):
         return _one_of(inside, value, where, key)
@@ -263,6 +272,8 @@ def _checked(hint: Any, value: Any, where: str, key: str) -> Any:
 def _one_of(hints: Sequence[Any], value: Any, where: str, key: str) -> Any:
     if value is None and type(None) in hints:
         return None
+    if value == "" and type(None) in hints:
+        raise _RefusedError("a text that is not empty (leave the option out instead)")
     reasons = []
     for hint in hints:
         if hint is not type(None):

@@ -45,8 +45,12 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     real = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
     if not real:
         return []
-    sums = torch.stack([tensor.detach().isfinite().all() for tensor in real.values()]).tolist()
+    sums = torch.stack([_wide(tensor.detach()).isfinite().all() for tensor in real.values()]).tolist()
     return [name for name, fine in zip(real, sums) if not fine]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.element_size() < 2 else tensor  # torch looks at no 8-bit floats
 
 
 def require_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path | str) -> None:

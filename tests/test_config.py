@@ -106,6 +106,9 @@ WRONG = [
     ("optimizer", {"lr": 0}, r"optimizer\.lr must be above 0"),
     ("optimizer", {"betas": [0.9]}, r"optimizer\.betas must be a list of 2"),
     ("optimizer", {"betas": ["0.9", "--restart"]}, r"optimizer\.betas must be a number"),
+    ("size", 10**20, "size must be at most 2147483647"),
+    ("share", "", "share must be"),
+    ("root", "", "root must be a text that is not empty"),
     ("optimizer", {"options": 3}, r"optimizer\.options must be a group of keys"),
 ]
 

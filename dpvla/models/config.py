@@ -40,7 +40,7 @@ class DiffusionConfig:
     alpha_floor: Share = 0.0  # weightings v and x0 divide by alpha: not below this
     beta_min: Positive = 0.1  # variance-preserving schedule with linear beta(t)
     beta_max: Positive = 20.0  # beta at t = 1
-    num_steps: Annotated[int, Range(least=2)] = 10  # network evaluations of DPM-Solver++ (order 2)
+    num_steps: Annotated[Count, Range(least=2)] = 10  # network evaluations of DPM-Solver++ (order 2)
     omega: NotNegative = 1.0  # greediness w of the guided combination
     clip_ratio: Annotated[float, Range(least=1)] | None = 2.0  # guided x0 stays within this multiple of training plans'
 

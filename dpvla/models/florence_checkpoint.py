@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, Florence2Config
 
 from dpvla.files import read_json
 from dpvla.models.florence import FlorenceEncoder, tiny_florence_config, tiny_tokenizer, tokenise_commands
+from dpvla.tensors import not_finite
 
 RELEASED = "florence-community/Florence-2-large"
 RELEASED_REVISION = "4271c66b88cdbc05735372ec13b2360108de5317"
@@ -79,16 +80,34 @@ def pretrained_florence(
             "or vocab.json with merges.txt"
         ) from None
     ids, mask = tokenise_commands(tokenizer)
-    encoder = FlorenceEncoder(
-        config,
-        image_size=image_size,
-        num_cameras=num_cameras,
-        views_in_text_encoder=views_in_text_encoder,
-        command_length=ids.shape[1],
-    )
+    try:
+        encoder = FlorenceEncoder(
+            config,
+            image_size=image_size,
+            num_cameras=num_cameras,
+            views_in_text_encoder=views_in_text_encoder,
+            command_length=ids.shape[1],
+        )
+    except (TypeError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        raise ValueError(f"the config.json of {source} describes no Florence-2 that can be built: {error}") from None
+    vocabulary = encoder.text_encoder.embed_tokens.num_embeddings
+    _refuse_tokenizer_that_tells_nothing(ids, mask, tokenizer, vocabulary, tokenizer_folder)
     load_florence_weights(encoder, _tensors(source, locate), source)
     encoder.set_commands(ids, mask)
     return encoder
+
+
+def _refuse_tokenizer_that_tells_nothing(
+    ids: Tensor, mask: Tensor, tokenizer: Any, vocabulary: int, folder: Path
+) -> None:
+    """Without its files a tokenizer still loads, empty: every command would then read alike."""
+    words = [tuple(row[real].tolist()) for row, real in zip(ids, mask)]
+    unknown = tokenizer.unk_token_id
+    if len(set(words)) < len(words) or any(unknown in row for row in words) or int(ids.max()) >= vocabulary:
+        raise ValueError(
+            f"the tokenizer in {folder} does not tell the driving commands apart in a vocabulary of {vocabulary} "
+            f"words; the folder needs the model's own {TOKENIZER_FILES[0]}, or vocab.json with merges.txt"
+        )
 
 
 def load_florence_weights(encoder: FlorenceEncoder, tensors: Iterable[tuple[str, Tensor]], source: str) -> None:
@@ -114,7 +133,7 @@ def load_florence_weights(encoder: FlorenceEncoder, tensors: Iterable[tuple[str,
             )
         if expected[target].is_floating_point() != tensor.is_floating_point():
             raise ValueError(f"{source}: {original} holds {tensor.dtype}, expected {expected[target].dtype}")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not_finite({original: tensor}):
             raise ValueError(f"{source}: {original} holds NaN or infinity; the file is damaged, get it again")
         with torch.no_grad():
             expected[target].copy_(tensor)
@@ -226,13 +245,17 @@ def _required(locate: Locate, name: str) -> Path:
 def _read_config(source: str, locate: Locate) -> Florence2Config:
     path = _required(locate, "config.json")
     raw: dict[str, Any] = read_json(path)
-    text_type = raw.get("text_config", {}).get("model_type", "bart")
+    text = raw.get("text_config", {})
+    text_type = text.get("model_type", "bart") if isinstance(text, dict) else type(text).__name__
     if raw.get("model_type") != "florence2" or text_type != "bart" or "auto_map" in raw:
         raise ValueError(
             f"{path} describes {raw.get('model_type')!r} with text model {text_type!r}, which is the remote-code "
             f"format or another model. {_native_hint()}"
         )
-    return Florence2Config.from_dict(raw)
+    try:
+        return Florence2Config.from_dict(raw)
+    except Exception as error:  # transformers and huggingface_hub raise classes of their own for single fields
+        raise ValueError(f"{path} is not a usable Florence-2 config: {_first_line(error)}") from None
 
 
 def _tensors(source: str, locate: Locate) -> Iterator[tuple[str, Tensor]]:

@@ -115,7 +115,10 @@ class DPVLA(nn.Module):
         if config is not None:
             _refuse_other_architecture(config, saved, path)
         config = saved if config is None else config
-        policy = cls(config, _rebuild_encoder(saved.encoder, description["encoder_architecture"]))
+        try:
+            policy = cls(config, _rebuild_encoder(saved.encoder, description["encoder_architecture"]))
+        except (TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+            raise ValueError(f"{path} describes no model that can be built: {type(error).__name__}: {error}") from None
         tensors = load_tensors(directory / WEIGHTS_FILE)
         require_same(policy._base_state(), tensors, directory / WEIGHTS_FILE)
         policy.load_state_dict(tensors)

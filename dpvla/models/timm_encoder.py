@@ -13,6 +13,9 @@ from dpvla.batch import COMMANDS
 from dpvla.models.dit import Block
 from dpvla.models.image_normalisation import ImageNormalisation, check_images
 
+REFUSED_OPTIONS = ("checkpoint_path", "pretrained", "cache_dir", "features_only", "out_indices", "num_classes")
+"""Beginnings of options of ``timm.create_model`` that no config, and so no stranger's checkpoint, may give."""
+
 
 class TimmEncoder(nn.Module):
     """Camera images and command to scene tokens ``(scene, camera * cell + 1, token_width)``.
@@ -43,10 +46,20 @@ class TimmEncoder(nn.Module):
         if not timm.is_model(name):
             near = get_close_matches(name, timm.list_models(), 3)
             raise ValueError(f"timm knows no model {name!r}; nearest: {', '.join(near) or 'none'}")
+        refused = sorted(key for key in options or {} if key.startswith(REFUSED_OPTIONS))
+        if refused:
+            raise ValueError(
+                f"encoder.timm_options: {refused[0]} is not taken: it is set by the encoder, or opens files"
+            )
+        if token_width % mixer_heads:
+            raise ValueError(f"encoder.width {token_width} is not divisible by encoder.mixer_heads {mixer_heads}")
         width, height = image_size
         self.image_size, self.num_cameras, self.token_width = image_size, num_cameras, token_width
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
-        probe: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
+        try:
+            probe: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise ValueError(f"encoder.timm_options do not fit timm's {name}: {error}") from None
         fitting = [i for i, reduction in enumerate(probe.feature_info.reduction()) if reduction <= stride]
         if not fitting:
             raise ValueError(f"{name} has no feature map at stride {stride} or finer: {probe.feature_info.reduction()}")
@@ -55,9 +68,12 @@ class TimmEncoder(nn.Module):
         )
         self.backbone = backbone
         features = backbone.feature_info.channels()[-1]
-        with torch.no_grad():
-            cells = tuple(backbone.eval()(torch.zeros(1, 3, height, width))[0].shape[-2:])
-            backbone.train()
+        try:
+            with torch.no_grad():
+                cells = tuple(backbone.eval()(torch.zeros(1, 3, height, width))[0].shape[-2:])
+        except RuntimeError as error:
+            raise ValueError(f"{name} takes no images of {width} x {height} pixels: {error}") from None
+        backbone.train()
         self.normalise = ImageNormalisation()
         self.project = nn.Linear(features, token_width)
         self.place = nn.Parameter(torch.zeros(num_cameras, cells[0] * cells[1], token_width))

@@ -23,13 +23,14 @@ from dpvla.rl.rollout import chunks, collect, encode_scenes
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, link_tree
 from dpvla.training.order import epoch_batches, permutation, step_seed, steps_per_epoch
+from dpvla.training.run_directory import read_run
 
 
 @dataclass(frozen=True)
 class DipoleConfig:
     """Roll-outs and the DIPOLE loss."""
 
-    group_size: Annotated[int, Range(least=2)] = 10  # g: plans of a scene (paper: 10 navtrain, 25 navtest)
+    group_size: Annotated[Count, Range(least=2)] = 10  # g: plans of a scene (paper: 10 navtrain, 25 navtest)
     beta: NotNegative = 1.0  # temperature of the weights sigmoid(beta G + shift); not given by the paper
     shift: float = 0.0  # k of App. D.2; 0 in driving
     omega: NotNegative = 1.0  # w: greediness of the roll-outs, and of later sampling; not given by the paper
@@ -177,6 +178,12 @@ class DipoleStage:
             raise CheckpointError(
                 f"{directory} is of a run with {buffer.processes} processes, this one has "
                 f"{self.accelerator.num_processes}: launch as many, or start a new run from these weights"
+            )
+        made = read_run(directory).get("provenance") or {}
+        if buffer.processes > 1 and "processes" not in made:
+            raise CheckpointError(
+                f"{directory} is of version 0.1.0, whose dipole.batch_size counted the scenes of each of its "
+                f"{buffer.processes} processes: start a new run from these weights (--checkpoint {directory})"
             )
         cycle = (checkpoint_step(directory) - 1) // self.steps_per_cycle
         if buffer.cycle != cycle:

@@ -36,7 +36,7 @@ from dpvla.state_based.stage import AgentStage
 from dpvla.state_based.tasks import Task
 from dpvla.state_based.update import check_launch, make_update, refuse_several_processes
 from dpvla.training import run_directory
-from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, resolve_checkpoint
+from dpvla.training.checkpoint import checkpoint_step, checkpoints, latest_checkpoint, resolve_checkpoint
 from dpvla.training.loop import LoopConfig, make_accelerator, train
 from dpvla.training.run_directory import Run, TrainedOn, open_run
 
@@ -210,7 +210,7 @@ class _Evaluator:
 
     def catch_up(self, out: Path) -> None:
         """Make the evaluations that are due at a checkpoint of ``out`` and were not made because the run was cut."""
-        for directory in sorted((out / "checkpoints").glob("step_*")):
+        for directory in checkpoints(out):
             step = checkpoint_step(directory)
             if step not in self.evaluations and self._due(step):
                 print(f"evaluating {directory}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from dpvla.tensors import CheckpointError, require_same
 
 _STEP, _WRITING = "step_{:08d}", ".writing-"
+_NAME = re.compile(r"step_\d+")
 
 
 def write_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
@@ -42,15 +44,21 @@ def write_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None], ke
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in sorted(parent.glob("step_*"))[:-keep]:
+    for old in checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
-    found = sorted((run_dir / "checkpoints").glob("step_*"))
+    found = checkpoints(run_dir)
     return found[-1] if found else None
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """A run's complete checkpoints by step; copies that a user made beside them under other names are not looked at."""
+    found = [path for path in (run_dir / "checkpoints").glob("step_*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=checkpoint_step)
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
@@ -115,7 +123,7 @@ def link_tree(source: Path, target: Path) -> None:
 
     def link(a: str, b: str) -> None:
         try:
-            os.link(a, b)
+            os.link(os.path.realpath(a), b)  # of what a link leads to, as in a hub cache: not the link itself
         except OSError:
             shutil.copy2(a, b)
 

@@ -109,7 +109,9 @@ def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
 def _refuse_what_the_launcher_asked_in_vain(config: LoopConfig) -> None:
     environment = os.environ
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if precision not in ("no", config.precision):  # "no" is what the launcher says when nobody asked
+    if precision == "no":  # is what the launcher says, too, when nobody asked
+        precision = _told_to_the_launcher("mixed_precision") or config.precision
+    if precision != config.precision:
         raise ConfigError(
             f"the launcher asks for mixed precision {precision}, loop.precision is {config.precision}, which decides: "
             "give --loop.precision bf16 for bf16 (nothing else is supported), and the launcher the same or nothing"
@@ -257,7 +259,9 @@ def _train(
     bar.close()
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return checkpoint.resolve_checkpoint(out)
+    newest = checkpoint.latest_checkpoint(out)
+    assert newest is not None
+    return newest
 
 
 def _means(accelerator: Accelerator, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, float]:

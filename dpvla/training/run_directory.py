@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from dpvla.config import ConfigError, from_dict, to_dict
-from dpvla.files import LOCK, one_writer, write_text
+from dpvla.files import LOCK, DirectoryInUseError, one_writer, write_text
 from dpvla.provenance import collect
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 
@@ -121,7 +122,11 @@ class Run:
         self._content.clear()
         self._content.update(content)
         if self.accelerator.is_main_process:
-            for key, (old, new) in self.changed.items():
+            if self.changed and self.step == steps:
+                print(
+                    f"all {steps} updates are made, so {', '.join(self.changed)} changes nothing; ask for more of them"
+                )
+            for key, (old, new) in self.changed.items() if self.step < steps else ():
                 print(f"{key} is {new!r} from update {self.step + 1} on, it was {old!r}")
             if self.changed.keys() & SCHEDULE and self.step < steps:
                 print(f"the learning rate follows the schedule of all {steps} updates from there")
@@ -153,10 +158,15 @@ class Run:
                 "data back, or start a new run from its weights in another --out"
             )
 
+    @staticmethod
+    def _left_over(path: Path) -> bool:
+        """Whether it is of a start without checkpoint, in a folder that holds a run.yaml."""
+        return path.name in (RUN, TRACKING) or _ours(path)
+
     def _clear(self) -> None:
         """Remove what --restart discards, or else what a start left that made no checkpoint."""
         for path in self.path.iterdir():
-            if path.name != LOCK and (self.restart or path.name == METRICS or _ours(path.name)):
+            if path.name != LOCK and (self.restart or path.name == METRICS or self._left_over(path)):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -184,14 +194,20 @@ def open_run(
     """
     out = Path(out)
     with ExitStack() as stack:
-        if accelerator.is_main_process:
-            stack.enter_context(one_writer(out))
-        accelerator.wait_for_everyone()
+        _hold(out, stack, accelerator)
+        inside = next((name for name in ("trainer_state", "model", "adapters") if (out / name).exists()), None)
+        if inside is not None:
+            raise ConfigError(f"{out} is a checkpoint (it holds {inside}) and no place for a run; choose another --out")
         last = None if restart else latest_checkpoint(out)
         before: Mapping[str, Any] = {}
         changed = {}
         if last is not None:
             before = read_run(out if (out / RUN).is_file() else last)
+            if unknown := before["config"].keys() - {f.name for f in fields(config)}:
+                raise ConfigError(
+                    f"{out} holds a run of another tool or version (with the option {sorted(unknown)[0]}); choose "
+                    "another --out, or discard that run with --restart"
+                )
             theirs = to_dict(from_dict(type(config), before["config"], str(out / RUN)))
             for key, mine, other in _differences(to_dict(config), theirs):
                 if key in noted:
@@ -203,15 +219,31 @@ def open_run(
                         "that run with --restart"
                     )
         elif out.is_dir() and not (out / RUN).exists():
-            others = [path.name for path in out.iterdir() if not _ours(path.name)]
+            others = [path.name for path in out.iterdir() if not _ours(path)]
             if others:
                 raise ConfigError(f"{out} holds {sorted(others)[0]} and no run; choose another --out")
         yield Run(out, config, accelerator, last, before, changed, restart)
 
 
-def _ours(name: str) -> bool:
+def _ours(path: Path) -> bool:
     """Whether a start that was cut short may have left this."""
-    return name in (LOCK, TRACKING, "checkpoints") or name.startswith(f".{RUN}.")
+    if path.name in (TRACKING, "checkpoints"):
+        return path.is_dir() and all(inner.name.startswith(".writing-") for inner in path.iterdir())
+    return path.name == LOCK or path.name.startswith(f".{RUN}.")
+
+
+def _hold(out: Path, stack: ExitStack, accelerator: Accelerator) -> None:
+    """Lock ``out`` from the main process; where that fails, every process says so and none waits for the others."""
+    refused: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            stack.enter_context(one_writer(out))
+        except (DirectoryInUseError, OSError) as error:
+            if accelerator.num_processes == 1:
+                raise
+            refused = [str(error)]
+    if accelerator.num_processes > 1 and (text := broadcast_object_list(refused)[0]) is not None:
+        raise DirectoryInUseError(text)
 
 
 def write_run(directory: Path, config: Any, seed: int, trained_on: Sequence[TrainedOn]) -> None:

@@ -15,6 +15,7 @@ from dpvla.files import read_json
 from dpvla.models import DPVLA
 from dpvla.models.adapters import adapter_size
 from dpvla.models.policy import SAMPLING_FILE
+from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import resolve_checkpoint
 from dpvla.training.run_directory import RUN, Run, TrainedOn, read_run, read_trained_on
 
@@ -68,8 +69,10 @@ class Start:
 def open_start(path: Path | str) -> Start:
     """Find weights: a checkpoint, a run (its newest checkpoint), or a bare model directory (never with adapters).
 
-    Raises CheckpointError or FileNotFoundError when it is none of these.
+    Raises CheckpointError or FileNotFoundError when it is none of these, or lacks the adapters that it trained.
     """
+    if not str(path):
+        raise CheckpointError("the path of the weights is empty; give a run, a checkpoint or a model directory")
     path = Path(path)
     if (path / CONFIG).is_file():
         beside = path.parent
@@ -80,8 +83,12 @@ def open_start(path: Path | str) -> Start:
     found = resolve_checkpoint(path)
     adapters = found / ADAPTERS
     trained_on = tuple(read_trained_on(found)) if (found / RUN).is_file() else (TrainedOn.unknown(),)
-    start = Start(found, found / MODEL, adapters if adapters.is_dir() else None, trained_on)
-    return start if start.adapters is not None else start.without_adapters()
+    if not adapters.is_dir() and any(stage.weights == ADAPTERS for stage in trained_on):
+        raise CheckpointError(
+            f"{adapters} is not there, although {found / RUN} says that they were trained: get the whole checkpoint, "
+            f"or give {found / MODEL} for the model without them"
+        )
+    return Start(found, found / MODEL, adapters if adapters.is_dir() else None, trained_on)
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,11 @@ def refuse_other_start(run: Run, option: str, path: str | None) -> None:
     if path == theirs:
         return
     recorded = (run.before.get("start") or {}).get("weights_sha256")
-    if path is None or recorded is None or open_start(path).weights_hash() != recorded:
+    given = open_start(path) if path is not None else None
+    if given is not None and recorded is None and run.last is not None and option == "checkpoint":
+        # Runs of version 0.1.0 kept no hash; their checkpoints repeat the model, and always started without adapters.
+        given, recorded = given.without_adapters(), open_start(run.last / MODEL).weights_hash()
+    if given is None or recorded is None or given.weights_hash() != recorded:
         raise ConfigError(
             f"{run.path} started from {option} = {theirs!r}, this one has {path!r}, which holds other weights: choose "
             "another --out, or discard that run with --restart"

@@ -169,6 +169,26 @@ def test_a_mixed_up_index_is_refused(full_model, tmp_path):
         pretrained_florence(str(tmp_path), None, **OPTIONS)
 
 
+def test_a_folder_without_tokenizer_is_refused(checkpoint, tmp_path):
+    """transformers then makes an empty one, for which all commands are alike."""
+    folder = _copy(checkpoint, tmp_path)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="does not tell the driving commands apart"):
+        pretrained_florence(str(folder), None, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "change", [{"text_config": 5}, {"vision_config": {"depths": [1]}}, {"text_config": {"d_model": 0}}]
+)
+def test_a_config_that_describes_nothing_is_refused(checkpoint, tmp_path, change):
+    folder = _copy(checkpoint, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError):
+        pretrained_florence(str(folder), None, **OPTIONS)
+
+
 def test_a_damaged_file_is_named(checkpoint, tmp_path):
     folder = _copy(checkpoint, tmp_path)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])

@@ -40,6 +40,38 @@ def test_saved_weights_that_do_not_fit_are_refused(light, tmp_path):
         DPVLA.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"checkpoint_path": "/etc/passwd"}, {"pretrained_cfg": {}}, {"cache_dir": "x"},
+                                    {"zz": 1}, {"dims": 3}])  # fmt: skip
+def test_a_strangers_config_cannot_open_files_and_ends_in_one_error(light, tmp_path, change):
+    light.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    description = json.loads(path.read_text())
+    description["model"]["encoder"]["timm_options"] = change
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="timm_options"):
+        DPVLA.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"encoder_architecture": [1]}, {"encoder_architecture": {"florence": 5}}, {"model": 3}]
+)
+def test_a_config_of_another_shape_is_named(light, tmp_path, change):
+    light.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        DPVLA.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "encoder", [{"mixer_heads": 5}, {"width": 97}, {"name": "timm:test_convnext", "image_width": 3}]
+)
+def test_sizes_that_do_not_fit_each_other_are_refused(encoder):
+    config = DPVLAConfig.tiny()
+    with pytest.raises(ValueError, match=r"not divisible|takes no images"):
+        DPVLA.from_config(replace(config, encoder=replace(config.encoder, **encoder)))
+
+
 def test_a_newer_format_is_refused(light, tmp_path):
     light.save_pretrained(tmp_path)
     path = tmp_path / "config.json"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -35,47 +38,52 @@ DIPOLE = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_data_roots() -> Iterator[None]:
+    kept = {
+        name: os.environ.pop(name, None) for name in ("OPENSCENE_DATA_ROOT", "NUPLAN_MAPS_ROOT", "NAVSIM_DEVKIT_ROOT")
+    }
+    yield
+    os.environ.update({name: value for name, value in kept.items() if value is not None})
+
+
+def call(tool: str, *options: str, cwd: Path, status: int = 0) -> str:
+    """A tool's ``main`` in this process, which spares its imports; returns what it said."""
+    path = REPOSITORY / "tools" / tool
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    said, ended, before = io.StringIO(), 0, Path.cwd()
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            spec.loader.exec_module(module)
+            module.main(list(options))
+    except SystemExit as stop:
+        ended = stop.code if isinstance(stop.code, int) else 1
+        said.write(str(stop.code))
+    finally:
+        os.chdir(before)
+    assert ended == status, said.getvalue()[-3000:]
+    return said.getvalue()
+
+
+def refused(tool: str, *options: str, cwd: Path) -> str:
+    """What a tool says that must end with an error."""
+    return call(tool, *options, cwd=cwd, status=1)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy world, a pretraining run runs/pre and a first DIPOLE run runs/one."""
     folder = tmp_path_factory.mktemp("going_on")
-    run("make_demo_world.py", *TOY_WORLD, cwd=folder)
+    call("make_demo_world.py", *TOY_WORLD, cwd=folder)
     (folder / "pretrain.yaml").write_text(yaml.safe_dump(PRETRAIN))
     (folder / "dipole.yaml").write_text(yaml.safe_dump(DIPOLE))
-    run("pretrain.py", "--config", "pretrain.yaml", "--out", "runs/pre", cwd=folder)
+    call("pretrain.py", "--config", "pretrain.yaml", "--out", "runs/pre", cwd=folder)
     run("rl_finetune.py", "--config", "dipole.yaml", "--out", "runs/one", cwd=folder)
     return folder
-
-
-def main_of(tool: str) -> Callable[[list[str]], None]:
-    """A tool's ``main``, to be called in this process."""
-    spec = importlib.util.spec_from_file_location(tool, REPOSITORY / "tools" / f"{tool}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[tool] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    main: Callable[[list[str]], None] = module.main
-    return main
-
-
-Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a tool in this process, where it must end with one line; returns what it said."""
-    monkeypatch.chdir(place)
-    for name in ("OPENSCENE_DATA_ROOT", "NUPLAN_MAPS_ROOT", "NAVSIM_DEVKIT_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-
-    def call(tool: str, *options: str) -> str:
-        with pytest.raises(SystemExit) as stop:
-            main_of(tool)(list(options))
-        said = capsys.readouterr().err + str(stop.value.code)
-        assert stop.value.code not in (None, 0) and "Traceback" not in said
-        return said
-
-    return call
 
 
 def newest(place: Path, name: str) -> Path:
@@ -102,7 +110,7 @@ SECOND_ROUND = ("--config", "dipole.yaml", "--checkpoint", "runs/one", "--split"
 
 
 def second_round(place: Path, out: str, *options: str) -> str:
-    return run("rl_finetune.py", *SECOND_ROUND, "--out", f"runs/{out}", *options, cwd=place)
+    return call("rl_finetune.py", *SECOND_ROUND, "--out", f"runs/{out}", *options, cwd=place)
 
 
 def test_a_second_round_goes_on_with_the_adapters_and_says_so(place: Path) -> None:
@@ -134,34 +142,34 @@ def test_merged_and_discarded_rounds_are_what_they_say(place: Path) -> None:
     assert stages == [("imitation", "navtrain"), ("dipole", "navtest")]
 
 
-def test_adapters_of_another_rank_are_refused_before_anything_is_written(place: Path, refused: Refused) -> None:
-    said = refused("rl_finetune", *SECOND_ROUND, "--out", "runs/corrected", "--dipole.rank", "8")
+def test_adapters_of_another_rank_are_refused_before_anything_is_written(place: Path) -> None:
+    said = refused("rl_finetune.py", *SECOND_ROUND, "--out", "runs/corrected", "--dipole.rank", "8", cwd=place)
     assert "--dipole.rank 4 --dipole.alpha 4" in said and not (place / "runs/corrected/run.yaml").exists()
     second_round(place, "corrected")
 
 
 def test_an_evaluation_takes_the_omega_of_the_training(place: Path) -> None:
     for out, options in (("own", ()), ("other", ("--omega", "0.5"))):
-        run("evaluate.py", "--agent", "dpvla", "--checkpoint", "runs/one", "--split", "navtest", "--out", out, *options,
-            cwd=place)  # fmt: skip
+        given = ("--agent", "dpvla", "--checkpoint", "runs/one", "--split", "navtest", "--out", out)
+        call("evaluate.py", *given, *options, cwd=place)
     omegas = [json.loads((place / out / "summary.json").read_text())["omega"] for out in ("own", "other")]
     assert omegas == [2.0, 0.5]
     summary = json.loads((place / "own/summary.json").read_text())
     assert summary["weights"].endswith(f"runs/one/checkpoints/{newest(place, 'one').name}")
     assert summary["precision"] == "no"
     team = [word for key in ("team-name", "authors", "email", "institution", "country") for word in (f"--{key}", "x")]
-    run("export_submission.py", "--checkpoint", "runs/one", "--split", "navtest", "--out", "a.pkl", *team, cwd=place)
-    run("export_submission.py", "--checkpoint", "runs/one", "--split", "navtest", "--out", "b.pkl", *team, "--omega",
+    call("export_submission.py", "--checkpoint", "runs/one", "--split", "navtest", "--out", "a.pkl", *team, cwd=place)
+    call("export_submission.py", "--checkpoint", "runs/one", "--split", "navtest", "--out", "b.pkl", *team, "--omega",
         "2.0", cwd=place)  # fmt: skip
     assert (place / "a.pkl").read_bytes() == (place / "b.pkl").read_bytes()
 
 
-def test_a_run_is_made_longer_with_other_bookkeeping_and_notes_it(place: Path, refused: Refused) -> None:
+def test_a_run_is_made_longer_with_other_bookkeeping_and_notes_it(place: Path) -> None:
     first = ("--config", "pretrain.yaml", "--out", "runs/longer")
-    run("pretrain.py", *first, cwd=place)
+    call("pretrain.py", *first, cwd=place)
     steps = int(newest(place, "longer").name[5:])
     root = str(place / "data/demo_world")
-    text = run("pretrain.py", *first, "--imitation.epochs", "3", "--loop.lr", "1e-4", "--loop.log-every", "2",
+    text = call("pretrain.py", *first, "--imitation.epochs", "3", "--loop.lr", "1e-4", "--loop.log-every", "2",
                "--loop.save-every", "50", "--loop.trackers", "tensorboard", "--data-root", root, "--workers", "1",
                cwd=place)  # fmt: skip
     assert "imitation.epochs is 3 from update" in text and "schedule" in text
@@ -169,59 +177,61 @@ def test_a_run_is_made_longer_with_other_bookkeeping_and_notes_it(place: Path, r
     content = described(place, "longer")
     assert content["resumed"][-1]["changed"] == {"imitation.epochs": [2, 3], "loop.lr": [1e-3, 1e-4]}
     assert content["resumed"][-1]["step"] == steps
-    assert "cannot be undone" in refused("pretrain", *first, "--imitation.epochs", "1")
-    said = refused("pretrain", *first, "--imitation.batch-size", "2")
+    assert "cannot be undone" in refused("pretrain.py", *first, "--imitation.epochs", "1", cwd=place)
+    said = refused("pretrain.py", *first, "--imitation.batch-size", "2", cwd=place)
     assert "imitation.batch_size = 4, this one has 2" in said
 
 
-def test_data_that_changed_under_a_run_is_noticed(place: Path, refused: Refused) -> None:
+def test_data_that_changed_under_a_run_is_noticed(place: Path) -> None:
     first = ("--config", "pretrain.yaml", "--out", "runs/moved", "--loop.save-every", "1")
-    run("pretrain.py", *first, "--loop.stop-after-step", "1", cwd=place, status=130)
+    call("pretrain.py", *first, "--loop.stop-after-step", "1", cwd=place, status=130)
     picture = next((place / "data/demo_world/sensor_blobs/trainval").rglob("CAM_F0/*.jpg"))
     content = picture.read_bytes()
     try:
         for changed in sorted(picture.parents[1].rglob("CAM_F0/*.jpg")):
             changed.write_bytes(changed.read_bytes() + b"\0")
-        assert "was trained on other data" in refused("pretrain", *first)
+        assert "was trained on other data" in refused("pretrain.py", *first, cwd=place)
     finally:
         for changed in sorted(picture.parents[1].rglob("CAM_F0/*.jpg")):
             changed.write_bytes(changed.read_bytes()[:-1])
     assert picture.read_bytes() == content
-    run("pretrain.py", *first, cwd=place)
+    call("pretrain.py", *first, cwd=place)
 
 
-def test_a_new_run_starts_from_weights_and_knows_what_they_saw(place: Path, refused: Refused) -> None:
+def test_a_new_run_starts_from_weights_and_knows_what_they_saw(place: Path) -> None:
     still = ("--loop.lr", "0", "--loop.weight-decay", "0", "--config", "pretrain.yaml")
-    run("pretrain.py", *still, "--init-from", "runs/pre", "--out", "runs/again", cwd=place)
+    call("pretrain.py", *still, "--init-from", "runs/pre", "--out", "runs/again", cwd=place)
     before, after = (load_file(newest(place, name) / "model/model.safetensors") for name in ("pre", "again"))
     assert all((before[key] == after[key]).all() for key in before if "num_batches" not in key)
     content = described(place, "again")
     assert [s["stage"] for s in content["trained_on"]] == ["imitation", "imitation"]
     assert "runs/pre/checkpoints" in content["start"]["path"]
-    said = refused("pretrain", *still, "--init-from", "runs/one", "--out", "runs/no")
+    said = refused("pretrain.py", *still, "--init-from", "runs/one", "--out", "runs/no", cwd=place)
     assert "has adapters, which pretraining does not train" in said and not (place / "runs/no/run.yaml").exists()
-    said = refused("pretrain", *still, "--init-from", "runs/pre", "--model.head.mlp-ratio", "2", "--out", "runs/no")
+    said = refused(
+        "pretrain.py", *still, "--init-from", "runs/pre", "--model.head.mlp-ratio", "2", "--out", "runs/no", cwd=place
+    )
     assert "model.head.mlp_ratio is 2" in said
 
 
 BAD = [
-    ("pretrain", ("--imitation.epochs", "0"), "imitation.epochs must be at least 1"),
-    ("pretrain", ("--imitation.batch-size", "-4"), "imitation.batch_size must be at least 1"),
-    ("pretrain", ("--loop.ema-decay", "2"), "loop.ema_decay must be at least 0 and below 1"),
-    ("pretrain", ("--loop.lr", "nan"), "loop.lr must be a finite number"),
-    ("pretrain", ("--loop.keep-checkpoints", "-1"), "loop.keep_checkpoints must be at least 1"),
-    ("pretrain", ("--model.head.width", "16", "--model.head.heads", "3"), "16 is not divisible by 3"),
-    ("rl_finetune", ("--dipole.group-size", "1"), "dipole.group_size must be at least 2"),
-    ("rl_finetune", ("--dipole.beta", "-5"), "dipole.beta must be at least 0"),
-    ("rl_finetune", ("--dipole.cycles", "0"), "dipole.cycles must be at least 1"),
-    ("rl_finetune", ("--checkpoint", "runs/nothing"), "no checkpoint at runs/nothing"),
+    ("pretrain.py", ("--imitation.epochs", "0"), "imitation.epochs must be at least 1"),
+    ("pretrain.py", ("--imitation.batch-size", "-4"), "imitation.batch_size must be at least 1"),
+    ("pretrain.py", ("--loop.ema-decay", "2"), "loop.ema_decay must be at least 0 and below 1"),
+    ("pretrain.py", ("--loop.lr", "nan"), "loop.lr must be a finite number"),
+    ("pretrain.py", ("--loop.keep-checkpoints", "-1"), "loop.keep_checkpoints must be at least 1"),
+    ("pretrain.py", ("--model.head.width", "16", "--model.head.heads", "3"), "16 is not divisible by 3"),
+    ("rl_finetune.py", ("--dipole.group-size", "1"), "dipole.group_size must be at least 2"),
+    ("rl_finetune.py", ("--dipole.beta", "-5"), "dipole.beta must be at least 0"),
+    ("rl_finetune.py", ("--dipole.cycles", "0"), "dipole.cycles must be at least 1"),
+    ("rl_finetune.py", ("--checkpoint", "runs/nothing"), "no checkpoint at runs/nothing"),
 ]
 
 
 @pytest.mark.parametrize(("tool", "options", "message"), BAD)
 def test_a_config_that_cannot_work_is_one_line_and_leaves_the_folder_free(
-    refused: Refused, place: Path, tool: str, options: tuple[str, ...], message: str
+    place: Path, tool: str, options: tuple[str, ...], message: str
 ) -> None:
-    recipe = "pretrain.yaml" if tool == "pretrain" else "dipole.yaml"
-    assert message in refused(tool, "--config", recipe, "--out", "runs/bad", *options)
+    recipe = "pretrain.yaml" if tool == "pretrain.py" else "dipole.yaml"
+    assert message in refused(tool, "--config", recipe, "--out", "runs/bad", *options, cwd=place)
     assert not (place / "runs/bad/run.yaml").exists()

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from dpvla.config import ConfigError
 from dpvla.files import DirectoryInUseError
+from dpvla.training.checkpoint import write_checkpoint
 from dpvla.training.imitation import ImitationConfig
 from dpvla.training.loop import LoopConfig
 from dpvla.training.run_directory import TrainedOn, open_run, read_run, read_trained_on, write_run
@@ -129,6 +130,54 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, ac
         with pytest.raises(ConfigError, match=r"thesis\.tex and no run"):
             begin(tmp_path, accelerator, Config(), restart=restart)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_checkpoints_of_somebody_else_are_not_taken_for_leftovers(tmp_path: Path, accelerator: Accelerator) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/mine.pt").write_text("years of work")
+    with pytest.raises(ConfigError, match="holds checkpoints and no run"):
+        begin(tmp_path / "run", accelerator, Config())
+    assert (tmp_path / "run/checkpoints/mine.pt").exists()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_checkpoint_is_no_place_for_a_run(tmp_path: Path, accelerator: Accelerator, restart: bool) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=3)
+    inside = tmp_path / "run/checkpoints/step_00000003"
+    (inside / "model").mkdir()
+    before = (inside / "run.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"is a checkpoint \(it holds model\)"):
+        begin(inside, accelerator, Config(), restart=restart)
+    assert (inside / "run.yaml").read_bytes() == before
+
+
+def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path: Path, accelerator: Accelerator) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=3)
+    (tmp_path / "run/checkpoints/step_00000003.good").mkdir()
+    (tmp_path / "run/checkpoints/step_00000009").write_text("a file")
+    with open_run(tmp_path / "run", Config(), False, accelerator) as run:
+        assert run.step == 3
+    write_checkpoint(tmp_path / "run", 6, lambda directory: None, keep=1)
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert names == ["step_00000003.good", "step_00000006", "step_00000009"]
+
+
+def test_a_finished_run_claims_no_change(
+    tmp_path: Path, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(tmp_path / "run", accelerator, Config(), steps=3, at=3)
+    content = begin(tmp_path / "run", accelerator, with_loop(lr=1e-6), steps=3)
+    assert "all 3 updates are made, so loop.lr changes nothing" in capsys.readouterr().out
+    assert content["config"]["loop"]["lr"] == 1e-4 and not content.get("resumed")
+
+
+def test_the_run_of_another_tool_is_called_that(tmp_path: Path, accelerator: Accelerator) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=3)
+    with (
+        pytest.raises(ConfigError, match="another tool or version"),
+        open_run(tmp_path / "run", LoopConfig(), False, accelerator),
+    ):
+        pass
 
 
 def test_restart_discards_the_old_run_when_the_new_one_begins_and_not_before(

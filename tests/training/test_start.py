@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from dpvla.config import ConfigError
 from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.tensors import CheckpointError
 from dpvla.training.run_directory import Run, TrainedOn, write_run
 from dpvla.training.start import open_start, refuse_other_start, starting_point
 from tests.models.tiny_policies import make_batch, make_policy, randomise_adapters
@@ -73,6 +75,12 @@ def test_a_bare_model_has_no_adapters_and_has_not_seen_their_scenes(checkpoint: 
     bare = open_start(checkpoint / "model")
     assert bare.adapters is None and bare.trained_on == (IMITATION,)
     assert not bare.load().has_adapters
+
+
+def test_a_checkpoint_that_lost_its_adapters_is_not_taken_for_its_model(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint / "adapters")
+    with pytest.raises(CheckpointError, match=r"adapters is not there, although .*get the whole"):
+        open_start(checkpoint)
 
 
 def test_a_model_of_unknown_origin_says_so(checkpoint: Path, tmp_path: Path) -> None:
@@ -169,5 +177,9 @@ def test_a_run_that_goes_on_may_name_its_start_otherwise_but_not_another_one(
     for other in (str(checkpoint), str(checkpoint / "model"), None):
         with pytest.raises(ConfigError, match="holds other weights"):
             refuse_other_start(run, "checkpoint", other)
-    with pytest.raises(ConfigError, match="holds other weights"):  # of the first version: it kept no hash
-        refuse_other_start(opened({"config": {"checkpoint": "runs/a"}}), "checkpoint", str(checkpoint))
+    old = opened({"config": {"checkpoint": "runs/a"}})  # of the first version: it kept no hash, but the model
+    refuse_other_start(old, "checkpoint", str(checkpoint / "model"))
+    policy.merge_adapters()
+    policy.save_pretrained(tmp_path / "another")
+    with pytest.raises(ConfigError, match="holds other weights"):
+        refuse_other_start(old, "checkpoint", str(tmp_path / "another"))

@@ -9,18 +9,19 @@ from typing import Any
 
 from navsim_bridge.logs import list_logs
 from navsim_bridge.scene_filter import Split
-from navsim_bridge.scenes import SceneRecord, select_scenes
+from navsim_bridge.scenes import SceneRecord, Selection, find_scenes
 from navsim_bridge.sensors import with_images
 
 CAUSES = {
     "missing_logs": ("log is not there", "logs are not there"),
     "missing_scenes": ("scene is in no log", "scenes are in no log"),
     "missing_images": ("scene lacks camera files", "scenes lack camera files"),
+    "missing_cached": ("scene is not in the metric cache", "scenes are not in the metric cache"),
     "missing_shards": ("shard is not there", "shards are not there"),
     "failed": ("scene failed", "scenes failed"),
 }
 """What can be left out of a split, in order of appearance, with the words for one and for more. Logs and shards are
-counted as such, all else in scenes."""
+counted as such, all else in scenes; `missing_scenes` are those that the split lists."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Coverage:
         return Coverage(self.used - count, self.in_split, left_out)
 
     def __str__(self) -> str:
-        """'12 scenes', '2 of 12 scenes', or '2 scenes of a part' where the whole is unknown."""
-        if not self.is_whole and self.in_split is not None:
+        """'12 scenes', '2 of 12 scenes', or '2 scenes of a part' where it is unknown which scenes the whole is."""
+        if not self.is_whole and self.in_split is not None and self.used < self.in_split:
             return f"{self.used} of {self.in_split} scenes"
         return f"{self.used} scene{'s' * (self.used != 1)}" + ("" if self.is_whole else " of a part")
 
@@ -75,12 +76,13 @@ def usable_scenes(
 ) -> tuple[list[SceneRecord], Coverage]:
     """The scenes of a split that have a log and all of ``cameras``, and how much of the split they are.
 
-    All of them, unless ``allow_missing``; raises as `select_scenes` and `with_images`.
+    All of them, unless ``allow_missing``; raises as `find_scenes` and `with_images`.
     """
-    found = select_scenes(split, data_root, allow_missing, workers)
-    usable = with_images(found, data_root, cameras, split.name, allow_missing) if cameras else found
-    whole = coverage(split, len(found), missing_logs(split, data_root))
-    return usable, whole.without("missing_images", len(found) - len(usable))
+    found = find_scenes(split, data_root, allow_missing, workers)
+    records = found.records
+    usable = with_images(records, data_root, cameras, split.name, allow_missing) if cameras else records
+    whole = coverage(split, found, missing_logs(split, data_root))
+    return usable, whole.without("missing_images", len(records) - len(usable))
 
 
 def missing_logs(split: Split, data_root: Path | str) -> int:
@@ -88,22 +90,31 @@ def missing_logs(split: Split, data_root: Path | str) -> int:
     return len(set(split.scene_filter.log_names or ()) - set(list_logs(data_root, split.data_split)))
 
 
-def coverage(split: Split, found: int, logs: int, shards: int = 0) -> Coverage:
-    """How much of a split ``found`` scenes are, when ``logs`` of its logs and ``shards`` of a cache are missing."""
+def coverage(split: Split, found: Selection, logs: int) -> Coverage:
+    """How much of a split ``found`` is, without a shard, when ``logs`` of its logs are missing."""
     rules = split.scene_filter
-    limit = rules.max_scenes
-    return coverage_of(found, None if rules.tokens is None else len(rules.tokens), limit, logs, shards)
+    tokens = None if rules.tokens is None else len(rules.tokens)
+    return coverage_of(len(found.records), found.scenes, tokens, rules.max_scenes, len(found.absent), logs)
 
 
-def coverage_of(found: int, tokens: int | None, limit: int | None, logs: int, shards: int = 0) -> Coverage:
-    """`Coverage` of ``found`` scenes of a split that lists so many ``tokens`` (None: none) and takes the first
-    ``limit`` scenes (None: all), when so many of its logs and of a cache's shards are missing."""
-    in_split = tokens if tokens is not None else None if logs or shards else found
-    if limit is not None and (found >= limit or in_split is not None):
-        in_split = limit if in_split is None else min(limit, in_split)
-    counts = {
-        "missing_logs": logs,
-        "missing_scenes": max(0, in_split - found) if in_split is not None else 0,
-        "missing_shards": shards,
-    }
-    return Coverage(found, in_split, {cause: count for cause, count in counts.items() if count})
+def coverage_of(
+    used: int, found: int | None, tokens: int | None, limit: int | None, absent: int, logs: int, shards: int = 0
+) -> Coverage:
+    """`Coverage` of ``used`` scenes.
+
+    Args:
+        used: scenes that are used.
+        found: scenes of the split that there are; None when shards are missing that alone know theirs.
+        tokens: how many scenes the split lists; None: it lists none.
+        limit: the split takes the first so many scenes; None: all.
+        absent: scenes that it lists and no log has.
+        logs: logs that it names and that are missing.
+        shards: shards of a cache that are missing.
+    """
+    in_split = tokens if tokens is not None else None if logs else found
+    if limit is not None and in_split is not None:
+        in_split = min(limit, in_split)
+    elif limit is not None and found == limit:
+        in_split = limit
+    counts = {"missing_logs": logs, "missing_scenes": absent, "missing_shards": shards}
+    return Coverage(used, in_split, {cause: count for cause, count in counts.items() if count})

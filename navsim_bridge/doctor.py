@@ -320,13 +320,13 @@ def check_split(root: Path, maps: Path, split_name: str, data_split: str | None 
     from navsim_bridge.dataset import CAMERAS as cameras  # noqa: N811
     from navsim_bridge.logs import list_logs
     from navsim_bridge.scene_filter import load_split
-    from navsim_bridge.scenes import select_scenes
+    from navsim_bridge.scenes import find_scenes
     from navsim_bridge.sensors import describe_bad, missing_images
 
     try:
         split = load_split(split_name, root, data_split)
         there = list_logs(root, split.data_split)
-        records = select_scenes(split, root, allow_missing=True, workers=available_cores())
+        found = find_scenes(split, root, allow_missing=True, workers=available_cores())
     except (ValueError, OSError) as error:
         yield Finding(ERROR, f"split {split_name}: {error}")
         return
@@ -340,12 +340,10 @@ def check_split(root: Path, maps: Path, split_name: str, data_split: str | None 
         )  # fmt: skip
     else:
         yield Finding(OK, f"split {split.name}: {len(wanted or there)} logs in {logs}")
-    tokens = split.scene_filter.tokens
-    found = {r.token for r in records}
-    lost = [token for token in tokens or () if token not in found]
-    if lost:
+    records, listed = found.records, len(split.scene_filter.tokens or ())
+    if found.absent:
         yield Finding(
-            ERROR, f"split {split.name}: {len(lost)} of {len(tokens or ())} scenes are in no log, first {lost[0]}",
+            ERROR, f"split {split.name}: {len(found.absent)} of {listed} scenes are in no log, first {found.absent[0]}",
             "get the missing logs; scores over a part of a split cannot be compared",
         )  # fmt: skip
     else:
@@ -376,7 +374,20 @@ def check_cache(folder: str) -> Iterator[Finding]:
     except CacheError as error:
         yield Finding(ERROR, f"metric cache: {error}")
     else:
-        yield Finding(OK, f"metric cache {folder}: {len(cache)} scenes of {cache.index['split']}, all bytes checked")
+        part, shard = cache.coverage, cache.index.get("shard")
+        what = f"metric cache {folder}: {part} of {cache.index['split']}, all bytes checked"
+        if shard is not None:
+            yield Finding(
+                WARNING, f"{what}; it is shard {shard['index']}/{shard['count']} alone",
+                "join the shards with tools/cache_metrics.py --merge",
+            )  # fmt: skip
+        elif not part.is_whole:
+            yield Finding(
+                WARNING, f"{what}; NOT the whole split: {part.why}",
+                "make it again when the rest is there; scores over a part of a split cannot be compared",
+            )  # fmt: skip
+        else:
+            yield Finding(OK, what)
 
 
 def _version(name: str) -> str | None:

@@ -37,6 +37,7 @@ from navsim_bridge.token_list import SUFFIXES
 COLUMNS = ("token", "valid", *SUB_SCORES, "reason")
 """Columns of scores.csv for the PDM score v1: the devkit's, then what cost the points."""
 SCORES, SUMMARY = "scores.csv", "summary.json"
+CHOOSE = "choose another --out, or replace them with --overwrite"
 SCENES_AT_ONCE = 256
 PDMS_V1 = PDMS()
 
@@ -275,11 +276,10 @@ def write_evaluation(
     ``coverage``: how much of the split ``records`` are (default: all of it).
     """
     trained_on = training_stages(checkpoint) if checkpoint else []
-    weights, precision = weights_of(checkpoint) if checkpoint else (None, None)
+    precision = weights_of(checkpoint)[1] if checkpoint else None
     part = (coverage or Coverage.whole(len(records))).without("failed", len(evaluation.failures))
     summary = {
         **identity(agent, split, data_root, evaluation.metric, seed, omega, checkpoint),
-        "weights": weights,  # the checkpoint that was found there
         "precision": precision,
         "scenes": len(evaluation.tokens),
         "scenes_scored": part.used,
@@ -314,6 +314,7 @@ def identity(
     return {
         "agent": agent,
         "checkpoint": os.path.abspath(checkpoint) if checkpoint else None,
+        "weights": weights_of(checkpoint)[0] if checkpoint else None,  # found there: of a run the newest
         "split": split.name,
         "split_file": os.path.abspath(split.path) if split.path else None,
         "data_split": split.data_split,
@@ -333,19 +334,43 @@ def check_results(out: Path | str, wanted: dict[str, Any], overwrite: bool = Fal
     check_folder(folder)
     if overwrite or not any((folder / name).exists() for name in (SCORES, SUMMARY)):
         return
-    choose = "choose another --out, or replace them with --overwrite"
     try:
         found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         there = {**found, "metric": {key: found["metric"].get(key) for key in wanted["metric"]}}
         differ = [
-            f"{key} {there[key]!r} there, {wanted[key]!r} asked for" for key in wanted if there[key] != wanted[key]
+            f"{key} {_plain(there[key])} there, {_plain(wanted[key])} asked for"
+            for key in wanted
+            if there[key] != wanted[key]
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ResultsError(
-            f"{folder} holds a {SCORES} or {SUMMARY} that does not say which evaluation it is of; {choose}"
+            f"{folder} holds a {SCORES} or {SUMMARY} that does not say which evaluation it is of; {CHOOSE}"
         ) from None
     if differ:
-        raise ResultsError(f"{folder} holds the results of another evaluation ({'; '.join(differ)}); {choose}")
+        raise ResultsError(f"{folder} holds the results of another evaluation ({'; '.join(differ)}); {CHOOSE}")
+
+
+def keep_whole(out: Path | str, coverage: Coverage, overwrite: bool = False) -> None:
+    """Raise ResultsError when ``out`` holds results of a whole split and those to come, of ``coverage``, are of a part.
+
+    Not with ``overwrite``. Call it when `check_results` has passed.
+    """
+    summary = Path(out) / SUMMARY
+    if overwrite or coverage.is_whole or not summary.exists():
+        return
+    found = json.loads(summary.read_text(encoding="utf-8"))
+    if found.get("whole_split"):
+        raise ResultsError(
+            f"{out} holds results of the whole split, and now it would be {coverage} ({coverage.why}); {CHOOSE}"
+        )
+
+
+def _plain(value: Any) -> str:
+    """A value of an `identity` in words."""
+    if isinstance(value, dict):  # of a metric
+        texts = [str(v) if key == "name" else f"{key} {v}" for key, v in value.items() if v is not None]
+        return repr(", ".join(texts))
+    return "none" if value is None else repr(value)
 
 
 def weights_of(checkpoint: Path | str) -> tuple[str, str]:
@@ -403,6 +428,8 @@ def describe(summary: dict[str, Any]) -> str:
     numbers = f"{numbers}  {total} {100 * means['score']:.1f}"
     part = Coverage(summary["scenes_scored"], summary["scenes_in_split"], summary["left_out"])
     lines = [f"{summary['agent']} on {summary['split']} ({part}): {numbers}"]
+    if summary["weights"] is not None:
+        lines.append(f"weights: {summary['weights']}")
     if not part.is_whole:
         lines.append(f"NOT the score of {summary['split']}, and not to be compared with scores of it: {part.why}.")
     if summary["failed"]:

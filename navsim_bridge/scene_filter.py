@@ -92,6 +92,8 @@ def load_split(name_or_file: str | Path, data_root: Path | str | None = None, da
         SplitError: unknown or unusable keys, no such folder, or a folder of logs that cannot be told.
     """
     root = Path(data_root) if data_root else None
+    if data_split:
+        _refuse_path(data_split)
     if data_split and root and not (root / LOGS / data_split).is_dir():
         there = ", ".join(sorted(p.name for p in (root / LOGS).glob("*") if p.is_dir()))
         raise SplitError(f"data_split {data_split!r} is no folder below {root / LOGS}; there: {there or 'none'}")
@@ -101,12 +103,24 @@ def load_split(name_or_file: str | Path, data_root: Path | str | None = None, da
     read = _token_split if path.suffix in SUFFIXES else _yaml_split
     try:
         named, rules = read(path)
+        if named:
+            _refuse_path(named)
         folder = data_split or named or find_folder(root, rules.log_names, rules.tokens)
     except TokenListError as error:  # names the file itself
         raise SplitError(str(error)) from None
     except (SplitError, LogFolderError) as error:
         raise SplitError(f"{path}: {error}") from None
     return Split(path.stem, folder, rules, path)
+
+
+def require_future(split: Split, frames: int, what: str) -> None:
+    """Raise SplitError when the scenes of ``split`` have fewer than ``frames`` future frames, which ``what`` needs."""
+    there = split.scene_filter.num_future_frames
+    if there < frames:
+        raise SplitError(
+            f"split {split.name}: num_future_frames is {there}, but {what} needs {frames}: set it in "
+            f"{split.path or 'the split'}"
+        )
 
 
 def devkit_splits() -> tuple[Path | None, str]:
@@ -124,6 +138,12 @@ def devkit_splits() -> tuple[Path | None, str]:
 def is_named(split: Split, data_root: Path) -> bool:
     """Whether a split has its name from the data or the devkit; other files may have any name."""
     return split.path is None or split.path.parent in (data_root / SPLITS, devkit_splits()[0])
+
+
+def _refuse_path(data_split: str) -> None:
+    """Raise SplitError when a folder of logs is named by more than its name."""
+    if Path(data_split).name != data_split or data_split == ".." or "\\" in data_split:
+        raise SplitError(f"data_split {data_split!r}: expected the name of a folder below {LOGS}/, not a path")
 
 
 @lru_cache(maxsize=1)

@@ -27,6 +27,16 @@ ASK_FOR_THE_REST = "{}, or ask for the rest (--allow-missing, where the tool has
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Scenes that a split or a shard of it selects, and what is known of the split's others."""
+
+    records: list[SceneRecord]  # ordered by log name and time
+    scenes: int | None  # of the split, over all shards; None: a shard that has looked at its own logs alone
+    absent: tuple[str, ...]  # tokens of the split that no log has; none where logs were left unread
+    logs: list[str]  # of the split, those that there are, sorted
+
+
+@dataclass(frozen=True)
 class SceneRecord:
     """One scene without its images, boxes and map; poses of the rear axle in the global frame."""
 
@@ -103,42 +113,51 @@ def select_logs(split: Split, data_root: Path | str, allow_missing: bool = False
 def select_scenes(
     split: Split, data_root: Path | str, allow_missing: bool = False, workers: int = 1, shard: Shard | None = None
 ) -> list[SceneRecord]:
+    """The records of `find_scenes`, with its arguments and errors."""
+    return find_scenes(split, data_root, allow_missing, workers, shard).records
+
+
+def find_scenes(
+    split: Split, data_root: Path | str, allow_missing: bool = False, workers: int = 1, shard: Shard | None = None
+) -> Selection:
     """The scenes of a split, ordered by log name and time.
 
-    Windows are cut as the devkit cuts them; a log's windows start at frame 0 and every ``frame_interval``.
+    Windows are cut as the devkit cuts them; a log's windows start at frame 0 and every ``frame_interval``. Reading
+    stops at the log that has the last of ``max_scenes``: which tokens of a split are in no log is then known only if
+    that was the last log.
 
     Args:
         split: from `load_split`.
         data_root: folder with `navsim_logs/`.
         allow_missing: say on stderr which named logs or tokens are missing, and go on with the rest.
         workers: processes that read logs.
-        shard: only the scenes of this part of `select_logs`, maybe none; whether every token of the split is there
-            can then not be told.
+        shard: only the scenes of this part of `select_logs`, maybe none; without ``max_scenes`` it cannot tell
+            whether every token of the split is there.
 
     Raises:
         FileNotFoundError: logs named by the split are missing, with their count.
-        ValueError: tokens of the split are in no log (with counts), a token names two scenes, or no scene is left.
+        ValueError: tokens of the split are in no log that there is (with counts), a token names two scenes, or no
+            scene is left.
     """
     names = select_logs(split, data_root, allow_missing)
     limit = split.scene_filter.max_scenes
     mine = names if shard is None else shard.take(names)
     records: list[SceneRecord] = []
-    for found in _windows_of_logs(split, data_root, names if limit is not None else mine, workers):
-        records += found  # the first so many of a split are known from all of its logs
+    to_read, read = names if limit is not None else mine, 0  # the first so many of a split are those of all its logs
+    for found in _windows_of_logs(split, data_root, to_read, workers):
+        records += found
+        read += 1
         if limit is not None and len(records) >= limit:
-            records = records[:limit]
             break
+    there = {r.token for r in records}
+    records = records[:limit]
     twice = [token for token, count in Counter(r.token for r in records).items() if count > 1]
     if twice:
         logs = sorted({r.log_name for r in records if r.token == twice[0]})
         raise ValueError(f"split {split.name}: token {twice[0]} names two scenes, in {' and '.join(logs)}")
-    if shard is not None:
-        in_shard = set(mine)
-        return [r for r in records if r.log_name in in_shard]
-    tokens = split.scene_filter.tokens
-    if tokens is not None and limit is None and len(records) < len(tokens):
-        found_tokens = {r.token for r in records}
-        absent = [token for token in tokens if token not in found_tokens]
+    tokens = (split.scene_filter.tokens or ()) if read == len(names) else ()
+    absent = tuple(token for token in tokens if token not in there)
+    if absent:
         lack = (
             f"split {split.name}: {len(absent)} of {len(tokens)} scenes are in no log below {data_root} (or no window "
             f"of the split starts there), first {absent[0]}"
@@ -146,9 +165,13 @@ def select_scenes(
         if not allow_missing:
             raise ValueError(f"{lack}. {ASK_FOR_THE_REST.format('Get the missing logs')}")
         print(f"{lack}; they are left out", file=sys.stderr)
+    if shard is not None:
+        in_shard = set(mine)
+        scenes = len(records) if limit is not None else None
+        return Selection([r for r in records if r.log_name in in_shard], scenes, absent, names)
     if not records:
         raise ValueError(f"split {split.name} selects no scene from {len(names)} logs below {data_root}")
-    return records
+    return Selection(records, len(records), absent, names)
 
 
 def windows(log: Log, data_split: str, rules: SceneFilter) -> Iterator[SceneRecord]:

@@ -78,7 +78,8 @@ def describe_bad(bad: dict[str, list[BadImage]], scenes: int, cameras: int) -> s
     causes = Counter(file.cause for file in files)
     are = " or ".join(causes) if len(causes) == 1 else " or ".join(f"{cause} ({n})" for cause, n in causes.items())
     count = f"{len(files)} of {scenes * cameras} camera files"
-    return f"{count} are {are}, for {len(bad)} of {scenes} scenes, first {files[0]}"
+    first = files[0].path if len(causes) == 1 else files[0]
+    return f"{count} are {are}, for {len(bad)} of {scenes} scenes, first {first}"
 
 
 def with_images(
@@ -99,8 +100,9 @@ def with_images(
         return list(records)
     found = f"split {split}: {describe_bad(bad, len(records), len(cameras))}"
     if not allow_missing or len(bad) == len(records):
-        where = f"Get them into {Path(data_root) / SENSORS / records[0].data_split}"
-        raise FileNotFoundError(f"{found}. {ASK_FOR_THE_REST.format(where)}")
+        get = f"Get them into {Path(data_root) / SENSORS / records[0].data_split}"
+        advice = f"No scene is left. {get}." if len(bad) == len(records) else ASK_FOR_THE_REST.format(get)
+        raise FileNotFoundError(f"{found}. {advice}")
     print(f"{found}; these scenes are left out", file=sys.stderr)
     return [record for record in records if record.token not in bad]
 
@@ -108,6 +110,8 @@ def with_images(
 def _size(path: str) -> int | None:
     try:
         status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return -1 if os.path.islink(path) else None  # a link that leads nowhere is not missing by name
+    except PermissionError:
+        raise  # says itself what is wrong
+    except OSError:
+        return -1 if os.path.lexists(path) else None  # a link that leads nowhere or to itself is not missing by name
     return status.st_size if stat.S_ISREG(status.st_mode) else -1

@@ -42,7 +42,7 @@ class DataConfig:
     image_cache: str | None = None  # folder for images decoded once at the model's size (default: decode every time)
     validation_logs: Whole = 0  # the last so many logs of the split are held out
     workers: Whole = 0  # processes for reading and caching (0: one per core)
-    allow_missing: bool = False  # train on what there is, and say so, when logs, scenes or images are missing
+    allow_missing: bool = False  # train on what there is, and say so, when something is missing
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,11 @@ def open_training_data(
         split = load_split(config.split, root, config.data_split)
         records, part = usable_scenes(split, root, CAMERAS, config.allow_missing, workers)
         train, held_out = hold_out(records, config.validation_logs)
+        given = MetricCache(config.metric_cache) if config.metric_cache is not None else None
+        if given is not None and reward_on == "source":
+            train, part = given.usable(train, part, config.allow_missing)
+        elif given is not None and held_out:
+            held_out, part = given.usable(held_out, part, config.allow_missing)
         source = NavsimDataset(train, root, image_size)
         validation = NavsimDataset(held_out, root, image_size) if held_out else None
         data = TrainingData(split.name, source, validation, None, part)
@@ -151,7 +156,9 @@ def open_training_data(
                 dataset.cache_images(config.image_cache, progress=accelerator.is_main_process)
         scored = source if reward_on == "source" else validation
         if scored is not None:
-            cache = open_metric_cache(config.metric_cache, split, root, maps, workers, config.allow_missing)
+            cache = given
+            if cache is None:
+                cache = own_metric_cache(split, root, maps, workers, config.allow_missing)
             made_from = str(cache.index["data_fingerprint"]) if scored is source else None
             data = replace(data, reward=PDMReward(cache, accelerator.device, scored.tokens), learns_from=made_from)
     return data
@@ -168,12 +175,8 @@ def make_demo_world_if_needed(config: DataConfig) -> None:
     make_demo_world(DemoWorldConfig(root=str(DEMO_WORLD)))
 
 
-def open_metric_cache(
-    path: str | None, split: Split, root: Path, maps: Path, workers: int, allow_missing: bool = False
-) -> MetricCache:
-    """The given cache as it is, or the split's own below ``root``, which is made or completed first."""
-    if path is not None:
-        return MetricCache(path)
+def own_metric_cache(split: Split, root: Path, maps: Path, workers: int, allow_missing: bool = False) -> MetricCache:
+    """The cache of the split below ``root``, which is made or completed first."""
     own = root / "metric_cache"
     if not is_named(split, root):  # lists of the same name, such as scores.csv, must not replace each other's
         rules = hashlib.sha256(repr((split.data_split, split.scene_filter)).encode()).hexdigest()[:12]

@@ -34,7 +34,7 @@ from navsim_bridge.pictures import save_scene_picture
 from navsim_bridge.reward import SUB_SCORES
 from navsim_bridge.scene_filter import load_split
 from navsim_bridge.scenes import SceneRecord, select_scenes
-from navsim_bridge.training_data import open_metric_cache
+from navsim_bridge.training_data import own_metric_cache
 
 HERE = Path(__file__).resolve().parent
 SHORT = {"NC": "no_at_fault_collisions", "DAC": "drivable_area_compliance", "TTC": "time_to_collision_within_bound",
@@ -182,7 +182,7 @@ def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, Any]
     inside = {r.token for r in select_scenes(filtered, root)}
     jobs = [(config, out, row.name) for row in ROWS]
     found = dict(tqdm(run_jobs(score_method, jobs, available_cores()), total=len(jobs), unit="method"))
-    cache = open_metric_cache(None, filtered, root, root / "maps", workers=1)
+    cache = own_metric_cache(filtered, root, root / "maps", workers=1)
     rows: dict[str, list[dict[str, Any]]] = {"navtest": [], "navtest_all": []}
     scored = {}
     for row in ROWS:
@@ -212,7 +212,7 @@ def score_method(config: DemoConfig, out: Path, name: str) -> tuple[str, Evaluat
     """One row's plans on the unfiltered test split, scored; for a process of its own."""
     root = Path(config.world.root)
     split = load_split("navtest_all", root)
-    cache = open_metric_cache(None, split, root, root / "maps", workers=1)
+    cache = own_metric_cache(split, root, root / "maps", workers=1)
     agent: Agent = BASELINES.get(name) or policy_agent(config, out, name, root / "image_cache")
     return name, evaluate(agent, select_scenes(split, root), scenes_from_cache(cache), progress=False)
 
@@ -246,7 +246,7 @@ def draw_pictures(config: DemoConfig, out: Path, scored: dict[str, Evaluation]) 
     """
     root = Path(config.world.root)
     records = {r.token: r for r in select_scenes(load_split("navtest", root), root)}
-    cache = open_metric_cache(None, load_split("navtest", root), root, root / "maps", workers=1)
+    cache = own_metric_cache(load_split("navtest", root), root, root / "maps", workers=1)
     before, after = scored["pretrain"], scored["dipole_navtrain"]
     column = SUB_SCORES.index("score")
     better = np.flatnonzero((before.values[:, column] < FAILED) & (after.values[:, column] > SUCCEEDED))

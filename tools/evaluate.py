@@ -25,10 +25,12 @@ from navsim_bridge.evaluation import (
     describe,
     evaluate,
     identity,
+    keep_whole,
     scenes_from_cache,
     write_evaluation,
 )
 from navsim_bridge.metric_cache import MetricCache, MetricName
+from navsim_bridge.metric_cache.builder import require_scorable
 from navsim_bridge.metrics import EPDMS, PDMS, Metric
 from navsim_bridge.scene_filter import load_split
 
@@ -53,7 +55,9 @@ class Evaluate:
     device: str = "auto"  # cpu, cuda, cuda:1, ...
     overwrite: bool = False  # replace what --out holds of another evaluation
     allow_failures: bool = False  # count scenes that fail, leave them out of the averages, and go on
-    allow_missing: bool = False  # score what there is, and say so, when logs, scenes or images of the split are missing
+    allow_missing: bool = (
+        False  # score what there is, and say so, when logs, scenes, images or cached scenes are missing
+    )
 
 
 @reporting_errors
@@ -73,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cache = MetricCache(options.metric_cache) if options.metric_cache else None
     if cache is not None:
         cache.require_metric(options.metric)
+    else:
+        require_scorable(split, options.metric)
     maps_root = None if cache else roots.maps_root(options.maps_root)
     agent: Agent
     if learned:
@@ -99,14 +105,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         records, coverage = usable_scenes(split, data_root, CAMERAS if learned else (), options.allow_missing)
         load_scenes: LoadScenes
         if cache is not None:
-            cache.require([r.token for r in records])
+            records, coverage = cache.usable(records, coverage, options.allow_missing)
             load_scenes = scenes_from_cache(cache)
         else:
             assert maps_root is not None
             load_scenes = ScenesFromLogs(records, data_root, maps_root, options.metric)
+        keep_whole(options.out, coverage, options.overwrite)
         evaluation = evaluate(
             agent, records, load_scenes, metric=metric, device=device, allow_failures=options.allow_failures
         )
+        keep_whole(options.out, coverage.without("failed", len(evaluation.failures)), options.overwrite)
         summary = write_evaluation(options.out, evaluation, records=records, cache=cache, coverage=coverage, **about)
     print(describe(summary))
     print(f"written: {Path(options.out) / SCORES}, {Path(options.out) / SUMMARY}")

@@ -25,6 +25,7 @@ from navsim_bridge.pdm_closed.forecast import forecast
 from navsim_bridge.pdm_closed.inputs import PlannerScene, PresentObjects, ReferencePlan, red_lights_on_route
 from navsim_bridge.pdm_closed.planner import Version, plan_references
 from navsim_bridge.pdm_closed.route import MAP_RADIUS, OfficialRoute, official_route
+from navsim_bridge.scene_filter import Split, require_future
 from navsim_bridge.scenes import SceneRecord, by_log
 
 MetricName = Literal["pdms", "epdms"]
@@ -35,13 +36,22 @@ WHOLE_ROUTE = "lanes of the corrected route to its end"
 LONGEST = "longest chain of lanes of the corrected route"
 
 
+def require_scorable(split: Split, metric: MetricName) -> None:
+    """Raise SplitError when the scenes of ``split`` are too short to be scored with ``metric``."""
+    require_future(split, _key_frames(metric) - 1, "scoring")
+
+
+def _key_frames(metric: MetricName) -> int:
+    return KEY_FRAMES if metric == "pdms" else V2_KEY_FRAMES
+
+
 class SceneBuilder:
     """Builds the metric scenes of one log."""
 
     def __init__(self, log: Log, maps: Mapping[str, VectorMap], metric: MetricName = "pdms") -> None:
         """``maps``: location -> map, for every location of the log."""
         self._log, self._maps, self._metric = log, maps, metric
-        self._key_frames = KEY_FRAMES if metric == "pdms" else V2_KEY_FRAMES
+        self._key_frames = _key_frames(metric)
         self._last: tuple[list[str], frozenset[str]] | None = None  # all scenes planned so far, what is ignored then
 
     def build(

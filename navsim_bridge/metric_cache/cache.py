@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ except ImportError:  # not on Windows
 from navsim_bridge.coverage import Coverage, coverage, missing_logs
 from navsim_bridge.logs import log_path
 from navsim_bridge.maps import map_path, share_maps, use_shared_maps
-from navsim_bridge.metric_cache.builder import REFERENCE, MetricName, scene_builder
+from navsim_bridge.metric_cache.builder import REFERENCE, MetricName, require_scorable, scene_builder
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.index import INDEX, read_index, write_index
 from navsim_bridge.metric_cache.jobs import in_parts, log_entry, num_processes, run_jobs
@@ -31,7 +32,7 @@ from navsim_bridge.pdm.epdms import METRIC_V2
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.scene_filter import Split, load_split
-from navsim_bridge.scenes import SceneRecord, by_log, select_logs, select_scenes
+from navsim_bridge.scenes import SceneRecord, Selection, by_log, find_scenes
 from navsim_bridge.shard import Shard
 
 SHARED_MAPS = ".maps"
@@ -111,6 +112,23 @@ class MetricCache:
                 f"{self.index.get('split')}{part}), first {missing[0]}; make a cache of this split with "
                 "tools/cache_metrics.py"
             )
+
+    def usable(
+        self, records: Sequence[SceneRecord], part: Coverage, allow_missing: bool = False
+    ) -> tuple[list[SceneRecord], Coverage]:
+        """Those of ``records`` whose metric scenes the cache holds, and ``part``, how much of their split they are,
+        without the others; raises as `require` unless ``allow_missing``, and where none is left."""
+        held = [r for r in records if r.token in self]
+        lacking = [r.token for r in records if r.token not in self]
+        if not allow_missing or not held:
+            self.require([r.token for r in records])
+        if lacking:
+            print(
+                f"{self.path}: {len(lacking)} of {len(records)} scenes are not in the metric cache, first "
+                f"{lacking[0]}; they are left out",
+                file=sys.stderr,
+            )
+        return held, part.without("missing_cached", len(lacking))
 
     def load(self, tokens: Sequence[str]) -> list[MetricScene]:
         """The scenes of ``tokens``, in their order; a missing token or damaged file raises CacheError naming it."""
@@ -196,9 +214,10 @@ def build_metric_cache(
 
     Raises:
         CacheError: ``out`` holds the cache of another split or metric.
-        FileNotFoundError, ValueError: see `select_scenes`, `open_map` and `SceneBuilder.build`.
+        FileNotFoundError, ValueError: see `require_scorable`, `find_scenes`, `open_map` and `SceneBuilder.build`.
     """
     split = load_split(split, data_root) if isinstance(split, str) else split
+    require_scorable(split, metric)
     out, maps_root = Path(out), Path(maps_root)
     about: dict[str, Any] = {
         "metric": METRICS[metric],
@@ -208,12 +227,13 @@ def build_metric_cache(
     }
     if shard is not None:
         out = out / shard.folder
-        logs = select_logs(split, data_root, allow_missing)
-        about["shard"] = describe_shard(shard, split, logs, missing_logs(split, data_root), allow_missing)
     refuse_other_split(out, split.name, split.data_split, metric)
-    records = select_scenes(split, data_root, allow_missing, workers, shard)
+    found = find_scenes(split, data_root, allow_missing, workers, shard)
+    records, gone = found.records, missing_logs(split, data_root)
     if shard is None:
-        about |= coverage(split, len(records), missing_logs(split, data_root)).as_dict()
+        about |= coverage(split, found, gone).as_dict()
+    else:
+        about["shard"] = describe_shard(shard, split, found, gone, allow_missing)
     maps = _map_entries(maps_root, sorted({r.location for r in records}))
     hashes = {location: entry["source_sha256"] for location, entry in maps.items()}
     jobs = [
@@ -334,17 +354,19 @@ def _listed_files(out: Path) -> set[str]:
     return {name for name in names if Path(name).name == name and name.endswith((SUFFIX, ".npz"))}
 
 
-def describe_shard(
-    shard: Shard, split: Split, logs: Sequence[str], missing: int, allow_missing: bool
-) -> dict[str, Any]:
-    """What merging must know of a shard: its place, and a hash that the shards of one selection have in common."""
+def describe_shard(shard: Shard, split: Split, found: Selection, missing: int, allow_missing: bool) -> dict[str, Any]:
+    """What merging must know of a shard: its place, a hash that the shards of one selection have in common, and what
+    `coverage_of` takes."""
     rules = dataclasses.asdict(split.scene_filter)
     tokens = split.scene_filter.tokens
     return {
         "index": shard.index,
         "count": shard.count,
-        "selection": hash_of([rules, list(logs)]),
-        "tokens": None if tokens is None or split.scene_filter.max_scenes is not None else len(tokens),
+        "selection": hash_of([rules, found.logs]),
+        "tokens": None if tokens is None else len(tokens),
+        "max_scenes": split.scene_filter.max_scenes,
+        "scenes": found.scenes,
+        "absent": len(found.absent),
         "missing_logs": missing,
         "allow_missing": allow_missing,
     }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from navsim_bridge.coverage import Coverage
 from navsim_bridge.metric_cache import cache as packed
 from navsim_bridge.metric_cache.jobs import log_entry, run_jobs
 from navsim_bridge.metric_cache.official import REFERENCE, OfficialCache, OfficialCacheError, read_official_cache
@@ -43,6 +44,7 @@ def convert_official_cache(
     if not logs:
         raise OfficialCacheError(f"none of {len(official)} scenes could be converted; first: {problems[0]}")
     about = {"split": name, "data_split": "", "reference": REFERENCE, "unreadable": len(problems)}
+    about |= Coverage.whole(len(official)).without("failed", len(problems)).as_dict()
     packed.finish(out, logs, about, maps={})
     if problems:
         raise OfficialCacheError(

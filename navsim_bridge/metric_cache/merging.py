@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from navsim_bridge.coverage import coverage_of
+from navsim_bridge.coverage import Coverage, coverage_of
 from navsim_bridge.metric_cache.cache import BUILDER, METRICS, MetricCache, finish, refuse_other_split
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.index import read_index
@@ -33,7 +33,7 @@ def merge_caches(folders: Sequence[Path | str], out: Path | str, allow_missing: 
     Raises:
         FileNotFoundError: no shard there.
         CacheError: a shard is missing, unfinished, damaged or of another selection, maps differ, or scenes of the
-            split are in no shard.
+            split are in no log.
     """
     out = Path(out)
     shards = _read(_find(folders))
@@ -52,10 +52,7 @@ def merge_caches(folders: Sequence[Path | str], out: Path | str, allow_missing: 
             logs[name] = {**entry_of(file), "stamp": entry["stamp"], "source_sha256": entry["source_sha256"]}
             _link(file.path, out / entry["file"])
     _refuse_repeated(logs)
-    shard, found = first["shard"], sum(len(entry["tokens"]) for entry in logs.values())
-    missing = shard["count"] - len(shards)
-    part = coverage_of(found, shard["tokens"], None, shard.get("missing_logs", 0), missing)
-    about = {key: first[key] for key in _SAME} | part.as_dict()
+    about = {key: first[key] for key in _SAME} | _coverage(shards).as_dict()
     finish(out, {name: logs[name] for name in sorted(logs)}, about, {name: maps[name] for name in sorted(maps)})
     return MetricCache(out)
 
@@ -88,10 +85,26 @@ def _read(paths: Sequence[Path]) -> dict[int, tuple[Path, dict[str, Any]]]:
     return dict(sorted(shards.items()))
 
 
+def _coverage(shards: dict[int, tuple[Path, dict[str, Any]]]) -> Coverage:
+    """How much of the split the shards are together."""
+    about = next(iter(shards.values()))[1]["shard"]
+    used, missing = sum(index["num_scenes"] for _, index in shards.values()), about["count"] - len(shards)
+    found, absent, tokens = about["scenes"], about["absent"], about["tokens"]
+    if found is None and not missing:  # no shard knew the others' scenes
+        found, absent = used, max(0, (tokens or 0) - used)
+    return coverage_of(used, found, tokens, about["max_scenes"], absent, about["missing_logs"], missing)
+
+
 def _check(shards: dict[int, tuple[Path, dict[str, Any]]], allow_missing: bool) -> None:
     """That the shards belong together and are all there."""
     (first_path, first), *others = shards.values()
     about = first["shard"]
+    for path, index in shards.values():
+        if "scenes" not in index["shard"]:
+            raise CacheError(
+                f"{path} was made by an older version, which did not note all that is now said of a cache; make it "
+                "again with the same command: scenes that are there are kept"
+            )
     for path, index in others:
         for key in _SAME:
             if index[key] != first[key]:
@@ -105,12 +118,14 @@ def _check(shards: dict[int, tuple[Path, dict[str, Any]]], allow_missing: bool) 
             f"{len(missing)} of {about['count']} shards are missing: {', '.join(missing)}. Make or copy them, or ask "
             "for the rest with --allow-missing."
         )
-    found, wanted = sum(index["num_scenes"] for _, index in shards.values()), about["tokens"]
-    asked = allow_missing or about["allow_missing"]
-    if not found or (wanted is not None and found < wanted and not asked):
+    part = _coverage(shards)
+    if not part.used:
+        where = " that are there" if missing else ""
+        raise CacheError(f"split {first['split']}: the shards{where} hold no scene; there is nothing to merge")
+    if "missing_scenes" in part.left_out and not (allow_missing or about["allow_missing"]):
         raise CacheError(
-            f"split {first['split']}: {found} of {wanted or 'any'} scenes are in the shards; the others are in no log "
-            "(or no window of the split starts there). Get the missing logs, or ask for the rest with --allow-missing."
+            f"split {first['split']}: {part} are in the shards; the others are in no log (or no window of the split "
+            "starts there). Get the missing logs, or ask for the rest with --allow-missing."
         )
 
 

@@ -8,7 +8,8 @@ import shutil
 
 import pytest
 
-from navsim_bridge import doctor
+from dpvla.files import write_json
+from navsim_bridge import doctor, evaluation
 from navsim_bridge.agents import constant_velocity
 from navsim_bridge.coverage import Coverage, coverage_of, usable_scenes
 from navsim_bridge.evaluation import check_results, describe, evaluate, identity, scenes_from_cache, write_evaluation
@@ -38,12 +39,19 @@ def split_file(world, part, tmp_path):
 
 
 def test_scenes_that_are_left_out_are_counted_by_cause():
-    assert coverage_of(7, tokens=None, limit=None, logs=0) == Coverage.whole(7)
-    assert coverage_of(7, tokens=9, limit=None, logs=1) == Coverage(7, 9, {"missing_logs": 1, "missing_scenes": 2})
-    assert coverage_of(7, tokens=None, limit=None, logs=1) == Coverage(7, None, {"missing_logs": 1})
-    assert coverage_of(5, tokens=9, limit=5, logs=0) == Coverage.whole(5)
-    assert coverage_of(4, tokens=9, limit=5, logs=0) == Coverage(4, 5, {"missing_scenes": 1})
-    part = coverage_of(7, tokens=9, limit=None, logs=1).without("missing_images", 3).without("failed", 1)
+    def of(used, tokens=None, limit=None, absent=0, logs=0):
+        return coverage_of(used, used, tokens, limit, absent, logs)
+
+    assert of(7) == Coverage.whole(7)
+    assert of(7, tokens=9, absent=2, logs=1) == Coverage(7, 9, {"missing_logs": 1, "missing_scenes": 2})
+    assert of(7, logs=1) == Coverage(7, None, {"missing_logs": 1})
+    assert of(5, tokens=9, limit=5) == Coverage.whole(5)
+    assert of(4, limit=5) == Coverage.whole(4)
+    assert of(4, tokens=9, limit=5, absent=5) == Coverage(4, 5, {"missing_scenes": 5})
+    assert of(4, limit=5, logs=1) == Coverage(4, None, {"missing_logs": 1})
+    first = of(5, limit=5, logs=1)  # of those there are; others may come before them
+    assert (first, str(first)) == (Coverage(5, 5, {"missing_logs": 1}), "5 scenes of a part")
+    part = of(7, tokens=9, absent=2, logs=1).without("missing_images", 3).without("failed", 1)
     assert str(part) == "3 of 9 scenes"
     assert part.why == ("1 log is not there, 2 scenes are in no log, 3 scenes lack camera files, 1 scene failed")
     assert str(Coverage(7, None, {"missing_logs": 1})) == "7 scenes of a part"
@@ -114,6 +122,61 @@ def test_a_cache_of_a_part_says_so_and_so_does_what_is_made_with_it(world, part,
     assert summary["metric_cache"]["whole_split"] is False
 
 
+def test_scenes_that_a_given_cache_lacks_are_left_out_when_allowed(world, tmp_path, capsys):
+    fewer = tmp_path / "fewer.yaml"
+    tokens = [r.token for r in world.records[:4]]
+    fewer.write_text(json.dumps({"data_split": "mini", "scene_filter": {"frame_interval": 4, "tokens": tokens}}))
+    roots = ["--data-root", str(world.root), "--maps-root", str(world.maps)]
+    cache_metrics.main(["--split", str(fewer), "--out", str(tmp_path / "cache"), *roots])
+    options = ["--agent", "human", "--split", str(world.split_file), "--out", str(tmp_path / "out"), "--metric-cache",
+               str(tmp_path / "cache"), *roots]  # fmt: skip
+    with pytest.raises(SystemExit, match="3 of 7 scenes are not in the metric cache"):
+        tool.main(options)
+    tool.main([*options, "--allow-missing"])
+    said = capsys.readouterr()
+    assert "human on small (4 of 7 scenes)" in said.out
+    assert "3 scenes are not in the metric cache" in said.out
+    assert f"first {world.records[4].token}; they are left out" in said.err
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["whole_split"], summary["left_out"]) == (False, {"missing_cached": 3})
+    with pytest.raises(CacheError, match="1 of 1 scenes are not in the metric cache"):
+        MetricCache(tmp_path / "cache").usable(world.records[6:], Coverage.whole(1), allow_missing=True)
+
+
+def test_the_doctor_says_what_a_cache_is_part_of(world, part, tmp_path):
+    build_metric_cache(world.root, world.maps, part, tmp_path / "part", allow_missing=True, progress=False)
+    build_metric_cache(world.root, world.maps, world.split, tmp_path / "whole", progress=False)
+    build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False, shard=Shard(1, 2))
+    found = [next(iter(doctor.check_cache(str(tmp_path / name)))) for name in ("part", "whole", "shard-1-of-2")]
+    assert [finding.level for finding in found] == [doctor.WARNING, doctor.OK, doctor.WARNING]
+    assert "7 of 9 scenes of part, all bytes checked; NOT the whole split: 1 log is not there" in found[0].what
+    assert found[1].what.endswith("7 scenes of small, all bytes checked")
+    assert "shard 1/2 alone" in found[2].what
+
+
+def test_the_doctor_looks_for_no_more_scenes_than_the_split_takes(world, tmp_path):
+    tokens = [r.token for r in world.records]
+    split = tmp_path / "few.yaml"
+    rules = {"frame_interval": 4, "tokens": tokens, "max_scenes": 3}
+    split.write_text(json.dumps({"data_split": "mini", "scene_filter": rules}))
+    assert "split few: 3 scenes" in {f.what for f in doctor.check_split(world.root, world.maps, str(split))}
+
+
+def test_a_split_that_is_too_short_to_score_is_refused_before_the_work(world, tmp_path, monkeypatch):
+    split = tmp_path / "short.yaml"
+    split.write_text(json.dumps({"data_split": "mini", "scene_filter": {"num_future_frames": 8}}))
+    common = ["--split", str(split), "--data-root", str(world.root), "--maps-root", str(world.maps), "--out",
+              str(tmp_path / "out")]  # fmt: skip
+    message = rf"split short: num_future_frames is 8, but scoring needs 10: set it in {split}$"
+    with monkeypatch.context() as patched:
+        patched.setattr(tool, "usable_scenes", lambda *_: pytest.fail("logs were read"))
+        with pytest.raises(SystemExit, match=message):
+            tool.main(["--agent", "human", *common])
+    with pytest.raises(SystemExit, match=message):
+        cache_metrics.main(common)
+    tool.main(["--agent", "human", "--metric", "epdms", *common])  # looks at 8
+
+
 def test_merged_shards_say_what_is_missing(world, part, tmp_path):
     for name in ("a", "b"):
         frames = pickle.loads(log_path(world.root, "mini", LOG).read_bytes())
@@ -131,6 +194,22 @@ def test_merged_shards_say_what_is_missing(world, part, tmp_path):
     shutil.rmtree(tmp_path / "out/shard-2-of-2")
     one = merge_caches([tmp_path / "out"], tmp_path / "one", allow_missing=True)
     assert one.coverage == Coverage(4, None, {"missing_logs": 1, "missing_shards": 1})
+
+
+def test_scenes_of_missing_shards_are_not_said_to_be_in_no_log(world, tmp_path):
+    tokens = tuple(r.token for r in world.records)
+    split = Split("listed", "mini", SceneFilter(frame_interval=4, tokens=(*tokens, "beef")))
+    for name in ("x", "y"):
+        path = log_path(tmp_path / "data", "mini", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames = pickle.loads(log_path(world.root, "mini", LOG).read_bytes())
+        path.write_bytes(pickle.dumps(frames[: 14 + 4] if name == "x" else frames[8:]))
+    build_metric_cache(tmp_path / "data", world.maps, split, tmp_path / "out", progress=False, shard=Shard(1, 2))
+    one = merge_caches([tmp_path / "out"], tmp_path / "one", allow_missing=True)
+    assert one.coverage == Coverage(2, 8, {"missing_shards": 1})
+    build_metric_cache(tmp_path / "data", world.maps, split, tmp_path / "out", progress=False, shard=Shard(2, 2))
+    both = merge_caches([tmp_path / "out"], tmp_path / "both", allow_missing=True)
+    assert both.coverage == Coverage(7, 8, {"missing_scenes": 1})
 
 
 def test_results_of_another_evaluation_are_not_overwritten(world, tmp_path, capsys):
@@ -154,6 +233,68 @@ def test_results_of_another_evaluation_are_not_overwritten(world, tmp_path, caps
     assert (tmp_path / "out/scores.csv").read_text() == first
     tool.main(["--agent", "stand_still", *common, "--overwrite"])
     assert json.loads((tmp_path / "out/summary.json").read_text())["agent"] == "stand_still"
+
+
+def test_a_part_does_not_replace_results_of_the_whole_split(world, tmp_path, monkeypatch):
+    shutil.copytree(world.root, tmp_path / "data")
+    split = tmp_path / "all.yaml"
+    rules = {"frame_interval": 4, "log_names": [LOG, "more"]}
+    split.write_text(json.dumps({"data_split": "mini", "scene_filter": rules}))
+    frames = pickle.loads(log_path(world.root, "mini", LOG).read_bytes())
+    for frame in frames:
+        frame["token"] = "m" + frame["token"][1:]
+    more = log_path(tmp_path / "data", "mini", "more")
+    more.write_bytes(pickle.dumps(frames))
+    options = ["--agent", "human", "--split", str(split), "--data-root", str(tmp_path / "data"), "--maps-root",
+               str(world.maps), "--out", str(tmp_path / "out"), "--allow-missing"]  # fmt: skip
+    tool.main(options)
+    whole = (tmp_path / "out/scores.csv").read_text()
+    more.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(tool, "evaluate", lambda *_, **__: pytest.fail("it was scored"))
+        with pytest.raises(SystemExit, match=r"whole split, and now .* \(1 log is not there\); choose .*--overwrite"):
+            tool.main(options)
+    assert (tmp_path / "out/scores.csv").read_text() == whole
+    tool.main([*options, "--overwrite"])
+    assert (tmp_path / "out/scores.csv").read_text() != whole
+    tool.main(options)  # a part again
+
+
+def test_a_whole_result_is_kept_when_scenes_fail(world, tmp_path, monkeypatch):
+    options = ["--agent", "human", "--split", str(world.split_file), "--data-root", str(world.root), "--maps-root",
+               str(world.maps), "--out", str(tmp_path / "out"), "--allow-failures"]  # fmt: skip
+    tool.main(options)
+    whole = (tmp_path / "out/scores.csv").read_text()
+
+    def with_a_failure(*arguments, **keywords):
+        return dataclasses.replace(evaluate(*arguments, **keywords), failures={world.records[0].token: "x"})
+
+    monkeypatch.setattr(tool, "evaluate", with_a_failure)
+    with pytest.raises(SystemExit, match=r"now it would be 6 of 7 scenes \(1 scene failed\)"):
+        tool.main(options)
+    assert (tmp_path / "out/scores.csv").read_text() == whole
+
+
+def test_results_of_other_weights_of_a_run_are_not_overwritten(world, tmp_path, monkeypatch):
+    def at(step):
+        monkeypatch.setattr(evaluation, "weights_of", lambda _: (f"/run/checkpoints/step_{step}", "no"))
+        return identity("dpvla", world.split, world.root, {"name": "x"}, 0, None, "/run")
+
+    write_json(tmp_path / "summary.json", at(2))
+    check_results(tmp_path, at(2))
+    with pytest.raises(ValueError, match=r"weights '/run/checkpoints/step_2' there, '/run/checkpoints/step_4' asked"):
+        check_results(tmp_path, at(4))
+
+
+def test_weights_are_printed_and_metrics_are_named_in_words(world, tmp_path):
+    write_json(tmp_path / "summary.json", identity("human", world.split, world.root, {"name": "A", "other": 1}, 0))
+    with pytest.raises(ValueError, match=r"\(metric 'A' there, 'B, human_filter v2' asked for\)"):
+        check_results(tmp_path, identity("human", world.split, world.root, {"name": "B", "human_filter": "v2"}, 0))
+    summary = {"agent": "dpvla", "split": "s", "scenes": 1, "scenes_scored": 1, "scenes_in_split": 1, "left_out": {},
+               "averages": {"score": 0.5}, "metric": {}, "failed": 0, "failures": {}, "weights": "/run/step_4",
+               "trained_on_evaluation_split": False}  # fmt: skip
+    assert describe(summary).splitlines()[1] == "weights: /run/step_4"
+    assert "weights" not in describe({**summary, "weights": None})
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"agent": "human", "metric": 3}'])
@@ -182,7 +323,7 @@ def test_the_doctor_names_an_empty_camera_file(world, tmp_path):
     path.write_bytes(b"")
     bad = [f for f in doctor.check_split(tmp_path / "data", world.maps, "small") if f.level == doctor.ERROR]
     assert len(bad) == 1
-    assert bad[0].what == f"split small: 1 of 21 camera files are empty, for 1 of 7 scenes, first {path} (empty)"
+    assert bad[0].what == f"split small: 1 of 21 camera files are empty, for 1 of 7 scenes, first {path}"
     assert "--allow-missing leaves their scenes out" in bad[0].remedy
 
 

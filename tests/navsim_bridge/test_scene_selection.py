@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from navsim_bridge import roots
+from navsim_bridge.coverage import Coverage, usable_scenes
 from navsim_bridge.scene_filter import SceneFilter, Split, SplitError, load_split, scene_filter
-from navsim_bridge.scenes import relative, select_scenes
+from navsim_bridge.scenes import find_scenes, relative, select_scenes
 
 
 @pytest.fixture
@@ -58,6 +59,38 @@ def test_missing_logs_and_tokens_stop_unless_allowed(data):
     with pytest.raises(ValueError, match=r"1 of 2 scenes are in no log .*first beef"):
         select_scenes(Split("x", "mini", rules), data)
     assert len(select_scenes(Split("x", "mini", rules), data, allow_missing=True)) == 1
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+def test_missing_tokens_of_a_split_with_a_maximum_are_counted_too(data, limit):
+    there = (f"{8:016x}", f"{103:016x}")
+    split = Split("x", "mini", SceneFilter(frame_interval=1, tokens=(*there, "beef", "cafe"), max_scenes=limit))
+    with pytest.raises(ValueError, match=r"2 of 4 scenes are in no log .*first beef.*--allow-missing"):
+        find_scenes(split, data)
+    found = find_scenes(split, data, allow_missing=True)
+    assert ([r.token for r in found.records], found.absent) == (list(there), ("beef", "cafe"))
+    assert usable_scenes(split, data, allow_missing=True)[1] == Coverage(2, limit, {"missing_scenes": 2})
+
+
+def test_nothing_is_said_of_tokens_that_were_not_looked_for(data):
+    rules = SceneFilter(frame_interval=1, tokens=(f"{8:016x}", f"{103:016x}", "beef"), max_scenes=1)
+    assert usable_scenes(Split("x", "mini", rules), data)[1] == Coverage.whole(1)  # found in the first of two logs
+    (data / "navsim_logs/mini/b.pkl").unlink()
+    with pytest.raises(ValueError, match=r"2 of 3 scenes are in no log"):
+        find_scenes(Split("x", "mini", rules), data)
+
+
+@pytest.mark.parametrize("folder", ["../navsim_logs/mini", "..", ".", "mini/", "/tmp", "a\\b"])
+def test_a_data_split_is_a_plain_name(data, folder):
+    split, listed = data / "x.yaml", data / "x.csv"
+    split.write_text(yaml.safe_dump({"data_split": "mini"}))
+    with pytest.raises(SplitError, match=r"data_split '.*': expected the name of a folder below navsim_logs/"):
+        load_split(split, data, folder)
+    split.write_text(yaml.safe_dump({"data_split": folder}))
+    listed.write_text(f"token,data_split\n00ab,{folder}\n")
+    for file in (split, listed):
+        with pytest.raises(SplitError, match=rf"{file}: data_split '.*': expected the name of a folder below"):
+            load_split(file, data)
 
 
 def test_a_token_that_names_two_scenes_is_refused(data):

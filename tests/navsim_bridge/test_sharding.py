@@ -15,6 +15,7 @@ from navsim_bridge.metric_cache import (
     merge_caches,
 )
 from navsim_bridge.metric_cache.builder import SceneBuilder, scene_builder
+from navsim_bridge.metric_cache.index import write_index
 from navsim_bridge.scene_filter import SceneFilter, Split
 from navsim_bridge.shard import Shard
 from tests.navsim_bridge.conftest import LOG
@@ -91,6 +92,37 @@ def test_merged_shards_are_the_cache_made_in_one_go_byte_for_byte(build, whole, 
     shutil.move(tmp_path / "out/shard-2-of-3", tmp_path / "elsewhere/shard-2-of-3")
     copied = merge_caches([tmp_path / "elsewhere/shard-2-of-3", tmp_path / "out"], tmp_path / "copied")
     assert contents(copied.path) == contents(whole.path)
+
+
+@pytest.mark.parametrize(("limit", "listed", "logs"), [
+    (6, None, None), (100, None, None), (6, None, ("a", "b", "c", "gone")), (100, None, ("a", "b", "gone")),
+    (None, (1, 7, 15, -1), None), (None, (1, 7, 15, -1), ("a", "b", "d", "gone")),
+    (3, (1, 7, 15, -1), None), (2, (1, 7, 15, -1), None), (3, (1, 7, 19, -1), None),
+    (4, (1, 7, -1), ("a", "b", "gone")),
+])  # fmt: skip
+def test_merged_shards_say_as_much_of_the_split_as_the_cache_made_in_one_go(
+    build, whole, tmp_path, limit, listed, logs
+):
+    tokens = None if listed is None else tuple("beef" if i < 0 else whole.tokens[i] for i in listed)
+    rules = dataclasses.replace(RULES, max_scenes=limit, tokens=tokens, log_names=logs)
+    alone = build("alone", rules, allow_missing=True)
+    for k in (1, 2):
+        build("out", rules, allow_missing=True, shard=Shard(k, 2))
+    merged = merge_caches([tmp_path / "out"], tmp_path / "out")
+    assert contents(merged.path) == contents(alone.path)
+
+
+def test_shards_of_an_older_version_are_made_again(build, tmp_path):
+    for k in (1, 2):
+        build("out", shard=Shard(k, 2))
+    folder = tmp_path / "out/shard-2-of-2"
+    index = MetricCache(folder).index
+    del index["shard"]["scenes"]
+    write_index(folder, index)
+    with pytest.raises(CacheError, match=r"shard-2-of-2 was made by an older version, .* make it again"):
+        merge_caches([tmp_path / "out"], tmp_path / "out")
+    build("out", shard=Shard(2, 2))
+    merge_caches([tmp_path / "out"], tmp_path / "out")
 
 
 def test_more_shards_than_logs_leave_some_empty(build, whole, tmp_path):

@@ -12,6 +12,8 @@ from PIL import Image
 from navsim_bridge.coverage import Coverage
 from navsim_bridge.dataset import CAMERAS
 from navsim_bridge.logs import log_path
+from navsim_bridge.metric_cache import CacheError, build_metric_cache
+from navsim_bridge.scene_filter import SceneFilter, Split
 from navsim_bridge.training_data import DataConfig, open_training_data
 from tests.navsim_bridge.conftest import LOG
 
@@ -77,6 +79,22 @@ def test_training_on_a_part_says_so(opened, data, capsys):
     assert "NOT the whole split three: 1 log is not there, 1 scene lacks camera files" in capsys.readouterr().out
     assert image.stem not in found.source.tokens
     assert found.trained_on("imitation").scenes == 20
+
+
+@pytest.mark.parametrize("reward_on", ["source", "validation"])
+def test_scenes_that_a_given_cache_lacks_are_not_trained_on(opened, data, world, tmp_path, capsys, reward_on):
+    kept = {"source": [0, 1, 2, 14], "validation": [14, 15]}[reward_on]
+    tokens = opened().source.tokens
+    split = Split("few", "mini", SceneFilter(frame_interval=4, tokens=tuple(tokens[i] for i in kept)))
+    build_metric_cache(data, world.maps, split, tmp_path / "cache", progress=False)
+    options = {"validation_logs": 1, "metric_cache": str(tmp_path / "cache")}
+    with pytest.raises(CacheError, match="scenes are not in the metric cache"):
+        opened(reward_on, **options)
+    found = opened(reward_on, **options, allow_missing=True)
+    lacking = {"source": 11, "validation": 5}[reward_on]
+    assert found.coverage == Coverage(21 - lacking, 21, {"missing_cached": lacking})
+    assert [len(found.source), len(found.validation)] == {"source": [3, 7], "validation": [14, 2]}[reward_on]
+    assert f"NOT the whole split three: {lacking} scenes are not in the metric cache" in capsys.readouterr().out
 
 
 def test_moved_data_keeps_its_fingerprint(opened, data, tmp_path):

@@ -100,8 +100,9 @@ def with_images(
         return list(records)
     found = f"split {split}: {describe_bad(bad, len(records), len(cameras))}"
     if not allow_missing or len(bad) == len(records):
-        get = f"Get them into {Path(data_root) / SENSORS / records[0].data_split}"
-        advice = f"No scene is left. {get}." if len(bad) == len(records) else ASK_FOR_THE_REST.format(get)
+        where = f"them into {Path(data_root) / SENSORS / records[0].data_split}"
+        none_left = len(bad) == len(records)
+        advice = f"No scene has all: get {where}." if none_left else ASK_FOR_THE_REST.format(f"Get {where}")
         raise FileNotFoundError(f"{found}. {advice}")
     print(f"{found}; these scenes are left out", file=sys.stderr)
     return [record for record in records if record.token not in bad]

@@ -125,6 +125,7 @@ def test_a_frame_follows_the_one_half_a_second_before_it_in_its_log(records):
 def test_weights_trained_on_the_split_are_said_and_stored_to_be(world, records, tmp_path, monkeypatch):
     stage = dataclasses.asdict(TrainedOn("dipole", "navtrain", 1, (LOG,)))
     monkeypatch.setattr(evaluating, "training_stages", lambda checkpoint: [stage])
+    monkeypatch.setattr(evaluating, "weights_of", lambda checkpoint: ("weights", "no"))
     load = ScenesFromLogs(records, world.root, world.maps, "epdms")
     result = evaluate(constant_velocity, records[:1], load, metric=EPDMS(), progress=False)
     summary = write_evaluation(tmp_path, result, agent="dpvla", split=world.split, records=records[:1],

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from navsim_bridge import log_folder
+from navsim_bridge import evaluation, log_folder
 from navsim_bridge.scene_filter import SplitError, load_split
 from navsim_bridge.scenes import select_scenes
-from navsim_bridge.sensors import missing_images, with_images
+from navsim_bridge.sensors import MISSING, NO_FILE, missing_images, with_images
 from tests.navsim_bridge.conftest import FIXTURE, LOG
 from tools import evaluate
 
@@ -212,8 +212,10 @@ def test_missing_images_are_counted_before_any_work(data, records, capsys):
     assert [r.token for r in rest] == [token(3), token(5)]
     assert "these scenes are left out" in capsys.readouterr().err
     assert with_images(rest, data, CAMERAS, "all") == rest
-    with pytest.raises(FileNotFoundError, match=r"the log names none"):
-        with_images(records, data, ("CAM_B0",), "all", allow_missing=True)  # nothing would be left
+    nothing_left = r"camera files are not named in the logs, .* first CAM_B0 of scene \w+. No scene has all: get"
+    with pytest.raises(FileNotFoundError, match=nothing_left) as raised:
+        with_images(records, data, ("CAM_B0",), "all", allow_missing=True)
+    assert "--allow-missing" not in str(raised.value)
 
 
 def test_files_without_content_and_what_is_no_file_are_missing_too(data, records, capsys):
@@ -232,7 +234,20 @@ def test_files_without_content_and_what_is_no_file_are_missing_too(data, records
         (folder / f"CAM_F0/{index}.jpg").write_bytes(b"an image")
     rest = with_images(records, data, CAMERAS, "all", allow_missing=True)
     assert [r.token for r in rest] == [token(4), token(5)]
-    assert "1 of 6 camera files are empty" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 of 6 camera files are empty, for 1 of 3 scenes, first " in said
+    assert "(empty)" not in said
+
+
+def test_links_that_lead_to_themselves_are_no_regular_files(data, records):
+    folder = data / "sensor_blobs/mini/a"
+    (folder / "CAM_F0/4.jpg").symlink_to(folder / "CAM_F0/4.jpg")
+    shutil.rmtree(folder / "CAM_L0")
+    (folder / "CAM_L0").symlink_to(folder / "CAM_L0")
+    bad = missing_images(records, data, CAMERAS)
+    assert {name: [file.cause for file in files] for name, files in bad.items()} == {
+        token(3): [MISSING], token(4): [MISSING, NO_FILE], token(5): [MISSING],
+    }  # fmt: skip
 
 
 def test_what_is_left_out_is_said(data, capsys):
@@ -251,6 +266,7 @@ def test_an_agent_with_cameras_plans_nothing_when_images_are_missing(world, tmp_
     with pytest.raises(SystemExit, match="no checkpoint at"):  # a wrong checkpoint is told before logs are read
         evaluate.main([*arguments, *roots])
     monkeypatch.setattr(evaluate.PolicyAgent, "from_checkpoint", lambda *_, **__: None)
+    monkeypatch.setattr(evaluation, "weights_of", lambda _: ("weights", "no"))
     with pytest.raises(SystemExit, match=r"21 of 21 camera files are missing, for 7 of 7 scenes"):
         evaluate.main([*arguments, *roots])
     assert (world.root / f"navsim_logs/mini/{LOG}.pkl").is_file()

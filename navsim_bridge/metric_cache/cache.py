@@ -106,12 +106,16 @@ class MetricCache:
         refuse_text(tokens)
         missing = [token for token in tokens if token not in self._place]
         if missing:
-            part = "" if self.coverage.is_whole else f", of which it holds {self.coverage}: {self.coverage.why}"
-            raise CacheError(
-                f"{self.path}: {len(missing)} of {len(tokens)} scenes are not in the metric cache (split "
-                f"{self.index.get('split')}{part}), first {missing[0]}; make a cache of this split with "
-                "tools/cache_metrics.py"
-            )
+            raise CacheError(self._lack(missing, len(tokens)))
+
+    def _lack(self, missing: Sequence[str], of: int) -> str:
+        """What to say when the cache lacks scenes."""
+        part = "" if self.coverage.is_whole else f", of which it holds {self.coverage}: {self.coverage.why}"
+        return (
+            f"{self.path}: {len(missing)} of {of} scenes are not in the metric cache (split "
+            f"{self.index.get('split')}{part}), first {missing[0]}; make a cache of this split with "
+            "tools/cache_metrics.py"
+        )
 
     def usable(
         self, records: Sequence[SceneRecord], part: Coverage, allow_missing: bool = False
@@ -120,8 +124,9 @@ class MetricCache:
         without the others; raises as `require` unless ``allow_missing``, and where none is left."""
         held = [r for r in records if r.token in self]
         lacking = [r.token for r in records if r.token not in self]
-        if not allow_missing or not held:
-            self.require([r.token for r in records])
+        if lacking and not (allow_missing and held):
+            other = ", or ask for the rest (--allow-missing)" if held else ""
+            raise CacheError(self._lack(lacking, len(records)) + other)
         if lacking:
             print(
                 f"{self.path}: {len(lacking)} of {len(records)} scenes are not in the metric cache, first "

@@ -130,7 +130,9 @@ def test_scenes_that_a_given_cache_lacks_are_left_out_when_allowed(world, tmp_pa
     cache_metrics.main(["--split", str(fewer), "--out", str(tmp_path / "cache"), *roots])
     options = ["--agent", "human", "--split", str(world.split_file), "--out", str(tmp_path / "out"), "--metric-cache",
                str(tmp_path / "cache"), *roots]  # fmt: skip
-    with pytest.raises(SystemExit, match="3 of 7 scenes are not in the metric cache"):
+    with pytest.raises(
+        SystemExit, match=r"3 of 7 scenes are not in the metric cache .* ask for the rest \(--allow-mis"
+    ):
         tool.main(options)
     tool.main([*options, "--allow-missing"])
     said = capsys.readouterr()

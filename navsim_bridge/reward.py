@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,33 +33,39 @@ class PDMReward:
 
     def __init__(
         self,
-        cache: MetricCache,
+        cache: MetricCache | Path | str,
         device: torch.device | str = "cpu",
-        tokens: Sequence[str] | None = None,
+        tokens: Iterable[str] | None = None,
         keep_bytes: int = 8 << 30,
     ) -> None:
-        """``tokens``: the scenes that will be asked for, all of the cache by default; a missing one is an error."""
+        """``cache``: an open one, or its folder.
+
+        ``tokens``: the scenes that will be asked for, all of the cache by default; a missing one is an error, and none.
+        """
         refuse_text(tokens)
-        self.cache, self.device, self.keep_bytes = cache, torch.device(device), keep_bytes
-        self.tokens = cache.tokens if tokens is None else tuple(dict.fromkeys(tokens))
-        cache.require_metric("pdms")
-        cache.require(self.tokens)
+        self.cache = MetricCache(cache) if isinstance(cache, (str, Path)) else cache
+        self.device, self.keep_bytes = torch.device(device), keep_bytes
+        self.tokens = self.cache.tokens if tokens is None else tuple(dict.fromkeys(tokens))
+        self.cache.require_metric("pdms")
+        self.cache.require(self.tokens)
+        if not self.tokens:
+            raise ValueError("there are no scenes to score: tokens is empty")
         self._rows = {token: row for row, token in enumerate(self.tokens)}
         self._packed: SceneBatch | None = None
         self._decided = False
 
-    def scores(self, tokens: Sequence[str], plans: Tensor | NDArray[Any]) -> PDMScores:
+    def scores(self, tokens: Iterable[str], plans: Tensor | NDArray[Any]) -> PDMScores:
         """Scores with what explains them. ``plans``: (scene, candidate, 8, 3), ego rear-axle frame.
 
         Raises:
             CacheError: a token that the cache does not hold.
             ValueError: plans of another shape, or not finite.
-            TypeError: ``tokens`` is one text, or ``plans`` neither a tensor nor an array.
+            TypeError: ``tokens`` is one text, or ``plans`` neither a tensor nor an array of numbers.
         """
         refuse_text(tokens)
-        return score_plans(self._scenes(tokens), plans)
+        return score_plans(self._scenes(tuple(tokens)), plans)
 
-    def __call__(self, tokens: Sequence[str], plans: Tensor | NDArray[Any]) -> dict[str, Tensor]:
+    def __call__(self, tokens: Iterable[str], plans: Tensor | NDArray[Any]) -> dict[str, Tensor]:
         """Sub-scores by the devkit's name, ``score`` among them: (scene, candidate) each, float64, on ``device``."""
         scores = self.scores(tokens, plans)
         return {name: getattr(scores, name) for name in SUB_SCORES}

@@ -74,13 +74,18 @@ def check_plans(scenes: SceneBatch, plans: Tensor | NDArray[Any]) -> Tensor:
     """Plans as float64 on the scenes' device.
 
     Raises:
-        TypeError: neither a tensor nor an array.
-        ValueError: no scenes, wrong shape, or NaN, infinite or absurdly far poses (names scene token and candidate).
+        TypeError: neither a tensor nor an array of numbers.
+        ValueError: no scenes, wrong shape, no floating point, or NaN, infinite or absurdly far poses (names scene token
+            and candidate).
     """
     if len(scenes) == 0:
         raise ValueError("there are no scenes to score")
     if isinstance(plans, np.ndarray):
-        plans = torch.from_numpy(np.array(plans))  # a copy: torch takes no array that must not be written
+        if plans.dtype.kind not in "biuf":
+            raise TypeError(f"plans must be floating point, found an array of {plans.dtype}")
+        # torch knows neither other byte orders nor long doubles, and takes no array that must not be written
+        native = np.float64 if plans.dtype.kind == "f" else np.int64
+        plans = torch.from_numpy(np.array(plans, dtype=native))
     if not isinstance(plans, Tensor):
         raise TypeError(f"plans must be a tensor or a numpy array, found {type(plans).__name__}")
     if plans.ndim != 4 or plans.shape[0] != len(scenes) or tuple(plans.shape[2:]) != (PLAN_POSES, 3):
@@ -190,7 +195,7 @@ def score_plans(
             None takes 192 on the CPU (fits caches) and 8192 on CUDA. Scores do not depend on it.
 
     Raises:
-        TypeError: plans that are neither tensor nor array.
+        TypeError: plans that are neither tensor nor array of numbers.
         ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
     """
     if normalise not in ("pair", "pool"):

@@ -172,7 +172,7 @@ def test_weights_that_saw_the_split_or_its_logs_are_marked(world):
 
 def test_dpvla_needs_a_checkpoint_and_others_take_none(tmp_path):
     for arguments in (["--agent", "dpvla"], ["--agent", "human", "--checkpoint", str(tmp_path)]):
-        with pytest.raises(SystemExit, match="--checkpoint belongs to --agent dpvla"):
+        with pytest.raises(SystemExit, match=r"--checkpoint belongs to --agent dpvla|--agent dpvla needs --checkpoint"):
             run(*arguments, "--split", "small", "--out", tmp_path)
 
 
@@ -190,6 +190,23 @@ def test_rewards_take_numpy_plans_and_no_single_text_as_tokens(world, cache):
                  lambda: cache.load(tokens[0])):  # fmt: skip
         with pytest.raises(TypeError, match=f"tokens must be a sequence of texts, found one: '{tokens[0]}'"):
             call()
+
+
+def test_rewards_take_any_floats_and_any_iterable_of_tokens(world, cache):
+    reward = PDMReward(cache.path)  # a folder will do
+    tokens = [r.token for r in world.records[:2]]
+    plans = np.stack([constant_velocity(world.records[:2])], axis=1)
+    expected = reward(tokens, plans)["score"]
+    assert torch.equal(reward((token for token in tokens), plans)["score"], expected)
+    for kind in (">f4", ">f8", np.longdouble):
+        assert torch.equal(reward(tokens, plans.astype(kind))["score"], expected)
+    for kind in (object, "U9"):
+        with pytest.raises(TypeError, match="plans must be floating point, found an array of "):
+            reward(tokens, plans.astype(kind))
+    with pytest.raises(ValueError, match="plans must be floating point, found"):
+        reward(tokens, plans.astype(">i4"))
+    with pytest.raises(ValueError, match="there are no scenes to score"):
+        PDMReward(cache, tokens=[])
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])

@@ -6,8 +6,8 @@ any numpy 2 can load it.
 
 Plans may have any sampling. The official scorer (`navsim/evaluate/pdm_score.py`) casts the poses to float64, takes
 the k-th as that of k intervals from now, interpolates between them at 10 Hz up to 4 s, and lets a plan that ends
-before stand at its last pose. Of the sampling it reads horizon and interval, which say how many poses it looks at;
-unpickling checks none of it. Refused here is what it would fail on or read otherwise than the file says.
+before stand at its last pose. Of the sampling it reads horizon and interval, which say how many poses it looks at
+at most; unpickling checks none of it. Refused here is what it would fail on or read otherwise than the file says.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ HORIZON, TOLERANCE = 4.0, 1e-6
 """[s] Plans are scored up to here."""
 SHORTEST_INTERVAL = 2e-6
 """[s] The official scorer cuts times to whole microseconds."""
+MOST_TIMES = 10**8
+"""The official scorer lists the times up to a plan's horizon; so many take gigabytes."""
 
 
 class SubmissionError(ValueError):
@@ -173,7 +176,9 @@ def read_plans(path: Path | str) -> tuple[dict[str, Any], list[dict[str, Plan]]]
             if not isinstance(token, str):
                 raise SubmissionError(f"{path}: seed {i}: a token must be a text, found {short(token)}")
             if not isinstance(trajectory, _Trajectory) or not isinstance(trajectory.poses, np.ndarray):
-                raise SubmissionError(f"{path}: seed {i}, token {token}: expected a Trajectory with poses")
+                raise SubmissionError(
+                    f"{path}: seed {i}, token {token}: expected a Trajectory whose poses are a numpy array"
+                )
             sampling = trajectory.trajectory_sampling
             if not isinstance(sampling, _Sampling):
                 raise SubmissionError(f"{path}: seed {i}, token {token}: expected a TrajectorySampling")
@@ -207,7 +212,7 @@ def validate_submission(path: Path | str, tokens: Sequence[str] | None = None) -
     if "href" not in str(metadata["team_name"]):
         warnings.append("team_name holds no HTML link: version 1.1 of the rules asks for one to a technical report")
     if len(predictions) < 3:
-        warnings.append(f"{len(predictions)} seed: the leaderboard encourages three or more")
+        warnings.append(f"{_several(len(predictions), 'seed')}: the leaderboard encourages three or more")
     if tokens is None:
         warnings.append("the token set was not checked: give the split")
     return warnings
@@ -226,7 +231,7 @@ def _token_problems(predictions: Sequence[Mapping[str, object]], tokens: Sequenc
         if missing:
             problems.append(f"seed {i}: {len(missing)} of {len(wanted)} tokens are missing, first {missing[0]}")
         if extra:
-            problems.append(f"seed {i}: {len(extra)} tokens are not in the split, first {extra[0]}")
+            problems.append(f"seed {i}: {_several(len(extra), 'token')} not in the split, first {extra[0]}")
     return problems
 
 
@@ -250,9 +255,13 @@ def _own_problem(poses: NDArray[Any]) -> str:
 def _pose_problem(poses: NDArray[Any]) -> str:
     if poses.ndim != 2 or poses.shape[1] != 3 or len(poses) < 1:
         return f"shape {poses.shape}, expected (poses, 3)"
-    if poses.dtype.kind not in "biuf":
-        return f"{poses.dtype}, expected numbers"
-    return "" if np.isfinite(poses).all() else "NaN or infinite values"
+    try:
+        if poses.dtype.kind not in "biufOUS":  # of complex numbers the scorer would take the real part
+            raise TypeError
+        numbers = np.array(poses, dtype=np.float64)  # as the official scorer does, objects and texts included
+    except (TypeError, ValueError, OverflowError):
+        return f"poses of type {poses.dtype}, expected numbers"
+    return "" if np.isfinite(numbers).all() else "NaN or infinite values"
 
 
 def _plan_problem(plan: Plan) -> str:
@@ -266,36 +275,43 @@ def _plan_problem(plan: Plan) -> str:
         return f"horizon and interval must be positive numbers of seconds, found {found}"
     if interval < SHORTEST_INTERVAL:
         return f"an interval of {interval:g} s is below the microseconds that the official scorer counts in"
-    read, given = math.ceil(horizon / interval) if horizon / interval < 1e9 else horizon / interval, len(plan.poses)
-    # ceil, as numpy.arange(0, horizon, interval) has so many; rounding may make it one more than there are poses
-    if read < given or read - given > 1 or (read > given and not math.isclose(horizon, given * interval)):
+    if horizon / interval > MOST_TIMES:
+        return f"{horizon:g} s every {interval:g} s are more times than the official scorer can list"
+    read, given = math.ceil(horizon / interval), len(plan.poses)  # as many as numpy.arange(0, horizon, interval) has
+    if read < given:
         return (
-            f"{given} poses, but {horizon:g} s every {interval:g} s are {read:.0f}: the scorer would read other times"
+            f"{_several(given, 'pose')}, but {horizon:g} s every {interval:g} s are {read}: the scorer would leave out "
+            "the rest"
         )
     return ""
 
 
 def _unusual(predictions: Sequence[Mapping[str, Plan]]) -> list[str]:
     """What the official scorer takes although it is not what its own agents give."""
-    notes: dict[str, int] = {}
+    notes: Counter[str] = Counter()
     for plan in (plan for seed in predictions for plan in seed.values()):
         count, horizon, interval = len(plan.poses), float(plan.sampling[1]), float(plan.sampling[2])
+        poses, end = _several(count, "pose"), count * interval
         if (count, interval) != (NUM_POSES, 0.5):
-            note = f"plans of {count} poses every {interval:g} s: the scorer interpolates at 10 Hz up to 4 s"
-            if horizon < HORIZON - TOLERANCE:
-                note += f", and lets them stand from {horizon:g} s on"
-            elif horizon > HORIZON + TOLERANCE:
+            note = f"of {poses} every {interval:g} s: the scorer interpolates at 10 Hz up to 4 s"
+            if end < HORIZON - TOLERANCE:
+                note += f", standing from {end:g} s on"
+            elif end > HORIZON + TOLERANCE:
                 note += ", and reads nothing later"
-            notes[note] = notes.get(note, 0) + 1
-        if plan.sampling[0] != count:
-            note = f"num_poses {short(plan.sampling[0])} for {count} poses: the scorer does not read it"
-            notes[note] = notes.get(note, 0) + 1
+            notes[note] += 1
+        if not math.isclose(horizon, end):
+            notes[
+                f"with a horizon of {horizon:.15g} s, whose poses end at {end:g} s: the scorer goes by the poses"
+            ] += 1
+        if _number(plan.sampling[0]) != count:
+            notes[f"with num_poses {short(plan.sampling[0])} for {poses}: the scorer does not read it"] += 1
         if plan.poses.dtype != np.float32:
-            note = f"poses in {plan.poses.dtype}, usually float32: the scorer computes in float64"
-            notes[note] = notes.get(note, 0) + 1
-    return [
-        f"{count} {note}" if note.startswith("plans") else f"{count} plans: {note}" for note, count in notes.items()
-    ]
+            notes[f"with poses in {plan.poses.dtype}, usually float32: the scorer computes in float64"] += 1
+    return [f"{_several(count, 'plan')} {note}" for note, count in notes.items()]
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _number(value: Any) -> float | None:

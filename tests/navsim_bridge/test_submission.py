@@ -104,7 +104,7 @@ def test_what_was_written_is_read_back(submission):
 
 
 def test_a_good_submission_gets_warnings_only(submission, tmp_path):
-    assert validate_submission(submission, ["00cd", "00ab"]) == ["2 seed: the leaderboard encourages three or more"]
+    assert validate_submission(submission, ["00cd", "00ab"]) == ["2 seeds: the leaderboard encourages three or more"]
     plain = write_submission(tmp_path / "x.pkl", Team("a", "b", "c", "d", "e"), [plans("00ab")] * 3)
     assert ["HTML link" in w or "not checked" in w for w in validate_submission(plain)] == [True, True]
 
@@ -112,7 +112,7 @@ def test_a_good_submission_gets_warnings_only(submission, tmp_path):
 def test_wrong_token_sets_are_refused(submission):
     with pytest.raises(SubmissionError, match=r"seed 0: 1 of 3 tokens are missing, first 00ef.*seed 1"):
         validate_submission(submission, ["00ab", "00cd", "00ef"])
-    with pytest.raises(SubmissionError, match="seed 0: 1 tokens are not in the split, first 00cd"):
+    with pytest.raises(SubmissionError, match="seed 0: 1 token not in the split, first 00cd"):
         validate_submission(submission, ["00ab"])
 
 
@@ -165,15 +165,22 @@ def write_plans(path, poses, horizon, interval, num_poses=None, **other):
 
 
 @pytest.mark.parametrize(("poses", "horizon", "interval", "note"), [
-    (np.zeros((40, 3), "f4"), 4.0, 0.1, "1 plans of 40 poses every 0.1 s: the scorer interpolates at 10 Hz up to 4 s"),
-    (np.zeros((40, 3), "f4"), 40 * 0.1, 0.1, "1 plans of 40 poses every 0.1 s"),
-    (np.zeros((3, 3), "f4"), 3 * 0.1, 0.1, "lets them stand from 0.3 s on"),  # 3 * 0.1 > 0.3
-    (np.zeros((1, 3), "f4"), 2, 2, "1 plans of 1 poses every 2 s: .* lets them stand from 2 s on"),
-    (np.zeros((12, 3), "f4"), 6.0, 0.5, "1 plans of 12 poses every 0.5 s: .* reads nothing later"),
-    (np.zeros((13, 3), "f4"), 4.0, 4.0 / 13, "1 plans of 13 poses"),
-    (np.zeros((8, 3), "f8"), 4.0, 0.5, "1 plans: poses in float64"),
-    (np.zeros((8, 3), "f2"), 4.0, 0.5, "1 plans: poses in float16"),
-    (np.zeros((8, 3), "i8"), 4, 0.5, "1 plans: poses in int64"),
+    (np.zeros((40, 3), "f4"), 4.0, 0.1, "1 plan of 40 poses every 0.1 s: the scorer interpolates at 10 Hz up to 4 s"),
+    (np.zeros((40, 3), "f4"), 40 * 0.1, 0.1, "1 plan of 40 poses every 0.1 s"),
+    (np.zeros((3, 3), "f4"), 3 * 0.1, 0.1, "standing from 0.3 s on"),  # 3 * 0.1 > 0.3
+    (np.zeros((1, 3), "f4"), 2, 2, "^1 plan of 1 pose every 2 s: .* standing from 2 s on"),
+    (np.zeros((12, 3), "f4"), 6.0, 0.5, "1 plan of 12 poses every 0.5 s: .* reads nothing later"),
+    (np.zeros((13, 3), "f4"), 4.0, 4.0 / 13, "1 plan of 13 poses"),
+    (np.zeros((8, 3), "f8"), 4.0, 0.5, "1 plan with poses in float64"),
+    (np.zeros((8, 3), "f2"), 4.0, 0.5, "1 plan with poses in float16"),
+    (np.zeros((8, 3), "i8"), 4, 0.5, "1 plan with poses in int64"),
+    (np.zeros((8, 3), "f4"), 4.0000001, 0.5, "1 plan with a horizon of 4.0000001 s, whose poses end at 4 s"),
+    (np.zeros((6, 3), "f4"), 4, 0.5, "1 plan of 6 poses every 0.5 s: .* standing from 3 s on"),
+    (np.zeros((8, 3), "f4"), 4, 0.1, "1 plan of 8 poses every 0.1 s: .* standing from 0.8 s on"),
+    (np.zeros((8, 3), "f4"), 3.6, 0.5, "with a horizon of 3.6 s, whose poses end at 4 s"),
+    (np.full((8, 3), 1).astype(object), 4, 0.5, "1 plan with poses in object"),
+    (np.array([[np.float32(1), 2, True]] * 8, dtype=object), 4, 0.5, "1 plan with poses in object"),
+    (np.array([["1", "2", "0.5"]] * 8), 4, 0.5, "1 plan with poses in <U3"),
     (np.zeros((8, 3), "f4"), np.float64(4), np.float32(0.5), None),
     (np.zeros((8, 3), "f4"), np.int64(4), np.array(0.5), None),
 ])  # fmt: skip
@@ -195,10 +202,13 @@ def test_a_number_of_poses_that_nothing_reads_is_noted_only(tmp_path):
 
 
 @pytest.mark.parametrize(("poses", "horizon", "interval", "message"), [
-    (np.zeros((40, 3), "f4"), 4, 0.5, "40 poses, but 4 s every 0.5 s are 8: the scorer would read other times"),
-    (np.zeros((8, 3), "f4"), 4, 0.1, "8 poses, but 4 s every 0.1 s are 40"),
-    (np.zeros((8, 3), "f4"), 4.4, 0.5, "8 poses, but 4.4 s every 0.5 s are 9"),
-    (np.zeros((8, 3), "f4"), 1e300, 1e-5, "8 poses, but 1e[+]300 s"),
+    (np.zeros((40, 3), "f4"), 4, 0.5, "40 poses, but 4 s every 0.5 s are 8: the scorer would leave out the rest"),
+    (np.zeros((8, 3), "f4"), 3.5, 0.5, "8 poses, but 3.5 s every 0.5 s are 7"),
+    (np.zeros((8, 3), "f4"), 1e300, 1e-5, "1e[+]300 s every 1e-05 s are more times than the official scorer can list"),
+    (np.full((8, 3), None), 4, 0.5, "NaN or infinite values"),
+    (np.full((8, 3), {}), 4, 0.5, "poses of type object, expected numbers"),
+    (np.full((8, 3), 10**400), 4, 0.5, "poses of type object, expected numbers"),
+    ([[0, 0, 0]] * 8, 4, 0.5, "expected a Trajectory whose poses are a numpy array"),
     (np.zeros((8, 3), "f4"), None, 0.5, "positive numbers of seconds, found horizon None, interval 0.5"),
     (np.zeros((8, 3), "f4"), "4", 0.5, "found horizon '4'"),
     (np.zeros((8, 3), "f4"), 4, -0.5, "found horizon 4, interval -0.5"),
@@ -209,7 +219,7 @@ def test_a_number_of_poses_that_nothing_reads_is_noted_only(tmp_path):
     (np.zeros((0, 3), "f4"), 4, 0.5, r"shape \(0, 3\), expected \(poses, 3\)"),
     (np.zeros((8, 2), "f4"), 4, 0.5, r"shape \(8, 2\)"),
     (np.zeros(24, "f4"), 4, 0.5, r"shape \(24,\)"),
-    (np.zeros((8, 3), "c8"), 4, 0.5, "complex64, expected numbers"),
+    (np.zeros((8, 3), "c8"), 4, 0.5, "poses of type complex64, expected numbers"),
     (np.zeros((8, 3), "U1"), 4, 0.5, "<U1, expected numbers"),
     (np.full((40, 3), np.inf), 4, 0.1, "NaN or infinite values"),
 ])  # fmt: skip

@@ -325,10 +325,14 @@ def check_split(root: Path, maps: Path, split_name: str, data_split: str | None 
 
     try:
         split = load_split(split_name, root, data_split)
+    except (ValueError, OSError) as error:  # names the split or its file itself
+        yield Finding(ERROR, str(error))
+        return
+    try:
         there = list_logs(root, split.data_split)
         found = find_scenes(split, root, allow_missing=True, workers=available_cores())
     except (ValueError, OSError) as error:
-        yield Finding(ERROR, f"split {split_name}: {error}")
+        yield Finding(ERROR, f"split {split.name}: {error}")
         return
     logs = root / roots.LOGS / split.data_split
     wanted = split.scene_filter.log_names

@@ -402,7 +402,7 @@ def saw_split(trained_on: Sequence[dict[str, Any]] | None, split: Split, records
     if trained_on is None:
         return None
     logs = {r.log_name for r in records}
-    is_list = split.path is not None and split.path.suffix in SUFFIXES  # any list may be called scores.csv
+    is_list = split.path is not None and split.path.suffix.lower() in SUFFIXES  # any list may be called scores.csv
     if any((stage["split"] == split.name and not is_list) or logs & set(stage["logs"]) for stage in trained_on):
         return True
     return None if any(stage["stage"] == UNKNOWN for stage in trained_on) else False

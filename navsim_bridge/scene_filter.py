@@ -16,7 +16,7 @@ import yaml
 
 from navsim_bridge.log_folder import LogFolderError, find_folder
 from navsim_bridge.roots import LOGS
-from navsim_bridge.token_list import SUFFIXES, TokenListError, read_token_list
+from navsim_bridge.token_list import SUFFIXES, TokenListError, not_utf8, read_token_list
 
 DEVKIT_ROOT = "NAVSIM_DEVKIT_ROOT"
 DEVKIT_SPLITS = Path("navsim/planning/script/config/common/train_test_split")
@@ -100,7 +100,7 @@ def load_split(name_or_file: str | Path, data_root: Path | str | None = None, da
     path = _find(str(name_or_file), root)
     if problem := devkit_splits()[1]:
         _warn(problem)
-    read = _token_split if path.suffix in SUFFIXES else _yaml_split
+    read = _token_split if path.suffix.lower() in SUFFIXES else _yaml_split
     try:
         named, rules = read(path)
         if named:
@@ -153,7 +153,7 @@ def _warn(problem: str) -> None:
 
 def _find(name: str, data_root: Path | None) -> Path:
     path = Path(name)
-    if path.suffix in (".yaml", ".yml", *SUFFIXES) or len(path.parts) > 1:
+    if path.suffix.lower() in (".yaml", ".yml", *SUFFIXES) or len(path.parts) > 1:
         if not path.is_file():
             raise FileNotFoundError(f"no split file {path}")
         return path
@@ -173,13 +173,17 @@ def _find(name: str, data_root: Path | None) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a file. Raises SplitError that does not name the file."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # navtrain lists 103,288 tokens
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except UnicodeDecodeError as error:
+        raise SplitError(not_utf8(error)) from None
     except yaml.YAMLError as error:
-        raise SplitError(f"{path}: not valid YAML: {error}") from None
+        raise SplitError(f"not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise SplitError(f"{path}: expected 'key: value' lines, found a {type(raw).__name__}")
+        found = "nothing" if raw is None else f"a {type(raw).__name__}"
+        raise SplitError(f"expected 'key: value' lines, found {found}")
     return raw
 
 
@@ -199,7 +203,11 @@ def _yaml_split(path: Path) -> Rules:
         _check_keys(raw, (*SPLIT_KEYS, *TWO_STAGE_KEYS))
         content = raw.get("scene_filter")
         if content is None or isinstance(content, str):
-            content = _read_yaml(_scene_filter_file(path, content or _default_filter(raw.get("defaults"))))
+            file = _scene_filter_file(path, content or _default_filter(raw.get("defaults")))
+            try:
+                content = _read_yaml(file)
+            except SplitError as error:
+                raise SplitError(f"{file}: {error}") from None
         if not isinstance(content, Mapping):
             raise SplitError(f"scene_filter must be a group of keys, found {content!r:.80}")
     else:

@@ -22,9 +22,10 @@ def read_token_list(path: Path) -> dict[str, tuple[str, ...]]:
     """Values of the `COLUMNS` that the file has, one per scene, summary rows left out.
 
     Raises:
-        TokenListError: no column `token`, an empty or repeated token, no scene, or Parquet without pyarrow.
+        TokenListError: not readable as what the name says, no column `token`, an empty or repeated token, no scene,
+            or Parquet without pyarrow.
     """
-    columns = _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    columns = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     if "token" not in columns:
         raise TokenListError(f"{path}: no column 'token'; it has {', '.join(map(str, columns)) or 'none'}")
     rows = [i for i, token in enumerate(columns["token"]) if not str(token).startswith(SUMMARY_ROWS)]
@@ -47,9 +48,21 @@ def read_token_list(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _csv(path: Path) -> Mapping[str, Sequence[Any]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:  # as texts: 12345678e9012345 is a token, not a number
-        rows = list(csv.DictReader(file))
-    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ()) if name is not None}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # texts: 12345678e9012345 is a token, not a number
+            reader = csv.DictReader(file, strict=True)
+            names = reader.fieldnames or ()
+            rows = list(reader)
+    except UnicodeDecodeError as error:
+        raise TokenListError(f"{path}: {not_utf8(error)}") from None
+    except csv.Error as error:
+        raise TokenListError(f"{path}: not a readable CSV file ({error}); is a quote left open?") from None
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What to say of a file that is no text in UTF-8."""
+    return f"not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); save it as UTF-8"
 
 
 def _parquet(path: Path) -> Mapping[str, Sequence[Any]]:

@@ -166,4 +166,8 @@ def test_the_exit_status_tells(monkeypatch, capsys, data):
     with pytest.raises(SystemExit) as end:
         tool.main(["--data-root", str(data), "--maps-root", str(data / "maps"), "--split", "nope"])
     assert end.value.code == 1
-    assert "ERROR   split nope: no split 'nope'" in capsys.readouterr().out
+    assert "ERROR   no split 'nope'" in capsys.readouterr().out
+    (data / "bad.csv").write_text("name\nx\n")
+    with pytest.raises(SystemExit):
+        tool.main(["--data-root", str(data), "--maps-root", str(data / "maps"), "--split", str(data / "bad.csv")])
+    assert f"ERROR   {data / 'bad.csv'}: no column 'token'; it has name\n" in capsys.readouterr().out

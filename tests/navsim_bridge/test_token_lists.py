@@ -3,6 +3,7 @@ import os
 import pickle
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,12 +163,51 @@ def test_lists_that_cannot_be_used_say_why(data):
         ("name\nx\n", r"no column 'token'; it has name"),
         ("", r"no column 'token'; it has none"),
         ("token\naverage\n", "lists no scene"),
+        ("token,log_name\n", "lists no scene"),
+        ('token\n"ab\ncd\n', r"not a readable CSV file \(unexpected end of data\); is a quote left open\?"),
+        ("token\n" + 200_000 * "a", r"not a readable CSV file \(field larger than field limit"),
         ("token,log_name\nab,a\n,a\n", "row 2: token: expected a text, found ''"),
         ("token,log_name\nab\n", "row 1: log_name: expected a text, found None"),
         ("token\nab\nab\n", "token ab is listed twice"),
     ):
         with pytest.raises(SplitError, match=rf"bad\.csv.*{message}"):
             load_split(write(data / "bad.csv", text), data)
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("bad.csv", "token,log_name\nab,café\n"), ("bad.yaml", "data_split: café\n"),
+])  # fmt: skip
+def test_files_in_other_encodings_are_named(data, name, text):
+    for encoding in ("utf-16", "latin-1"):
+        (data / name).write_bytes(text.encode(encoding))
+        with pytest.raises(SplitError, match=rf"{name}: not UTF-8 text \(byte \d+ is 0x..\); save it as UTF-8$"):
+            load_split(data / name, data)
+
+
+def test_a_bad_yaml_names_its_file_once_and_in_one_line(data):
+    lines = "expected 'key: value' lines"
+    for text, message in (("a: b: c", "not valid YAML: mapping values"), ("", f"{lines}, found nothing"),
+                          ("- a", f"{lines}, found a list")):  # fmt: skip
+        with pytest.raises(SplitError, match=rf"bad\.yaml: {message}") as error:
+            load_split(write(data / "bad.yaml", text), data)
+        assert str(error.value).count("bad.yaml") == 1
+        assert "\n" not in str(error.value)
+    (data / "scene_filter").mkdir()
+    write(data / "scene_filter" / "few.yaml", "- a")
+    path = write(data / "outer.yaml", "data_split: mini\nscene_filter: few\n")
+    with pytest.raises(SplitError, match=r"^\S*outer\.yaml: \S*scene_filter/few\.yaml: expected 'key: value' lines"):
+        load_split(path, data)
+
+
+def test_suffixes_in_upper_case_are_the_same_kinds(data, monkeypatch):
+    monkeypatch.chdir(data)
+    write(data / "A.CSV", f"token\n{token(3)}\n")
+    write(data / "B.YAML", "data_split: mini\nnum_future_frames: 0\n")
+    assert load_split("A.CSV", data).scene_filter.tokens == (token(3),)
+    assert load_split("B.YAML", data).data_split == "mini"
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SplitError, match=r"C\.Parquet: reading Parquet needs pyarrow"):
+        load_split(write(data / "C.Parquet", ""), data)
 
 
 def test_score_files_of_the_devkit_select_their_scenes(world):
@@ -265,7 +305,8 @@ def test_an_agent_with_cameras_plans_nothing_when_images_are_missing(world, tmp_
     roots = ["--data-root", str(world.root), "--maps-root", str(world.maps), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="no checkpoint at"):  # a wrong checkpoint is told before logs are read
         evaluate.main([*arguments, *roots])
-    monkeypatch.setattr(evaluate.PolicyAgent, "from_checkpoint", lambda *_, **__: None)
+    agent = SimpleNamespace(refuse_idle_omega=lambda: None)
+    monkeypatch.setattr(evaluate.PolicyAgent, "from_checkpoint", lambda *_, **__: agent)
     monkeypatch.setattr(evaluation, "weights_of", lambda _: ("weights", "no"))
     with pytest.raises(SystemExit, match=r"21 of 21 camera files are missing, for 7 of 7 scenes"):
         evaluate.main([*arguments, *roots])

@@ -15,15 +15,18 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 import tyro
 import yaml
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 Config = TypeVar("Config")
+_looking_up: ContextVar[bool] = ContextVar("_looking_up", default=False)
 
 
 class ConfigError(ValueError):
@@ -88,12 +91,39 @@ def parse(
         text = text.replace("\npython ", "\n\npython ")  # an example a line: the help joins the lines of a paragraph
         text += "\n\nOptions may also stand in a YAML file given with --config FILE; the command line wins."
         default = _unfinished(config_class, data) if data else tyro.MISSING_NONPROP
-        config: Config = tyro.cli(config_class, args=arguments, description=text, default=default)
-        check(config, "the command line" if not files else f"the command line and {', '.join(map(str, files))}")
+        registry = ConstructorRegistry()
+        registry.struct_rule(_without_own_checks)
+        with registry:
+            unchecked = tyro.cli(config_class, args=arguments, description=text, default=default)
+        where = "the command line" if not files else f"the command line and {', '.join(map(str, files))}"
+        config = _built(config_class, _checked_group(config_class, _fields_of(unchecked), where), where)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     return config
+
+
+def _without_own_checks(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """How tyro makes a config here: what its ``__post_init__`` refuses would come out in a box of many lines."""
+    made_by = info.type
+    if not dataclasses.is_dataclass(made_by) or _looking_up.get():
+        return None
+    token = _looking_up.set(True)
+    try:
+        spec = ConstructorRegistry.get_struct_spec(info)  # tyro's own
+    finally:
+        _looking_up.reset(token)
+    if not isinstance(spec, StructConstructorSpec):
+        return None
+
+    @functools.wraps(made_by, updated=())
+    def make(**values: Any) -> Any:
+        config = object.__new__(made_by)
+        for name, value in values.items():
+            object.__setattr__(config, name, value)
+        return config
+
+    return dataclasses.replace(spec, instantiate=make)
 
 
 def _refuse_repeated_lists(config_class: type, arguments: Sequence[str]) -> None:
@@ -204,12 +234,29 @@ def from_dict(config_class: type[Config], data: Mapping[str, Any], where: str) -
 
 def check(config: Any, where: str = "config") -> None:
     """Raise ConfigError at the first field of a config that has another type than it says, or is out of its range."""
-    _checked_group(type(config), {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}, where)
+    _checked_group(type(config), _fields_of(config), where)
+
+
+def refuse_given(config: Any, names: Iterable[str], belong_to: str) -> None:
+    """Raise ConfigError when options that have no effect here have other values than their defaults.
+
+    Args:
+        names: the options.
+        belong_to: what would give them an effect, such as ``--agent dpvla``.
+    """
+    defaults = {field.name: _default(field) for field in dataclasses.fields(config)}
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) != defaults[name]]
+    if given:
+        raise ConfigError(f"{', '.join(given)} belong{'' if given[1:] else 's'} to {belong_to}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as plain YAML/JSON types: tuples become lists, paths strings."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return {name: _plain(value) for name, value in _fields_of(config).items()}
+
+
+def _fields_of(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
 
 
 def _plain(value: Any) -> Any:
@@ -258,8 +305,7 @@ def _checked(hint: Any, value: Any, where: str, key: str) -> Any:
             return _checked_group(group, value, where, f"{key}.")
         if not isinstance(value, group):
             raise _RefusedError("a group of keys")
-        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(group)}
-        return _checked_group(group, own, where, f"{key}.")
+        return _checked_group(group, _fields_of(value), where, f"{key}.")
     if origin is tuple:
         return _tuple(inside, value, where, key)
     if origin is dict or hint is dict:
@@ -344,7 +390,7 @@ def _short(value: Any, most: int = 80) -> str:
 def _built(config_class: type[Config], checked: Mapping[str, Any], where: str, base: Any = None) -> Config:
     """``checked`` over the defaults: those of ``base``, an instance, for a group whose field has one of its own."""
     hints = typing.get_type_hints(config_class)
-    values = {} if base is None else {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+    values = {} if base is None else _fields_of(base)
     own = {f.name: _default(f) for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     for key, value in checked.items():
         if dataclasses.is_dataclass(hints[key]):

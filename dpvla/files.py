@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -58,14 +57,22 @@ def read_json(path: Path | str) -> dict[str, Any]:
 
 def check_folder(path: Path | str) -> None:
     """Raise OSError when ``path`` cannot become, or is not, a folder to write to. Makes nothing."""
+    _refuse_no_name(path, "folder")
     _check(Path(path), "a file, where a folder is to be written", Path.is_dir)
 
 
 def check_file(path: Path | str) -> None:
     """Raise OSError when ``path`` cannot become, or is not, a file to write. Makes nothing."""
+    _refuse_no_name(path, "file")
     path = Path(path)
     _check(path, "a folder, where a file is to be written", lambda p: not p.is_dir())
     check_folder(path.parent)
+
+
+def _refuse_no_name(path: Path | str, kind: str) -> None:
+    """``Path("")`` would be the working directory."""
+    if not os.fspath(path):
+        raise FileNotFoundError(f"the {kind} to write has an empty name: give one (is a shell variable unset?)")
 
 
 def _check(path: Path, wrong: str, fits: Callable[[Path], bool]) -> None:
@@ -101,12 +108,11 @@ def one_writer(directory: Path | str) -> Iterator[Path]:
 
     Raises:
         DirectoryInUseError: another process holds it; names that process.
+        OSError: it cannot be made or written to (`check_folder`).
     """
+    check_folder(directory)
     directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(errno.ENOTDIR, "a file, where a folder is needed", str(directory)) from None
+    directory.mkdir(parents=True, exist_ok=True)
     key = directory.resolve()
     if key in _held:
         yield directory

@@ -9,7 +9,19 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 
-from dpvla.config import ConfigError, Count, Range, Share, check, from_dict, parse, read_yaml, reporting_errors, to_dict
+from dpvla.config import (
+    ConfigError,
+    Count,
+    Range,
+    Share,
+    check,
+    from_dict,
+    parse,
+    read_yaml,
+    refuse_given,
+    reporting_errors,
+    to_dict,
+)
 
 
 @dataclass(frozen=True)
@@ -204,6 +216,45 @@ def test_expected_errors_end_a_tool_with_one_line(error: Exception, text: str) -
         reporting_errors(main)()
     assert str(stop.value.code).startswith("error: ") and text in str(stop.value.code)
     assert "\n" not in str(stop.value.code)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A config with a rule of its own."""
+
+    low: int = 0  # not above high
+    high: int = 1  # not below low
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A config whose group has a rule of its own."""
+
+    bounds: Checked = field(default_factory=Checked)  # from where to where
+
+
+def test_what_a_config_itself_refuses_is_one_line_and_seen_once_all_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for config_class, prefix in ((Checked, "--"), (Nested, "--bounds.")):
+        with pytest.raises(SystemExit) as stop:
+            parse(config_class, [f"{prefix}low", "3"])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == "error: the command line: low 3 is above high 1\n"
+    (tmp_path / "n.yaml").write_text("bounds: {low: 3}\n")
+    assert parse(Nested, ["--config", str(tmp_path / "n.yaml"), "--bounds.high", "4"]) == Nested(Checked(3, 4))
+
+
+def test_options_without_effect_are_named() -> None:
+    refuse_given(Settings(split="navtest"), ["names", "fast", "optimizer"], "--x")
+    with pytest.raises(ConfigError, match=r"^--fast belongs to --x$"):
+        refuse_given(Settings(fast=True), ["names", "fast"], "--x")
+    with pytest.raises(ConfigError, match=r"^--names, --size belong to --x$"):
+        refuse_given(Settings(names=("a",), size=5), ["names", "size"], "--x")
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:

@@ -63,8 +63,16 @@ def test_one_process_may_take_its_own_folder_again(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("a file")
-    with pytest.raises(NotADirectoryError, match=r"README\.md"):
+    with pytest.raises(FileExistsError, match=r"README\.md is a file, where a folder is to be written"):
         one_writer(tmp_path / "README.md").__enter__()
+
+
+def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (check_folder, check_file, lambda path: one_writer(path).__enter__()):
+        with pytest.raises(FileNotFoundError, match="to write has an empty name: give one"):
+            call("")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_where_nothing_can_be_written_is_told_before(tmp_path: Path) -> None:

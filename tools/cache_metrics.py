@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(CacheMetrics, argv)
     if sum(map(bool, (options.split, options.official_cache, options.merge))) != 1:
         raise ValueError("give one of --split, --official-cache and --merge")
-    if not options.split and (options.shard or options.data_split or options.metric != "pdms"):
-        raise ValueError(
-            "--shard, --data-split and --metric belong to --split: caches of the devkit are of v1.1, shards say theirs"
-        )
+    if not options.split:
+        config.refuse_given(options, ["shard", "data_split", "metric"], "--split")
+    if options.official_cache:
+        config.refuse_given(options, ["allow_missing"], "--split and --merge")
     check_folder(options.out)
     workers = options.workers or max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     shard = Shard.parse(options.shard) if options.shard else Shard.from_environment()

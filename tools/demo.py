@@ -22,7 +22,7 @@ import yaml
 from tqdm import tqdm
 
 from dpvla.config import NotNegative, Whole, parse, reporting_errors
-from dpvla.files import write_json, write_text
+from dpvla.files import check_folder, write_json, write_text
 from dpvla.parallel import available_cores, run_jobs
 from dpvla.report.scene_picture import DrawnPlan, score_note
 from dpvla.report.table import markdown_table
@@ -59,6 +59,7 @@ class DemoConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all of it and print the table."""
     config = parse(DemoConfig, argv, __doc__)
+    check_folder(config.out)
     out = Path(config.out)
     seconds: dict[str, float] = {}
     with timed(seconds, "world"):

@@ -27,6 +27,8 @@ class Doctor:
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(Doctor, argv)
+    if options.split is None:
+        config.refuse_given(options, ["data_split"], "--split")
     counts = {doctor.OK: 0, doctor.WARNING: 0, doctor.ERROR: 0}
     for finding in doctor.examine(
         options.data_root, options.maps_root, options.split, options.metric_cache, options.data_split

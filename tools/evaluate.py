@@ -34,6 +34,9 @@ from navsim_bridge.metric_cache.builder import require_scorable
 from navsim_bridge.metrics import EPDMS, PDMS, Metric
 from navsim_bridge.scene_filter import load_split
 
+LEARNED = ("checkpoint", "omega", "seed", "batch_size")
+"""Options of --agent dpvla alone."""
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -64,13 +67,15 @@ class Evaluate:
 def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(Evaluate, argv)
     learned = options.agent == "dpvla"
-    if learned != bool(options.checkpoint):
-        raise SystemExit("error: --checkpoint belongs to --agent dpvla, which needs it")
+    if not learned:
+        config.refuse_given(options, LEARNED, "--agent dpvla")
+    elif not options.checkpoint:
+        raise ValueError("--agent dpvla needs --checkpoint")
     epdms = options.metric == "epdms"
-    if not epdms and options.human_filter != "v2.1.2":
-        raise SystemExit("error: --human-filter belongs to --metric epdms; the PDM score v1 has no such filter")
-    device = usable_device(options.device)
+    if not epdms:
+        config.refuse_given(options, ["human_filter"], "--metric epdms")
     check_folder(options.out)
+    device = usable_device(options.device)
     metric: Metric = EPDMS(options.human_filter) if epdms else PDMS()
     data_root = roots.data_root(options.data_root)
     split = load_split(options.split, data_root, options.data_split)
@@ -90,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=options.seed,
             batch_size=options.batch_size,
         )
+        agent.refuse_idle_omega()
     else:
         agent = BASELINES[options.agent]
     about: Identity = {

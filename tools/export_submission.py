@@ -20,6 +20,13 @@ from navsim_bridge.scenes import SceneRecord, select_scenes
 from navsim_bridge.sensors import with_images
 from navsim_bridge.submission import Team, validate_submission, write_submission
 
+LEARNED = ("checkpoint", "seeds", "omega", "batch_size")
+"""Options of --agent dpvla alone."""
+WRITING = (
+    *LEARNED, "agent", "out", "overwrite", "team_name", "authors", "email", "institution", "country", "device",
+)  # fmt: skip
+"""Options that --validate has no use for."""
+
 
 @dataclass(frozen=True)
 class ExportSubmission:
@@ -48,13 +55,18 @@ class ExportSubmission:
 def main(argv: Sequence[str] | None = None) -> None:
     options = config.parse(ExportSubmission, argv)
     if options.validate:
+        config.refuse_given(options, WRITING, "writing, not to --validate")
+        if not options.split:
+            config.refuse_given(options, ["data_split"], "--split")
         tokens = [r.token for r in _records(options)] if options.split else None
         _report(options.validate, tokens)
         return
     if not options.split:
         raise SystemExit("error: --split is needed")
-    if (options.agent == "dpvla") != bool(options.checkpoint):
-        raise SystemExit("error: --checkpoint belongs to --agent dpvla, which needs it")
+    if options.agent != "dpvla":
+        config.refuse_given(options, LEARNED, "--agent dpvla")
+    elif not options.checkpoint:
+        raise ValueError("--agent dpvla needs --checkpoint")
     if not options.seeds or len(set(options.seeds)) < len(options.seeds):
         raise SystemExit("error: --seeds must name at least one seed, and each once")
     team = Team(options.team_name, options.authors, options.email, options.institution, options.country)
@@ -83,6 +95,7 @@ def _agents(options: ExportSubmission) -> list[Agent]:
         omega=options.omega,
         batch_size=options.batch_size,
     )
+    first.refuse_idle_omega()
     return [first.with_seed(seed) for seed in options.seeds]
 
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpvla.config import parse, reporting_errors
-from dpvla.files import write_text
+from dpvla.config import parse, refuse_given, reporting_errors
+from dpvla.files import check_folder, write_text
 from dpvla.report.learning_curves import draw_curves
 from dpvla.state_based.comparison import compare, curve_panels, curves, timings
 from dpvla.state_based.paper_tables import read_table
@@ -37,7 +37,11 @@ def write_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Say what is missing, run it unless it is a dry run, print the table."""
     config = parse(ReproduceConfig, argv, __doc__)
-    grid = Grid(read_table(config.table), config)
+    check_folder(config.out)
+    table_of_paper = read_table(config.table)
+    if not table_of_paper.online:
+        refuse_given(config, ["online_steps"], "--table 3")
+    grid = Grid(table_of_paper, config)
     seconds, missing = 0.0, list(grid.missing())
     for run, needed in grid.estimate(missing):
         begun = f", begun: {run.begun_at} of {run.config.all_steps} updates" if run.begun_at else ""

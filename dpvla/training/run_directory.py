@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from dpvla.config import ConfigError, from_dict, to_dict
-from dpvla.files import LOCK, DirectoryInUseError, one_writer, write_text
+from dpvla.files import LOCK, DirectoryInUseError, check_folder, one_writer, write_text
 from dpvla.provenance import collect
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 
@@ -191,7 +191,9 @@ def open_run(
     Raises:
         ConfigError: ``out`` holds a run with another config (names the first key that differs), or no run at all.
         DirectoryInUseError: another process writes there.
+        OSError: ``out`` cannot be made or written to.
     """
+    check_folder(out)
     out = Path(out)
     with ExitStack() as stack:
         _hold(out, stack, accelerator)

@@ -67,6 +67,11 @@ class PolicyAgent:
             return None
         return self.policy.omega if self.omega is None else self.omega
 
+    def refuse_idle_omega(self) -> None:
+        """Raise ValueError when an omega was asked for and there are no adapters."""
+        if self.omega is not None and self.guidance is None:
+            raise ValueError("--omega has nothing to combine: the checkpoint has no adapters (DIPOLE trains them)")
+
     def with_seed(self, seed: int) -> PolicyAgent:
         """The same agent with another seed; the weights are shared."""
         agent = copy.copy(self)

@@ -39,8 +39,8 @@ def make_demo_world(config: DemoWorldConfig) -> dict[str, Any]:
     Raises:
         OtherWorldError: the folder holds a world made with other settings, or something that is not a demo world.
     """
+    check_folder(config.root)
     root = Path(config.root)
-    check_folder(root)
     finished = _prepare_root(config, root)
     if finished is not None:
         if not config.quiet:

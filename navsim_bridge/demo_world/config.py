@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from dpvla.config import Count, NotNegative, Positive, Whole
+from dpvla.config import Count, NotNegative, Range, Whole, check
 
 GENERATOR_VERSION = 3
 """Raised whenever the same settings would give other files, so that an old world is not taken for a new one."""
@@ -12,6 +13,7 @@ GENERATOR_VERSION = 3
 CAMERA_NAMES = ("CAM_F0", "CAM_L0", "CAM_R0", "CAM_L1", "CAM_R1", "CAM_L2", "CAM_R2", "CAM_B0")
 HISTORY_FRAMES = 4
 FUTURE_FRAMES = 10
+SCENE_SECONDS = (HISTORY_FRAMES + FUTURE_FRAMES) / 2
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,11 @@ class DemoWorldConfig:
     seed: Whole = 0  # everything random derives from it
     num_train_logs: Count = 136  # logs in navsim_logs/trainval
     num_test_logs: Count = 44  # logs in navsim_logs/test
-    log_seconds: Positive = 50.0  # recorded length of each log [s]
-    frame_interval: Count = (
-        4  # frames from one scene to the next (2 s): many different scenes teach more than alike ones
-    )
-    image_width: Count = 480  # pixels; 1920 is full size
-    image_height: Count = 270  # pixels; 1080 is full size
-    jpeg_quality: Count = 88  # 1 to 100
+    log_seconds: Annotated[float, Range(least=SCENE_SECONDS)] = 50.0  # recorded length of each log [s]
+    frame_interval: Count = 4  # frames from one scene to the next; near ones are alike and teach less
+    image_width: Annotated[int, Range(least=16)] = 480  # pixels; 1920 is full size
+    image_height: Annotated[int, Range(least=9)] = 270  # pixels; 1080 is full size
+    jpeg_quality: Annotated[int, Range(least=1, most=100)] = 88  # 1 to 100
     cameras: tuple[str, ...] = ("CAM_F0", "CAM_L0", "CAM_R0")  # cameras to render; the log lists all eight
     render_all_frames: bool = False  # also render frames that are no scene's current frame
     traffic: NotNegative = 1.0  # multiplies the number of moving vehicles
@@ -59,22 +59,10 @@ class DemoWorldConfig:
     quiet: bool = False  # no progress bar
 
     def __post_init__(self) -> None:
+        check(self, "demo world")
         unknown = sorted(set(self.cameras) - set(CAMERA_NAMES))
         if unknown:
             raise ValueError(f"cameras: unknown {', '.join(unknown)}; choose from {', '.join(CAMERA_NAMES)}")
-        if self.num_train_logs < 1 or self.num_test_logs < 1:
-            raise ValueError("num_train_logs and num_test_logs must be at least 1")
-        shortest = (HISTORY_FRAMES + FUTURE_FRAMES) / 2
-        if self.log_seconds < shortest:
-            raise ValueError(f"log_seconds must be at least {shortest} to hold one scene, got {self.log_seconds}")
-        if self.frame_interval < 1:
-            raise ValueError(f"frame_interval must be at least 1, got {self.frame_interval}")
-        if self.image_width < 16 or self.image_height < 9:
-            raise ValueError(f"images of {self.image_width}x{self.image_height} are too small (least 16x9)")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality must lie in 1..100, got {self.jpeg_quality}")
-        if self.traffic < 0 or self.workers < 0:
-            raise ValueError("traffic and workers must not be negative")
 
     @property
     def num_frames(self) -> int:

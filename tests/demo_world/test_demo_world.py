@@ -218,9 +218,10 @@ def test_an_interrupted_run_is_finished_with_the_same_files(world: Path, tmp_pat
     "change, message",
     [
         ({"cameras": ("CAM_X",)}, "CAM_X"),
+        ({"image_width": 15}, "image_width must be at least 16"),
         ({"log_seconds": 3.0}, "at least 7"),
         ({"num_test_logs": 0}, "at least 1"),
-        ({"jpeg_quality": 0}, "1..100"),
+        ({"jpeg_quality": 0}, "at least 1 and at most 100"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change: dict, message: str) -> None:

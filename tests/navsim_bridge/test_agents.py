@@ -7,6 +7,7 @@ from PIL import Image
 
 from dpvla.models import DPVLA, DPVLAConfig
 from navsim_bridge.agents import PolicyAgent, constant_velocity, human, load_policy, stand_still
+from tools import evaluate, export_submission
 
 
 def test_constant_velocity_goes_straight_at_the_norm_of_the_velocity(world):
@@ -84,6 +85,18 @@ def test_the_agent_says_the_omega_that_it_samples_with(checkpoint):
     assert PolicyAgent(agent.policy, checkpoint, omega=0.25).guidance == 0.25
     assert PolicyAgent(agent.policy, checkpoint, omega=0.25, use_adapters=False).guidance is None
     assert PolicyAgent.from_checkpoint(checkpoint / "model", checkpoint, omega=0.25).guidance is None
+
+
+def test_an_omega_without_adapters_is_refused_by_the_tools(world, checkpoint, tmp_path):
+    PolicyAgent.from_checkpoint(checkpoint, checkpoint, omega=0.25).refuse_idle_omega()
+    PolicyAgent.from_checkpoint(checkpoint / "model", checkpoint).refuse_idle_omega()
+    common = ["--agent", "dpvla", "--split", "small", "--data-root", str(world.root), "--checkpoint",
+              str(checkpoint / "model"), "--omega", "5"]  # fmt: skip
+    team = ["--team-name", "a", "--authors", "b", "--email", "c", "--institution", "d", "--country", "e"]
+    for tool, more in ((evaluate, ["--maps-root", str(world.maps)]), (export_submission, team)):
+        with pytest.raises(SystemExit, match="--omega has nothing to combine: the checkpoint has no adapters"):
+            tool.main([*common, *more, "--out", str(tmp_path / "out")])
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_bare_model_directory_has_no_adapters(checkpoint, tmp_path):

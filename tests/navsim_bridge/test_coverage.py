@@ -226,12 +226,13 @@ def test_results_of_another_evaluation_are_not_overwritten(world, tmp_path, caps
     shutil.copy(world.split_file, copy)
     for options, message in (
         (["--agent", "stand_still", *common], "agent 'human' there, 'stand_still' asked for"),
-        (["--agent", "human", *common, "--seed", "1"], "seed 0 there, 1 asked for"),
         (["--agent", "human", *common, "--metric", "epdms"], "metric .*PDMS v1"),
         (["--agent", "human", *common, "--split", str(copy)], "split_file"),
     ):
         with pytest.raises(SystemExit, match=rf"holds the results of another evaluation \(.*{message}.*--overwrite"):
             tool.main(options)
+    with pytest.raises(ValueError, match="seed 0 there, 1 asked for"):
+        check_results(tmp_path / "out", identity("human", world.split, world.root, {"name": "x"}, 1))
     assert (tmp_path / "out/scores.csv").read_text() == first
     tool.main(["--agent", "stand_still", *common, "--overwrite"])
     assert json.loads((tmp_path / "out/summary.json").read_text())["agent"] == "stand_still"
@@ -373,5 +374,5 @@ def test_a_cache_is_not_written_over_a_file_or_by_minus_one_processes(world, tmp
     with pytest.raises(SystemExit):
         cache_metrics.main(["--out", str(tmp_path / "cache"), "--workers", "-1", *roots])
     assert "workers must be at least 0" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="belong to --split"):
+    with pytest.raises(SystemExit, match="--data-split belongs to --split"):
         cache_metrics.main(["--out", str(tmp_path / "cache"), "--merge", "x", "--data-split", "mini"])

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dpvla import provenance
 from dpvla.config import Count, Whole, check
-from dpvla.files import one_writer, write_atomically, write_json
+from dpvla.files import check_folder, one_writer, write_atomically, write_json
 from dpvla.parallel import torch_threads
 from dpvla.state_based.data.exorl_data import COLLECTION, DEFAULT_FOLDER
 from dpvla.state_based.data.exorl_files import EpisodeFile, buffer_folder, list_episodes, read_episode, write_episode
@@ -67,8 +67,10 @@ def collect(config: ExORLCollection) -> Path:
     Raises:
         OtherDataError: the folder holds other episodes.
         DirectoryInUseError: another process is collecting there.
+        OSError: the folder cannot be made or written to.
     """
     check(config)
+    check_folder(config.out)
     buffer = buffer_folder(config.out, config.domain, "rnd")
     _refuse_other_episodes(config, buffer)
     env = ControlEnvironment(f"{config.domain}-{TASKS[config.domain][0]}", config.seed)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dpvla import provenance
 from dpvla.config import Count, Whole, check
-from dpvla.files import LOCK, one_writer, write_atomically, write_json
+from dpvla.files import LOCK, check_folder, one_writer, write_atomically, write_json
 from dpvla.parallel import available_cores, run_jobs
 from dpvla.state_based.data.local_data import ORIGIN, OtherDataError, refuse_other
 from dpvla.state_based.data.ogbench_episodes import SOURCES, Rows, make_episode
@@ -76,8 +76,10 @@ def generate(config: OGBenchGeneration) -> dict[str, Any]:
     Raises:
         OtherDataError: the folder holds files of that name which are official, foreign or made with other settings.
         DirectoryInUseError: another process is making this data set there.
+        OSError: the folder cannot be made or written to.
     """
     check(config)
+    check_folder(config.out)
     out, shards = Path(config.out), _shards_folder(config, Path(config.out))
     about = _finished(config, out)
     if about is not None and about["episodes"] == config.counts and not _left_over(config, shards):

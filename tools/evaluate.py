@@ -58,9 +58,7 @@ class Evaluate:
     device: str = "auto"  # cpu, cuda, cuda:1, ...
     overwrite: bool = False  # replace what --out holds of another evaluation
     allow_failures: bool = False  # count scenes that fail, leave them out of the averages, and go on
-    allow_missing: bool = (
-        False  # score what there is, and say so, when logs, scenes, images or cached scenes are missing
-    )
+    allow_missing: bool = False  # score what there is, and say so, when logs, images or (cached) scenes are missing
 
 
 @reporting_errors

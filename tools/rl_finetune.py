@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained_on = replace(data.trained_on("dipole"), weights="adapters")
         run.begin(seed, [*first.trained_on, trained_on], loop.steps, data.about, first.about)
         if run.last is None:
-            accelerator.print(f"start: {first.about['path']}, {first.about['adapters']}")
+            before = f" (sampled with omega {first.about['omega']:g} before)" if "omega" in first.about else ""
+            accelerator.print(f"start: {first.about['path']}; adapters: {first.about['adapters']}{before}")
         accelerator.print(f"checkpoint: {train(stage, loop, run.path, accelerator)}")
 
 

@@ -128,14 +128,15 @@ def _refuse_what_the_launcher_asked_in_vain(config: LoopConfig) -> None:
             f"the launcher asks for gradient_accumulation_steps {accumulation}, but gradients are not accumulated here "
             "yet: leave it out, and give the scenes of an update as batch_size"
         )
-    # With --cpu and several processes `accelerate launch` sets an address to meet at and starts a single process.
-    alone = "WORLD_SIZE" not in environment and {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= environment.keys()
-    asked = _told_to_the_launcher("num_processes") if alone else None
-    if alone and asked != "1":
-        raise ConfigError(
-            f"the launcher was asked for {asked or 'several'} processes but starts one: on CPUs start with "
-            "torchrun --nproc-per-node N"
-        )
+    # With --cpu and several processes `accelerate launch` starts one, after setting an address for them to meet at.
+    meeting = [environment.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")]
+    if "WORLD_SIZE" not in environment and "ACCELERATE_MIXED_PRECISION" in environment and None not in meeting:
+        asked = _told_to_the_launcher("num_processes")
+        if asked != "1" and (asked or meeting == ["127.0.0.1", "29500"]):  # its own address, not a cluster's
+            raise ConfigError(
+                f"the launcher was asked for {asked or 'several'} processes but starts one: on CPUs start with "
+                "torchrun --nproc-per-node N"
+            )
 
 
 def _told_to_the_launcher(option: str) -> str | None:

@@ -60,20 +60,33 @@ def test_the_real_launcher_is_answered_too(tmp_path: Path) -> None:
     """`accelerate launch` hands neither the accumulation nor, on CPUs, the number of processes to the script."""
     script = tmp_path / "script.py"
     script.write_text(
+        "import sys\n"
         "from dpvla.training.loop import LoopConfig, make_accelerator\n"
-        "try: make_accelerator(LoopConfig(trackers=()), 'out')\n"
+        "try: make_accelerator(LoopConfig(trackers=(), precision=sys.argv[1]), 'out')\n"
         "except ValueError as error: print('refused:', error)\n"
     )
     told = {
         ("--num_processes", "1", "--gradient_accumulation_steps", "4"): "refused: the launcher asks for gradient_acc",
         ("--num_processes", "2"): "refused: the launcher was asked for 2 processes but starts one",
         ("--num_processes", "1", "--gradient_accumulation_steps=1"): "",
+        ("--num_processes", "1", "--mixed_precision", "no"): "refused: the launcher asks for mixed precision no",
     }
     for words, answer in told.items():
         command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", *words]
-        done = subprocess.run([*command, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path,
-                              capture_output=True, text=True, timeout=120)  # fmt: skip
+        precision = "bf16" if "--mixed_precision" in words else "no"
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([*command, str(script), precision], env=environment, cwd=tmp_path, capture_output=True,
+                              text=True, timeout=120)  # fmt: skip
         assert done.stdout.startswith(answer) and bool(done.stdout) == bool(answer), (words, done.stdout, done.stderr)
+
+
+def test_the_meeting_point_of_a_cluster_is_no_sign_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ACCELERATE_MIXED_PRECISION", "no"), ("MASTER_ADDR", "node17"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    loop._refuse_what_the_launcher_asked_in_vain(PLAIN)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what accelerate sets when a config file asks for several
+    with pytest.raises(ConfigError, match="several processes but starts one"):
+        loop._refuse_what_the_launcher_asked_in_vain(PLAIN)
 
 
 def test_trackers_that_are_not_there_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

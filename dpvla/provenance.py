@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -31,6 +32,7 @@ def collect(seed: int | Sequence[int] | None = None, device: torch.device | str 
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "blas": blas_versions(),
         "device": device_name(device),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
 
 

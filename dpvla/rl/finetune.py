@@ -174,16 +174,16 @@ class DipoleStage:
         """Take up the buffer; the encoded scenes are made again in the same portions."""
         path = directory / "trainer_state" / "buffer.safetensors"
         buffer = RolloutBuffer.load(path)
-        if buffer.processes != self.accelerator.num_processes:
-            raise CheckpointError(
-                f"{directory} is of a run with {buffer.processes} processes, this one has "
-                f"{self.accelerator.num_processes}: launch as many, or start a new run from these weights"
-            )
         made = read_run(directory).get("provenance") or {}
         if buffer.processes > 1 and "processes" not in made:
             raise CheckpointError(
                 f"{directory} is of version 0.1.0, whose dipole.batch_size counted the scenes of each of its "
                 f"{buffer.processes} processes: start a new run from these weights (--checkpoint {directory})"
+            )
+        if buffer.processes != self.accelerator.num_processes:
+            raise CheckpointError(
+                f"{directory} is of a run with {buffer.processes} processes, this one has "
+                f"{self.accelerator.num_processes}: launch as many, or start a new run from these weights"
             )
         cycle = (checkpoint_step(directory) - 1) // self.steps_per_cycle
         if buffer.cycle != cycle:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 
 from dpvla.config import ConfigError
@@ -58,6 +60,19 @@ def test_another_number_of_processes_cannot_go_on(runs: Path) -> None:
     stage = dipole(newest(runs / "imitation" / "straight"))(accelerator, runs)
     with pytest.raises(CheckpointError, match="2 processes, this one has 1"):
         train(stage, replace(LOOP, steps=stage.steps + 8), runs / "dipole" / "broken", accelerator)
+
+
+def test_a_run_that_counted_batches_otherwise_cannot_go_on(runs: Path, tmp_path: Path) -> None:
+    """Version 0.1.0 counted the scenes of each process, and did not say how many there were."""
+    shutil.copytree(runs / "dipole" / "broken", tmp_path / "old")
+    for path in (tmp_path / "old").rglob("run.yaml"):
+        content = yaml.safe_load(path.read_text())
+        assert content["provenance"].pop("processes") == 2
+        path.write_text(yaml.safe_dump(content))
+    accelerator = Accelerator(cpu=True)
+    stage = dipole(newest(runs / "imitation" / "straight"))(accelerator, runs)
+    with pytest.raises(CheckpointError, match=r"version 0\.1\.0, whose dipole\.batch_size counted .* each of its 2"):
+        train(stage, replace(LOOP, steps=stage.steps + 8), tmp_path / "old", accelerator)
 
 
 def test_a_last_batch_is_filled_up_for_every_process() -> None:

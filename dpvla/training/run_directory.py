@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -313,7 +313,3 @@ def _joined(earlier: Mapping[str, Sequence[Any]], later: Mapping[str, Sequence[A
     for key, (old, new) in later.items():
         joined[key] = [joined[key][0] if key in joined else old, new]
     return {key: values for key, values in joined.items() if values[0] != values[1]}
-
-
-Describe = Callable[[Path], None]
-"""Puts ``run.yaml`` into a checkpoint directory (``Run.describe``)."""

@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["dpvla*", "navsim_bridge*"]),
-    package_data={"navsim_bridge": ["doctor_scenes/*.npz"]},
+    package_data={"navsim_bridge": ["doctor/scenes/*.npz"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "accelerate>=1.6",

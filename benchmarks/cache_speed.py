@@ -21,11 +21,11 @@ import torch
 
 from dpvla.files import write_json
 from dpvla.provenance import collect
+from navsim_bridge.golden.v1 import read_golden
 from navsim_bridge.metric_cache import MetricCache, build_metric_cache, convert_official_cache
 from navsim_bridge.metric_cache.cache import finish
 from navsim_bridge.metric_cache.jobs import log_entry
 from navsim_bridge.metric_cache.store import SUFFIX
-from navsim_bridge.pdm.golden import read_golden
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests/fixtures/golden_v1"
 

@@ -34,23 +34,23 @@ from torch import Tensor
 from transformers import Florence2Config
 
 from dpvla.batch import DrivingBatch
+from dpvla.encoders.florence import FlorenceEncoder, tiny_tokenizer, tokenise_commands
 from dpvla.files import write_json
 from dpvla.models import DPVLA, DPVLAConfig
-from dpvla.models.florence import FlorenceEncoder, tiny_tokenizer, tokenise_commands
 from dpvla.provenance import collect
-from dpvla.rl.finetune import DipoleConfig, DipoleStage
-from dpvla.state_based.agents import make_agent
-from dpvla.state_based.dipole import DipoleConfig as StateDipoleConfig
-from dpvla.state_based.replay import Replay
-from dpvla.state_based.stage import STATE_BASED_LOOP
-from dpvla.state_based.update import StackedUpdate, UpdateConfig
+from dpvla.rl.stage import DipoleConfig, DipoleStage
+from dpvla.state_based.agents.dipole import DipoleConfig as StateDipoleConfig
+from dpvla.state_based.agents.registry import make_agent
+from dpvla.state_based.data.replay import Replay
+from dpvla.state_based.running.stage import STATE_BASED_LOOP
+from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
 from dpvla.training.imitation import ImitationConfig, ImitationStage
 from dpvla.training.loop import LoopConfig
-from dpvla.training.update import GradientUpdate
+from dpvla.training.strategies.ddp import GradientUpdate
+from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, GoldenScene, read_golden
+from navsim_bridge.golden.v2 import read_golden_epdms
+from navsim_bridge.metrics.reward import PDMReward
 from navsim_bridge.pdm import SUB_SCORES, EPDMSBatch, MetricScene, SceneBatch, epdms_terms, score_plans
-from navsim_bridge.pdm.epdms_golden import read_golden_epdms
-from navsim_bridge.pdm.golden import FRAGILE_COLUMNS, GoldenScene, read_golden
-from navsim_bridge.reward import PDMReward
 from tools import evaluate, make_demo_world, pretrain, rl_finetune
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -45,7 +45,7 @@ import importlib.util
 import sys
 
 try:
-    from navsim_bridge.doctor import NEEDED
+    from navsim_bridge.doctor.machine import NEEDED
 except ModuleNotFoundError:
     NEEDED = ("numpy",)
 missing = [name for name in (*NEEDED, "pytest") if importlib.util.find_spec(name) is None]

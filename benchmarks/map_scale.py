@@ -31,9 +31,9 @@ from tqdm import tqdm
 from dpvla.files import write_json
 from dpvla.provenance import collect
 from navsim_bridge.demo_world.config import LOCATIONS
-from navsim_bridge.demo_world.map_writer import LAYERS, write_map, write_map_index
-from navsim_bridge.demo_world.roads import build_network
-from navsim_bridge.maps import map_path, open_map, share_maps, use_shared_maps
+from navsim_bridge.demo_world.files.map_writer import LAYERS, write_map, write_map_index
+from navsim_bridge.demo_world.roads.network import build_network
+from navsim_bridge.files.maps import map_path, open_map, share_maps, use_shared_maps
 
 TOWN = LOCATIONS[2]
 SPACING = 1200.0

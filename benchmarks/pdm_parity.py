@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 
 from dpvla.files import write_json
 from dpvla.provenance import collect
+from navsim_bridge.golden import v2
+from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, GoldenScene, golden_fields, read_golden
 from navsim_bridge.metric_cache.cache import METRIC
 from navsim_bridge.metric_cache.official import OfficialCache
 from navsim_bridge.pdm import (
@@ -40,9 +42,7 @@ from navsim_bridge.pdm import (
     score_plans,
     two_frame_extended_comfort,
 )
-from navsim_bridge.pdm import epdms_golden as v2
 from navsim_bridge.pdm.epdms import EXTENDED_COMFORT, METRIC_V2, MULTIPLIERS, TERMS
-from navsim_bridge.pdm.golden import FRAGILE_COLUMNS, GoldenScene, golden_fields, read_golden
 
 TOLERANCE = 1e-6
 """Largest difference that counts as equal, for every continuous sub-score; discrete ones must be the same."""

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from dpvla.files import write_json
 from dpvla.provenance import collect
+from navsim_bridge.golden.v1 import GoldenScene, read_golden
+from navsim_bridge.metrics.reward import packed_bytes
 from navsim_bridge.pdm import SceneBatch, score, score_plans
-from navsim_bridge.pdm.golden import GoldenScene, read_golden
-from navsim_bridge.reward import packed_bytes
 
 FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "fixtures" / "golden_v1"
 ROWS = ("1x24", "1000x1", "192x12", "120x24", "1024x24", "4096x24")

@@ -26,15 +26,15 @@ from torch.nn import functional as F
 
 from dpvla.files import write_json
 from dpvla.provenance import collect
-from dpvla.state_based.agents import make_agent
-from dpvla.state_based.critics import AgentConfig
-from dpvla.state_based.dipole import DipoleConfig
-from dpvla.state_based.fql import FQLConfig
-from dpvla.state_based.ifql import IFQLConfig
-from dpvla.state_based.replay import Replay
-from dpvla.state_based.stage import STATE_BASED_LOOP
-from dpvla.state_based.transitions import Transitions
-from dpvla.state_based.update import StackedUpdate, UpdateConfig
+from dpvla.state_based.agents.dipole import DipoleConfig
+from dpvla.state_based.agents.fql import FQLConfig
+from dpvla.state_based.agents.ifql import IFQLConfig
+from dpvla.state_based.agents.registry import make_agent
+from dpvla.state_based.data.replay import Replay
+from dpvla.state_based.data.transitions import Transitions
+from dpvla.state_based.networks.critics import AgentConfig
+from dpvla.state_based.running.stage import STATE_BASED_LOOP
+from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
 
 OBSERVATION, ACTION, BATCH, ROWS = 28, 5, 256, 100_000
 WORKER = Path(__file__).with_name("fql_jax_worker.py")

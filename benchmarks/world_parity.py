@@ -33,14 +33,14 @@ from numpy.typing import NDArray
 from dpvla.files import write_json
 from dpvla.provenance import collect
 from navsim_bridge.agents import BASELINES
-from navsim_bridge.evaluation import Evaluation, evaluate
+from navsim_bridge.evaluation.run import Evaluation, evaluate
+from navsim_bridge.golden.compare import PARTS, differences, with_part_of
 from navsim_bridge.metric_cache import build_metric_cache
-from navsim_bridge.metric_cache.compare import PARTS, differences, with_part_of
 from navsim_bridge.metric_cache.official import OfficialCache
-from navsim_bridge.metrics import EPDMS, PDMS, Metric
+from navsim_bridge.metrics.metric import EPDMS, PDMS, Metric
 from navsim_bridge.pdm.metric_scene import MetricScene
-from navsim_bridge.scene_filter import Split, load_split
-from navsim_bridge.scenes import SceneRecord, select_scenes
+from navsim_bridge.splits.scene_filter import Split, load_split
+from navsim_bridge.splits.scenes import SceneRecord, select_scenes
 
 TOLERANCE = 1e-6
 """Largest difference that counts as equal: metres, radians, parts of a score."""

@@ -49,7 +49,7 @@ class DrivingBatch:
 
 
 class SceneSource(Protocol):
-    """Scenes a policy can be trained on; ``navsim_bridge.dataset`` reads them from NAVSIM's files."""
+    """Scenes a policy can be trained on; ``navsim_bridge.data.dataset`` reads them from NAVSIM's files."""
 
     @property
     def tokens(self) -> Sequence[str]:

@@ -14,10 +14,10 @@ from dpvla import config
 from dpvla.config import Whole, reporting_errors
 from dpvla.files import check_folder
 from dpvla.parallel import available_cores
-from navsim_bridge import roots
+from navsim_bridge.files import roots
 from navsim_bridge.metric_cache import MetricName, build_metric_cache, convert_official_cache, merge_caches
-from navsim_bridge.scene_filter import load_split
-from navsim_bridge.shard import Shard
+from navsim_bridge.splits.scene_filter import load_split
+from navsim_bridge.splits.shard import Shard
 
 
 @dataclass(frozen=True)

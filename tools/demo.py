@@ -28,13 +28,13 @@ from dpvla.report.scene_picture import DrawnPlan, score_note
 from dpvla.report.table import markdown_table
 from dpvla.training.checkpoint import resolve_checkpoint
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
+from navsim_bridge.data.training_data import own_metric_cache
 from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
-from navsim_bridge.evaluation import Evaluation, evaluate, scenes_from_cache, write_evaluation
-from navsim_bridge.pictures import save_scene_picture
-from navsim_bridge.reward import SUB_SCORES
-from navsim_bridge.scene_filter import load_split
-from navsim_bridge.scenes import SceneRecord, select_scenes
-from navsim_bridge.training_data import own_metric_cache
+from navsim_bridge.evaluation.pictures import save_scene_picture
+from navsim_bridge.evaluation.run import Evaluation, evaluate, scenes_from_cache, write_evaluation
+from navsim_bridge.metrics.reward import SUB_SCORES
+from navsim_bridge.splits.scene_filter import load_split
+from navsim_bridge.splits.scenes import SceneRecord, select_scenes
 
 HERE = Path(__file__).resolve().parent
 SHORT = {"NC": "no_at_fault_collisions", "DAC": "drivable_area_compliance", "TTC": "time_to_collision_within_bound",

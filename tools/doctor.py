@@ -8,7 +8,7 @@ from dataclasses import dataclass
 try:
     from dpvla import config
     from dpvla.config import reporting_errors
-    from navsim_bridge import doctor
+    from navsim_bridge.doctor import machine as doctor
 except ModuleNotFoundError as missing:
     raise SystemExit(f"ERROR   module {missing.name} is missing -> pip install -e . in dpvla's checkout") from None
 

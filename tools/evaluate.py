@@ -11,11 +11,9 @@ from dpvla import config
 from dpvla.config import Count, NotNegative, Whole, reporting_errors
 from dpvla.device import usable_device
 from dpvla.files import check_folder, one_writer
-from navsim_bridge import roots
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
-from navsim_bridge.coverage import usable_scenes
-from navsim_bridge.dataset import CAMERAS
-from navsim_bridge.evaluation import (
+from navsim_bridge.data.dataset import CAMERAS
+from navsim_bridge.evaluation.run import (
     SCORES,
     SUMMARY,
     Identity,
@@ -29,10 +27,12 @@ from navsim_bridge.evaluation import (
     scenes_from_cache,
     write_evaluation,
 )
+from navsim_bridge.files import roots
 from navsim_bridge.metric_cache import MetricCache, MetricName
 from navsim_bridge.metric_cache.builder import require_scorable
-from navsim_bridge.metrics import EPDMS, PDMS, Metric
-from navsim_bridge.scene_filter import load_split
+from navsim_bridge.metrics.metric import EPDMS, PDMS, Metric
+from navsim_bridge.splits.coverage import usable_scenes
+from navsim_bridge.splits.scene_filter import load_split
 
 LEARNED = ("checkpoint", "omega", "seed", "batch_size")
 """Options of --agent dpvla alone."""

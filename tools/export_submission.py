@@ -12,13 +12,13 @@ from dpvla import config
 from dpvla.config import Count, NotNegative, Whole, reporting_errors
 from dpvla.device import usable_device
 from dpvla.files import check_file
-from navsim_bridge import roots
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
-from navsim_bridge.dataset import CAMERAS
-from navsim_bridge.scene_filter import load_split
-from navsim_bridge.scenes import SceneRecord, select_scenes
-from navsim_bridge.sensors import with_images
-from navsim_bridge.submission import Team, validate_submission, write_submission
+from navsim_bridge.data.dataset import CAMERAS
+from navsim_bridge.files import roots
+from navsim_bridge.splits.scene_filter import load_split
+from navsim_bridge.splits.scenes import SceneRecord, select_scenes
+from navsim_bridge.splits.sensors import with_images
+from navsim_bridge.submission.v1 import Team, validate_submission, write_submission
 
 LEARNED = ("checkpoint", "seeds", "omega", "batch_size")
 """Options of --agent dpvla alone."""

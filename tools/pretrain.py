@@ -18,7 +18,7 @@ from dpvla.training.imitation import ImitationConfig, ImitationStage
 from dpvla.training.loop import LoopConfig, make_accelerator, train
 from dpvla.training.run_directory import FREE, Run, open_run
 from dpvla.training.start import Start, open_start, refuse_other_start
-from navsim_bridge.training_data import DataConfig, open_training_data
+from navsim_bridge.data.training_data import DataConfig, open_training_data
 
 SOURCES = ("init_from", "model.encoder.name", "model.encoder.revision", "model.encoder.pretrained")
 """Where the first weights came from: a run that goes on has its own."""

@@ -19,9 +19,9 @@ from typing import Any
 from dpvla.config import parse, refuse_given, reporting_errors
 from dpvla.files import check_folder, write_text
 from dpvla.report.learning_curves import draw_curves
-from dpvla.state_based.comparison import compare, curve_panels, curves, timings
-from dpvla.state_based.paper_tables import read_table
-from dpvla.state_based.reproduction import Grid, ReproduceConfig
+from dpvla.state_based.paper.comparison import compare, curve_panels, curves, timings
+from dpvla.state_based.paper.paper_tables import read_table
+from dpvla.state_based.paper.reproduction import Grid, ReproduceConfig
 
 
 def write_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

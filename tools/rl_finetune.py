@@ -16,11 +16,11 @@ import torch
 
 from dpvla.config import parse, reporting_errors
 from dpvla.models import DPVLA
-from dpvla.rl.finetune import DipoleConfig, DipoleStage
+from dpvla.rl.stage import DipoleConfig, DipoleStage
 from dpvla.training.loop import LoopConfig, make_accelerator, train
 from dpvla.training.run_directory import FREE, open_run
 from dpvla.training.start import StartingPoint, WhatOfAdapters, open_start, refuse_other_start, starting_point
-from navsim_bridge.training_data import DataConfig, open_training_data
+from navsim_bridge.data.training_data import DataConfig, open_training_data
 
 DEMO = Path(__file__).parent.parent / "configs" / "dipole_demo.yaml"
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpvla.config import parse, reporting_errors
-from dpvla.state_based.environment_workers import WorkerDied
-from dpvla.state_based.protocol import StateBasedConfig
-from dpvla.state_based.training_run import train_state_based
+from dpvla.state_based.running.environment_workers import WorkerDied
+from dpvla.state_based.running.protocol import StateBasedConfig
+from dpvla.state_based.running.training_run import train_state_based
 
 
 @reporting_errors

@@ -2,7 +2,7 @@
 
 from dpvla.models.adapters import ADAPTERS
 from dpvla.models.config import DiffusionConfig, DPVLAConfig, EncoderConfig
-from dpvla.models.dit import HeadConfig
+from dpvla.models.head import HeadConfig
 from dpvla.models.plan_coding import PlanCodingConfig
 from dpvla.models.policy import DPVLA
 from dpvla.models.scene_context import SceneContext

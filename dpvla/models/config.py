@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from dpvla.config import Count, NotNegative, Positive, Range, Share, Whole, check, from_dict
 from dpvla.diffusion.schedule import VPLinearSchedule
-from dpvla.models.dit import HeadConfig
+from dpvla.models.head import HeadConfig
 from dpvla.models.plan_coding import PlanCodingConfig
 
 

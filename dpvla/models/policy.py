@@ -17,14 +17,14 @@ from dpvla import __version__, files
 from dpvla.batch import NUM_POSES, DrivingBatch
 from dpvla.config import ConfigError, NotNegative, from_dict, to_dict
 from dpvla.diffusion import DPMSolver, clip_x0, combine
+from dpvla.encoders.florence import FlorenceEncoder
+from dpvla.encoders.florence_checkpoint import pretrained_florence, tiny_florence
+from dpvla.encoders.timm import TimmEncoder
 from dpvla.models import adapters as adapter_bank
 from dpvla.models.config import DPVLAConfig, EncoderConfig
-from dpvla.models.dit import DiTHead
-from dpvla.models.florence import FlorenceEncoder
-from dpvla.models.florence_checkpoint import pretrained_florence, tiny_florence
+from dpvla.models.head import DiTHead
 from dpvla.models.plan_coding import PlanCoding
 from dpvla.models.scene_context import SceneContext
-from dpvla.models.timm_encoder import TimmEncoder
 from dpvla.tensors import load_tensors, require_same
 
 Precision = Literal["no", "bf16"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dpvla.models.dit import Condition
+from dpvla.models.head import Condition
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dpvla.dipole import group_advantages
+from dpvla.algorithms.dipole import group_advantages
 from dpvla.tensors import load_tensors, save_tensors
 
 

@@ -31,8 +31,8 @@ from tqdm import tqdm
 from dpvla.config import BelowOne, ConfigError, Count, NotNegative, Whole, to_dict
 from dpvla.training import checkpoint
 from dpvla.training.order import step_seed
+from dpvla.training.strategies.ddp import GradientUpdate, Update
 from dpvla.training.tracking import Tracker
-from dpvla.training.update import GradientUpdate, Update
 
 LOG_FILE_INTERVAL = 10.0
 """Seconds between redraws of the progress bar where it goes to a file: each is a new line there."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from navsim_bridge.agents.baselines import constant_velocity, human, stand_still
 from navsim_bridge.agents.policy_agent import PolicyAgent, load_policy
-from navsim_bridge.scenes import SceneRecord
+from navsim_bridge.splits.scenes import SceneRecord
 
 Agent = Callable[[Sequence[SceneRecord]], NDArray[Any]]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.scenes import NUM_POSES, SceneRecord
+from navsim_bridge.splits.scenes import NUM_POSES, SceneRecord
 
 POSE_INTERVAL = 0.5
 """Seconds between the poses of a plan."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from navsim_bridge.dataset import NavsimDataset
-from navsim_bridge.scenes import NUM_POSES, SceneRecord
+from navsim_bridge.data.dataset import NavsimDataset
+from navsim_bridge.splits.scenes import NUM_POSES, SceneRecord
 
 if TYPE_CHECKING:
     from dpvla.models import DPVLA

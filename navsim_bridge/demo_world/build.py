@@ -13,11 +13,11 @@ from tqdm import tqdm
 from dpvla.files import check_folder, write_json
 from dpvla.parallel import available_cores, run_jobs
 from navsim_bridge.demo_world.config import LOCATIONS, DemoWorldConfig
-from navsim_bridge.demo_world.drive import record_drive
-from navsim_bridge.demo_world.log_writer import LogName, make_frames, write_log
-from navsim_bridge.demo_world.map_writer import assign_ids, write_map, write_map_index
-from navsim_bridge.demo_world.pictures import paint_log
-from navsim_bridge.demo_world.roads import network_of
+from navsim_bridge.demo_world.files.log_writer import LogName, make_frames, write_log
+from navsim_bridge.demo_world.files.map_writer import assign_ids, write_map, write_map_index
+from navsim_bridge.demo_world.pictures.render import paint_log
+from navsim_bridge.demo_world.roads.network import network_of
+from navsim_bridge.demo_world.traffic.drive import record_drive
 
 FINISHED, STARTED = "world.json", "world.started.json"
 PARTS = ("maps", "navsim_logs", "sensor_blobs", "splits", "metric_cache")

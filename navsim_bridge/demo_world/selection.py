@@ -22,8 +22,8 @@ from navsim_bridge.demo_world.config import FUTURE_FRAMES, HISTORY_FRAMES
 from navsim_bridge.metric_cache import build_metric_cache
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.score import score_plans
-from navsim_bridge.scene_filter import load_split
-from navsim_bridge.scenes import by_log, select_scenes
+from navsim_bridge.splits.scene_filter import load_split
+from navsim_bridge.splits.scenes import by_log, select_scenes
 
 HIGHEST_CONSTANT_VELOCITY, LOWEST_HUMAN = 0.8, 0.8
 

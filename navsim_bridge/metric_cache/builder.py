@@ -14,10 +14,9 @@ from typing import Literal
 import numpy as np
 
 from dpvla.parallel import torch_threads
-from navsim_bridge.logs import Log, annotated, log_path, open_log
-from navsim_bridge.maps import Polygon, VectorMap, flatten, open_map
+from navsim_bridge.files.logs import Log, annotated, log_path, open_log
+from navsim_bridge.files.maps import Polygon, VectorMap, flatten, open_map
 from navsim_bridge.metric_cache.epdms_inputs import V2_KEY_FRAMES, epdms_inputs, observe_v2
-from navsim_bridge.metric_cache.observation import KEY_FRAMES, observe
 from navsim_bridge.pdm.geometry import REAR_AXLE_TO_CENTER
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm.simulate import ego_state_as_read_back
@@ -25,8 +24,9 @@ from navsim_bridge.pdm_closed.forecast import forecast
 from navsim_bridge.pdm_closed.inputs import PlannerScene, PresentObjects, ReferencePlan, red_lights_on_route
 from navsim_bridge.pdm_closed.planner import Version, plan_references
 from navsim_bridge.pdm_closed.route import MAP_RADIUS, OfficialRoute, official_route
-from navsim_bridge.scene_filter import Split, require_future
-from navsim_bridge.scenes import SceneRecord, by_log
+from navsim_bridge.splits.scene_filter import Split, require_future
+from navsim_bridge.splits.scenes import SceneRecord, by_log
+from navsim_bridge.traffic.log_replay import KEY_FRAMES, observe
 
 MetricName = Literal["pdms", "epdms"]
 """The PDM score of NAVSIM v1, or EPDMS of v2."""

@@ -20,9 +20,8 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-from navsim_bridge.coverage import Coverage, coverage, missing_logs
-from navsim_bridge.logs import log_path
-from navsim_bridge.maps import map_path, share_maps, use_shared_maps
+from navsim_bridge.files.logs import log_path
+from navsim_bridge.files.maps import map_path, share_maps, use_shared_maps
 from navsim_bridge.metric_cache.builder import REFERENCE, MetricName, require_scorable, scene_builder
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.index import INDEX, read_index, write_index
@@ -31,9 +30,10 @@ from navsim_bridge.metric_cache.store import FORMAT, SUFFIX, SceneFile, file_has
 from navsim_bridge.pdm.epdms import METRIC_V2
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm.scene import SceneBatch
-from navsim_bridge.scene_filter import Split, load_split
-from navsim_bridge.scenes import SceneRecord, Selection, by_log, find_scenes
-from navsim_bridge.shard import Shard
+from navsim_bridge.splits.coverage import Coverage, coverage, missing_logs
+from navsim_bridge.splits.scene_filter import Split, load_split
+from navsim_bridge.splits.scenes import SceneRecord, Selection, by_log, find_scenes
+from navsim_bridge.splits.shard import Shard
 
 SHARED_MAPS = ".maps"
 """Folder in the cache in which worker processes find the maps while they run."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from navsim_bridge.coverage import Coverage
 from navsim_bridge.metric_cache import cache as packed
 from navsim_bridge.metric_cache.jobs import log_entry, run_jobs
 from navsim_bridge.metric_cache.official import REFERENCE, OfficialCache, OfficialCacheError, read_official_cache
 from navsim_bridge.metric_cache.store import SUFFIX, file_hash
 from navsim_bridge.pdm.metric_scene import MetricScene
+from navsim_bridge.splits.coverage import Coverage
 
 READER = 1
 """Raise when the reader's results change: scenes read by another one are converted again."""

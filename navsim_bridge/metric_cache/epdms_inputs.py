@@ -11,12 +11,12 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.logs import Annotations, Log
-from navsim_bridge.maps import VectorMap, flatten
-from navsim_bridge.metric_cache.observation import KEY_FRAMES, Observation, observe
+from navsim_bridge.files.logs import Annotations, Log
+from navsim_bridge.files.maps import VectorMap, flatten
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES, EPDMSInputs
 from navsim_bridge.pdm.simulate import ego_state_as_read_back
-from navsim_bridge.scenes import SceneRecord
+from navsim_bridge.splits.scenes import SceneRecord
+from navsim_bridge.traffic.log_replay import KEY_FRAMES, Observation, observe
 
 V2_KEY_FRAMES = 9
 """Key frames of a v2 observation: 0 s to 4 s every 0.5 s."""

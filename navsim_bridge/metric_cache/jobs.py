@@ -18,7 +18,7 @@ from dpvla import parallel
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.store import SUFFIX, SceneFile, write_scenes
 from navsim_bridge.pdm.metric_scene import MetricScene
-from navsim_bridge.scenes import PRELOAD
+from navsim_bridge.splits.scenes import PRELOAD
 
 SCENES_PER_PROCESS = 250
 """A process takes seconds to start and builds some 50 scenes a second: fewer are not worth another one."""

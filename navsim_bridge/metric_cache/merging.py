@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from navsim_bridge.coverage import Coverage, coverage_of
 from navsim_bridge.metric_cache.cache import BUILDER, METRICS, MetricCache, finish, refuse_other_split
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.index import read_index
 from navsim_bridge.metric_cache.jobs import entry_of
 from navsim_bridge.metric_cache.store import FORMAT, SceneFile
-from navsim_bridge.shard import Shard
+from navsim_bridge.splits.coverage import Coverage, coverage_of
+from navsim_bridge.splits.shard import Shard
 
 _SAME = ("metric", "split", "data_split", "reference")
 """What the shards of one cache have in common, in the order of the index."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from navsim_bridge.files.ragged import ranges
 from navsim_bridge.metric_cache.container import CacheError, map_arrays, write_arrays
 from navsim_bridge.metric_cache.fixed_point import pack_column, unpack_column
 from navsim_bridge.metric_cache.tracks import KeyFrames, code, constant_sizes, mask_lengths, positions
@@ -30,7 +31,6 @@ from navsim_bridge.pdm.metric_scene import (
     EPDMSInputs,
     MetricScene,
 )
-from navsim_bridge.ragged import ranges
 
 FORMAT = 3
 """Version of the layout; files of another version are refused."""

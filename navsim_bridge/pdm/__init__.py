@@ -2,7 +2,6 @@
 
 batch = SceneBatch.from_scenes(scenes)          # list of MetricScene
 scores = score_plans(batch, plans).score        # plans (scene, candidate, 8, 3) -> (scene, candidate)
-reasons = explain(batch, plans)                 # what cost the points: reasons[scene][candidate].text
 
 EPDMS: ``combine(epdms_terms(EPDMSBatch.from_scenes(scenes), plans), human_filter).score``, see ``epdms``.
 """
@@ -10,7 +9,6 @@ EPDMS: ``combine(epdms_terms(EPDMSBatch.from_scenes(scenes), plans), human_filte
 from navsim_bridge.pdm.epdms import EPDMS_SUB_SCORES, EPDMSScores, EPDMSTerms, combine, epdms_terms
 from navsim_bridge.pdm.epdms_rules import two_frame_extended_comfort
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
-from navsim_bridge.pdm.explain import Explanation, Loss, explain
 from navsim_bridge.pdm.metric_scene import EPDMSInputs, MetricScene
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.score import SUB_SCORES, PDMScores, score_plans, simulate_plans
@@ -23,15 +21,12 @@ __all__ = [
     "EPDMSInputs",
     "EPDMSScores",
     "EPDMSTerms",
-    "Explanation",
-    "Loss",
     "MetricScene",
     "PDMScores",
     "SceneBatch",
     "combine",
     "ego_state_as_read_back",
     "epdms_terms",
-    "explain",
     "reference_from_plan",
     "score_plans",
     "simulate_plans",

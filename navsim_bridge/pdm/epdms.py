@@ -14,20 +14,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from navsim_bridge.pdm.areas import EgoAreas, drivable_area_compliance, ego_areas
 from navsim_bridge.pdm.chunks import PER_SCENE, score_in_chunks
-from navsim_bridge.pdm.collision import no_at_fault_collisions
 from navsim_bridge.pdm.epdms_rules import history_comfort_flags, lane_keeping, motion_of, traffic_light_compliance
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES
-from navsim_bridge.pdm.progress import (
+from navsim_bridge.pdm.score import check_plans, simulate_plans
+from navsim_bridge.pdm.terms.areas import EgoAreas, drivable_area_compliance, ego_areas
+from navsim_bridge.pdm.terms.collision import no_at_fault_collisions
+from navsim_bridge.pdm.terms.progress import (
     ENOUGH_PROGRESS,
     driving_direction_compliance,
     progress_along_centerline,
     progress_scale,
 )
-from navsim_bridge.pdm.score import check_plans, simulate_plans
-from navsim_bridge.pdm.ttc import LOOKAHEAD, time_to_collision
+from navsim_bridge.pdm.terms.ttc import LOOKAHEAD, time_to_collision
 
 HumanFilter = Literal["v2.1.2", "fixed", "off"]
 """How sub-scores that the recorded driver fails are forgiven: as released, as corrected later, or not at all."""

@@ -7,9 +7,6 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from navsim_bridge.pdm.areas import EgoAreas
-from navsim_bridge.pdm.collision import first_hits
-from navsim_bridge.pdm.comfort import BOUNDS, smooth, unwrap, within_bounds
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.geometry import (
     REAR_AXLE_TO_CENTER,
@@ -20,6 +17,9 @@ from navsim_bridge.pdm.geometry import (
     near_polyline,
     points_in_polygons,
 )
+from navsim_bridge.pdm.terms.areas import EgoAreas
+from navsim_bridge.pdm.terms.collision import first_hits
+from navsim_bridge.pdm.terms.comfort import BOUNDS, smooth, unwrap, within_bounds
 
 _HALF_EGO = (VEHICLE_LENGTH / 2, VEHICLE_WIDTH / 2)
 _EGO_RADIUS = (_HALF_EGO[0] ** 2 + _HALF_EGO[1] ** 2) ** 0.5

@@ -11,20 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from navsim_bridge.pdm.areas import drivable_area_compliance, ego_areas
 from navsim_bridge.pdm.chunks import PER_SCENE, score_in_chunks
-from navsim_bridge.pdm.collision import no_at_fault_collisions
-from navsim_bridge.pdm.comfort import comfort_flags
-from navsim_bridge.pdm.progress import (
+from navsim_bridge.pdm.scene import SceneBatch
+from navsim_bridge.pdm.simulate import PLAN_POSES, simulate
+from navsim_bridge.pdm.terms.areas import drivable_area_compliance, ego_areas
+from navsim_bridge.pdm.terms.collision import no_at_fault_collisions
+from navsim_bridge.pdm.terms.comfort import comfort_flags
+from navsim_bridge.pdm.terms.progress import (
     driving_direction_compliance,
     normalize_progress,
     pooled_progress_scale,
     progress_along_centerline,
     progress_scale,
 )
-from navsim_bridge.pdm.scene import SceneBatch
-from navsim_bridge.pdm.simulate import PLAN_POSES, simulate
-from navsim_bridge.pdm.ttc import time_to_collision
+from navsim_bridge.pdm.terms.ttc import time_to_collision
 
 _PROGRESS_WEIGHT, _TTC_WEIGHT, _COMFORT_WEIGHT = 5.0, 5.0, 2.0  # driving direction has weight zero in v1
 _FARTHEST_POSE = 1e7  # [m] beyond it the tracker's float64 sums lose their meaning

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.logs import Annotations, to_global
-from navsim_bridge.maps import Polygon
+from navsim_bridge.files.logs import Annotations, to_global
+from navsim_bridge.files.maps import Polygon
 from navsim_bridge.pdm.metric_scene import OBJECT_TYPES
 
 Float = NDArray[np.float64]

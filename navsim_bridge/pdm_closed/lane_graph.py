@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection, Mapping
 
-from navsim_bridge.maps import Block, Lane
+from navsim_bridge.files.maps import Block, Lane
 
 
 def link_blocks(

@@ -17,7 +17,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from navsim_bridge.maps import Lane, MapError, VectorMap
+from navsim_bridge.files.maps import Lane, MapError, VectorMap
 from navsim_bridge.pdm_closed.boxes import EGO_HALF, corners, ego_centers
 from navsim_bridge.pdm_closed.lane_graph import chain_lanes, link_blocks
 

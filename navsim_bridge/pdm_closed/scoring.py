@@ -13,24 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from navsim_bridge.maps import Polygon, flatten
-from navsim_bridge.pdm.areas import EgoAreas, drivable_area_compliance, ego_areas
-from navsim_bridge.pdm.collision import no_at_fault_collisions
-from navsim_bridge.pdm.comfort import comfort_flags
+from navsim_bridge.files.maps import Polygon, flatten
 from navsim_bridge.pdm.epdms import WEIGHTS
 from navsim_bridge.pdm.epdms_rules import lane_keeping, traffic_light_compliance
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES, NUM_FRAMES, MetricScene
 from navsim_bridge.pdm.packing import pack_map
-from navsim_bridge.pdm.progress import (
+from navsim_bridge.pdm.scene import SceneBatch
+from navsim_bridge.pdm.simulate import PLAN_POSES
+from navsim_bridge.pdm.terms.areas import EgoAreas, drivable_area_compliance, ego_areas
+from navsim_bridge.pdm.terms.collision import no_at_fault_collisions
+from navsim_bridge.pdm.terms.comfort import comfort_flags
+from navsim_bridge.pdm.terms.progress import (
     ENOUGH_PROGRESS,
     driving_direction_compliance,
     normalize_progress,
     progress_along_centerline,
 )
-from navsim_bridge.pdm.scene import SceneBatch
-from navsim_bridge.pdm.simulate import PLAN_POSES
-from navsim_bridge.pdm.ttc import LOOKAHEAD, time_to_collision
+from navsim_bridge.pdm.terms.ttc import LOOKAHEAD, time_to_collision
 from navsim_bridge.pdm_closed.forecast import FRAME_STEP, Forecast
 from navsim_bridge.pdm_closed.inputs import PlannerScene
 

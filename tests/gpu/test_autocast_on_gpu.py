@@ -10,17 +10,17 @@ from unittest.mock import patch
 import pytest
 import torch
 from accelerate import Accelerator
-from pretended import PretendedGPU
-from scenes_in_memory import ScenesInMemory, prefer_left
-from tiny_driving import make_policy, numbers, training_on
 from torch import Tensor, nn
 
-from dpvla.dipole import dipole_loss
+from dpvla.algorithms.dipole import dipole_loss
 from dpvla.models import DPVLA
 from dpvla.models.plan_coding import PlanCoding
 from dpvla.rl.rollout import chunks, collect, encode_scenes
 from dpvla.training.imitation import ImitationConfig, ImitationStage
 from navsim_bridge.agents.policy_agent import PolicyAgent
+from tests.gpu.pretended import PretendedGPU
+from tests.gpu.tiny_driving import make_policy, numbers, training_on
+from tests.scenes_in_memory import ScenesInMemory, prefer_left
 
 
 class Seen:

@@ -13,7 +13,8 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
+
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
 ENVIRONMENT = dict(os.environ) | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
 OTHERS = ("pdm", "epdms", "state_based", "pretraining", "rl_cycle", "evaluation", "command_lines")

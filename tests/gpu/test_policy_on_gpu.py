@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from pretended import PretendedGPU, value
-from scenes_in_memory import prefer_left
-from tiny_driving import make_policy, numbers, training_on
 from torch import Tensor
 
 from dpvla.batch import DrivingBatch
-from dpvla.rl.finetune import DipoleConfig, DipoleStage
+from dpvla.rl.stage import DipoleConfig, DipoleStage
 from dpvla.training.imitation import ImitationConfig, ImitationStage
 from dpvla.training.loop import LoopConfig
-from dpvla.training.update import GradientUpdate
+from dpvla.training.strategies.ddp import GradientUpdate
 from navsim_bridge.agents.policy_agent import PolicyAgent
+from tests.gpu.pretended import PretendedGPU, value
+from tests.gpu.tiny_driving import make_policy, numbers, training_on
+from tests.scenes_in_memory import prefer_left
 
 LOOP = LoopConfig(ema_decay=0.9, trackers=())
 

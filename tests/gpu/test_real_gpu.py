@@ -11,26 +11,26 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from scenes_in_memory import prefer_left
-from test_state_based_on_gpu import ACTION, CONFIGS, OBSERVATION, SEEDS, transitions
-from tiny_driving import make_policy, numbers
 from torch import nn
 
-from dpvla.rl.finetune import DipoleConfig, DipoleStage
-from dpvla.state_based.agents import make_agent
-from dpvla.state_based.draws import FreshDraws
-from dpvla.state_based.replay import Replay
-from dpvla.state_based.stage import STATE_BASED_LOOP
-from dpvla.state_based.update import StackedUpdate, UpdateConfig
+from dpvla.rl.stage import DipoleConfig, DipoleStage
+from dpvla.state_based.agents.registry import make_agent
+from dpvla.state_based.data.replay import Replay
+from dpvla.state_based.networks.draws import FreshDraws
+from dpvla.state_based.running.stage import STATE_BASED_LOOP
+from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
 from dpvla.training.imitation import ImitationConfig, ImitationStage
 from dpvla.training.loop import LoopConfig
-from dpvla.training.update import GradientUpdate
+from dpvla.training.strategies.ddp import GradientUpdate
+from navsim_bridge.golden.v1 import read_golden
+from navsim_bridge.golden.v2 import read_golden_epdms
 from navsim_bridge.pdm import EPDMSBatch, SceneBatch, epdms_terms, score_plans
-from navsim_bridge.pdm.epdms_golden import read_golden_epdms
-from navsim_bridge.pdm.golden import read_golden
+from tests.gpu.test_state_based_on_gpu import ACTION, CONFIGS, OBSERVATION, SEEDS, transitions
+from tests.gpu.tiny_driving import make_policy, numbers
+from tests.paths import FIXTURES
+from tests.scenes_in_memory import prefer_left
 
 pytestmark = pytest.mark.gpu
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 LOOP = LoopConfig(precision="bf16", trackers=())
 
 

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pretended import PretendedGPU, value
 
-from navsim_bridge import reward
-from navsim_bridge.metrics import EPDMS, PDMS
-from navsim_bridge.pdm import (
-    EPDMSBatch,
-    SceneBatch,
-    combine,
-    comfort,
-    epdms_terms,
-    score_plans,
-    two_frame_extended_comfort,
-)
-from navsim_bridge.pdm.epdms_golden import GoldenEPDMS, read_golden_epdms
-from navsim_bridge.pdm.golden import GoldenScene, read_golden
+from navsim_bridge.golden.v1 import GoldenScene, read_golden
+from navsim_bridge.golden.v2 import GoldenEPDMS, read_golden_epdms
+from navsim_bridge.metrics import reward
+from navsim_bridge.metrics.metric import EPDMS, PDMS
+from navsim_bridge.pdm import EPDMSBatch, SceneBatch, combine, epdms_terms, score_plans, two_frame_extended_comfort
+from navsim_bridge.pdm.terms import comfort
+from tests.gpu.pretended import PretendedGPU, value
+from tests.paths import FIXTURES
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 V1 = ("public_008_straight", "public_021_carpark", "public_076_intersection")
 V2 = ("public_076_intersection", "public_101_carpark")  # the first has red lights
 CANDIDATES = 3

@@ -9,16 +9,16 @@ from unittest.mock import MagicMock, patch
 
 import pytest
 import torch
-from pretended import PretendedGPU, value
 
-from dpvla.state_based.agent import Agent
-from dpvla.state_based.agents import AGENTS, make_agent
-from dpvla.state_based.dipole import DipoleConfig
-from dpvla.state_based.draws import FreshDraws
-from dpvla.state_based.replay import Replay
-from dpvla.state_based.stage import STATE_BASED_LOOP
-from dpvla.state_based.transitions import Transitions
-from dpvla.state_based.update import StackedUpdate, UpdateConfig
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.agents.dipole import DipoleConfig
+from dpvla.state_based.agents.registry import AGENTS, make_agent
+from dpvla.state_based.data.replay import Replay
+from dpvla.state_based.data.transitions import Transitions
+from dpvla.state_based.networks.draws import FreshDraws
+from dpvla.state_based.running.stage import STATE_BASED_LOOP
+from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
+from tests.gpu.pretended import PretendedGPU, value
 
 OBSERVATION, ACTION, SEEDS = 3, 2, (4, 5)
 SMALL: dict[str, Any] = {"hidden": (8, 8), "batch_size": 6}

@@ -9,10 +9,10 @@ from unittest.mock import PropertyMock, patch
 
 import torch
 from accelerate import Accelerator
-from pretended import PretendedGPU
-from scenes_in_memory import ScenesInMemory
 
 from dpvla.models import DPVLA, DPVLAConfig
+from tests.gpu.pretended import PretendedGPU
+from tests.scenes_in_memory import ScenesInMemory
 
 STEPS = 2  # of the solver
 

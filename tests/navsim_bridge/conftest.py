@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import yaml
 
-from navsim_bridge.scene_filter import Split, load_split
-from navsim_bridge.scenes import SceneRecord, select_scenes
+from navsim_bridge.splits.scene_filter import Split, load_split
+from navsim_bridge.splits.scenes import SceneRecord, select_scenes
+from tests.paths import FIXTURES
 
-FIXTURE = Path(__file__).parent.parent / "fixtures/world_v1_subset"
+FIXTURE = FIXTURES / "world_v1_subset"
 WHOLE_LOG = FIXTURE.parent / "world_v1_log"
 LOG = "2026.01.01.02.00.00_veh-92_00000_00040"
 SEVEN_SCENES = slice(24, 62)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.tools.test_main_job import REPOSITORY, TOY_WORLD, run
+from tests.tools.test_main_job import ROOT, TOY_WORLD, run
 
 PRETRAIN = {
     "split": "navtrain",
@@ -49,7 +49,7 @@ def no_data_roots() -> Iterator[None]:
 
 def call(tool: str, *options: str, cwd: Path, status: tuple[int, ...] = (0,)) -> str:
     """A tool's ``main`` in this process, which spares its imports; returns what it said."""
-    path = REPOSITORY / "tools" / tool
+    path = ROOT / "tools" / tool
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

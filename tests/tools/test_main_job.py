@@ -15,15 +15,16 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 TOY_WORLD = ("--num-train-logs", "2", "--num-test-logs", "1", "--log-seconds", "24", "--image-width", "128",
              "--image-height", "72", "--workers", "1")  # fmt: skip
 
 
 def run(tool: str, *options: str, cwd: Path, launcher: tuple[str, ...] = (), status: int = 0) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPENSCENE", "NUPLAN", "NAVSIM"))}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, *launcher, str(REPOSITORY / "tools" / tool), *options]
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launcher, str(ROOT / "tools" / tool), *options]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == status, (
         f"{tool} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -33,7 +34,7 @@ def run(tool: str, *options: str, cwd: Path, launcher: tuple[str, ...] = (), sta
 
 def toy_recipe(name: str, path: Path, **groups: dict[str, Any]) -> None:
     """A shipped recipe with some values made small."""
-    recipe = yaml.safe_load((REPOSITORY / "configs" / f"{name}.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     recipe |= {"validation_logs": 1} if "validation_logs" in recipe else {}
     for group, values in groups.items():
         recipe[group] |= values

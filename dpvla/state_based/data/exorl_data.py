@@ -14,8 +14,8 @@ from dpvla.parallel import available_cores
 from dpvla.state_based.data.exorl_files import buffer_folder, fingerprint, list_episodes, read_episode
 from dpvla.state_based.data.exorl_rewards import cached_rewards, sizes_of
 from dpvla.state_based.data.offline_data import OfflineData, episodes_needed
+from dpvla.state_based.data.transitions import Transitions
 from dpvla.state_based.environments.control_suite import ControlEnvironment, parse_task, versions
-from dpvla.state_based.transitions import Transitions
 
 DEFAULT_FOLDER = Path("data/exorl")
 COLLECTION = "collection.json"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvla.state_based.transitions import Transitions
+from dpvla.state_based.data.transitions import Transitions
 
 
 @dataclass(frozen=True)

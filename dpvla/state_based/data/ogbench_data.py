@@ -18,6 +18,7 @@ from dpvla.files import write_json
 from dpvla.state_based.data.offline_data import OfflineData, episodes_needed
 from dpvla.state_based.data.ogbench_episodes import SOURCES
 from dpvla.state_based.data.ogbench_generation import PARTS, data_path, fingerprint, sidecar_path
+from dpvla.state_based.data.transitions import Transitions
 from dpvla.state_based.environments.headless import load
 from dpvla.state_based.environments.ogbench_environment import (
     OGBenchName,
@@ -26,7 +27,6 @@ from dpvla.state_based.environments.ogbench_environment import (
     success_timing,
     versions,
 )
-from dpvla.state_based.transitions import Transitions
 
 CONNECT_SECONDS = 20.0
 """Patience with a download that does not answer."""

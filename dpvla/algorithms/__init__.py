@@ -1,0 +1,1 @@
+"""RL algorithms for the driving policy: one file each behind the contract of ``algorithm``."""

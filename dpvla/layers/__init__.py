@@ -1,0 +1,1 @@
+"""Layers that encoders and the action head are made of."""

@@ -1,0 +1,220 @@
+"""The action head: a diffusion transformer over the poses of a plan, given as a list of blocks.
+
+Every candidate of a scene shares the scene's context. Candidates are folded along the query axis of the
+cross-attention, ``(scene, candidate * pose, width)`` against ``(scene, token, width)``, which is exact because
+cross-attention has no coupling between queries, so keys and values are computed once per scene.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dpvla.batch import COMMANDS, NUM_POSES
+from dpvla.config import Count
+from dpvla.layers.adaptable import Active
+from dpvla.layers.blocks import Block, parse_blocks
+from dpvla.models.adapters import resolve
+
+PRESETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    # (width, attention heads, blocks)
+    "tiny": (96, 4, ("3 modulated self cross mlp",)),
+    # The layout that reproduces the paper's sizes (475M, 6.68M per rank-16 adapter); one cross-attention block.
+    "paper": (1024, 16, ("24 modulated self mlp", "1 plain self cross mlp")),
+    # Cross-attention in every block instead: 475.7M and 6.78M.
+    "cross18": (1024, 16, ("18 modulated self fused-cross mlp",)),
+}
+FREQUENCIES = 256
+STATUS = 4
+HISTORY = 9
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The action head.
+
+    A block reads ``COUNT modulated|plain SUBLAYER...``; sublayers are self, cross, fused-cross (one projection for
+    keys and values) and mlp.
+    """
+
+    preset: str = "paper"  # paper | cross18 | tiny: gives width, heads and blocks where they are not set below
+    width: Count | None = None  # model width d
+    heads: Count | None = None  # attention heads
+    blocks: tuple[str, ...] | None = None  # e.g. ("24 modulated self mlp", "1 plain self cross mlp")
+    mlp_ratio: Count = 4  # hidden width of the MLPs over d
+    use_command: bool = True  # driving command in the adaLN condition (the encoder sees it as text in any case)
+    use_ego_status: bool = True  # velocity and acceleration in the adaLN condition; the paper does not say
+    use_history: bool = True  # past poses in the adaLN condition; the paper does not say
+    status_token: bool = True  # the same condition once more as a context token
+    project_context: bool = True  # linear projection of the encoder tokens to d before keys and values
+
+    def resolved(self) -> tuple[int, int, tuple[str, ...]]:
+        """Width, heads and blocks with the preset filled in."""
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown head preset {self.preset!r}; expected one of {', '.join(PRESETS)}")
+        width, heads, blocks = PRESETS[self.preset]
+        width, heads, blocks = self.width or width, self.heads or heads, self.blocks or blocks
+        if width % heads:
+            raise ValueError(f"head width {width} is not divisible by {heads} attention heads")
+        return width, heads, tuple(blocks)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the head knows of a scene besides the encoder's tokens; batch axis first."""
+
+    command: Tensor  # (scene,) int64
+    ego_status: Tensor  # (scene, 4) m/s, m/s^2
+    history: Tensor  # (scene, 3, 3) m, m, rad
+
+
+@dataclass(frozen=True)
+class PreparedContext:
+    """Per-scene work that neither the noise level nor the candidates change: computed once per rollout."""
+
+    condition: Tensor  # (scene, width), zeros when every condition is off
+    keys_values: tuple[
+        tuple[Tensor, Tensor], ...
+    ]  # per cross-attention, each (policy * scene, head, token, width / head)
+    mask: Tensor | None  # (policy * scene, 1, 1, token), True where a token may be looked at
+    active: Active | None
+    num_policies: int
+
+
+class DiTHead(nn.Module):
+    """Noised plans and a scene's context to the denoiser's output."""
+
+    status_scale: Tensor  # (4,)
+    history_scale: Tensor  # (3,)
+    frequencies: Tensor  # (128,)
+
+    def __init__(self, config: HeadConfig, channels: int, context_width: int) -> None:
+        super().__init__()
+        width, heads, blocks = config.resolved()
+        self.width = width
+        self.channels = channels
+        self.flags = config
+        token_width = width if config.project_context else context_width
+        self.input = nn.Linear(channels, width)
+        self.pose_embedding = nn.Parameter(torch.zeros(NUM_POSES, width))
+        self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        inputs = len(COMMANDS) * config.use_command + STATUS * config.use_ego_status + HISTORY * config.use_history
+        self.condition = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width)) if inputs else None
+        if config.status_token and not config.project_context:
+            raise ValueError("head.status_token needs head.project_context: the token joins the projected ones")
+        self.has_status_token = config.status_token and self.condition is not None
+        if self.has_status_token:
+            self.status_embedding = nn.Parameter(torch.zeros(width))
+        self.context = nn.Linear(context_width, width) if config.project_context else None
+        specs = [spec for text in blocks for spec in parse_blocks(text)]
+        self.blocks = nn.ModuleList(
+            Block(sublayers, modulated, width, heads, token_width, config.mlp_ratio) for modulated, sublayers in specs
+        )
+        self.output_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.output_modulation = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, channels)
+        scales = torch.tensor([10.0, 5.0, 5.0, 5.0])  # typical ranges: m/s, m/s, m/s^2, m/s^2
+        self.register_buffer("status_scale", scales, persistent=False)
+        history_scales = torch.tensor([10.0, 5.0, 1.0])  # typical ranges: m, m, rad
+        self.register_buffer("history_scale", history_scales, persistent=False)
+        half = FREQUENCIES // 2
+        frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half, dtype=torch.float32) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier linears; every modulation and the output start at zero (adaLN-Zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.pose_embedding, std=0.02)
+        zeros = [self.output, self.output_modulation]
+        zeros += [block.modulation for block in self.blocks if isinstance(block, Block) and block.modulated]
+        for layer in zeros:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def prepare(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        condition: Condition,
+        adapters: tuple[str | None, ...] = (None,),
+    ) -> PreparedContext:
+        """Everything that depends on the scene and the policies only.
+
+        ``tokens`` (scene, token, context width), ``mask`` (scene, token) True for real tokens.
+        """
+        active = resolve(adapters)
+        vector = self._condition(condition)
+        tokens = tokens.to(self.input.weight.dtype)
+        if self.context is not None:
+            tokens = self.context(tokens)
+        if self.has_status_token:
+            status = (vector + self.status_embedding)[:, None]
+            tokens = torch.cat([tokens, status.to(tokens.dtype)], dim=1)
+            if mask is not None:
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        keys_values = tuple(
+            block.cross.keys_values(tokens, active)
+            for block in self.blocks
+            if isinstance(block, Block) and block.has_cross
+        )
+        if mask is not None:
+            mask = mask.repeat(len(adapters), 1)[:, None, None]
+        return PreparedContext(vector, keys_values, mask, active, len(adapters))
+
+    def denoise(self, x_t: Tensor, t: Tensor, context: PreparedContext) -> Tensor:
+        """Network output ``(policy, scene, candidate, pose, channel)``.
+
+        ``x_t`` (scene, candidate, pose, channel) is seen by every active policy; ``t`` is (scene, candidate) or 0-dim
+        when all share one noise level (the modulation is then computed per scene).
+        """
+        dtype = self.input.weight.dtype
+        x = self.input(x_t.to(dtype)) + self.pose_embedding
+        x = x[None].expand(context.num_policies, *x.shape).contiguous()
+        vector = F.silu(self._time(t) + context.condition[:, None])
+        pairs = iter(context.keys_values)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            x = block(x, vector, next(pairs) if block.has_cross else None, context.mask, context.active)
+        shift, scale = self.output_modulation(vector)[:, :, None].chunk(2, dim=-1)
+        return self.output(torch.addcmul(shift, self.output_norm(x), 1 + scale))
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        tokens: Tensor,
+        mask: Tensor | None,
+        condition: Condition,
+        adapters: tuple[str | None, ...] = (None,),
+    ) -> Tensor:
+        """``prepare`` and ``denoise`` in one call; output ``(len(adapters), scene, candidate, pose, channel)``."""
+        return self.denoise(x_t, t, self.prepare(tokens, mask, condition, adapters))
+
+    def _time(self, t: Tensor) -> Tensor:
+        """(scene or 1, candidate or 1, width)."""
+        angles = 1000.0 * t.float()
+        # A solver's t is a 0-dim CPU tensor, which a GPU takes as a number: nothing is copied or waited for.
+        angles = (angles[..., None] if t.ndim else angles) * self.frequencies
+        angles = angles.view(*(t.shape or (1, 1)), -1)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.time(waves.to(self.input.weight.dtype))
+
+    def _condition(self, condition: Condition) -> Tensor:
+        if self.condition is None:
+            return torch.zeros(len(condition.command), self.width, device=condition.command.device)
+        parts = []
+        if self.flags.use_command:
+            parts.append(F.one_hot(condition.command, len(COMMANDS)).float())
+        if self.flags.use_ego_status:
+            parts.append(condition.ego_status.float() / self.status_scale)
+        if self.flags.use_history:
+            parts.append((condition.history.float() / self.history_scale).flatten(1))
+        return self.condition(torch.cat(parts, dim=-1).to(self.input.weight.dtype))

@@ -1,0 +1,1 @@
+"""Learners of the state-based track: one file each."""

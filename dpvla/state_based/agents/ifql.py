@@ -1,0 +1,54 @@
+"""IFQL: IQL's values, a flow policy that imitates, and the best of N of its samples (FQL's paper, IDQL with a flow)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpvla.config import Count
+from dpvla.state_based.agents.agent import Agent, Batch, Info
+from dpvla.state_based.networks.critics import ImplicitQ, ImplicitQConfig, aggregate
+from dpvla.state_based.networks.draws import Draws
+from dpvla.state_based.networks.flow_policy import FlowPolicy, best_of, repeated
+
+
+@dataclass(frozen=True)
+class IFQLConfig(ImplicitQConfig):
+    """Adds sampling."""
+
+    samples: Count = 32  # N: actions drawn when acting, of which the one with the largest Q is taken
+    flow_steps: Count = 10  # Euler steps
+
+
+class IFQL(Agent):
+    """Two Qs, V, one flow policy."""
+
+    config: IFQLConfig
+
+    def __init__(self, config: IFQLConfig, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> None:
+        super().__init__(config, observation_dim, action_dim, seeds)
+        generators = self.generators()
+        self.values = ImplicitQ(config, observation_dim, action_dim, generators)
+        self.policy = FlowPolicy(config, observation_dim, action_dim, generators)
+
+    def loss(self, batch: Batch, draws: Draws, phase: int) -> tuple[Tensor, Info]:
+        """Values, and flow matching on all recorded actions alike."""
+        value_loss, info, _ = self.values.loss(batch)
+        policy_loss = self.policy.loss(batch, draws)
+        return value_loss + policy_loss, info | {"actor/flow": policy_loss.detach()}
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, draws: Draws, temperature: float = 1.0) -> Tensor:
+        """The best of N samples by the online Q."""
+        several = repeated(observations, self.config.samples)
+        actions = self.policy.sample(several, draws, self.config.flow_steps)
+        return best_of(
+            aggregate(self.values.critic(several, actions), self.config.clip_q), actions, self.config.samples
+        )
+
+    def update_targets(self, phase: int) -> None:
+        """The target Q follows."""
+        self.values.critic.follow()

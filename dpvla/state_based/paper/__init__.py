@@ -1,0 +1,1 @@
+"""The paper's tables: run again, compared, and how long that takes."""

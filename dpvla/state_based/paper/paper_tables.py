@@ -1,0 +1,102 @@
+"""The paper's state-based tables: what it ran, and the numbers it printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpvla.state_based.agents.registry import RECIPES
+
+TABLES = RECIPES / "paper_tables.yaml"
+"""Data file with the source of every number."""
+
+TABLE_KEYS = ("1", "2", "3", "7")
+"""The paper's tables in it."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A cell as the paper prints it; success in percent, or return."""
+
+    mean: float
+    std: float
+    after: tuple[float, float] | None = None  # mean and std after the online steps
+
+
+@dataclass(frozen=True)
+class Method:
+    """A column."""
+
+    key: str
+    title: str
+    agent: str
+    acting: Mapping[str, Any] = field(default_factory=dict)  # hyperparameters of acting that differ from training's
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """Rows are tasks, or domains whose five tasks are averaged; columns are methods."""
+
+    key: str
+    title: str
+    methods: tuple[Method, ...]
+    rows: tuple[str, ...]
+    printed: Mapping[tuple[str, str], Printed]  # by row and method; empty where the paper has nothing
+    online: bool
+    notes: tuple[str, ...]
+    options: Mapping[str, Mapping[str, tuple[str, ...]]]  # by the beginning of a task's name, then by agent
+
+    def tasks(self, row: str) -> tuple[str, ...]:
+        """The tasks behind a row: itself, or the five of a domain."""
+        if row.endswith("-v0") or not self.averages:
+            return (row,)
+        return tuple(f"{row}-singletask-task{number}-v0" for number in range(1, 6))
+
+    @property
+    def averages(self) -> bool:
+        """Whether rows are domains."""
+        return self.key == "2"
+
+    def options_of(self, task: str, agent: str) -> tuple[str, ...]:
+        """Options that this table's runs of an agent take beyond the recipe."""
+        return tuple(o for start, own in self.options.items() if task.startswith(start) for o in own.get(agent, ()))
+
+
+def in_the_paper(task: str, agent: str) -> bool:
+    """Whether a table of the paper prints a number of this agent on this task."""
+    for key in TABLE_KEYS:
+        table = read_table(key)
+        columns = [method.key for method in table.methods if method.agent == agent]
+        if any(task in table.tasks(row) and (row, column) in table.printed for row in table.rows for column in columns):
+            return True
+    return False
+
+
+def read_table(key: str, path: Path = TABLES) -> PaperTable:
+    """Table ``key`` of the data file."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    table = {str(name): value for name, value in content["tables"].items()}[key]
+    methods = tuple(Method(name, **content["methods"][name]) for name in table["columns"])
+    printed = {
+        (row, method.key): Printed(cell[0], cell[1], tuple(cell[2:4]) or None)  # type: ignore[arg-type]
+        for row, cells in table["rows"].items()
+        for method, cell in zip(methods, cells)
+    }
+    options = {
+        start: {agent: tuple(values) for agent, values in own.items()}
+        for start, own in table.get("options", {}).items()
+    }
+    return PaperTable(
+        key,
+        table["title"],
+        methods,
+        tuple(table["rows"]),
+        printed,
+        bool(table.get("online", False)),
+        tuple(table.get("notes", ())),
+        options,
+    )

@@ -1,0 +1,250 @@
+"""The grid of runs behind a table of the paper: what is there, what is missing, how long it takes, and running it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+
+from dpvla.config import ConfigError, Whole, from_dict, read_yaml, to_dict
+from dpvla.files import read_json, write_json
+from dpvla.parallel import available_cores
+from dpvla.state_based.environments.tasks import find_task, nearest
+from dpvla.state_based.paper.paper_tables import Method, PaperTable
+from dpvla.state_based.paper.time_estimate import measure_updates_per_second
+from dpvla.state_based.running.environment_workers import WorkerDied
+from dpvla.state_based.running.protocol import SEEDS, StateBasedConfig, read_task
+from dpvla.state_based.running.results import Evaluations, read_result, updates_per_second
+from dpvla.state_based.running.training_run import FREE, evaluate_acting, train_state_based
+from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
+from dpvla.training.loop import make_accelerator
+from dpvla.training.run_directory import RUN, read_run
+
+GRID = "grid.json"
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Which table, and how its runs are made. Without options: the paper's protocol with 8 seeds."""
+
+    table: Literal["1", "2", "3", "7", "small"]  # 1: ExORL; 2, 7: OGBench; 3: offline to online; small: see docs
+    out: str = "runs/reproduce"  # folder of all runs; tables share those they have in common
+    protocol: str | None = None  # YAML file with options of train_state_based.py for every run
+    only: tuple[str, ...] = ()  # rows (or what their names begin with) and methods; none: all
+    seeds: tuple[Whole, ...] = tuple(range(SEEDS))  # of every cell; more can be added later
+    seeds_per_run: Whole = 0  # seeds that train side by side in one run; 0: all of them
+    steps: Whole = 0  # offline updates; 0: the protocol's
+    online_steps: Whole = 0  # of table 3; 0: the paper's
+    eval_episodes: Whole = 0  # 0: the protocol's
+    ogbench_data: str | None = None  # none: ~/.ogbench/data
+    exorl_data: str | None = None  # none: data/exorl
+    workers: Whole = field(default_factory=available_cores)  # processes that step environments
+    dry_run: bool = False  # say what is missing and how long it would take, after a short trial of each kind
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"seeds must be given and differ, found {list(self.seeds)}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the grid that is not done."""
+
+    config: StateBasedConfig
+    begun_at: int  # updates that its newest checkpoint holds
+
+    @property
+    def updates(self) -> int:
+        """Updates still to make."""
+        return self.config.all_steps - self.begun_at
+
+
+class Grid:
+    """The runs of one table in one folder."""
+
+    def __init__(self, table: PaperTable, config: ReproduceConfig) -> None:
+        """Raises ConfigError for unknown rows or methods, or a folder with runs of another protocol."""
+        self.table, self.config = table, config
+        self.out = Path(config.out)
+        self.rows, self.methods = _selected(table, config.only)
+        self._protocol = read_yaml(StateBasedConfig, config.protocol) if config.protocol else {}
+        self._before = self._read_protocols()
+        self._refuse_other_protocol()
+
+    def config_of(self, task: str, agent: str, seeds: Sequence[int]) -> StateBasedConfig:
+        """What a run of this grid is."""
+        kind = find_task(task)
+        given: dict[str, Any] = {
+            "env": kind.name,
+            "agent": agent,
+            "seeds": list(seeds),
+            "data": self.config.ogbench_data if kind.benchmark == "OGBench" else self.config.exorl_data,
+            "options": self._options(task, agent),
+            "out": str(self._folder(task, agent) / ("seeds_" + "-".join(map(str, seeds)))),
+            "workers": self.config.workers,
+        }
+        own: dict[str, Any] = {"steps": self.config.steps, "eval_episodes": self.config.eval_episodes}
+        given |= {name: value for name, value in own.items() if value}
+        default = StateBasedConfig(env=kind.name)
+        if self.table.online:
+            given["online_steps"] = self.config.online_steps or self._protocol.get("online_steps", 1_000_000)
+        else:
+            given["online_steps"] = 0
+        merged = _merged(_merged(to_dict(default), self._protocol), given)
+        return from_dict(StateBasedConfig, merged, self.config.protocol or "the grid's options")
+
+    def _options(self, task: str, agent: str) -> list[str]:
+        """The protocol's options, and the table's own, which win."""
+        own = self.table.options_of(task, agent)
+        names = {option.partition("=")[0] for option in own}
+        given = [option for option in self._protocol.get("options", ()) if option.partition("=")[0] not in names]
+        return [*given, *own]
+
+    def results(self, task: str, agent: str) -> list[dict[str, Any]]:
+        """``result.json`` of a cell's finished runs."""
+        folders = sorted(self._folder(task, agent).glob("seeds_*"))
+        return [result for folder in folders if (result := read_result(folder)) is not None]
+
+    def evaluations(self, task: str, agent: str) -> list[dict[str, Any]]:
+        """Evaluations by step of a cell's runs, finished or not."""
+        return [Evaluations(folder).by_step for folder in sorted(self._folder(task, agent).glob("seeds_*"))]
+
+    def missing(self) -> Iterator[Run]:
+        """Runs that are not done, begun ones before new ones in each cell."""
+        for task, agent in self.cells():
+            done = {seed for result in self.results(task, agent) for seed in result["seeds"]}
+            left = [seed for seed in self.config.seeds if seed not in done]
+            groups = []
+            for folder in sorted(self._folder(task, agent).glob("seeds_*")):
+                if read_result(folder) is None and (folder / RUN).exists():
+                    begun = read_run(folder)["config"]["seeds"]
+                    if set(begun) <= set(left):
+                        groups.append(begun)
+                        left = [seed for seed in left if seed not in begun]
+            size = self.config.seeds_per_run or len(left)
+            groups += [left[start : start + size] for start in range(0, len(left), size or 1)]
+            for seeds in groups:
+                config = self.config_of(task, agent, seeds)
+                newest = latest_checkpoint(Path(config.out))
+                yield Run(config, 0 if newest is None else checkpoint_step(newest))
+
+    def run(self) -> dict[str, str]:
+        """Make all missing runs; returns those that failed, with the reason. Interrupted, the next call goes on.
+
+        Raises:
+            ConfigError: an option that no run can have; before anything is written.
+        """
+        failed: dict[str, str] = {}
+        without_data: dict[str, str] = {}
+        runs = list(self.missing())
+        for run in runs:
+            read_task(run.config)
+        write_json(self.out / GRID, self._before | self._protocols())
+        for run in runs:
+            domain = find_task(run.config.env).domain
+            if domain in without_data:
+                failed[run.config.out] = without_data[domain]
+                continue
+            print(f"== {run.config.out}", file=sys.stderr, flush=True)
+            try:
+                train_state_based(run.config)
+            except FileNotFoundError as error:
+                failed[run.config.out] = without_data[domain] = str(error)
+            except (ValueError, OSError, FloatingPointError, WorkerDied) as error:
+                failed[run.config.out] = str(error)
+        for task, method, result in self._acting():
+            config = self.config_of(task, method.agent, result["seeds"])
+            evaluate_acting(config, method.acting)
+        return failed
+
+    def estimate(self, runs: Sequence[Run]) -> Iterator[tuple[Run, float]]:
+        """Seconds of updates that each run still needs, from speeds of this folder's runs or else tried on the spot.
+
+        They come one by one: trying a kind of run takes at least four of its updates and two seconds.
+        """
+        known: dict[tuple[str, str, int], float] = {}
+        for path in self.out.glob("*/*/seeds_*"):
+            if (path / RUN).exists() and (speed := updates_per_second(path)):
+                known[_kind(from_dict(StateBasedConfig, read_run(path)["config"], str(path)))] = speed
+        accelerator: Accelerator | None = None
+        for run in runs:
+            kind = _kind(run.config)
+            if kind not in known:
+                accelerator = accelerator or make_accelerator(replace(run.config.loop, trackers=()), self.out)
+                known[kind] = measure_updates_per_second(run.config, accelerator)
+            yield run, run.updates / known[kind]
+
+    def cells(self) -> list[tuple[str, str]]:
+        """(task, agent) of every run the selected rows and methods need."""
+        tasks = [task for row in self.rows for task in self.table.tasks(row)]
+        return [(task, agent) for task in tasks for agent in dict.fromkeys(m.agent for m in self.methods)]
+
+    def _acting(self) -> Iterator[tuple[str, Method, dict[str, Any]]]:
+        for task, agent in self.cells():
+            for method in self.methods:
+                if method.agent == agent and method.acting:
+                    yield from ((task, method, result) for result in self.results(task, agent))
+
+    def _folder(self, task: str, agent: str) -> Path:
+        return self.out / task / (f"{agent}-online" if self.table.online else agent)
+
+    def _protocols(self) -> dict[str, Any]:
+        """What all runs of this folder have in common, as ``grid.json`` keeps it."""
+        names = ("steps", "eval_episodes")
+        protocol = self._protocol | {n: getattr(self.config, n) for n in names if getattr(self.config, n)}
+        online = self.config.online_steps or self._protocol.get("online_steps", 0)
+        return {"protocol": _fixed(protocol)} | ({"online_steps": online} if self.table.online else {})
+
+    def _read_protocols(self) -> dict[str, Any]:
+        """``grid.json``, while there are runs that it describes."""
+        path = self.out / GRID
+        if not path.exists() or not any(self.out.glob(f"*/*/seeds_*/{RUN}")):
+            return {}
+        before = read_json(path)
+        return before | {"protocol": _fixed(before.get("protocol", {}))}
+
+    def _refuse_other_protocol(self) -> None:
+        for name, value in self._protocols().items():
+            if self._before.get(name, value) != value:
+                raise ConfigError(
+                    f"{self.out} holds runs with {name} {self._before[name]!r}, now it is {value!r}; choose another "
+                    "--out"
+                )
+
+
+def _selected(table: PaperTable, only: Sequence[str]) -> tuple[list[str], list[Method]]:
+    """Rows and methods that the words name; all where no word names any."""
+    methods = [method for method in table.methods if method.key in only]
+    starts = [word for word in only if word not in {method.key for method in methods}]
+    for word in starts:
+        if not any(row.startswith(word) for row in table.rows):
+            near = nearest(word, [*table.rows, *(method.key for method in table.methods)])
+            raise ConfigError(f"table {table.key} has no row or method '{word}'; nearest valid name: '{near}'")
+    rows = [row for row in table.rows if not starts or row.startswith(tuple(starts))]
+    return rows, methods or list(table.methods)
+
+
+def _fixed(protocol: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The options that all runs of a folder share: not those that a run may go on without; online_steps stand apart."""
+    kept: dict[str, Any] = {}
+    for name, value in protocol.items():
+        if isinstance(value, Mapping):
+            value = _fixed(value, f"{prefix}{name}.")
+            if not value:
+                continue
+        if prefix + name not in (*FREE, "online_steps"):
+            kept[name] = value
+    return kept
+
+
+def _merged(default: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    groups = {name: _merged(default[name], value) for name, value in over.items() if isinstance(value, Mapping)}
+    return {**default, **over, **groups}
+
+
+def _kind(config: StateBasedConfig) -> tuple[str, str, int]:
+    return find_task(config.env).domain, config.agent, len(config.all_seeds)

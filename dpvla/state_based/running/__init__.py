@@ -1,0 +1,1 @@
+"""Training runs: updates, stages, environments stepped in parallel, evaluation."""

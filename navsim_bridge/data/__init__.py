@@ -1,0 +1,1 @@
+"""What a policy is trained on and asked with, from NAVSIM's files."""

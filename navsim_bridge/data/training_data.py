@@ -1,0 +1,212 @@
+"""What a training stage needs of NAVSIM's files, opened from one config: scenes, held-out scenes, reward."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from dpvla.batch import RewardFunction
+from dpvla.config import Whole
+from dpvla.parallel import available_cores
+from dpvla.training.run_directory import TrainedOn
+from navsim_bridge.data.dataset import CAMERAS, NavsimDataset
+from navsim_bridge.files.roots import DEMO_WORLD, LOGS, data_root, maps_root
+from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
+from navsim_bridge.metrics.reward import PDMReward
+from navsim_bridge.splits.coverage import Coverage, usable_scenes
+from navsim_bridge.splits.scene_filter import Split, is_named, load_split
+from navsim_bridge.splits.scenes import SceneRecord
+from navsim_bridge.splits.sensors import image_path, image_sizes
+
+LOOKED_INTO = 64
+"""Scenes whose camera files are read for a fingerprint: all of them would take hours."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Scenes to train on."""
+
+    split: str = "navtrain"  # name, or a YAML, CSV or Parquet file that lists its scenes
+    data_split: str | None = None  # folder below navsim_logs/ (default: what the split says, or that of its scenes)
+    data_root: str | None = None  # holds navsim_logs/ (default: OPENSCENE_DATA_ROOT, then the demo world)
+    maps_root: str | None = None  # holds the maps (default: NUPLAN_MAPS_ROOT, then the demo world's)
+    # what tools/cache_metrics.py wrote (default: one below DATA_ROOT/metric_cache, made if absent)
+    metric_cache: str | None = None
+    image_cache: str | None = None  # folder for images decoded once at the model's size (default: decode every time)
+    validation_logs: Whole = 0  # the last so many logs of the split are held out
+    workers: Whole = 0  # processes for reading and caching (0: one per core)
+    allow_missing: bool = False  # train on what there is, and say so, when something is missing
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Opened scenes of a split."""
+
+    split: str
+    source: NavsimDataset
+    validation: NavsimDataset | None
+    reward: RewardFunction | None
+    coverage: Coverage  # how much of the split source and validation are together
+    learns_from: str | None = None  # hash of what the metric scenes were made from whose scores are learned from
+
+    def trained_on(self, stage: str) -> TrainedOn:
+        """What to keep with weights that learn from ``source``."""
+        logs = tuple(sorted({r.log_name for r in self.source.records}))
+        of = None if self.coverage.is_whole else self.coverage.in_split
+        return TrainedOn(stage, self.split, len(self.source), logs, of)
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What ``run.yaml`` says of the data; a run that goes on must have the same ``fingerprint``."""
+        return {
+            "split": self.split,
+            "data_split": self.source.records[0].data_split,
+            "scenes": len(self.source),
+            "validation_scenes": len(self.validation) if self.validation is not None else 0,
+            **self.coverage.as_dict(),
+            "metric_scenes": self.learns_from,
+            "fingerprint": self.fingerprint,
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of what training reads: the scenes in order, their poses, speeds, commands and routes, the names and
+        sizes of their camera files, the content of those of some scenes (`LOOKED_INTO`, evenly through the split), and
+        what the reward's metric scenes were made from.
+
+        Where the data lies and when files were written is no part of it: a moved or copied data root keeps it.
+        """
+        digest = hashlib.sha256()
+        for part in (self.source, self.validation):
+            digest.update(_content(part) if part is not None else b"none")
+        digest.update(str(self.learns_from).encode())
+        return digest.hexdigest()
+
+    def __str__(self) -> str:
+        """'SPLIT (ROOT/navsim_logs/FOLDER): 32 scenes; 24 of 3 logs to train on, 8 of 1 log to validate with'."""
+        uses = [(self.source, "to train on"), (self.validation, "to validate with")]
+        parts = [f"{len(data)} of {_logs(data)} {use}" for data, use in uses if data is not None]
+        folder = self.source.data_root / LOGS / self.source.records[0].data_split
+        return f"{self.split} ({folder}): {self.coverage}; {', '.join(parts)}"
+
+
+def _logs(data: NavsimDataset) -> str:
+    count = len({r.log_name for r in data.records})
+    return f"{count} log{'s' * (count != 1)}"
+
+
+def _content(data: NavsimDataset) -> bytes:
+    """Hash of the scenes of a data set, of their camera files' names and sizes, and of the content of some."""
+    digest = hashlib.sha256()
+    for row in range(0, len(data), -(-len(data) // LOOKED_INTO)):
+        for path in data.image_paths(row):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    sizes = image_sizes(data.records, data.data_root, CAMERAS)
+    for r in data.records:
+        images = [(r.cameras[c], sizes[image_path(r, c)]) for c in CAMERAS if c in r.cameras]
+        digest.update(
+            repr((r.token, r.log_name, r.location, r.num_history, len(r.poses), r.command, r.route, images)).encode()
+        )
+        for array in (r.times_us, r.poses, r.velocity, r.acceleration):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
+
+
+def open_training_data(
+    config: DataConfig, image_size: tuple[int, int], accelerator: Accelerator, *, reward_on: str
+) -> TrainingData:
+    """Find the scenes of ``config.split``, making the demo world, image cache and metric cache where asked for; says
+    in one line which they are.
+
+    Args:
+        image_size: (width, height) the model reads.
+        reward_on: 'source' or 'validation': the scenes whose plans will be scored.
+
+    Raises:
+        FileNotFoundError, ValueError: missing or bad data; the message says which and what to do.
+    """
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            make_demo_world_if_needed(config)
+        root, maps = data_root(config.data_root), maps_root(config.maps_root)
+        workers = config.workers or available_cores()
+        split = load_split(config.split, root, config.data_split)
+        records, part = usable_scenes(split, root, CAMERAS, config.allow_missing, workers)
+        train, held_out = hold_out(records, config.validation_logs)
+        given = MetricCache(config.metric_cache) if config.metric_cache is not None else None
+        if given is not None and reward_on == "source":
+            train, part = given.usable(train, part, config.allow_missing)
+        elif given is not None and held_out:
+            held_out, part = given.usable(held_out, part, config.allow_missing)
+        source = NavsimDataset(train, root, image_size)
+        validation = NavsimDataset(held_out, root, image_size) if held_out else None
+        data = TrainingData(split.name, source, validation, None, part)
+        accelerator.print(f"data: {data}")
+        if not part.is_whole:
+            accelerator.print(f"NOT the whole split {split.name}: {part.why}")
+        for dataset in (source, validation):
+            if config.image_cache is not None and dataset is not None:
+                dataset.cache_images(config.image_cache, progress=accelerator.is_main_process)
+        scored = source if reward_on == "source" else validation
+        if scored is not None:
+            cache = given
+            if cache is None:
+                cache = own_metric_cache(split, root, maps, workers, config.allow_missing)
+            made_from = str(cache.index["data_fingerprint"]) if scored is source else None
+            data = replace(data, reward=PDMReward(cache, accelerator.device, scored.tokens), learns_from=made_from)
+    return data
+
+
+def make_demo_world_if_needed(config: DataConfig) -> None:
+    """Generate the default demo world when neither options nor environment name other data and there is none."""
+    named = config.data_root or config.maps_root or os.environ.get("OPENSCENE_DATA_ROOT")
+    if named or (DEMO_WORLD / "world.json").exists():
+        return
+    from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
+
+    print(f"no data named and no demo world in {DEMO_WORLD}: making one")
+    make_demo_world(DemoWorldConfig(root=str(DEMO_WORLD)))
+
+
+def own_metric_cache(split: Split, root: Path, maps: Path, workers: int, allow_missing: bool = False) -> MetricCache:
+    """The cache of the split below ``root``, which is made or completed first."""
+    own = root / "metric_cache"
+    if not is_named(split, root):  # lists of the same name, such as scores.csv, must not replace each other's
+        rules = hashlib.sha256(repr((split.data_split, split.scene_filter)).encode()).hexdigest()[:12]
+        return build_metric_cache(root, maps, split, own / f"{split.name}-{rules}", workers, allow_missing)
+    whole = own / f"{split.name}_all"
+    if (whole / "index.json").is_file():  # the demo world keeps one cache for a filtered and its unfiltered split
+        return up_to_date_cache(whole, load_split(whole.name, root), root, maps, workers, allow_missing)
+    return build_metric_cache(root, maps, split, own / split.name, workers, allow_missing)
+
+
+def up_to_date_cache(
+    path: Path, split: Split, root: Path, maps: Path, workers: int, allow_missing: bool = False
+) -> MetricCache:
+    """The cache at ``path`` when it is whole and its logs and maps are unchanged, else made again."""
+    try:
+        cache = MetricCache(path)
+        cache.check_sources(root, maps)
+        return cache
+    except CacheError as error:
+        print(f"making {path} again: {error}")
+        return build_metric_cache(root, maps, split, path, workers, allow_missing)
+
+
+def hold_out(records: list[SceneRecord], logs: int) -> tuple[list[SceneRecord], list[SceneRecord]]:
+    """Scenes of all but the last ``logs`` logs, and those of the last ones."""
+    names = sorted({r.log_name for r in records})
+    if not 0 <= logs < len(names):
+        raise ValueError(
+            f"validation_logs is {logs}, but the scenes lie in {len(names)} logs and one must remain to train on: ask "
+            f"for fewer, such as --validation-logs {min(1, len(names) - 1)}"
+        )
+    last = set(names[len(names) - logs :])
+    return [r for r in records if r.log_name not in last], [r for r in records if r.log_name in last]

@@ -1,0 +1,1 @@
+"""Road networks and what stands along them."""

@@ -1,0 +1,1 @@
+"""Checks of an installation, of data and of scores."""

@@ -1,0 +1,1 @@
+"""Scoring an agent over a split, and pictures of its scenes."""

@@ -1,0 +1,77 @@
+"""Scenes and plans as pictures: NAVSIM's calibration, map and objects handed to ``dpvla.report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from shapely import Point, Polygon
+
+from dpvla.files import write_atomically
+from dpvla.report.scene_picture import Array, BirdsEyeScene, Camera, DrawnPlan, draw_scene, view
+from navsim_bridge.files.logs import load_plain_pickle, log_path
+from navsim_bridge.files.roots import SENSORS
+from navsim_bridge.pdm.metric_scene import MetricScene
+from navsim_bridge.splits.scenes import SceneRecord
+
+FRONT = "CAM_F0"
+REACH = 60.0
+"""Map and objects within so many metres are drawn, unless the view goes farther."""
+
+
+def save_scene_picture(
+    path: Path | str,
+    record: SceneRecord,
+    scene: MetricScene,
+    data_root: Path | str,
+    plans: Sequence[DrawnPlan],
+    title: str,
+) -> Path:
+    """Write a PNG of the front camera and the bird's-eye view of ``record`` with ``plans`` (ego frame)."""
+    reach = max(REACH, float(np.hypot(*view(plans))))
+    figure = draw_scene(front_camera(record, data_root), birds_eye(scene, reach), plans, title)
+    return write_atomically(path, lambda file: figure.savefig(file, format="png"))
+
+
+def front_camera(record: SceneRecord, data_root: Path | str) -> Camera:
+    """The front image with its calibration; the intrinsics of the log belong to that image's own size."""
+    frames = load_plain_pickle(log_path(data_root, record.data_split, record.log_name))
+    calibration = frames[record.first_frame + record.now]["cams"][FRONT]
+    with Image.open(Path(data_root) / SENSORS / record.data_split / record.cameras[FRONT]) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return Camera(
+        pixels,
+        np.asarray(calibration["cam_intrinsic"], dtype=np.float64),
+        np.asarray(calibration["sensor2lidar_rotation"], dtype=np.float64),
+        np.asarray(calibration["sensor2lidar_translation"], dtype=np.float64),
+    )
+
+
+def birds_eye(scene: MetricScene, reach: float = REACH) -> BirdsEyeScene:
+    """Map polygons and the objects of t = 0 within ``reach`` [m] of the ego vehicle's rear axle, in its frame."""
+    origin = scene.ego_state[:3]
+    ego = Point(0, 0)
+    areas: list[tuple[str, list[Array]]] = []
+    for index, layer in enumerate(scene.polygon_types):
+        first, last = scene.polygon_ring_offsets[index : index + 2]
+        rings: list[Array] = [
+            _to_ego(scene.vertices[scene.ring_offsets[ring] : scene.ring_offsets[ring + 1]], origin)
+            for ring in range(first, last)
+        ]
+        if Polygon(rings[0]).distance(ego) < reach:  # 0 inside, else to the nearest edge: vertices may be far away
+            areas.append((layer, rings))
+    rows = slice(scene.frame_offsets[0], scene.frame_offsets[1])
+    boxes = scene.object_boxes[rows].copy()
+    boxes[:, :2] = _to_ego(boxes[:, :2], origin)
+    boxes[:, 2] -= origin[2]
+    near = np.hypot(boxes[:, 0], boxes[:, 1]) < reach + boxes[:, 3:].max(axis=1, initial=0)
+    kinds = [scene.track_types[track] for track in scene.object_track[rows][near]]
+    return BirdsEyeScene(areas, boxes[near], kinds, _to_ego(scene.centerline[:, :2], origin))
+
+
+def _to_ego(points: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:
+    cos, sin = np.cos(origin[2]), np.sin(origin[2])
+    return (points - origin[:2]) @ np.array([[cos, -sin], [sin, cos]])

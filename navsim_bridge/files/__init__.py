@@ -1,0 +1,1 @@
+"""Every file format of NAVSIM and nuPlan, read safely."""

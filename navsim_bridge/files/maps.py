@@ -1,0 +1,356 @@
+"""The vector map of one location: lanes, roadblocks and polygons, with spatial queries; the devkit is not needed.
+
+What scoring and planning need is read at once, as flat arrays (`map_tables`); other layers when they are first asked
+for. Objects such as `Lane` are cut out of the arrays on demand and kept. Several processes share one city through
+files that they map into memory (`share_maps`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from navsim_bridge.files.map_tables import NONE, Arrays, MapError, MapFile, Table, lines_with_headings, rows_near
+from navsim_bridge.files.on_demand import ById, ByRow
+from navsim_bridge.files.ragged import ranges
+from navsim_bridge.files.roots import MAP_INDEX
+
+LAYERS = ("ROADBLOCK", "LANE", "LANE_CONNECTOR", "INTERSECTION", "CARPARK_AREA", "ROADBLOCK_CONNECTOR")
+"""Layers of polygons that are read with the map; the others of `map_tables.POLYGON_TABLES` when asked for."""
+STOP_LINE_TYPES = ("pedestrian crossing", "stop sign", "traffic light", "turn stop", "yield", "unknown")
+"""Names of `VectorMap.stop_line_types`."""
+_GRAPH = "graph"
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """One polygon as open rings (first vertex not repeated): outline first, then holes."""
+
+    token: str
+    layer: str  # name from map_tables.POLYGON_TABLES
+    ring_sizes: tuple[int, ...]
+    vertices: NDArray[np.float64]  # (vertex, 2) [m]
+
+    def shape(self) -> shapely.Polygon:
+        """The same for shapely."""
+        rings = np.split(self.vertices, np.cumsum(self.ring_sizes)[:-1])
+        return shapely.Polygon(rings[0], rings[1:])
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A lane or lane connector."""
+
+    id: str
+    block: str  # roadblock or roadblock connector it lies in; '' where the map names none
+    is_connector: bool
+    speed_limit: float  # [m/s]; NaN where the map has none
+    incoming: tuple[str, ...]  # lanes that lead here
+    outgoing: tuple[str, ...]  # lanes that follow
+    baseline: NDArray[np.float64]  # (point, 3) x, y [m], heading [rad] towards the next point
+    index: int | None = None  # place in its roadblock, 0 is leftmost; connectors have none
+    left_boundary: str | None = None  # key of VectorMap.boundaries
+    right_boundary: str | None = None
+    stop_lines: tuple[str, ...] = ()  # of a connector's traffic light, as listed; see VectorMap.stop_lines_of
+
+
+@dataclass(frozen=True)
+class Block:
+    """A roadblock (lane group) or roadblock connector (lane-group connector)."""
+
+    id: str
+    is_connector: bool
+    lanes: tuple[str, ...]
+    incoming: tuple[str, ...]
+    outgoing: tuple[str, ...]
+    intersection: str | None = None  # of a connector
+
+
+class VectorMap:
+    """One location's map. The file is read on construction, or arrays that another process has put into files."""
+
+    def __init__(self, path: Path | str, location: str, shared: Path | None = None) -> None:
+        """Read the map.
+
+        Args:
+            path: GeoPackage.
+            location: its name.
+            shared: folder that `share_maps` wrote for this location, to be mapped instead of reading the file.
+
+        Raises:
+            FileNotFoundError, MapError: naming file, layer and column.
+        """
+        self.path, self.location = Path(path), location
+        self._shared = shared
+        self._graph = self._arrays(_GRAPH, lambda file: file.graph())
+        self._layers = {layer: self._arrays(layer, self._layer_reader(layer)) for layer in LAYERS}
+        self._rows: dict[str, dict[str, list[int]]] = {}  # layer -> id -> its polygons
+        self.polygons: Mapping[str, Sequence[Polygon]] = _Layers(self)
+        """Layer -> its polygons, in table order."""
+        self.lanes: Mapping[str, Lane] = ById(self._graph["lane.id"], self._lane)
+        """Id -> lane or lane connector; lanes first, each in table order."""
+        self.blocks: Mapping[str, Block] = ById(self._graph["block.id"], self._block)
+        """Id -> roadblock or roadblock connector; roadblocks first, each in table order."""
+
+    def near(self, layer: str, x: float, y: float, radius: float) -> list[Polygon]:
+        """Polygons of ``layer`` that touch the square of half-width ``radius`` around a point, in table order.
+
+        A square, not a disc: that is what the devkit's proximity query takes.
+        """
+        arrays = self.layer(layer)
+        box = (x - radius, y - radius, x + radius, y + radius)
+        rows = rows_near(arrays, box)
+        bounds = arrays["bounds"][rows]
+        inside = np.array(((bounds[:, :2] >= box[:2]) & (bounds[:, 2:] <= box[2:])).all(axis=1))
+        square = shapely.box(*box)
+        shapely.prepare(square)
+        inside[~inside] = shapely.intersects(square, self._cut_shapes(arrays, rows[~inside]))
+        polygons = self.polygons[layer]
+        return [polygons[row] for row in rows[inside].tolist()]
+
+    def at(self, layer: str, x: float, y: float) -> list[Polygon]:
+        """Polygons of ``layer`` that hold the point, edges included, in table order."""
+        arrays = self.layer(layer)
+        rows = rows_near(arrays, (x, y, x, y))
+        rows = rows[shapely.intersects_xy(self._cut_shapes(arrays, rows), x, y)]
+        polygons = self.polygons[layer]
+        return [polygons[row] for row in rows.tolist()]
+
+    def lanes_at(self, x: float, y: float) -> list[Lane]:
+        """Lanes and connectors whose polygon holds the point, in table order."""
+        return [self.lanes[polygon.token] for layer in ("LANE", "LANE_CONNECTOR") for polygon in self.at(layer, x, y)]
+
+    def shapes(self, layer: str) -> NDArray[np.object_]:
+        """shapely polygons of a layer, parallel to ``polygons[layer]``; for pictures."""
+        arrays = self.layer(layer)
+        return self._cut_shapes(arrays, np.arange(len(arrays["id"])))
+
+    def drivable(self, x: float, y: float, radius: float) -> list[Polygon]:
+        """What the devkit's drivable-area map holds around a point.
+
+        Roadblocks, their lanes, the lanes of roadblock connectors (not the connectors' own polygons),
+        intersections and car parks. Lanes come with their roadblock even where they are further away.
+        """
+        blocks = self.near("ROADBLOCK", x, y, radius)
+        connectors = self.near("ROADBLOCK_CONNECTOR", x, y, radius)
+        lanes = [p for block in (*blocks, *connectors) for i in self.blocks[block.token].lanes for p in self.areas(i)]
+        areas = [p for layer in ("INTERSECTION", "CARPARK_AREA") for p in self.near(layer, x, y, radius)]
+        return blocks + lanes + areas
+
+    def areas(self, lane: str) -> tuple[Polygon, ...]:
+        """The polygons (nearly always one) of a lane or connector; raises MapError when the map has none."""
+        layer = "LANE_CONNECTOR" if self.lanes[lane].is_connector else "LANE"
+        polygons = self.polygons_of(layer, lane)
+        if not polygons:
+            raise MapError(f"{self.path}: lane {lane} has no polygon in layer {layer}")
+        return polygons
+
+    def polygons_of(self, layer: str, token: str) -> tuple[Polygon, ...]:
+        """The polygons of an object of ``layer``; none where there is no such object."""
+        if layer not in self._rows:
+            rows = self._rows[layer] = {}
+            for row, i in enumerate(self.layer(layer)["id"].tolist()):
+                rows.setdefault(str(i), []).append(row)
+        return tuple(self.polygons[layer][row] for row in self._rows[layer].get(token, ()))
+
+    @cached_property
+    def boundaries(self) -> Mapping[str, NDArray[np.float64]]:
+        """Id -> (point, 2) line [m]: borders of lanes, connectors and roadblocks. Read when first asked for."""
+        table = self.read_table("boundaries")
+        lines = table.shapes
+        return ById(table.fids, lambda row: shapely.get_coordinates(lines[row]))
+
+    @cached_property
+    def stop_line_types(self) -> Mapping[str, int]:
+        """Id of a polygon of layer STOP_LINE -> index into `STOP_LINE_TYPES`. Read when first asked for."""
+        table = self.read_table("stop_polygons")
+        return dict(zip(map(str, table.fids), table.references("stop_polygon_type_fid").tolist()))
+
+    def stop_lines_of(self, lane: str) -> list[Polygon]:
+        """Polygons of the stop lines at which a connector's traffic light holds; none for lanes.
+
+        As in the devkit: of the listed ones those that the connector's base line crosses, else the one nearest to
+        its start.
+        """
+        of_lane = self.lanes[lane]
+        polygons = [p for i in of_lane.stop_lines for p in self.polygons_of("STOP_LINE", i)]
+        if not polygons:
+            return []
+        areas = [shapely.Polygon(p.vertices[: p.ring_sizes[0]]) for p in polygons]
+        crossed = shapely.intersects(areas, shapely.linestrings(of_lane.baseline[:, :2]))
+        if crossed.any():
+            return [p for p, is_crossed in zip(polygons, crossed) if is_crossed]
+        return [polygons[int(np.argmin(shapely.distance(areas, shapely.points(of_lane.baseline[0, :2]))))]]
+
+    def read_table(self, table: str) -> Table:
+        """Any layer of the file, by the table's name."""
+        return self._file.table(table)
+
+    def layer(self, layer: str) -> Arrays:
+        """The arrays of a layer, see `map_tables.polygon_arrays`."""
+        if layer not in self._layers:
+            self._layers[layer] = self._layer_reader(layer)(self._file)
+        return self._layers[layer]
+
+    def share(self, folder: Path) -> None:
+        """Write the arrays to ``folder``, for other processes to map."""
+        for group, arrays in ((_GRAPH, self._graph), *self._layers.items()):
+            (folder / group).mkdir(parents=True, exist_ok=True)
+            for name, array in arrays.items():
+                np.save(folder / group / f"{name}.npy", array, allow_pickle=False)
+
+    @cached_property
+    def _file(self) -> MapFile:
+        return MapFile(self.path)
+
+    @staticmethod
+    def _layer_reader(layer: str) -> Callable[[MapFile], Arrays]:
+        return lambda file: file.polygons(layer)
+
+    def _arrays(self, group: str, read: Callable[[MapFile], Arrays]) -> Arrays:
+        if self._shared is None:
+            return read(self._file)
+        files = (self._shared / group).glob("*.npy")
+        return {f.stem: np.asarray(np.load(f, mmap_mode="r", allow_pickle=False)) for f in files}
+
+    def _polygon(self, layer: str, row: int) -> Polygon:
+        a = self.layer(layer)
+        ends = a["vertex"][a["ring"][row] : a["ring"][row + 1] + 1]
+        return Polygon(str(a["id"][row]), layer, tuple(np.diff(ends).tolist()), a["xy"][ends[0] : ends[-1]])
+
+    @staticmethod
+    def _cut_shapes(arrays: Arrays, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+        """shapely polygons of some rows."""
+        firsts, lasts = arrays["ring"][rows], arrays["ring"][rows + 1]
+        rings = ranges(firsts, lasts - firsts)
+        sizes = np.diff(arrays["vertex"])[rings] if len(rings) else np.zeros(0, dtype=np.int64)
+        points = arrays["xy"][ranges(arrays["vertex"][rings], sizes)]
+        lines = shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), sizes))
+        return np.asarray(shapely.polygons(lines, indices=np.repeat(np.arange(len(rows)), lasts - firsts)))
+
+    def _links(self, name: str, row: int) -> tuple[str, ...]:
+        first, last = self._graph[f"{name}.at"][row]
+        return tuple(map(str, self._graph[name][first:last].tolist()))
+
+    def _lane(self, row: int) -> Lane:
+        g = self._graph
+        first, last = g["lane.baseline"][row]
+        index = int(g["lane.index"][row])
+        lane = str(g["lane.id"][row])
+        if first == NONE:
+            raise MapError(f"{self.path}: layer baseline_paths has no line for lane {lane}")
+        return Lane(
+            id=lane,
+            block=_reference(g["lane.block"][row]) or "",
+            is_connector=bool(row >= g["lane.lanes"][0]),
+            speed_limit=float(g["lane.speed_limit"][row]),
+            incoming=self._links("lane.incoming", row),
+            outgoing=self._links("lane.outgoing", row),
+            baseline=g["baseline.points"][first:last],
+            index=None if index == NONE else index,
+            left_boundary=_reference(g["lane.left"][row]),
+            right_boundary=_reference(g["lane.right"][row]),
+            stop_lines=self._links("lane.stop_line", row),
+        )
+
+    def _block(self, row: int) -> Block:
+        g = self._graph
+        return Block(
+            id=str(g["block.id"][row]),
+            is_connector=bool(row >= g["block.groups"][0]),
+            lanes=self._links("block.lane", row),
+            incoming=self._links("block.incoming", row),
+            outgoing=self._links("block.outgoing", row),
+            intersection=_reference(g["block.intersection"][row]),
+        )
+
+
+class _Layers(Mapping[str, Sequence[Polygon]]):
+    """Polygons by layer; a layer that is not read with the map is read when first asked for."""
+
+    def __init__(self, of: VectorMap) -> None:
+        self._of = of
+        self._made: dict[str, ByRow[Polygon]] = {}
+
+    def __getitem__(self, layer: str) -> ByRow[Polygon]:
+        if layer not in self._made:
+            self._made[layer] = ByRow(len(self._of.layer(layer)["id"]), lambda row: self._of._polygon(layer, row))
+        return self._made[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(LAYERS)
+
+    def __len__(self) -> int:
+        return len(LAYERS)
+
+
+def open_map(maps_root: Path | str, location: str) -> VectorMap:
+    """The map of a location, read once per process, or mapped where `use_shared_maps` names a folder that has it.
+
+    Raises FileNotFoundError when the index or the map is missing, MapError when the location is not in the index.
+    """
+    return _kept_map(Path(maps_root).resolve(), location)
+
+
+def map_path(maps_root: Path | str, location: str) -> Path:
+    """The file of a location's map; errors as `open_map`."""
+    root = Path(maps_root).resolve()
+    index = root / MAP_INDEX
+    if not index.is_file():
+        raise FileNotFoundError(f"no map index {index}; --maps-root should hold it")
+    try:
+        version = json.loads(index.read_text(encoding="utf-8"))[location]["version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise MapError(f"{index}: expected a version for {location} ({type(error).__name__}: {error})") from None
+    path = root / location / version / "map.gpkg"
+    if not path.is_file():
+        raise FileNotFoundError(f"no map {path}")
+    return path
+
+
+def share_maps(maps_root: Path | str, locations: Iterable[str], folder: Path) -> None:
+    """Read maps and write their arrays below ``folder``, for processes that call `use_shared_maps` with it.
+
+    A city takes about half of its GeoPackage's size there and, since the processes map the same files, once in
+    memory however many they are.
+    """
+    for location in locations:
+        VectorMap(map_path(maps_root, location), location).share(folder / location)
+
+
+def use_shared_maps(maps_root: Path | str, folder: Path) -> None:
+    """Let `open_map` of this process map what `share_maps` wrote."""
+    _SHARED[Path(maps_root).resolve()] = folder
+
+
+_SHARED: dict[Path, Path] = {}
+
+
+@lru_cache(maxsize=8)
+def _kept_map(root: Path, location: str) -> VectorMap:
+    shared = _SHARED[root] / location if root in _SHARED else None
+    return VectorMap(map_path(root, location), location, shared if shared and shared.is_dir() else None)
+
+
+def with_headings(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(point, 3): the points of a line with the heading towards the next one; the last repeats its neighbour's."""
+    return lines_with_headings(points[:, :2], np.array([0, len(points)]))
+
+
+def flatten(polygons: Sequence[Polygon]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Ring offsets of the polygons, vertex offsets of the rings, vertices: the layout of `MetricScene`."""
+    rings = np.cumsum([0] + [len(p.ring_sizes) for p in polygons], dtype=np.int64)
+    sizes = np.cumsum([0] + [size for p in polygons for size in p.ring_sizes], dtype=np.int64)
+    return rings, sizes, np.concatenate([p.vertices for p in polygons]) if polygons else np.zeros((0, 2))
+
+
+def _reference(value: Any) -> str | None:
+    return None if value == NONE else str(value)

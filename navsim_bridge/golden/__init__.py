@@ -1,0 +1,1 @@
+"""Readers of reference results of the official code, and comparisons with them."""

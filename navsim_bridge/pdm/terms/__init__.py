@@ -1,0 +1,1 @@
+"""Sub-scores of the PDM family, each batched over scenes and candidates."""

@@ -1,0 +1,1 @@
+"""Which scenes a split holds, and what of them is there."""

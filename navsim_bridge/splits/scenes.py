@@ -1,0 +1,226 @@
+"""Scenes of a split: windows of log frames with what agents and the dataset need of them."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpvla.parallel import run_jobs
+from navsim_bridge.files.logs import Log, list_logs, log_path, open_log
+from navsim_bridge.splits.scene_filter import SceneFilter, Split
+from navsim_bridge.splits.shard import Shard
+
+NUM_POSES = 8
+"""Poses of a plan, 0.5 s apart."""
+LOGS_PER_PROCESS = 50
+"""Fewer logs are not worth another process."""
+PRELOAD = ("navsim_bridge.metric_cache.cache",)
+"""What worker processes need; imported once for all of them."""
+
+ASK_FOR_THE_REST = "{}, or ask for the rest (--allow-missing, where the tool has it)."
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Scenes that a split or a shard of it selects, and what is known of the split's others."""
+
+    records: list[SceneRecord]  # ordered by log name and time
+    scenes: int | None  # of the split, over all shards; None: a shard that has looked at its own logs alone
+    absent: tuple[str, ...]  # tokens of the split that no log has; none where logs were left unread
+    logs: list[str]  # of the split, those that there are, sorted
+
+
+@dataclass(frozen=True)
+class SceneRecord:
+    """One scene without its images, boxes and map; poses of the rear axle in the global frame."""
+
+    token: str  # of the frame at t = 0
+    log_name: str
+    data_split: str
+    location: str  # map
+    first_frame: int  # index in the log of the first history frame
+    num_history: int  # frames up to and including t = 0
+    times_us: NDArray[np.int64]  # (frame,) history and future
+    poses: NDArray[np.float64]  # (frame, 3) x, y [m], heading [rad]
+    velocity: NDArray[np.float64]  # (2,) at t = 0, ego axes [m/s]
+    acceleration: NDArray[np.float64]  # (2,) at t = 0, ego axes [m/s^2]
+    command: int  # index into dpvla.batch.COMMANDS
+    route: tuple[str, ...]  # roadblock ids
+    cameras: dict[str, str]  # camera -> path below sensor_blobs/<data_split>, at t = 0
+
+    @property
+    def now(self) -> int:
+        """Index of t = 0 among the frames."""
+        return self.num_history - 1
+
+    @property
+    def pose(self) -> NDArray[np.float64]:
+        """(3,) global pose at t = 0."""
+        return self.poses[self.now]
+
+    def relative_poses(self, frames: slice | Sequence[int]) -> NDArray[np.float64]:
+        """(frame, 3) poses of ``frames`` in the ego frame at t = 0, float64, headings in [-pi, pi)."""
+        return relative(self.poses[frames], self.pose)
+
+    def plan(self) -> NDArray[np.float64]:
+        """(8, 3) what the recorded driver did, in the ego frame.
+
+        Raises ValueError when the scene has fewer than 8 future frames.
+        """
+        future = self.relative_poses(slice(self.num_history, self.num_history + NUM_POSES))
+        if len(future) < NUM_POSES:
+            raise ValueError(
+                f"scene {self.token} of log {self.log_name} has {len(future)} future frames; a recorded plan needs "
+                f"{NUM_POSES}: use a split with num_future_frames >= {NUM_POSES}"
+            )
+        return future
+
+
+def relative(poses: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Poses (..., 3) in the frame of ``origin`` (3,): rotated differences, heading wrapped to [-pi, pi)."""
+    dx, dy = poses[..., 0] - origin[0], poses[..., 1] - origin[1]
+    cos, sin = np.cos(-origin[2]), np.sin(-origin[2])
+    heading = np.mod(poses[..., 2] - origin[2] + np.pi, 2 * np.pi) - np.pi
+    return np.stack([dx * cos - dy * sin, dx * sin + dy * cos, heading], axis=-1)
+
+
+def select_logs(split: Split, data_root: Path | str, allow_missing: bool = False) -> list[str]:
+    """Names of the logs that a split looks at, sorted.
+
+    Raises FileNotFoundError when logs that it names are missing, with their count, unless ``allow_missing``.
+    """
+    there, wanted = list_logs(data_root, split.data_split), split.scene_filter.log_names
+    if wanted is None:
+        return there
+    missing = sorted(set(wanted) - set(there))
+    if missing:
+        found = (
+            f"split {split.name}: {len(missing)} of {len(wanted)} logs are not in "
+            f"{log_path(data_root, split.data_split, '*').parent}, first {missing[0]}"
+        )
+        if not allow_missing:
+            raise FileNotFoundError(f"{found}. {ASK_FOR_THE_REST.format('Get them')}")
+        print(f"{found}; they are left out", file=sys.stderr)
+    return sorted(set(wanted) & set(there))
+
+
+def select_scenes(
+    split: Split, data_root: Path | str, allow_missing: bool = False, workers: int = 1, shard: Shard | None = None
+) -> list[SceneRecord]:
+    """The records of `find_scenes`, with its arguments and errors."""
+    return find_scenes(split, data_root, allow_missing, workers, shard).records
+
+
+def find_scenes(
+    split: Split, data_root: Path | str, allow_missing: bool = False, workers: int = 1, shard: Shard | None = None
+) -> Selection:
+    """The scenes of a split, ordered by log name and time.
+
+    Windows are cut as the devkit cuts them; a log's windows start at frame 0 and every ``frame_interval``. Reading
+    stops at the log that has the last of ``max_scenes``: which tokens of a split are in no log is then known only if
+    that was the last log.
+
+    Args:
+        split: from `load_split`.
+        data_root: folder with `navsim_logs/`.
+        allow_missing: say on stderr which named logs or tokens are missing, and go on with the rest.
+        workers: processes that read logs.
+        shard: only the scenes of this part of `select_logs`, maybe none; without ``max_scenes`` it cannot tell
+            whether every token of the split is there.
+
+    Raises:
+        FileNotFoundError: logs named by the split are missing, with their count.
+        ValueError: tokens of the split are in no log that there is (with counts), a token names two scenes, or no
+            scene is left.
+    """
+    names = select_logs(split, data_root, allow_missing)
+    limit = split.scene_filter.max_scenes
+    mine = names if shard is None else shard.take(names)
+    records: list[SceneRecord] = []
+    to_read, read = names if limit is not None else mine, 0  # the first so many of a split are those of all its logs
+    for found in _windows_of_logs(split, data_root, to_read, workers):
+        records += found
+        read += 1
+        if limit is not None and len(records) >= limit:
+            break
+    there = {r.token for r in records}
+    records = records[:limit]
+    twice = [token for token, count in Counter(r.token for r in records).items() if count > 1]
+    if twice:
+        logs = sorted({r.log_name for r in records if r.token == twice[0]})
+        raise ValueError(f"split {split.name}: token {twice[0]} names two scenes, in {' and '.join(logs)}")
+    tokens = (split.scene_filter.tokens or ()) if read == len(names) else ()
+    absent = tuple(token for token in tokens if token not in there)
+    if absent:
+        lack = (
+            f"split {split.name}: {len(absent)} of {len(tokens)} scenes are in no log below {data_root} (or no window "
+            f"of the split starts there), first {absent[0]}"
+        )
+        if not allow_missing:
+            raise ValueError(f"{lack}. {ASK_FOR_THE_REST.format('Get the missing logs')}")
+        print(f"{lack}; they are left out", file=sys.stderr)
+    if shard is not None:
+        in_shard = set(mine)
+        scenes = len(records) if limit is not None else None
+        return Selection([r for r in records if r.log_name in in_shard], scenes, absent, names)
+    if not records:
+        raise ValueError(f"split {split.name} selects no scene from {len(names)} logs below {data_root}")
+    return Selection(records, len(records), absent, names)
+
+
+def windows(log: Log, data_split: str, rules: SceneFilter) -> Iterator[SceneRecord]:
+    """The scenes that ``rules`` cut from one log (``log_names`` and ``max_scenes`` are not looked at)."""
+    tokens = None if rules.tokens is None else set(rules.tokens)
+    for first in range(0, len(log) - rules.num_frames + 1, rules.step):
+        now = first + rules.num_history_frames - 1
+        if rules.has_route and not log.routes[now]:
+            continue
+        if tokens is not None and log.tokens[now] not in tokens:
+            continue
+        yield record(log, data_split, first, rules.num_history_frames, rules.num_future_frames)
+
+
+def record(log: Log, data_split: str, first: int, num_history: int, num_future: int) -> SceneRecord:
+    """The scene of ``log`` whose first history frame has index ``first``."""
+    now, frames = first + num_history - 1, slice(first, first + num_history + num_future)
+    return SceneRecord(
+        token=log.tokens[now],
+        log_name=log.name,
+        data_split=data_split,
+        location=log.locations[now],
+        first_frame=first,
+        num_history=num_history,
+        times_us=log.times_us[frames],
+        poses=log.poses[frames],
+        velocity=log.velocities[now],
+        acceleration=log.accelerations[now],
+        command=int(log.commands[now]),
+        route=log.routes[now],
+        cameras=log.cameras[now],
+    )
+
+
+def by_log(records: Sequence[SceneRecord]) -> dict[tuple[str, str], list[SceneRecord]]:
+    """Records grouped by (data split, log name), in order of first appearance."""
+    groups: dict[tuple[str, str], list[SceneRecord]] = {}
+    for r in records:
+        groups.setdefault((r.data_split, r.log_name), []).append(r)
+    return groups
+
+
+def _windows_of_logs(
+    split: Split, data_root: Path | str, names: Sequence[str], workers: int
+) -> Iterator[list[SceneRecord]]:
+    jobs = [(Path(data_root), split.data_split, split.scene_filter, name) for name in names]
+    workers = min(workers, len(names) // LOGS_PER_PROCESS)
+    yield from run_jobs(_read_windows, jobs, workers, in_order=True, preload=PRELOAD)
+
+
+def _read_windows(data_root: Path, data_split: str, rules: SceneFilter, name: str) -> list[SceneRecord]:
+    return list(windows(open_log(log_path(data_root, data_split, name)), data_split, rules))

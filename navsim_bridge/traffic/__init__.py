@@ -1,0 +1,1 @@
+"""Where other road users are during a plan."""

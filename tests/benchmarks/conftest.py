@@ -1,0 +1,28 @@
+"""Shared by the tests of the PDM score."""
+
+import importlib.util
+import sys
+
+import pytest
+
+from tests.paths import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def load_benchmark():
+    """Import a file of benchmarks/ by name, as if run from there."""
+    loaded = []
+
+    def load(name):
+        specification = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[name] = module
+        loaded.append(name)
+        specification.loader.exec_module(module)
+        return module
+
+    yield load
+    for name in loaded:
+        del sys.modules[name]

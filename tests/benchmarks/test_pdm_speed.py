@@ -1,0 +1,61 @@
+"""The speed benchmark as its users run it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests.paths import GOLDEN_V1
+
+FIXTURES = sorted(GOLDEN_V1.glob("*.npz"))
+
+
+@pytest.fixture(scope="module")
+def speed(load_benchmark):
+    return load_benchmark("pdm_speed")
+
+
+@pytest.fixture
+def golden(tmp_path):
+    for path in FIXTURES[:2]:
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def test_rows_are_measured_printed_and_written(speed, golden, capsys):
+    threads = torch.get_num_threads()
+    out = golden / "new" / "speed.json"
+    try:
+        status = speed.main(["--golden", str(golden), "--rows", "1x3", "5x2", "--seconds", "0.01", "--json", str(out)])
+        assert status == 0 and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    rows = json.loads(out.read_text())
+    assert [(row["scenes"], row["candidates"]) for row in rows] == [(1, 3), (5, 2)]
+    for row in rows:
+        assert row["device"] == "cpu" and row["plans_per_s"] > 0 and row["peak_memory_mb"] > row["packed_scenes_mb"]
+        assert set(row["share"]) == {"simulate", "areas", "collision", "ttc", "comfort", "other"}
+        assert sum(row["share"].values()) == pytest.approx(1.0) and min(row["share"].values()) > 0
+    assert "simulate / areas / collision / ttc / comfort" in capsys.readouterr().out
+
+
+def test_measuring_the_stages_leaves_the_score_as_it_was(speed):
+    files = [speed.read_golden(path) for path in FIXTURES[:1]]
+    batch = speed.SceneBatch.from_scenes([file.scene for file in files])
+    before = {name: getattr(speed.score, name) for name in speed.STAGES.values()}
+    speed.stage_shares(batch, torch.from_numpy(files[0].proposals)[None], "cpu")
+    assert before == {name: getattr(speed.score, name) for name in speed.STAGES.values()}
+
+
+@pytest.mark.parametrize("rows", [["24"], ["0x24"], ["axb"], ["1x2x3"]])
+def test_odd_sizes_are_refused(speed, golden, capsys, rows):
+    with pytest.raises(SystemExit):
+        speed.main(["--golden", str(golden), "--rows", *rows, "--json", str(golden / "x.json")])
+    assert "120x24" in capsys.readouterr().err
+
+
+def test_an_empty_directory_is_refused(speed, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        speed.main(["--golden", str(tmp_path), "--json", str(tmp_path / "x.json")])
+    assert "no .npz files" in capsys.readouterr().err

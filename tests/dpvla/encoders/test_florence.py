@@ -1,0 +1,299 @@
+"""The Florence-2 encoder against transformers' full model, saved locally at tiny size."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BartConfig, Florence2Config, Florence2ForConditionalGeneration
+
+from dpvla.batch import COMMANDS
+from dpvla.encoders.florence import (
+    COMMAND_PHRASES,
+    FlorenceEncoder,
+    tiny_florence_config,
+    tiny_tokenizer,
+    tokenise_commands,
+)
+from dpvla.encoders.florence_checkpoint import pretrained_florence, tiny_florence
+
+SIZE = (64, 64)
+OPTIONS = {"image_size": SIZE, "num_cameras": 3}
+
+
+@pytest.fixture(scope="module")
+def full_model():
+    torch.manual_seed(0)
+    return Florence2ForConditionalGeneration(tiny_florence_config()).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(full_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("florence")
+    full_model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _copy(folder, target):
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def _images(scenes: int = 4):
+    return torch.randint(0, 256, (scenes, 3, 3, SIZE[1], SIZE[0]), dtype=torch.uint8)
+
+
+@torch.no_grad()
+def test_the_encoder_equals_the_full_models(full_model, checkpoint):
+    encoder = pretrained_florence(str(checkpoint), None, **OPTIONS).eval()
+    images, command = _images(), torch.arange(4)
+    tokens, mask = encoder(images, command)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    tokenizer = tiny_tokenizer()
+    for scene in range(4):
+        pixels = (images[scene].float() / 255 - mean) / std
+        features = full_model.model.get_image_features(pixels).pooler_output.flatten(0, 1)
+        words = torch.tensor(tokenizer(COMMAND_PHRASES[scene])["input_ids"])
+        inputs = torch.cat([features, full_model.get_input_embeddings()(words)])[None]
+        expected = full_model.model.language_model.encoder(inputs_embeds=inputs).last_hidden_state[0]
+        assert mask[scene].sum().item() == len(expected)
+        torch.testing.assert_close(tokens[scene][mask[scene]], expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_sharded_checkpoint_loads_the_same(full_model, checkpoint, tmp_path):
+    full_model.save_pretrained(tmp_path, max_shard_size="1MB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    whole = pretrained_florence(str(checkpoint), None, **OPTIONS).state_dict()
+    sharded = pretrained_florence(str(tmp_path), None, **OPTIONS).state_dict()
+    assert whole.keys() == sharded.keys()
+    assert all(torch.equal(whole[key], sharded[key]) for key in whole)
+
+
+def test_missing_and_unexpected_keys_are_named(checkpoint, tmp_path):
+    folder = _copy(checkpoint, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.vision_tower.extra.weight"] = tensors.pop("model.vision_tower.convs.0.conv.weight")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"1 keys missing.*vision_tower\.convs\.0\.conv\.weight.*1 unexpected"):
+        pretrained_florence(str(folder), None, **OPTIONS)
+
+
+EMBEDDING = "text_encoder.embed_tokens.weight"
+
+
+def _stored(folder, change):
+    """The checkpoint in ``folder`` with its tensors changed by ``change``."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("shared",),
+        ("encoder.embed_tokens",),
+        ("decoder.embed_tokens",),
+        ("shared", "encoder.embed_tokens"),
+        ("encoder.embed_tokens", "decoder.embed_tokens", "shared"),
+    ],
+)
+@torch.no_grad()
+def test_the_word_embedding_is_read_as_transformers_reads_it(checkpoint, tmp_path, names, capsys):
+    """Whatever tied names it stands under, and where they differ: the encoder's own."""
+    folder = _copy(checkpoint, tmp_path)
+
+    def change(tensors):
+        stored = tensors.pop("model.language_model.shared.weight")
+        for place, name in enumerate(names):
+            tensors[f"model.language_model.{name}.weight"] = stored + place
+
+    source = _stored(folder, change)
+    ours = pretrained_florence(source, None, **OPTIONS)
+    theirs = Florence2ForConditionalGeneration.from_pretrained(source).model.language_model.encoder
+    assert torch.equal(ours.state_dict()[EMBEDDING], theirs.embed_tokens.weight)
+    assert ("differs from" in capsys.readouterr().err) == (len(names) > 1)
+
+
+def test_two_tensors_for_one_weight_are_refused(checkpoint, tmp_path):
+    def change(tensors):
+        tensors["vision_tower.convs.0.conv.weight"] = 2 * tensors["model.vision_tower.convs.0.conv.weight"]
+
+    with pytest.raises(ValueError, match=r"vision_tower\.convs\.0\.conv\.weight .*both meant for the same weight"):
+        pretrained_florence(_stored(_copy(checkpoint, tmp_path), change), None, **OPTIONS)
+
+
+def test_what_is_not_read_is_said(checkpoint, capsys):
+    tensors = load_file(checkpoint / "model.safetensors")
+    decoder = [name for name in tensors if ".decoder." in name or "logits" in name or "lm_head" in name]
+    pretrained_florence(str(checkpoint), None, **OPTIONS)
+    assert f"{len(tensors) - len(decoder)} tensors read, {len(decoder)} of the text decoder left out" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(("value", "message"), [(torch.nan, "NaN or infinity"), (None, "holds torch.int64")])
+def test_weights_that_cannot_be_right_are_refused(checkpoint, tmp_path, value, message):
+    def change(tensors):
+        name = "model.vision_tower.convs.0.conv.weight"
+        tensors[name] = tensors[name].long() if value is None else tensors[name].clone().fill_(value)
+
+    with pytest.raises(ValueError, match=message):
+        pretrained_florence(_stored(_copy(checkpoint, tmp_path), change), None, **OPTIONS)
+
+
+def test_a_mixed_up_index_is_refused(full_model, tmp_path):
+    full_model.save_pretrained(tmp_path, max_shard_size="1MB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    name = "model.vision_tower.convs.0.conv.weight"
+    shards = sorted(set(index["weight_map"].values()))
+
+    def refused(message, **weight_map):
+        path.write_text(json.dumps(index | {"weight_map": index["weight_map"] | weight_map}))
+        with pytest.raises(ValueError, match=message):
+            pretrained_florence(str(tmp_path), None, **OPTIONS)
+
+    refused("not by this index", **{name: next(s for s in shards if s != index["weight_map"][name])})
+    refused("1 tensors are not in the shards it names, first absent", absent=shards[0])
+    refused("not a file beside it", **{name: "../elsewhere.safetensors"})
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"index\.json is not valid JSON"):
+        pretrained_florence(str(tmp_path), None, **OPTIONS)
+
+
+def test_a_folder_without_tokenizer_is_refused(checkpoint, tmp_path):
+    """transformers then makes an empty one, for which all commands are alike."""
+    folder = _copy(checkpoint, tmp_path)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="does not tell the driving commands apart"):
+        pretrained_florence(str(folder), None, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "change", [{"text_config": 5}, {"vision_config": {"depths": [1]}}, {"text_config": {"d_model": 0}}]
+)
+def test_a_config_that_describes_nothing_is_refused(checkpoint, tmp_path, change):
+    folder = _copy(checkpoint, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError):
+        pretrained_florence(str(folder), None, **OPTIONS)
+
+
+def test_a_damaged_file_is_named(checkpoint, tmp_path):
+    folder = _copy(checkpoint, tmp_path)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        pretrained_florence(str(folder), None, **OPTIONS)
+
+
+def test_a_hub_that_is_not_reached_is_not_said_to_lack_files(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def answer(error):
+        def download(*arguments, **options):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        with pytest.raises(FileNotFoundError) as refused:
+            pretrained_florence("florence-community/Florence-2-large", None, **OPTIONS)
+        return str(refused.value)
+
+    for error in (LocalEntryNotFoundError("not cached"), ConnectionError("Name or service not known")):
+        text = answer(error)
+        assert "was not reached" in text and "--model.encoder.name DIRECTORY" in text and "has no" not in text
+    assert "has no config.json on the hub" in answer(EntryNotFoundError("404"))
+
+
+def test_the_remote_code_format_is_explained(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=r"remote-code format.*florence-community"):
+        pretrained_florence("microsoft/Florence-2-large", None, **OPTIONS)
+    folder = _copy(checkpoint, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["model_type"] = "florence2_language"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="florence-community"):
+        pretrained_florence(str(folder), None, **OPTIONS)
+
+
+def test_absent_files_and_folders_are_named(checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a directory nor a hub id"):
+        pretrained_florence("./no/such/folder", None, **OPTIONS)
+    folder = _copy(checkpoint, tmp_path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor"):
+        pretrained_florence(str(folder), None, **OPTIONS)
+
+
+def test_every_command_has_its_own_words():
+    ids, mask = tokenise_commands(tiny_tokenizer())
+    rows = {tuple(row[keep].tolist()) for row, keep in zip(ids, mask)}
+    assert len(rows) == len(COMMANDS) == len(COMMAND_PHRASES)
+
+
+@torch.no_grad()
+def test_the_command_changes_every_token_and_padding_none():
+    torch.manual_seed(0)
+    encoder = tiny_florence(SIZE, 3).eval()
+    images = _images(1)
+    alone = {c: encoder(images, torch.tensor([c])) for c in range(4)}
+    assert not torch.allclose(alone[0][0], alone[2][0], atol=1e-4)
+    encoder.command_ids[~encoder.command_mask] = 7  # what stands in the padding
+    for command, (tokens, mask) in alone.items():
+        again = encoder(images, torch.tensor([command]))[0]
+        torch.testing.assert_close(again[mask], tokens[mask])
+
+
+@torch.no_grad()
+def test_front_only_keeps_the_side_views_out_of_the_text_encoder():
+    torch.manual_seed(0)
+    encoder = tiny_florence(SIZE, 3, "front").eval()
+    images, command = _images(1), torch.tensor([1])
+    changed = images.clone()
+    changed[:, 0] = 0
+    first, second = encoder(images, command)[0], encoder(changed, command)[0]
+    per_view = encoder.projector(encoder.vision_tower(torch.zeros(1, 3, *SIZE)).last_hidden_state).shape[1]
+    front = first.shape[1] - 2 * per_view
+    torch.testing.assert_close(first[:, :front], second[:, :front])
+    assert not torch.allclose(first[:, front : front + per_view], second[:, front : front + per_view], atol=1e-4)
+    torch.testing.assert_close(first[:, front + per_view :], second[:, front + per_view :])
+
+
+def test_no_text_decoder_is_built_and_the_word_embedding_is_frozen():
+    encoder = tiny_florence(SIZE, 3)
+    assert not any("decoder" in name for name, _ in encoder.named_parameters())
+    frozen = [name for name, p in encoder.named_parameters() if not p.requires_grad]
+    assert frozen == ["text_encoder.embed_tokens.weight"]
+
+
+def test_images_of_another_size_or_type_are_refused():
+    encoder = tiny_florence(SIZE, 3)
+    with pytest.raises(ValueError, match=r"expected \(scene, 3, 3, 64, 64\)"):
+        encoder(torch.zeros(1, 3, 3, 32, 64, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(TypeError, match="uint8"):
+        encoder(torch.zeros(1, 3, 3, 64, 64), torch.zeros(1, dtype=torch.int64))
+
+
+def test_the_large_encoder_has_the_size_the_paper_implies():
+    """571M without the text decoder; with the 475M head that is the paper's "1-billion parameter model"."""
+    vision = {
+        "embed_dim": (256, 512, 1024, 2048),
+        "num_heads": (8, 16, 32, 64),
+        "num_groups": (8, 16, 32, 64),
+        "projection_dim": 1024,
+    }
+    text = BartConfig(vocab_size=51328, d_model=1024, encoder_layers=12, max_position_embeddings=4096)
+    config = Florence2Config(vision_config=vision, text_config=text.to_dict())
+    with torch.device("meta"):
+        encoder = FlorenceEncoder(config, image_size=(768, 384), num_cameras=3, command_length=8)
+    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(570.7, abs=0.05)

@@ -1,0 +1,293 @@
+"""ExORL episode files: collected here, relabelled from physics, loaded as transitions."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dpvla.files import DirectoryInUseError
+from dpvla.state_based.data import exorl_collection, exorl_rewards
+from dpvla.state_based.data.exorl_collection import ExORLCollection, collect
+from dpvla.state_based.data.exorl_data import load_exorl
+from dpvla.state_based.data.exorl_rewards import rewards_of
+from dpvla.state_based.data.local_data import OtherDataError
+from dpvla.state_based.data.offline_data import load_data
+from dpvla.state_based.data.rnd_agent import RNDAgent
+from dpvla.state_based.data.transitions import ACTION_LIMIT
+from dpvla.state_based.environments.control_suite import ControlEnvironment
+from tests.other_process import locked_elsewhere
+from tools import collect_exorl
+
+LENGTH = 24
+SMALL: dict[str, Any] = {
+    "hidden": 16, "batch_size": 16, "random_steps": 30, "update_every": 2, "steps": LENGTH, "checkpoint_every": 2,
+    "quiet": True,
+}  # fmt: skip
+
+
+def _config(out: Path, **changes: Any) -> ExORLCollection:
+    return ExORLCollection(out=str(out), **{**SMALL, "domain": "walker", "episodes": 5, **changes})
+
+
+def _load(folder: Path, name: str = "walker-run", **changes: Any) -> Any:
+    return load_exorl(name, folder, **{"workers": 1, "progress": False, **changes})
+
+
+@pytest.fixture(scope="module")
+def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exorl")
+    collect(_config(folder))
+    return folder
+
+
+@pytest.fixture
+def copy(walker: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(walker, tmp_path / "copy"))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted((folder / "walker" / "rnd" / "buffer").glob("*.npz"))
+
+
+def test_files_have_the_official_layout(walker: Path) -> None:
+    assert [path.name for path in _files(walker)] == [f"episode_{index:06d}_{LENGTH}.npz" for index in range(5)]
+    with np.load(_files(walker)[0]) as file:
+        shapes = {key: (file[key].shape, file[key].dtype.name) for key in file.files}
+        first = {key: file[key][0] for key in ("action", "reward", "discount")}
+    rows = LENGTH + 1
+    assert shapes == {
+        "observation": ((rows, 24), "float32"),
+        "action": ((rows, 6), "float32"),
+        "reward": ((rows, 1), "float32"),
+        "discount": ((rows, 1), "float32"),
+        "physics": ((rows, 18), "float64"),
+    }
+    assert not first["action"].any() and first["reward"] == 0 and first["discount"] == 1
+
+
+def test_transition_i_goes_from_row_i_minus_1_to_row_i(walker: Path) -> None:
+    data = _load(walker).train
+    with np.load(_files(walker)[1]) as file:
+        observation, action = file["observation"], file["action"]
+    here = slice(LENGTH, 2 * LENGTH)
+    np.testing.assert_array_equal(data.observations[here], observation[:-1])
+    np.testing.assert_array_equal(data.next_observations[here], observation[1:])
+    np.testing.assert_array_equal(data.actions[here], action[1:].clip(-ACTION_LIMIT, ACTION_LIMIT))
+
+
+def test_masks_are_one_throughout_and_terminals_mark_the_time_limit(walker: Path) -> None:
+    data = _load(walker).train
+    assert len(data) == 5 * LENGTH and (data.masks == 1).all()
+    assert torch.nonzero(data.terminals).flatten().tolist() == [LENGTH * (i + 1) - 1 for i in range(5)]
+
+
+def test_rewards_from_physics_are_those_collected_by_stepping(walker: Path) -> None:
+    """Collection stores the reward of the domain's first task."""
+    stored = []
+    for path in _files(walker):
+        with np.load(path) as file:
+            stored.append(file["reward"][1:, 0])
+    np.testing.assert_array_equal(_load(walker, "walker-stand").train.rewards, np.concatenate(stored))
+
+
+@pytest.mark.parametrize(
+    "name", ["walker-walk", "walker-run", "quadruped-walk", "quadruped-run", "cheetah-run", "cheetah-run-backward",
+             "jaco-reach-top-left", "jaco-reach-bottom-right"]
+)  # fmt: skip
+def test_relabelling_gives_the_rewards_of_stepping_and_of_full_resets(name: str) -> None:
+    env, other = ControlEnvironment(name, seed=0), ControlEnvironment(name, seed=1).raw
+    rng = np.random.default_rng(0)
+    env.reset(3)
+    physics, rewards = [], []
+    for _ in range(40):
+        rewards.append(env.step(rng.uniform(-1, 1, env.action_size)).reward)
+        physics.append(env.physics_state())
+    found = rewards_of(other, np.array(physics))
+    np.testing.assert_array_equal(found, np.array(rewards, np.float32))
+    for state, reward in zip(physics, found):
+        with other.physics.reset_context():
+            other.physics.set_state(state)
+        assert np.float32(other.task.get_reward(other.physics)) == reward
+    assert found.max() > 0
+
+
+def test_one_of_running_forward_and_backward_is_rewarded(tmp_path: Path) -> None:
+    collect(_config(tmp_path, domain="cheetah", episodes=1, steps=60, random_steps=100))
+    forward, backward = (_load(tmp_path, f"cheetah-{task}").train.rewards for task in ("run", "run-backward"))
+    assert (torch.minimum(forward, backward) == 0).all()
+    assert (forward > 0).any() and (backward > 0).any()
+
+
+def test_workers_do_not_change_the_rewards(walker: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exorl_rewards, "_CHUNK", 2)
+    shutil.rmtree(copy / "walker" / "rnd" / "rewards", ignore_errors=True)
+    np.testing.assert_array_equal(_load(copy, workers=2).train.rewards, _load(walker).train.rewards)
+
+
+def test_rewards_are_computed_once_and_again_when_files_change(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    original = rewards_of
+    monkeypatch.setattr(
+        exorl_rewards, "rewards_of", lambda env, rows: (calls.append(len(rows)), original(env, rows))[1]
+    )
+    shutil.rmtree(copy / "walker" / "rnd" / "rewards", ignore_errors=True)
+    first = _load(copy).train.rewards
+    assert (_load(copy).train.rewards == first).all() and calls == [5 * LENGTH]
+    _load(copy, "walker-walk")
+    assert len(calls) == 2
+    with np.load(_files(copy)[0]) as file:
+        arrays = {key: file[key] for key in file.files}
+    arrays["physics"][:, 2] += 0.1  # lean forward
+    np.savez(_files(copy)[0], **arrays)
+    assert (_load(copy).train.rewards[:LENGTH] != first[:LENGTH]).any() and len(calls) == 3
+    cached = sorted((copy / "walker" / "rnd" / "rewards").glob("walker-run-*.npz"))
+    cached[0].write_bytes(b"damaged")
+    cached[1].write_bytes(b"damaged")
+    _load(copy)
+    assert len(calls) == 4
+
+
+def test_the_first_whole_episodes_are_used_when_asked(walker: Path) -> None:
+    whole = _load(walker).train
+    for wanted, episodes in ((1, 1), (LENGTH, 1), (LENGTH + 1, 2), (10**9, 5)):
+        part = _load(walker, max_transitions=wanted).train
+        assert len(part) == episodes * LENGTH
+        np.testing.assert_array_equal(part.rewards, whole.rewards[: len(part)])
+    with pytest.raises(ValueError, match="max_transitions must be at least 1"):
+        _load(walker, max_transitions=0)
+
+
+def test_what_made_the_data_stands_beside_it(walker: Path, copy: Path) -> None:
+    data = load_data("walker-run", walker)
+    assert data.validation is None and data.about["origin"] == "locally generated"
+    assert data.about["collected_with"]["collector"] == "rnd" and data.about["packages"].keys() == {
+        "dm_control",
+        "mujoco",
+    }
+    assert json.dumps(data.about)
+    (copy / "walker" / "rnd" / "collection.json").unlink()
+    assert load_data("walker-run", copy).about["origin"].startswith("unknown")
+
+
+def test_missing_data_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        _load(tmp_path, "jaco-reach-top-left")
+    text = str(error.value)
+    assert str(tmp_path / "jaco" / "rnd" / "buffer") in text
+    assert "exorl/jaco/rnd.zip" in text and f"tools/collect_exorl.py --domain jaco --out {tmp_path}" in text
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"physics": None}, "lacks physics"),
+        ({"physics": np.full((LENGTH + 1, 18), np.nan)}, "physics holds NaN"),
+        ({"observation": np.zeros((LENGTH + 1, 17), np.float32)}, r"observation rows have shape \(17,\).* \(24,\)"),
+        ({"action": np.zeros((LENGTH, 6), np.float32)}, "action has 24 rows, its name promises 24"),
+        ({"action": np.array([{}] * (LENGTH + 1), object)}, "not a readable ExORL episode"),
+    ],
+)
+def test_unusable_episodes_are_named(copy: Path, change: dict[str, Any], message: str) -> None:
+    path = _files(copy)[3]
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files} | change
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    with pytest.raises(ValueError, match=rf"(?s){re.escape(str(path))}.*{message}"):
+        _load(copy)
+
+
+def test_a_cut_off_episode_is_named(copy: Path) -> None:
+    path = _files(copy)[2]
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=f"{path} is not a readable ExORL episode"):
+        _load(copy)
+
+
+def test_a_killed_collection_goes_on_and_gives_the_same_bytes(
+    walker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = exorl_collection.write_episode
+
+    def dies_in_the_fourth(buffer: Path, index: int, arrays: dict[str, np.ndarray]) -> Path:
+        path = write(buffer, index, arrays)
+        if index == 3:
+            raise KeyboardInterrupt  # before the state that has seen it is saved
+        return path
+
+    monkeypatch.setattr(exorl_collection, "write_episode", dies_in_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        collect(_config(tmp_path))
+    assert len(_files(tmp_path)) == 4
+    monkeypatch.setattr(exorl_collection, "write_episode", write)
+    torch.rand(5)  # the caller's random numbers play no part
+    collect(_config(tmp_path, episodes=4))
+    collect(_config(tmp_path))
+    assert [path.read_bytes() for path in _files(tmp_path)] == [path.read_bytes() for path in _files(walker)]
+
+
+def test_other_settings_and_foreign_episodes_are_not_mixed(copy: Path) -> None:
+    with pytest.raises(OtherDataError, match="seed 0, this run has 1"):
+        collect(_config(copy, seed=1))
+    _files(copy)[0].unlink()
+    with pytest.raises(OtherDataError, match=r"has learned from 5 episodes but .* holds 4"):
+        collect(_config(copy))
+    (copy / "walker" / "rnd" / "collection.json").unlink()
+    with pytest.raises(OtherDataError, match="not collected by this tool"):
+        collect(_config(copy))
+
+
+def test_novelty_falls_most_where_the_agent_has_learned() -> None:
+    agent = _quick_agent()
+    known = torch.randn(256, 4, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 1.0, 0.02, 0.02])
+    new = known.flip(-1)
+    agent.normalise.eval()  # compare the states as they are
+    before = [agent._novelty(states).mean().item() for states in (known, new)]
+    for _ in range(60):
+        agent.update(known, torch.zeros(256, 1), known)
+    known_left, new_left = (agent._novelty(s).mean().item() / b for s, b in zip((known, new), before))
+    assert known_left < 0.3 and new_left > 2 * known_left
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_actor_goes_where_novelty_is(side: int) -> None:
+    """Actions of one sign lead to scattered states, the others always to the same one."""
+    agent = _quick_agent()
+    agent.optimizers["predictor"].param_groups[0]["lr"] = 1e-4
+    draws = torch.Generator().manual_seed(1)
+    start = torch.zeros(256, 4)
+    for _ in range(60):
+        actions = torch.rand(256, 1, generator=draws) * 2 - 1
+        reached = 2 * torch.randn(256, 4, generator=draws) * (actions * side > 0)
+        agent.update(start, actions, reached)
+    assert side * torch.tanh(agent.actor(start[:1])).item() > 0.05
+
+
+def _quick_agent() -> RNDAgent:
+    agent = RNDAgent(observation_size=4, action_size=1, hidden=32, seed=0)
+    for optimizer in agent.optimizers.values():
+        optimizer.param_groups[0]["lr"] = 3e-3
+    return agent
+
+
+def test_the_tool_collects_and_refuses_unknown_domains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--episodes", "1", "--steps", "5", "--hidden", "8", "--batch-size", "4", "--quiet"]
+    collect_exorl.main(["--domain", "cheetah", "--out", str(tmp_path), *small])
+    assert "1 episodes; locally generated" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        collect_exorl.main(["--domain", "hopper"])
+    assert "unknown domain 'hopper'; choose from: walker" in capsys.readouterr().err
+
+
+def test_two_collections_at_once_are_one_writer(copy: Path) -> None:
+    before = {path.name: path.read_bytes() for path in _files(copy)}
+    with locked_elsewhere(copy / "walker" / "rnd"), pytest.raises(DirectoryInUseError, match="is being written by"):
+        collect(_config(copy, episodes=6))
+    assert {path.name: path.read_bytes() for path in _files(copy)} == before
+    assert load_data("walker-run", copy).about["origin"] == "locally generated"

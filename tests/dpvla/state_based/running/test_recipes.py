@@ -1,0 +1,62 @@
+"""Hyperparameters per task and method: the files say what the paper's tables say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpvla.config import ConfigError
+from dpvla.state_based.agents.dipole import DipoleConfig
+from dpvla.state_based.agents.fql import FQLConfig
+from dpvla.state_based.agents.iql import IQLConfig
+from dpvla.state_based.agents.registry import AGENTS, load_recipe
+
+OGBENCH = ("humanoidmaze-medium-navigate", "humanoidmaze-large-navigate", "antsoccer-arena-navigate",
+           "cube-single-play", "cube-double-play", "scene-play", "pointmaze-medium-navigate")  # fmt: skip
+EXORL = ("walker-walk", "walker-stand", "walker-run", "quadruped-walk", "quadruped-run", "cheetah-run",
+         "cheetah-run-backward", "jaco-reach-top-left", "jaco-reach-top-right")  # fmt: skip
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_agent_has_hyperparameters_for_every_task_of_the_tables(agent: str) -> None:
+    for domain in OGBENCH:
+        recipe = load_recipe(agent, f"{domain}-singletask-task1-v0")
+        assert isinstance(recipe, AGENTS[agent][1]) and recipe.batch_size == 256
+    for task in EXORL:
+        assert load_recipe(agent, task).batch_size == 512
+
+
+def test_dipole_has_table_6s_numbers() -> None:
+    cube = load_recipe("dipole", "cube-single-play-singletask-task2-v0")
+    assert isinstance(cube, DipoleConfig)
+    assert (cube.beta, cube.shift, cube.discount, cube.expectile, cube.samples) == (0.5, 1.0, 0.99, 0.9, 2)
+    assert (cube.q_target, cube.flow_steps, cube.clip_q, cube.hidden) == ("policy", 10, False, (512, 512, 512))
+    walk = load_recipe("dipole", "walker-walk")
+    assert isinstance(walk, DipoleConfig)
+    assert (walk.beta, walk.shift, walk.expectile, walk.samples) == (3.5, -2.0, 0.95, 32)
+    assert (walk.q_target, walk.flow_steps, walk.clip_q) == ("value", 32, True)
+    large = load_recipe("dipole", "humanoidmaze-large-navigate-singletask-v0")
+    assert isinstance(large, DipoleConfig) and (large.discount, large.samples) == (0.995, 8)
+
+
+def test_baselines_have_the_fql_papers_numbers() -> None:
+    fql = load_recipe("fql", "cube-double-play-singletask-v0")
+    iql = load_recipe("iql", "cube-double-play-singletask-v0")
+    assert isinstance(fql, FQLConfig) and isinstance(iql, IQLConfig)
+    assert (fql.alpha, fql.clip_q, iql.alpha) == (300.0, False, 0.3)
+
+
+def test_a_more_exact_name_and_the_caller_win() -> None:
+    assert load_recipe("dipole", "walker-run").batch_size == 512
+    changed = load_recipe("dipole", "walker-run", {"beta": 9.0, "hidden": [8, 8]})
+    assert isinstance(changed, DipoleConfig) and changed.beta == 9.0 and changed.hidden == (8, 8)
+
+
+def test_unknown_agents_tasks_and_fields_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown agent 'ppo'"):
+        load_recipe("ppo", "walker-run")
+    with pytest.raises(ConfigError, match="no entry for 'antmaze-giant"):
+        load_recipe("dipole", "antmaze-giant-navigate-singletask-v0")
+    with pytest.raises(ConfigError, match="nearest valid name: 'beta'"):
+        load_recipe("dipole", "walker-run", {"bta": 1.0})

@@ -1,0 +1,72 @@
+"""Run by `test_two_processes.py` under torchrun: imitation and DIPOLE in one go, and stopped and gone on with."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from dpvla.training.loop import Stage, train
+from tests.dpvla.training.test_resume import LOOP, dipole, imitation, replace
+
+
+def run(make: Callable[[Accelerator, Path], Stage], out: Path, stops: list[int]) -> Path:
+    for stop in [*stops, 0]:
+        accelerator = Accelerator(cpu=True)
+        assert accelerator.num_processes == 2
+        accelerator.end_training = lambda: None  # it would close the process group, which the next run needs
+        stage = make(accelerator, out)
+        config = replace(LOOP, steps=stage.steps, stop_after_step=stop)  # type: ignore[attr-defined]
+        try:
+            last = train(stage, config, out, accelerator)
+        except KeyboardInterrupt:
+            accelerator.wait_for_everyone()
+    weights = torch.cat([p.detach().flatten() for p in stage.module.parameters() if p.requires_grad])
+    both = accelerator.gather(weights).view(2, -1)
+    assert torch.equal(both[0], both[1]), "the processes ended with different weights"
+    return last
+
+
+class Number(torch.nn.Module):
+    """Its loss is a number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.weight, self.number = torch.nn.Parameter(torch.zeros(1)), float(number)
+
+    def forward(self, batch: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.weight.sum() * 0 + self.number, {"a": torch.tensor(self.number)}
+
+
+class Ranks:
+    """A stage whose loss is its process's number, from 1."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.module = Number(accelerator.process_index + 1)
+
+    def batches(self, first_step: int, log: object) -> Iterator[None]:
+        while True:
+            yield None
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        return {"validation/loss": 0.5}
+
+    def save(self, directory: Path) -> None:
+        (directory / "model").mkdir()
+        (directory / "model" / "config.json").write_text("{}")
+
+    def restore(self, directory: Path) -> None: ...
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    model = run(lambda a, o: imitation(a, o, scenes=9), out / "imitation" / "straight", [])
+    run(lambda a, o: imitation(a, o, scenes=9), out / "imitation" / "broken", [3, 4])
+    run(dipole(model, control_variate=True), out / "dipole" / "straight", [])
+    run(dipole(model, control_variate=True), out / "dipole" / "broken", [1, 3])
+    accelerator = Accelerator(cpu=True)
+    accelerator.end_training = lambda: None
+    train(Ranks(accelerator), replace(LOOP, steps=2, ema_decay=0.0), out / "ranks", accelerator)
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,139 @@
+"""EPDMS equals the official one on stored scenes, for both human filters."""
+
+import numpy as np
+import pytest
+import torch
+
+from navsim_bridge.golden.v2 import FRAGILE_COLUMNS, read_golden_epdms
+from navsim_bridge.pdm import EPDMSBatch, SceneBatch, combine, epdms_terms, score_plans, two_frame_extended_comfort
+from navsim_bridge.pdm.epdms import EXTENDED_COMFORT, MULTIPLIERS, TERMS
+from tests.paths import GOLDEN_V2
+
+CONTINUOUS = ("ego_progress", "score", "score_without_ec", "pdm_score")
+
+
+class Golden:
+    """Every fixture, packed and scored once."""
+
+    def __init__(self):
+        paths = sorted(GOLDEN_V2.glob("*.npz"))
+        self.files = [read_golden_epdms(path) for path in paths]
+        self.batch = EPDMSBatch.from_scenes([file.scene for file in self.files])
+        self.plans = torch.from_numpy(np.stack([file.proposals for file in self.files]))
+        self.terms = epdms_terms(self.batch, self.plans)
+        previous = torch.stack([file.previous_motion() for file in self.files])
+        seconds = torch.tensor([file.previous_seconds for file in self.files])
+        self.comfort = two_frame_extended_comfort(self.terms.motion, previous, seconds)
+        v1 = GOLDEN_V2.parent / "golden_v1"
+        self.fragile = np.stack([np.load(v1 / path.name)["dbg_fragile"] for path in paths])
+
+    def stored(self, name):
+        return np.stack([file.results[name] for file in self.files])
+
+    def expect(self, ours, field):
+        plain = field.removeprefix("unf_").removeprefix("res_").removeprefix("main_")
+        firm = ~self.fragile[..., list(FRAGILE_COLUMNS[plain])].any(-1)
+        assert firm.mean() > 0.95
+        tolerance = 1e-6 if plain in CONTINUOUS else 0.0
+        official = self.stored(field)
+        np.testing.assert_allclose(ours.numpy()[firm], official[firm], rtol=0, atol=tolerance, err_msg=field)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return Golden()
+
+
+def test_fixtures_hold_every_case(golden):
+    assert {file.family for file in golden.files} == {
+        "straight", "curve", "scurve", "turn90", "intersection", "carpark", "degenerate", "direct_tracks",
+    }  # fmt: skip
+    for name in TERMS:
+        if name != "ego_progress":
+            assert {0.0, 1.0} <= set(golden.stored(f"unf_{name}").ravel()), name
+    assert 0 < golden.batch.has_human.sum() < len(golden.files)
+    assert any((golden.stored(f"unf_{name}") != golden.stored(f"res_{name}")).any() for name in TERMS)
+    assert (golden.stored("res_score") != golden.stored("main_score")).any()
+    assert bool(golden.batch.object_is_light.any())
+    assert len(set(golden.batch.past_count.tolist())) > 1
+
+
+@pytest.mark.parametrize("name", [*TERMS, "pdm_score"])
+def test_sub_scores_before_the_human_filter_equal_the_official_ones(golden, name):
+    golden.expect(getattr(combine(golden.terms, "off"), name), f"unf_{name}")
+
+
+@pytest.mark.parametrize("name", [*TERMS, EXTENDED_COMFORT, "pdm_score", "score", "score_without_ec"])
+def test_released_columns_equal_the_official_ones(golden, name):
+    golden.expect(getattr(combine(golden.terms, "v2.1.2", golden.comfort), name), f"res_{name}")
+
+
+@pytest.mark.parametrize("name", ["score", "score_without_ec"])
+def test_scores_of_the_corrected_filter_equal_the_official_ones(golden, name):
+    golden.expect(getattr(combine(golden.terms, "fixed", golden.comfort), name), f"main_{name}")
+
+
+def test_the_corrected_product_equals_the_official_one(golden):
+    fixed = combine(golden.terms, "fixed")
+    product = torch.stack([getattr(fixed, name) for name in MULTIPLIERS]).prod(0)
+    golden.expect(product, "main_multiplicative_metrics_prod")
+
+
+def test_the_recorded_driver_scores_as_officially(golden):
+    official = np.stack([[file.results[f"human_{name}"] for name in TERMS] for file in golden.files])
+    np.testing.assert_array_equal(golden.terms.human.numpy(), official)
+
+
+def test_debug_values_equal_the_official_ones(golden):
+    np.testing.assert_allclose(golden.terms.progress_raw, golden.stored("dbg_progress_raw"), rtol=0, atol=1e-6)
+    firm = ~golden.fragile.any(-1)
+    for ours, name in (
+        (golden.terms.collision_time_index, "dbg_collision_time_idx"),
+        (golden.terms.ttc_time_index, "dbg_ttc_time_idx"),
+    ):
+        np.testing.assert_array_equal(ours.numpy()[firm], golden.stored(name)[firm], err_msg=name)
+
+
+def test_objects_that_overlap_the_ego_at_the_start_are_left_out_as_officially(golden):
+    some = False
+    for row, file in enumerate(golden.files):
+        present = golden.batch.scenes.object_mask[row].any(0).numpy()
+        removed = {token for token, seen in zip(file.scene.track_tokens, present) if not seen}
+        assert removed == set(file.results["removed_tokens"].tolist())
+        some = some or bool(removed)
+    assert some
+
+
+def test_scores_do_not_depend_on_neighbours_or_chunks(golden):
+    whole = golden.terms
+    few = [5, 0, 3]
+    for limit in (2, 8):
+        parts = epdms_terms(golden.batch.select(few), golden.plans[few, :5], max_plans_in_flight=limit)
+        torch.testing.assert_close(parts.values, whole.values[few, :5], rtol=0, atol=1e-9)
+        torch.testing.assert_close(parts.human, whole.human[few], rtol=0, atol=1e-9, equal_nan=True)
+
+
+def test_reader_needs_no_results_and_names_missing_inputs(tmp_path):
+    source = sorted(GOLDEN_V2.glob("*.npz"))[0]
+    with np.load(source) as file:
+        fields = {name: file[name] for name in file.files}
+    results = ("res_", "unf_", "main_", "dbg_", "sim_", "prev_sim", "weighted_", "removed_", "two_frame", "human_")
+    keep = ("human_trajectory", "human_kind")
+    inputs = {name: value for name, value in fields.items() if not name.startswith(results) or name in keep}
+    np.savez(tmp_path / "bare.npz", **inputs)
+    bare, full = read_golden_epdms(tmp_path / "bare.npz"), read_golden_epdms(source)
+    assert bare.results == {}
+    plans = torch.from_numpy(full.proposals)[None]
+    ours = [epdms_terms(EPDMSBatch.from_scenes([item.scene]), plans).values for item in (bare, full)]
+    assert torch.equal(*ours)
+    assert bare.previous_seconds == pytest.approx(float(fields["two_frame_dt_s"]), abs=1e-9)
+    del inputs["past_states_raw"]
+    np.savez(tmp_path / "broken.npz", **inputs)
+    with pytest.raises(ValueError, match=r"broken\.npz.*past_states_raw"):
+        read_golden_epdms(tmp_path / "broken.npz")
+
+
+def test_scenes_of_one_version_are_refused_by_the_other(golden):
+    scene = golden.files[0].scene
+    with pytest.raises(ValueError, match=f"{scene.token}.*frame_offsets"):
+        score_plans(SceneBatch.from_scenes([scene]), golden.plans[:1])

@@ -1,0 +1,269 @@
+import io
+import os
+import pickle
+import pickletools
+import re
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from navsim_bridge.files.logs import UnsafePickleError
+from navsim_bridge.submission import v1 as submissions
+from navsim_bridge.submission.v1 import SubmissionError, Team, read_submission, validate_submission, write_submission
+from tools import export_submission
+
+TEAM = Team("<a href='https://example.org'>team</a>", "A. Author", "a@example.org", "here", "there")
+DEVKIT = {
+    "navsim/common/dataclasses.py": """
+from dataclasses import dataclass
+import numpy
+from nuplan.planning.simulation.trajectory.trajectory_sampling import TrajectorySampling
+@dataclass
+class Trajectory:
+    poses: numpy.ndarray
+    trajectory_sampling: TrajectorySampling
+    def __post_init__(self):
+        raise AssertionError("unpickling must not call this")
+""",
+    "nuplan/planning/simulation/trajectory/trajectory_sampling.py": """
+from dataclasses import dataclass
+@dataclass(frozen=True)
+class TrajectorySampling:
+    num_poses: int = None
+    time_horizon: float = None
+    interval_length: float = None
+""",
+}
+LOAD = """
+import pickle, sys, numpy
+content = pickle.load(open(sys.argv[1], "rb"))
+trajectory = content["predictions"][1]["00ab"]
+assert type(trajectory).__module__ == "navsim.common.dataclasses"
+assert type(trajectory.trajectory_sampling).__module__.startswith("nuplan.planning.simulation")
+assert trajectory.poses.dtype == numpy.float32 and trajectory.poses.shape == (8, 3)
+sampling = trajectory.trajectory_sampling
+assert (sampling.num_poses, sampling.time_horizon, sampling.interval_length) == (8, 4, 0.5)
+print(list(content), float(trajectory.poses.sum()))
+"""
+
+
+def plans(*tokens, value=0.5):
+    return {token: np.full((8, 3), value) for token in tokens}
+
+
+@pytest.fixture
+def submission(tmp_path):
+    return write_submission(
+        tmp_path / "submission.pkl", TEAM, [plans("00ab", "00cd"), plans("00ab", "00cd", value=1.0)]
+    )
+
+
+def test_the_devkits_classes_load_it(submission, tmp_path):
+    for name, code in DEVKIT.items():
+        file = tmp_path / "devkit" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "devkit")}
+    done = subprocess.run([sys.executable, "-c", LOAD, submission], capture_output=True, text=True, env=environment,
+                          cwd=tmp_path, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    keys = ["team_name", "authors", "email", "institution", "country / region", "predictions"]
+    assert done.stdout.strip() == f"{keys} 24.0"
+    assert "navsim" not in sys.modules
+
+
+def test_it_names_only_what_numpy_1_and_the_devkit_have(submission):
+    strings, named = [], set()
+    data = submission.read_bytes()
+    for opcode, argument, _ in pickletools.genops(data):
+        assert opcode.name not in ("GLOBAL", "INST")
+        if isinstance(argument, str):
+            strings.append(argument)
+    for module, name in pairwise(strings):
+        if module.split(".")[0] in ("navsim", "nuplan", "numpy") and "." not in name:
+            named.add((module, name))
+    assert named == {
+        ("navsim.common.dataclasses", "Trajectory"),
+        ("nuplan.planning.simulation.trajectory.trajectory_sampling", "TrajectorySampling"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+    }
+    assert "dtype" in strings
+    assert b"numpy._core" not in data
+    assert data[:2] == b"\x80\x04"  # protocol 4
+
+
+def test_what_was_written_is_read_back(submission):
+    metadata, predictions = read_submission(submission)
+    assert metadata["country / region"] == "there"
+    assert [sorted(seed) for seed in predictions] == [["00ab", "00cd"]] * 2
+    np.testing.assert_array_equal(predictions[1]["00cd"], np.ones((8, 3), dtype=np.float32))
+
+
+def test_a_good_submission_gets_warnings_only(submission, tmp_path):
+    assert validate_submission(submission, ["00cd", "00ab"]) == ["2 seeds: the leaderboard encourages three or more"]
+    plain = write_submission(tmp_path / "x.pkl", Team("a", "b", "c", "d", "e"), [plans("00ab")] * 3)
+    assert ["HTML link" in w or "not checked" in w for w in validate_submission(plain)] == [True, True]
+
+
+def test_wrong_token_sets_are_refused(submission):
+    with pytest.raises(SubmissionError, match=r"seed 0: 1 of 3 tokens are missing, first 00ef.*seed 1"):
+        validate_submission(submission, ["00ab", "00cd", "00ef"])
+    with pytest.raises(SubmissionError, match="seed 0: 1 token not in the split, first 00cd"):
+        validate_submission(submission, ["00ab"])
+
+
+@pytest.mark.parametrize("predictions, message", [
+    ([], "there are no predictions"),
+    ([{}], "there are no predictions"),
+    ([{"a": np.zeros((7, 3))}], r"token a: shape \(7, 3\)"),
+    ([plans("a", value=np.nan)], "token a: NaN or infinite values"),
+    ([plans("a"), plans("b")], "seed 1: 1 of 1 tokens are missing, first a"),
+])  # fmt: skip
+def test_bad_predictions_are_not_written(tmp_path, predictions, message):
+    with pytest.raises(SubmissionError, match=message):
+        write_submission(tmp_path / "x.pkl", TEAM, predictions)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_metadata_is_refused(tmp_path):
+    with pytest.raises(SubmissionError, match="the submission needs email, country / region"):
+        write_submission(tmp_path / "x.pkl", Team("a", "b", " ", "d", ""), [plans("a")])
+
+
+def test_changed_files_are_refused(submission, tmp_path):
+    bad = tmp_path / "bad.pkl"
+    data = submission.read_bytes()
+    bad.write_bytes(data.replace(b"\x0binstitution", b"\x0binstitutiom"))
+    with pytest.raises(SubmissionError, match="no key 'institution'"):
+        validate_submission(bad)
+    nan = np.full(24, np.nan, dtype=np.float32).tobytes()
+    bad.write_bytes(data.replace(np.ones(24, dtype=np.float32).tobytes(), nan, 1))
+    with pytest.raises(SubmissionError, match="seed 1, token 00ab: NaN or infinite values"):
+        validate_submission(bad)
+    bad.write_bytes(pickle.dumps({"predictions": print}))
+    with pytest.raises(UnsafePickleError):
+        validate_submission(bad)
+
+
+def write_plans(path, poses, horizon, interval, num_poses=None, **other):
+    """A submission of one plan with any sampling, pickled as the devkit does."""
+    sampling = submissions._Sampling()
+    sampling.num_poses = len(poses) if num_poses is None else num_poses
+    sampling.time_horizon, sampling.interval_length = horizon, interval
+    plan = submissions._Trajectory(poses, sampling)
+    for name in other.get("without", ()):
+        del plan.__dict__[name]
+    content = {**TEAM.metadata(), "predictions": [{"00ab": plan}]}
+    buffer = io.BytesIO()
+    submissions._Pickler(buffer, protocol=4).dump(content)
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+@pytest.mark.parametrize(("poses", "horizon", "interval", "note"), [
+    (np.zeros((40, 3), "f4"), 4.0, 0.1, "1 plan of 40 poses every 0.1 s: the scorer interpolates at 10 Hz up to 4 s"),
+    (np.zeros((40, 3), "f4"), 40 * 0.1, 0.1, "1 plan of 40 poses every 0.1 s"),
+    (np.zeros((3, 3), "f4"), 3 * 0.1, 0.1, "standing from 0.3 s on"),  # 3 * 0.1 > 0.3
+    (np.zeros((1, 3), "f4"), 2, 2, "^1 plan of 1 pose every 2 s: .* standing from 2 s on"),
+    (np.zeros((12, 3), "f4"), 6.0, 0.5, "1 plan of 12 poses every 0.5 s: .* reads nothing later"),
+    (np.zeros((13, 3), "f4"), 4.0, 4.0 / 13, "1 plan of 13 poses"),
+    (np.zeros((8, 3), "f8"), 4.0, 0.5, "1 plan with poses in float64"),
+    (np.zeros((8, 3), "f2"), 4.0, 0.5, "1 plan with poses in float16"),
+    (np.zeros((8, 3), "i8"), 4, 0.5, "1 plan with poses in int64"),
+    (np.zeros((8, 3), "f4"), 4.0000001, 0.5, "1 plan with a horizon of 4.0000001 s, whose poses end at 4 s"),
+    (np.zeros((6, 3), "f4"), 4, 0.5, "1 plan of 6 poses every 0.5 s: .* standing from 3 s on"),
+    (np.zeros((8, 3), "f4"), 4, 0.1, "1 plan of 8 poses every 0.1 s: .* standing from 0.8 s on"),
+    (np.zeros((8, 3), "f4"), 3.6, 0.5, "with a horizon of 3.6 s, whose poses end at 4 s"),
+    (np.full((8, 3), 1).astype(object), 4, 0.5, "1 plan with poses in object"),
+    (np.array([[np.float32(1), 2, True]] * 8, dtype=object), 4, 0.5, "1 plan with poses in object"),
+    (np.array([["1", "2", "0.5"]] * 8), 4, 0.5, "1 plan with poses in <U3"),
+    (np.zeros((8, 3), "f4"), np.float64(4), np.float32(0.5), None),
+    (np.zeros((8, 3), "f4"), np.int64(4), np.array(0.5), None),
+])  # fmt: skip
+def test_what_the_official_scorer_takes_is_not_refused(tmp_path, poses, horizon, interval, note):
+    path = write_plans(tmp_path / "x.pkl", poses, horizon, interval)
+    warnings = validate_submission(path, ["00ab"])
+    assert warnings[-1].startswith("1 seed")
+    if note is None:
+        assert len(warnings) == 1
+    else:
+        assert re.search(note, warnings[0])
+
+
+def test_a_number_of_poses_that_nothing_reads_is_noted_only(tmp_path):
+    path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), 4, 0.5, num_poses=np.int32(40))
+    assert "num_poses np.int32(40) for 8 poses: the scorer does not read it" in validate_submission(path)[0]
+    path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), 1, 1, without=["trajectory_sampling"])
+    assert len(validate_submission(path, ["00ab"])) == 1  # the class's own: 4 s every 0.5 s
+
+
+@pytest.mark.parametrize(("poses", "horizon", "interval", "message"), [
+    (np.zeros((40, 3), "f4"), 4, 0.5, "40 poses, but 4 s every 0.5 s are 8: the scorer would leave out the rest"),
+    (np.zeros((8, 3), "f4"), 3.5, 0.5, "8 poses, but 3.5 s every 0.5 s are 7"),
+    (np.zeros((8, 3), "f4"), 1e300, 1e-5, "1e[+]300 s every 1e-05 s are more times than the official scorer can list"),
+    (np.full((8, 3), None), 4, 0.5, "NaN or infinite values"),
+    (np.full((8, 3), {}), 4, 0.5, "poses of type object, expected numbers"),
+    (np.full((8, 3), 10**400), 4, 0.5, "poses of type object, expected numbers"),
+    ([[0, 0, 0]] * 8, 4, 0.5, "expected a Trajectory whose poses are a numpy array"),
+    (np.zeros((8, 3), "f4"), None, 0.5, "positive numbers of seconds, found horizon None, interval 0.5"),
+    (np.zeros((8, 3), "f4"), "4", 0.5, "found horizon '4'"),
+    (np.zeros((8, 3), "f4"), 4, -0.5, "found horizon 4, interval -0.5"),
+    (np.zeros((8, 3), "f4"), np.nan, 0.5, "found horizon nan"),
+    (np.zeros((8, 3), "f4"), np.inf, 0.5, "found horizon inf"),
+    (np.zeros((8, 3), "f4"), np.array([4, 4]), 0.5, "found horizon array"),
+    (np.zeros((8, 3), "f4"), 8e-6, 1e-6, "below the microseconds"),
+    (np.zeros((0, 3), "f4"), 4, 0.5, r"shape \(0, 3\), expected \(poses, 3\)"),
+    (np.zeros((8, 2), "f4"), 4, 0.5, r"shape \(8, 2\)"),
+    (np.zeros(24, "f4"), 4, 0.5, r"shape \(24,\)"),
+    (np.zeros((8, 3), "c8"), 4, 0.5, "poses of type complex64, expected numbers"),
+    (np.zeros((8, 3), "U1"), 4, 0.5, "<U1, expected numbers"),
+    (np.full((40, 3), np.inf), 4, 0.1, "NaN or infinite values"),
+])  # fmt: skip
+def test_what_the_official_scorer_would_die_of_or_misread_is_refused(tmp_path, poses, horizon, interval, message):
+    path = write_plans(tmp_path / "x.pkl", poses, horizon, interval)
+    with pytest.raises(SubmissionError, match=rf"x\.pkl: seed 0, token 00ab: .*{message}"):
+        validate_submission(path)
+
+
+def test_a_deeply_nested_value_is_not_written_out(tmp_path):
+    nested = "x"
+    for _ in range(60):
+        nested = [nested, nested]
+    path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), nested, 0.5)
+    with pytest.raises(SubmissionError, match=r"found horizon \[\["):
+        validate_submission(path)
+
+
+def test_a_submission_is_not_replaced_unasked(world, tmp_path):
+    team = ["--team-name", "a", "--authors", "b", "--email", "c", "--institution", "d", "--country", "e"]
+    options = ["--split", "small", "--data-root", str(world.root), "--out", str(tmp_path / "s.pkl"), *team]
+    export_submission.main(["--agent", "constant_velocity", *options])
+    before = (tmp_path / "s.pkl").read_bytes()
+    with pytest.raises(SystemExit, match=r"s\.pkl exists: .*--overwrite"):
+        export_submission.main(["--agent", "stand_still", *options])
+    assert (tmp_path / "s.pkl").read_bytes() == before
+    export_submission.main(["--agent", "stand_still", *options, "--overwrite"])
+    assert (tmp_path / "s.pkl").read_bytes() != before
+    for out, message in ((tmp_path, "is a folder, where a file is to be written"),
+                         (tmp_path / "s.pkl/x", "is no folder")):  # fmt: skip
+        with pytest.raises(SystemExit, match=message):
+            export_submission.main(["--agent", "stand_still", *options, "--out", str(out)])
+    with pytest.raises(SystemExit, match="--device cuda:99 is not there"):
+        export_submission.main(["--agent", "stand_still", *options, "--overwrite", "--device", "cuda:99"])
+
+
+def test_the_tool_exports_and_validates(world, tmp_path, capsys):
+    out = tmp_path / "submission.pkl"
+    team = ["--team-name", "a", "--authors", "b", "--email", "c", "--institution", "d", "--country", "e"]
+    common = ["--split", "small", "--data-root", str(world.root)]
+    export_submission.main(["--agent", "constant_velocity", "--out", str(out), *common, *team])
+    export_submission.main(["--validate", str(out), *common])
+    captured = capsys.readouterr()
+    assert captured.out.count("is a valid submission of 7 scenes") == 2
+    assert "warning: team_name holds no HTML link" in captured.err
+    with pytest.raises(SystemExit, match="the submission needs team_name"):
+        export_submission.main(["--agent", "stand_still", "--out", str(out), *common])

@@ -1,0 +1,8 @@
+"""Places that tests read from."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+GOLDEN_V1 = FIXTURES / "golden_v1"
+GOLDEN_V2 = FIXTURES / "golden_v2"

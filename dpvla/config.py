@@ -1,32 +1,26 @@
-"""Configs: frozen dataclasses, overridden by a YAML file, overridden by the command line.
+"""Configs: frozen dataclasses from mappings and YAML files, and back; ``cli`` reads the command line over them.
 
-``python tools/x.py --config configs/y.yaml --optimizer.lr 3e-4``. Every key and every value is checked before a tool
-does anything: an unknown key is refused with the nearest valid name, a value of another type or out of its range with
-the key it stands under. Parsing and help come from tyro.
+Every key and every value is checked: an unknown key is refused with the nearest valid name, a value of another type or
+out of its range with the key it stands under.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
-import os
-import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-import tyro
 import yaml
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+from dpvla.registry import RegistryError, look_up
 
 Config = TypeVar("Config")
-_looking_up: ContextVar[bool] = ContextVar("_looking_up", default=False)
 
 
 class ConfigError(ValueError):
@@ -63,123 +57,114 @@ BelowOne = Annotated[float, Range(least=0, below=1)]
 """From 0 to below 1: decays, strengths."""
 
 
-def parse(
-    config_class: type[Config],
-    argv: Sequence[str] | None = None,
-    description: str | None = None,
-    default_config: Path | str | None = None,
-) -> Config:
-    """Read the command line (``sys.argv`` by default) into ``config_class``; exits with status 2 on bad input.
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a group of keys whose ``name`` chooses what the others are: the config of an algorithm, an encoder.
+
+    ``encoder: Annotated[EncoderConfig, OneOf(ENCODERS, "encoder")] = field(default_factory=FlorenceConfig)``; what the
+    registry holds has its config class as ``Config``, a subclass of the annotated one. In files and on the command
+    line a bare name stands for the group.
+    """
+
+    registry: Mapping[str, Any]
+    kind: str  # what the registry holds, for errors
+    in_full: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict  # older ways to write the group, as today's
+
+    def config(self, name: Any, where: str, key: str) -> type:
+        """The config class that a name chooses."""
+        try:
+            return typing.cast(type, look_up(self.registry, name, self.kind).Config)
+        except RegistryError as error:
+            raise ConfigError(f"{where}: {key}.name: {error}") from None
+
+
+def group_of(hint: Any) -> tuple[type | None, OneOf | None]:
+    """The config class that a field's type is, if it is one, and how it is chosen, if it is."""
+    choice = None
+    if typing.get_origin(hint) is Annotated:
+        hint, *marks = typing.get_args(hint)
+        choice = next((mark for mark in marks if isinstance(mark, OneOf)), None)
+    return (hint if dataclasses.is_dataclass(hint) else None), choice  # type: ignore[return-value]
+
+
+def fields_and_types(config_class: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """Every field of a config class with its type, marks included."""
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    for field in dataclasses.fields(config_class):
+        yield field, hints[field.name]
+
+
+def renamed(config_class: type) -> Mapping[str, str]:
+    """Former names of keys, dotted, and what they are called now: ``RENAMED`` of the class."""
+    return getattr(config_class, "RENAMED", {})
+
+
+def modern(config_class: type, data: Any, where: str, base: Mapping[str, Any] | None = None, prefix: str = "") -> Any:
+    """``data`` with keys by their names of today; a chosen group always has its ``name``.
 
     Args:
-        default_config: YAML file that is read, and named on the terminal, when no --config is given.
+        base: what ``data`` is laid over: it names the choices that ``data`` leaves open; else their defaults do.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        files: list[Path | str] = []
-        while (path := _take_option(arguments, "--config")) is not None:
-            files.append(path)
-        if not files and default_config is not None:
-            if not {"-h", "--help"} & {*arguments} and os.environ.get("RANK", "0") == "0":
-                print(f"no --config given: using {default_config}", file=sys.stderr)
-            files = [default_config]
-        _refuse_repeated_lists(config_class, arguments)
-        data: dict[str, Any] = {}
-        for file in files:
-            data = _merged(data, _checked_group(config_class, read_yaml(config_class, file), str(file)))
-        text = (description or config_class.__doc__ or "").strip()
-        text = text.replace("\npython ", "\n\npython ")  # an example a line: the help joins the lines of a paragraph
-        text += "\n\nOptions may also stand in a YAML file given with --config FILE; the command line wins."
-        default = _unfinished(config_class, data) if data else tyro.MISSING_NONPROP
-        registry = ConstructorRegistry()
-        registry.struct_rule(_without_own_checks)
-        with registry:
-            unchecked = tyro.cli(config_class, args=arguments, description=text, default=default)
-        where = "the command line" if not files else f"the command line and {', '.join(map(str, files))}"
-        config = _built(config_class, _checked_group(config_class, _fields_of(unchecked), where), where)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    return config
+    if not isinstance(data, Mapping):
+        return data
+    data, base = dict(data), base or {}
+    for old, new in renamed(config_class).items():
+        value = _take(data, old.split("."))
+        if value is not dataclasses.MISSING and not _put(data, new.split("."), value):
+            raise ConfigError(f"{where}: {prefix}{old} and {prefix}{new} are the same; give {prefix}{new} alone")
+    for field, hint in fields_and_types(config_class):
+        group, choice = group_of(hint)
+        if group is None or field.name not in data:
+            continue
+        value, under = data[field.name], base.get(field.name)
+        if choice is not None:
+            if isinstance(value, str):
+                value = {"name": value}
+            if isinstance(value, Mapping):
+                value = dict(choice.in_full(value))
+                if "name" not in value:
+                    value["name"] = under["name"] if under else default_of(field).name
+                group = choice.config(value["name"], where, f"{prefix}{field.name}")
+        data[field.name] = modern(group, value, where, under, f"{prefix}{field.name}.")
+    return data
 
 
-def _without_own_checks(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """How tyro makes a config here: what its ``__post_init__`` refuses would come out in a box of many lines."""
-    made_by = info.type
-    if not dataclasses.is_dataclass(made_by) or _looking_up.get():
-        return None
-    token = _looking_up.set(True)
-    try:
-        spec = ConstructorRegistry.get_struct_spec(info)  # tyro's own
-    finally:
-        _looking_up.reset(token)
-    if not isinstance(spec, StructConstructorSpec):
-        return None
-
-    @functools.wraps(made_by, updated=())
-    def make(**values: Any) -> Any:
-        config = object.__new__(made_by)
-        for name, value in values.items():
-            object.__setattr__(config, name, value)
-        return config
-
-    return dataclasses.replace(spec, instantiate=make)
+def _take(data: dict[str, Any], path: Sequence[str]) -> Any:
+    """Remove and give what stands at ``path``, and groups that are empty then; MISSING where nothing does."""
+    key, *rest = path
+    if not rest:
+        return data.pop(key, dataclasses.MISSING)
+    if not isinstance(data.get(key), Mapping):
+        return dataclasses.MISSING
+    inside = dict(data[key])
+    value = _take(inside, rest)
+    if value is not dataclasses.MISSING:
+        data[key] = inside
+        if not inside:
+            del data[key]
+    return value
 
 
-def _refuse_repeated_lists(config_class: type, arguments: Sequence[str]) -> None:
-    """A list given twice would keep its last values alone, without a word."""
-    given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
-    for name in _list_options(config_class):
-        if given.count(name) > 1:
-            raise ConfigError(f"{name} is given twice; give all its values behind one {name}")
+def _put(data: dict[str, Any], path: Sequence[str], value: Any) -> bool:
+    """Let ``value`` stand at ``path``; False where something does already."""
+    key, *rest = path
+    if not rest:
+        return data.setdefault(key, value) is value
+    inside = data.get(key)
+    data[key] = {"name": inside} if isinstance(inside, str) else dict(inside or {})
+    return _put(data[key], rest, value)
 
 
-def _list_options(config_class: type, prefix: str = "--") -> Iterator[str]:
-    for key, hint in typing.get_type_hints(config_class).items():
-        name = prefix + key.replace("_", "-")
-        if dataclasses.is_dataclass(hint):
-            yield from _list_options(typing.cast(type, hint), f"{name}.")
-        elif typing.get_origin(hint) is tuple:
-            yield name
-
-
-def reporting_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """A tool's ``main`` whose expected errors end it with one line.
-
-    Expected are bad input, missing or unusable files, a full disk, missing packages, too little memory, interruption.
-    """
-
-    @functools.wraps(main)
-    def run(*arguments: Any) -> None:
-        try:
-            main(*arguments)
-        except (ValueError, OSError, FloatingPointError, ImportError) as error:
-            raise SystemExit(f"error: {_one_line(error)}") from error
-        except KeyboardInterrupt as interruption:
-            print(str(interruption) or "interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not _is_torch_out_of_memory(error):
-                raise
-            raise SystemExit(f"error: out of memory ({_one_line(error)}); take smaller batches") from error
-
-    return run
-
-
-def _is_torch_out_of_memory(error: RuntimeError) -> bool:
-    """By name and words: torch need not be loaded, and on CPUs its error is a plain RuntimeError."""
-    return type(error).__name__ == "OutOfMemoryError" or any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory")
-    )
-
-
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text or type(error).__name__
 
 
-def read_yaml(config_class: type, path: Path | str) -> dict[str, Any]:
-    """The mapping in a YAML file, its keys checked against the fields of ``config_class``."""
+def read_yaml(config_class: type, path: Path | str, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file in today's words, its keys checked against the fields of ``config_class``.
+
+    ``base``: what it is laid over, see ``modern``.
+    """
     try:
         data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys) or {}
     except FileNotFoundError:
@@ -187,11 +172,12 @@ def read_yaml(config_class: type, path: Path | str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {_one_line(error)}") from None
+        raise ConfigError(f"config file {path} is not valid YAML: {one_line(error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"config file {path} must hold 'key: value' lines, found a {type(data).__name__}")
+    data = modern(config_class, data, str(path), base)
     check_keys(config_class, data, str(path))
-    return data
+    return typing.cast("dict[str, Any]", data)
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -206,21 +192,23 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def check_keys(config_class: type, data: Mapping[str, Any], where: str, prefix: str = "") -> None:
-    """Raise ConfigError at the first key of ``data`` that ``config_class`` does not have."""
-    hints = typing.get_type_hints(config_class)
-    names = [field.name for field in dataclasses.fields(config_class)]
+    """Raise ConfigError at the first key of ``data`` (in ``modern`` words) that ``config_class`` does not have."""
+    hints = {field.name: hint for field, hint in fields_and_types(config_class)}
     for key, value in data.items():
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
             raise ConfigError(
                 f"{where}: unknown key '{prefix}{key}'; nearest valid name: '{prefix}{near[0]}'"
                 if near
                 else f"{where}: unknown key '{prefix}{key}'"
             )
-        if dataclasses.is_dataclass(hints[key]):
+        group, choice = group_of(hints[key])
+        if group is not None:
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}: '{prefix}{key}' takes a group of keys, found {_short(value)}")
-            check_keys(typing.cast(type, hints[key]), value, where, f"{prefix}{key}.")
+            if choice is not None:
+                group = choice.config(value["name"], where, f"{prefix}{key}")
+            check_keys(group, value, where, f"{prefix}{key}.")
 
 
 def from_dict(config_class: type[Config], data: Mapping[str, Any], where: str) -> Config:
@@ -228,34 +216,22 @@ def from_dict(config_class: type[Config], data: Mapping[str, Any], where: str) -
 
     Raises ConfigError, with ``where`` and the key, for unknown keys, values of another type or out of range.
     """
+    data = modern(config_class, data, where)
     check_keys(config_class, data, where)
-    return _built(config_class, _checked_group(config_class, data, where), where)
+    return built(config_class, checked_group(config_class, data, where), where)
 
 
 def check(config: Any, where: str = "config") -> None:
     """Raise ConfigError at the first field of a config that has another type than it says, or is out of its range."""
-    _checked_group(type(config), _fields_of(config), where)
-
-
-def refuse_given(config: Any, names: Iterable[str], belong_to: str) -> None:
-    """Raise ConfigError when options that have no effect here have other values than their defaults.
-
-    Args:
-        names: the options.
-        belong_to: what would give them an effect, such as ``--agent dpvla``.
-    """
-    defaults = {field.name: _default(field) for field in dataclasses.fields(config)}
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) != defaults[name]]
-    if given:
-        raise ConfigError(f"{', '.join(given)} belong{'' if given[1:] else 's'} to {belong_to}")
+    checked_group(type(config), fields_of(config), where)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as plain YAML/JSON types: tuples become lists, paths strings."""
-    return {name: _plain(value) for name, value in _fields_of(config).items()}
+    return {name: _plain(value) for name, value in fields_of(config).items()}
 
 
-def _fields_of(config: Any) -> dict[str, Any]:
+def fields_of(config: Any) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
 
 
@@ -267,9 +243,9 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _checked_group(config_class: type, data: Any, where: str, prefix: str = "") -> dict[str, Any]:
+def checked_group(config_class: type, data: Any, where: str, prefix: str = "") -> dict[str, Any]:
     """The values of some fields of ``config_class``, each as its type wants it; groups as mappings."""
-    hints = typing.get_type_hints(config_class, include_extras=True)
+    hints = {field.name: hint for field, hint in fields_and_types(config_class)}
     checked = {}
     for key, value in data.items():
         try:
@@ -285,6 +261,13 @@ class _RefusedError(Exception):
 
 def _checked(hint: Any, value: Any, where: str, key: str) -> Any:
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    group, choice = group_of(hint)
+    if group is not None:
+        if not isinstance(value, (Mapping, group)):
+            raise _RefusedError("a group of keys")
+        if choice is not None:
+            group = choice.config(value["name"], where, key) if isinstance(value, Mapping) else type(value)
+        return checked_group(group, value if isinstance(value, Mapping) else fields_of(value), where, f"{key}.")
     if origin is Annotated:
         value = _checked(inside[0], value, where, key)
         for bounds in inside[1:]:
@@ -299,13 +282,6 @@ def _checked(hint: Any, value: Any, where: str, key: str) -> Any:
         if value not in inside or isinstance(value, bool):
             raise _RefusedError(f"one of {', '.join(map(str, inside))}")
         return value
-    if dataclasses.is_dataclass(hint):
-        group = typing.cast(type, hint)
-        if isinstance(value, Mapping):
-            return _checked_group(group, value, where, f"{key}.")
-        if not isinstance(value, group):
-            raise _RefusedError("a group of keys")
-        return _checked_group(group, _fields_of(value), where, f"{key}.")
     if origin is tuple:
         return _tuple(inside, value, where, key)
     if origin is dict or hint is dict:
@@ -387,16 +363,20 @@ def _short(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else text[:most] + "…"
 
 
-def _built(config_class: type[Config], checked: Mapping[str, Any], where: str, base: Any = None) -> Config:
+def built(config_class: type[Config], checked: Mapping[str, Any], where: str, base: Any = None) -> Config:
     """``checked`` over the defaults: those of ``base``, an instance, for a group whose field has one of its own."""
-    hints = typing.get_type_hints(config_class)
-    values = {} if base is None else _fields_of(base)
-    own = {f.name: _default(f) for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-    for key, value in checked.items():
-        if dataclasses.is_dataclass(hints[key]):
-            given = values.get(key, own[key])
-            value = _built(typing.cast(type, hints[key]), value, where, None if given is dataclasses.MISSING else given)
-        values[key] = value
+    values = {} if base is None else fields_of(base)
+    for field, hint in fields_and_types(config_class):
+        if field.name not in checked:
+            continue
+        value = checked[field.name]
+        group, choice = group_of(hint)
+        if group is not None:
+            given = values.get(field.name, default_of(field))
+            if choice is not None:
+                group = choice.config(value["name"], where, field.name)
+            value = built(group, value, where, given if type(given) is group else None)
+        values[field.name] = value
     try:
         return config_class(**values)
     except ConfigError:
@@ -405,45 +385,25 @@ def _built(config_class: type[Config], checked: Mapping[str, Any], where: str, b
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _unfinished(config_class: type[Config], data: Mapping[str, Any], base: Any = dataclasses.MISSING) -> Config:
-    """An instance for tyro to start from: ``data`` over the defaults, and MISSING where neither has a value.
-
-    Its own checks (``__post_init__``) run when the command line has been read.
-    """
-    hints = typing.get_type_hints(config_class)
-    config = object.__new__(config_class)
-    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
-        default = _default(field) if base is dataclasses.MISSING else getattr(base, field.name)
-        value: Any = data.get(field.name, default)
-        if dataclasses.is_dataclass(hints[field.name]):
-            value = _unfinished(typing.cast(type, hints[field.name]), data.get(field.name, {}), default)
-        object.__setattr__(config, field.name, tyro.MISSING if value is dataclasses.MISSING else value)
-    return config
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
+def default_of(field: dataclasses.Field[Any]) -> Any:
     """A field's default, ``dataclasses.MISSING`` where it has none."""
     return field.default_factory() if callable(field.default_factory) else field.default
 
 
-def _merged(default: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    groups = {
-        name: _merged(default[name], value)
-        for name, value in over.items()
-        if isinstance(value, Mapping) and isinstance(default.get(name), Mapping)
-    }
-    return {**default, **over, **groups}
+def merged(config_class: type, under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``under``, group by group, both in ``modern`` words.
 
-
-def _take_option(arguments: list[str], name: str) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == name:
-            if i + 1 == len(arguments):
-                raise ConfigError(f"{name} needs a file name")
-            value = arguments[i + 1]
-            del arguments[i : i + 2]
-            return value
-        if argument.startswith(f"{name}="):
-            del arguments[i]
-            return argument.split("=", 1)[1]
-    return None
+    Where it chooses another name, of the group below only the keys stay that the new choice has as well.
+    """
+    result = {**under, **over}
+    for field, hint in fields_and_types(config_class):
+        group, choice = group_of(hint)
+        one, two = under.get(field.name), over.get(field.name)
+        if group is None or not isinstance(one, Mapping) or not isinstance(two, Mapping):
+            continue
+        if choice is not None:
+            group = choice.config(two["name"], "config", field.name)
+            names = {inner.name for inner in dataclasses.fields(group)}
+            one = {key: value for key, value in one.items() if key in names}
+        result[field.name] = merged(group, one, two)
+    return result

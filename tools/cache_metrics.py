@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpvla import config
-from dpvla.config import Whole, reporting_errors
+from dpvla import cli
+from dpvla.cli import reporting_errors
+from dpvla.config import Whole
 from dpvla.files import check_folder
 from dpvla.parallel import available_cores
 from navsim_bridge.files import roots
@@ -44,13 +45,13 @@ class CacheMetrics:
 
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    options = config.parse(CacheMetrics, argv)
+    options = cli.parse(CacheMetrics, argv)
     if sum(map(bool, (options.split, options.official_cache, options.merge))) != 1:
         raise ValueError("give one of --split, --official-cache and --merge")
     if not options.split:
-        config.refuse_given(options, ["shard", "data_split", "metric"], "--split")
+        cli.refuse_given(options, ["shard", "data_split", "metric"], "--split")
     if options.official_cache:
-        config.refuse_given(options, ["allow_missing"], "--split and --merge")
+        cli.refuse_given(options, ["allow_missing"], "--split and --merge")
     check_folder(options.out)
     workers = options.workers or max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     shard = Shard.parse(options.shard) if options.shard else Shard.from_environment()

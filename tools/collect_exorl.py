@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dpvla.config import parse, reporting_errors
+from dpvla.cli import parse, reporting_errors
 from dpvla.state_based.data.exorl_collection import ExORLCollection, collect
 
 

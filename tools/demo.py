@@ -21,7 +21,8 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from dpvla.config import NotNegative, Whole, parse, reporting_errors
+from dpvla.cli import parse, reporting_errors
+from dpvla.config import NotNegative, Whole
 from dpvla.files import check_folder, write_json, write_text
 from dpvla.parallel import available_cores, run_jobs
 from dpvla.report.scene_picture import DrawnPlan, score_note

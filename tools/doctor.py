@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 try:
-    from dpvla import config
-    from dpvla.config import reporting_errors
+    from dpvla import cli
+    from dpvla.cli import reporting_errors
     from navsim_bridge.doctor import machine as doctor
 except ModuleNotFoundError as missing:
     raise SystemExit(f"ERROR   module {missing.name} is missing -> pip install -e . in dpvla's checkout") from None
@@ -26,9 +26,9 @@ class Doctor:
 
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    options = config.parse(Doctor, argv)
+    options = cli.parse(Doctor, argv)
     if options.split is None:
-        config.refuse_given(options, ["data_split"], "--split")
+        cli.refuse_given(options, ["data_split"], "--split")
     counts = {doctor.OK: 0, doctor.WARNING: 0, doctor.ERROR: 0}
     for finding in doctor.examine(
         options.data_root, options.maps_root, options.split, options.metric_cache, options.data_split

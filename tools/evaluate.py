@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dpvla import config
-from dpvla.config import Count, NotNegative, Whole, reporting_errors
+from dpvla import cli
+from dpvla.cli import reporting_errors
+from dpvla.config import Count, NotNegative, Whole
 from dpvla.device import usable_device
 from dpvla.files import check_folder, one_writer
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
@@ -63,15 +64,15 @@ class Evaluate:
 
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    options = config.parse(Evaluate, argv)
+    options = cli.parse(Evaluate, argv)
     learned = options.agent == "dpvla"
     if not learned:
-        config.refuse_given(options, LEARNED, "--agent dpvla")
+        cli.refuse_given(options, LEARNED, "--agent dpvla")
     elif not options.checkpoint:
         raise ValueError("--agent dpvla needs --checkpoint")
     epdms = options.metric == "epdms"
     if not epdms:
-        config.refuse_given(options, ["human_filter"], "--metric epdms")
+        cli.refuse_given(options, ["human_filter"], "--metric epdms")
     check_folder(options.out)
     device = usable_device(options.device)
     metric: Metric = EPDMS(options.human_filter) if epdms else PDMS()

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dpvla import config
-from dpvla.config import Count, NotNegative, Whole, reporting_errors
+from dpvla import cli
+from dpvla.cli import reporting_errors
+from dpvla.config import Count, NotNegative, Whole
 from dpvla.device import usable_device
 from dpvla.files import check_file
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
@@ -53,18 +54,18 @@ class ExportSubmission:
 
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    options = config.parse(ExportSubmission, argv)
+    options = cli.parse(ExportSubmission, argv)
     if options.validate:
-        config.refuse_given(options, WRITING, "writing, not to --validate")
+        cli.refuse_given(options, WRITING, "writing, not to --validate")
         if not options.split:
-            config.refuse_given(options, ["data_split"], "--split")
+            cli.refuse_given(options, ["data_split"], "--split")
         tokens = [r.token for r in _records(options)] if options.split else None
         _report(options.validate, tokens)
         return
     if not options.split:
         raise SystemExit("error: --split is needed")
     if options.agent != "dpvla":
-        config.refuse_given(options, LEARNED, "--agent dpvla")
+        cli.refuse_given(options, LEARNED, "--agent dpvla")
     elif not options.checkpoint:
         raise ValueError("--agent dpvla needs --checkpoint")
     if not options.seeds or len(set(options.seeds)) < len(options.seeds):

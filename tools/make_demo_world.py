@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dpvla.config import parse, reporting_errors
+from dpvla.cli import parse, reporting_errors
 from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dpvla.config import parse, reporting_errors
+from dpvla.cli import parse, reporting_errors
 from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from dpvla.config import ConfigError, parse, reporting_errors
+from dpvla.cli import parse, reporting_errors
+from dpvla.config import ConfigError
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.training.imitation import ImitationConfig, ImitationStage
 from dpvla.training.loop import LoopConfig, make_accelerator, train

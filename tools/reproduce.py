@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpvla.config import parse, refuse_given, reporting_errors
+from dpvla.cli import parse, refuse_given, reporting_errors
 from dpvla.files import check_folder, write_text
 from dpvla.report.learning_curves import draw_curves
 from dpvla.state_based.paper.comparison import compare, curve_panels, curves, timings

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from dpvla.config import parse, reporting_errors
+from dpvla.cli import parse, reporting_errors
 from dpvla.models import DPVLA
 from dpvla.rl.stage import DipoleConfig, DipoleStage
 from dpvla.training.loop import LoopConfig, make_accelerator, train

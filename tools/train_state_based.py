@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dpvla.config import parse, reporting_errors
+from dpvla.cli import parse, reporting_errors
 from dpvla.state_based.running.environment_workers import WorkerDied
 from dpvla.state_based.running.protocol import StateBasedConfig
 from dpvla.state_based.running.training_run import train_state_based

@@ -37,9 +37,7 @@ class DipoleConfig:
     cycles: Count = 1  # times the buffer is cleared and filled again
     epochs_per_cycle: Count = 9  # training epochs on one buffer (paper: 9 after 1 roll-out epoch)
     scenes_per_cycle: Whole = 0  # at most so many scenes are rolled out in a cycle; 0: all of the split
-    control_variate: bool = (
-        False  # anchors the pair to the policy that rolled out (dpvla.algorithms.dipole.dipole_loss)
-    )
+    control_variate: bool = False  # anchors the pair to the policy that rolled out (algorithms.dipole.dipole_loss)
     batch_size: Count = 56  # scenes in an update over all processes, each with its whole group (paper: 56 on each GPU)
     scenes_per_call: Count = 64  # scenes encoded, sampled and scored together
     rank: Count = 16  # of each LoRA adapter

@@ -9,19 +9,8 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 
-from dpvla.config import (
-    ConfigError,
-    Count,
-    Range,
-    Share,
-    check,
-    from_dict,
-    parse,
-    read_yaml,
-    refuse_given,
-    reporting_errors,
-    to_dict,
-)
+from dpvla.cli import parse, refuse_given, reporting_errors
+from dpvla.config import ConfigError, Count, Range, Share, check, from_dict, read_yaml, to_dict
 
 
 @dataclass(frozen=True)

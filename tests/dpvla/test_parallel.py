@@ -17,7 +17,7 @@ from tests.paths import ROOT
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from dpvla.config import reporting_errors
+from dpvla.cli import reporting_errors
 from dpvla.parallel import run_jobs
 
 def work(folder, number):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tyro
 
-from dpvla import config
+from dpvla import cli
 from tools import cache_metrics, doctor, evaluate, export_submission, reproduce
 
 TOOLS = sorted(path.stem for path in Path(evaluate.__file__).parent.glob("*.py"))
@@ -37,14 +37,14 @@ class _ParsedError(Exception):
 
 
 def option_class(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a tool gives to ``dpvla.config.parse``."""
+    """What a tool gives to ``dpvla.cli.parse``."""
     found = []
 
-    def cli(config_class: type, **_: Any) -> None:
+    def stop(config_class: type, **_: Any) -> None:
         found.append(config_class)
         raise _ParsedError
 
-    monkeypatch.setattr(config.tyro, "cli", cli)
+    monkeypatch.setattr(cli.tyro, "cli", stop)
     with pytest.raises(_ParsedError):
         importlib.import_module(f"tools.{name}").main([])
     return found[0]

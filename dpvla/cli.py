@@ -1,0 +1,316 @@
+"""The command line: options over YAML files over defaults, and errors as one line.
+
+``python tools/x.py --config configs/y.yaml --optimizer.lr 3e-4``. Everything is checked before a tool does anything.
+Parsing and help come from tyro.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+from dpvla.config import (
+    Config,
+    ConfigError,
+    built,
+    checked_group,
+    default_of,
+    fields_and_types,
+    fields_of,
+    group_of,
+    merged,
+    modern,
+    one_line,
+    read_yaml,
+    renamed,
+)
+from dpvla.registry import RegistryError, import_plugin
+
+_looking_up: ContextVar[bool] = ContextVar("_looking_up", default=False)
+
+
+def parse(
+    config_class: type[Config],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    default_config: Path | str | None = None,
+) -> Config:
+    """Read the command line (``sys.argv`` by default) into ``config_class``; exits with status 2 on bad input.
+
+    Modules that the option ``plugin`` names, where there is one, are imported first.
+
+    Args:
+        default_config: YAML file that is read, and named on the terminal, when no --config is given.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        files: list[Path | str] = []
+        while (path := _take_option(arguments, "--config")) is not None:
+            files.append(path)
+        if not files and default_config is not None:
+            if not {"-h", "--help"} & {*arguments} and os.environ.get("RANK", "0") == "0":
+                print(f"no --config given: using {default_config}", file=sys.stderr)
+            files = [default_config]
+        arguments = _in_words_of_today(config_class, arguments)
+        _import_plugins(config_class, arguments)
+        data: dict[str, Any] = {}
+        for file in files:
+            _import_plugins_of_file(config_class, file)
+            given = read_yaml(config_class, file, data)
+            data = merged(config_class, data, checked_group(config_class, given, str(file)))
+        arguments, names = _chosen(config_class, arguments)
+        data = merged(config_class, data, modern(config_class, names, "the command line", data))
+        concrete = _concrete(config_class, data)
+        _refuse_repeated_lists(concrete, arguments)
+        text = (description or config_class.__doc__ or "").strip()
+        text = text.replace("\npython ", "\n\npython ")  # an example a line: the help joins the lines of a paragraph
+        text += "\n\nOptions may also stand in a YAML file given with --config FILE; the command line wins."
+        registry = ConstructorRegistry()
+        registry.struct_rule(_without_own_checks)
+        with registry:
+            unchecked = tyro.cli(concrete, args=arguments, description=text, default=_unfinished(concrete, data))
+        where = "the command line" if not files else f"the command line and {', '.join(map(str, files))}"
+        config = built(config_class, checked_group(config_class, fields_of(unchecked), where), where)
+    except (ConfigError, RegistryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return config
+
+
+def _in_words_of_today(config_class: type, arguments: Sequence[str]) -> list[str]:
+    """Options by their names of today, which is said; the bare name of a chosen group is its ``name``."""
+    former = {_option(old): _option(new) for old, new in _renamed_below(config_class)}
+    bare = {_option(path) for path in _choices(config_class)}
+    words = []
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        plain = option.replace("_", "-")
+        if plain in former:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{option} is now {former[plain]}", file=sys.stderr)
+            word = former[plain] + equals + value
+        elif plain in bare:
+            word = f"{option}.name{equals}{value}"
+        words.append(word)
+    return words
+
+
+def _renamed_below(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for old, new in renamed(config_class).items():
+        yield prefix + old, prefix + new
+    for field, hint in fields_and_types(config_class):
+        group, choice = group_of(hint)
+        if group is not None and choice is None:
+            yield from _renamed_below(group, f"{prefix}{field.name}.")
+
+
+def _choices(config_class: type, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of the groups that a name chooses."""
+    for field, hint in fields_and_types(config_class):
+        group, choice = group_of(hint)
+        if choice is not None:
+            yield prefix + field.name
+        elif group is not None:
+            yield from _choices(group, f"{prefix}{field.name}.")
+
+
+def _chosen(config_class: type, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments with names of choices written in full, and these choices as a mapping."""
+    words, data = list(arguments), dict[str, Any]()
+    for path in _choices(config_class):
+        name = _take_option(words, f"{_option(path)}.name")
+        if name is None:
+            continue
+        *groups, last = path.split(".")
+        nested: dict[str, Any] = {last: name}
+        for group in reversed(groups):
+            nested = {group: nested}
+        inside: Any = modern(config_class, nested, "the command line")
+        data = {**data, **inside} if not groups else merged(config_class, data, inside)
+        for key in path.split("."):
+            inside = inside[key]
+        for key, value in inside.items():
+            words += [_option(f"{path}.{key}"), str(value)]
+    return words, data
+
+
+def _option(path: str) -> str:
+    return "--" + path.replace("_", "-")
+
+
+def _import_plugins(config_class: type, arguments: Sequence[str]) -> None:
+    """Modules behind --plugin; those that stand in a YAML file are imported as it is read."""
+    if not _has_plugins(config_class):
+        return
+    taking = False
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if word.startswith("--"):
+            taking = option == "--plugin"
+            word = value if equals else ""
+        if taking and word:
+            import_plugin(word)
+
+
+def _import_plugins_of_file(config_class: type, path: Path | str) -> None:
+    """The same for a YAML file; what is wrong with the file is told when it is read."""
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        names = content.get("plugin") if isinstance(content, dict) else None
+        if _has_plugins(config_class) and isinstance(names, list):
+            for name in names:
+                import_plugin(str(name))
+
+
+def _has_plugins(config_class: type) -> bool:
+    return "plugin" in {field.name for field, _ in fields_and_types(config_class)}
+
+
+def _concrete(config_class: type[Config], data: Mapping[str, Any]) -> type[Config]:
+    """``config_class`` with the type of every chosen group as ``data`` or the default has it: what tyro asks for."""
+    replaced: list[Any] = []
+    for field, hint in fields_and_types(config_class):
+        group, choice = group_of(hint)
+        if group is None:
+            continue
+        given, own = data.get(field.name), default_of(field)
+        if choice is None:
+            wanted: type = _concrete(group, given or {})
+        else:
+            wanted = type(own) if given is None else choice.config(given["name"], "config", field.name)
+        if wanted is not group:
+            kept = choice is None or type(own) is wanted
+            replaced.append(
+                (field.name, wanted, dataclasses.field(default_factory=field.default_factory if kept else wanted))
+            )
+    if not replaced:
+        return config_class
+    made = dataclasses.make_dataclass(config_class.__name__, replaced, bases=(config_class,), frozen=True)
+    made.__doc__, made.__module__ = config_class.__doc__, config_class.__module__
+    return typing.cast("type[Config]", made)
+
+
+def _without_own_checks(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """How tyro makes a config here: what its ``__post_init__`` refuses would come out in a box of many lines."""
+    made_by = info.type
+    if not dataclasses.is_dataclass(made_by) or _looking_up.get():
+        return None
+    token = _looking_up.set(True)
+    try:
+        spec = ConstructorRegistry.get_struct_spec(info)  # tyro's own
+    finally:
+        _looking_up.reset(token)
+    if not isinstance(spec, StructConstructorSpec):
+        return None
+
+    @functools.wraps(made_by, updated=())
+    def make(**values: Any) -> Any:
+        config = object.__new__(made_by)
+        for name, value in values.items():
+            object.__setattr__(config, name, value)
+        return config
+
+    return dataclasses.replace(spec, instantiate=make)
+
+
+def _refuse_repeated_lists(config_class: type, arguments: Sequence[str]) -> None:
+    """A list given twice would keep its last values alone, without a word."""
+    given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    for name in _list_options(config_class):
+        if given.count(name) > 1:
+            raise ConfigError(f"{name} is given twice; give all its values behind one {name}")
+
+
+def _list_options(config_class: type, prefix: str = "") -> Iterator[str]:
+    for field, hint in fields_and_types(config_class):
+        group, _ = group_of(hint)
+        if group is not None:
+            yield from _list_options(group, f"{prefix}{field.name}.")
+        elif typing.get_origin(hint) is tuple:
+            yield _option(prefix + field.name)
+
+
+def reporting_errors(main: Callable[..., None]) -> Callable[..., None]:
+    """A tool's ``main`` whose expected errors end it with one line.
+
+    Expected are bad input, missing or unusable files, a full disk, missing packages, too little memory, interruption.
+    """
+
+    @functools.wraps(main)
+    def run(*arguments: Any) -> None:
+        try:
+            main(*arguments)
+        except (ValueError, OSError, FloatingPointError, ImportError) as error:
+            raise SystemExit(f"error: {one_line(error)}") from error
+        except KeyboardInterrupt as interruption:
+            print(str(interruption) or "interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not _is_torch_out_of_memory(error):
+                raise
+            raise SystemExit(f"error: out of memory ({one_line(error)}); take smaller batches") from error
+
+    return run
+
+
+def _is_torch_out_of_memory(error: RuntimeError) -> bool:
+    """By name and words: torch need not be loaded, and on CPUs its error is a plain RuntimeError."""
+    return type(error).__name__ == "OutOfMemoryError" or any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory")
+    )
+
+
+def refuse_given(config: Any, names: Iterable[str], belong_to: str) -> None:
+    """Raise ConfigError when options that have no effect here have other values than their defaults.
+
+    Args:
+        names: the options.
+        belong_to: what would give them an effect, such as ``--agent dpvla``.
+    """
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(config)}
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) != defaults[name]]
+    if given:
+        raise ConfigError(f"{', '.join(given)} belong{'' if given[1:] else 's'} to {belong_to}")
+
+
+def _unfinished(config_class: type[Config], data: Mapping[str, Any], base: Any = dataclasses.MISSING) -> Config:
+    """An instance for tyro to start from: ``data`` over the defaults, and MISSING where neither has a value.
+
+    Its own checks (``__post_init__``) run when the command line has been read.
+    """
+    config = object.__new__(config_class)
+    for field, hint in fields_and_types(config_class):
+        default = default_of(field) if base is dataclasses.MISSING else getattr(base, field.name)
+        value: Any = data.get(field.name, default)
+        group, _ = group_of(hint)
+        if group is not None:
+            own = issubclass(group, type(default))  # else the default is of what another name chooses
+            value = _unfinished(group, data.get(field.name, {}), default if own else dataclasses.MISSING)
+        object.__setattr__(config, field.name, tyro.MISSING if value is dataclasses.MISSING else value)
+    return config
+
+
+def _take_option(arguments: list[str], name: str) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == name:
+            if i + 1 == len(arguments):
+                raise ConfigError(f"{name} needs a file name")
+            value = arguments[i + 1]
+            del arguments[i : i + 2]
+            return value
+        if argument.startswith(f"{name}="):
+            del arguments[i]
+            return argument.split("=", 1)[1]
+    return None

@@ -33,20 +33,21 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import Florence2Config
 
+from dpvla.algorithms.dipole import Dipole, DipoleConfig
 from dpvla.batch import DrivingBatch
 from dpvla.encoders.florence import FlorenceEncoder, tiny_tokenizer, tokenise_commands
 from dpvla.files import write_json
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.provenance import collect
-from dpvla.rl.stage import DipoleConfig, DipoleStage
+from dpvla.rl.stage import RolloutConfig, RolloutStage
 from dpvla.state_based.agents.dipole import DipoleConfig as StateDipoleConfig
 from dpvla.state_based.agents.registry import make_agent
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.running.stage import STATE_BASED_LOOP
 from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
+from dpvla.training.config import LoopConfig
 from dpvla.training.imitation import ImitationConfig, ImitationStage
-from dpvla.training.loop import LoopConfig
-from dpvla.training.strategies.ddp import GradientUpdate
+from dpvla.training.strategies.registry import make_strategy
 from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, GoldenScene, read_golden
 from navsim_bridge.golden.v2 import read_golden_epdms
 from navsim_bridge.metrics.reward import PDMReward
@@ -70,7 +71,7 @@ class Sizes:
     pdm_row: tuple[int, int]  # scenes x candidates
     scenes: int  # that pretraining and RL have
     pretrain_batch: int
-    dipole: DipoleConfig
+    rollouts: RolloutConfig
     state_hidden: tuple[int, ...]
     state_batch: int
     state_per_step: int  # updates of one launch, and of one graph
@@ -78,13 +79,13 @@ class Sizes:
 
 
 FULL = Sizes(
-    6.0, (1024, 24), 64, 4, DipoleConfig(group_size=10, batch_size=16, scenes_per_call=32, epochs_per_cycle=2),
+    6.0, (1024, 24), 64, 4, RolloutConfig(group_size=10, batch_size=16, scenes_per_call=32, epochs_per_cycle=2),
     (512, 512, 512), 256, 10,
     ("--num-train-logs", "4", "--num-test-logs", "2", "--log-seconds", "22", "--image-width", "160", "--image-height",
      "90"),
 )  # fmt: skip
 TOY = Sizes(
-    0.2, (3, 4), 4, 2, DipoleConfig(group_size=3, batch_size=2, scenes_per_call=2, epochs_per_cycle=1),
+    0.2, (3, 4), 4, 2, RolloutConfig(group_size=3, batch_size=2, scenes_per_call=2, epochs_per_cycle=1),
     (16, 16), 8, 2,
     ("--num-train-logs", "1", "--num-test-logs", "1", "--log-seconds", "12", "--image-width", "96", "--image-height",
      "48", "--workers", "1"),
@@ -309,8 +310,8 @@ def pretraining(check: Check) -> Numbers:
     config = ImitationConfig(batch_size=check.sizes.pretrain_batch)
     accelerator = check.accelerator()
     stage = ImitationStage(check.policy, check.source, config, accelerator, 0, _nothing)
-    update = GradientUpdate(stage.module, check.loop, accelerator)
-    batches, infos = stage.batches(0, _nothing), []
+    update = make_strategy(stage.module, check.loop, accelerator)
+    batches, infos = stage.batches(0, _nothing, update.whole_weights), []
     rate = check.rate(lambda: infos.append(update.step(next(batches), len(infos) + 1, 1e-5)))
     losses = _finite(infos)
     return {"updates_per_s": rate, "scenes_per_s": rate * config.batch_size, "last_loss": losses[-1]} | check.peak_gib()
@@ -318,14 +319,15 @@ def pretraining(check: Check) -> Numbers:
 
 def rl_cycle(check: Check) -> Numbers:
     """Roll out, score, and both adapters' updates."""
-    config, accelerator, policy = check.sizes.dipole, check.accelerator(), check.policy
+    config, accelerator, policy = check.sizes.rollouts, check.accelerator(), check.policy
+    algorithm = Dipole(DipoleConfig())
     if not policy.has_adapters:
-        policy.add_adapters(config.rank, config.alpha)
+        policy.add_adapters(algorithm.adapters)
     parameters = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
-    stage = DipoleStage(policy, check.source, check.reward, config, accelerator, 0, check.folder, _nothing)
+    stage = RolloutStage(policy, algorithm, check.source, check.reward, config, accelerator, 0, check.folder, _nothing)
     try:
-        update = GradientUpdate(stage.module, check.loop, accelerator)
-        batches = stage.batches(0, _nothing)
+        update = make_strategy(stage.module, check.loop, accelerator)
+        batches = stage.batches(0, _nothing, update.whole_weights)
         first: list[Any] = []
         rolling = check.seconds(lambda: first.append(next(batches)))
         infos = [update.step(first[0], 1, 1e-4)]
@@ -333,7 +335,7 @@ def rl_cycle(check: Check) -> Numbers:
         rate = check.rate(lambda: infos.append(update.step(first[0], len(infos) + 1, 1e-4)))
         _finite(infos)
     finally:
-        policy.base_frozen = False
+        policy.encoder_frozen = False
         for parameter, trained in parameters:
             parameter.requires_grad_(trained)
     return {"rolled_out_plans_per_s": plans / rolling, "updates_per_s": rate} | check.peak_gib()
@@ -365,9 +367,9 @@ def command_lines(check: Check) -> Numbers:
                        "--validation-logs", "0", "--imitation.batch-size", "2", "--loop.steps", "4"]),
         "rl_finetune_s": (rl_finetune.main, ["--config", str(configs / "dipole_demo.yaml"), *roots, *steps,
                           "--checkpoint", str(runs / "pretrain"), "--out", str(runs / "dipole"),
-                          "--image-cache", str(check.folder / "images"), "--dipole.group-size", "4",
-                          "--dipole.batch-size", "2", "--dipole.scenes-per-cycle", "4", "--dipole.cycles", "1",
-                          "--dipole.epochs-per-cycle", "1"]),
+                          "--image-cache", str(check.folder / "images"), "--rollouts.group-size", "4",
+                          "--rollouts.batch-size", "2", "--rollouts.scenes-per-cycle", "4", "--rollouts.cycles", "1",
+                          "--rollouts.epochs-per-cycle", "1"]),
         "evaluate_s": (evaluate.main, ["--agent", "dpvla", "--split", "navtest_all", "--checkpoint",
                        str(runs / "dipole"), "--out", str(runs / "scores"), *roots]),
     }  # fmt: skip

@@ -118,13 +118,13 @@ def fine_tune(config: DemoConfig, out: Path) -> None:
         *shared_options(config),
         "--checkpoint",
         str(out / "pretrain"),
-        "--dipole.omega",
+        "--algorithm.omega",
         str(config.omega),
     ]
     jobs = [
         ["--split", "navtest", "--out", str(out / "dipole_navtest")],
         ["--split", "navtrain", "--out", str(out / "dipole_navtrain")],
-        ["--split", "navtrain", "--out", str(out / "control_beta0"), "--dipole.beta", "0"],
+        ["--split", "navtrain", "--out", str(out / "control_beta0"), "--algorithm.beta", "0"],
     ]
     cores = available_cores()
     at_once = max(1, min(len(jobs), cores))

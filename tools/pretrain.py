@@ -12,11 +12,14 @@ from pathlib import Path
 
 import torch
 
+from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.cli import parse, reporting_errors
 from dpvla.config import ConfigError
 from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.training.config import LoopConfig
 from dpvla.training.imitation import ImitationConfig, ImitationStage
-from dpvla.training.loop import LoopConfig, make_accelerator, train
+from dpvla.training.launch import make_accelerator
+from dpvla.training.loop import train
 from dpvla.training.run_directory import FREE, Run, open_run
 from dpvla.training.start import Start, open_start, refuse_other_start
 from navsim_bridge.data.training_data import DataConfig, open_training_data
@@ -79,7 +82,7 @@ def initial_policy(config: PretrainConfig, run: Run, start: Start | None) -> DPV
     """The policy before this call's first update: of the run that goes on, of --init-from, or new."""
     torch.manual_seed(config.loop.seed)
     if run.last is not None:
-        policy = DPVLA.from_pretrained(run.last / "model", config=config.model)
+        policy = DPVLA.from_pretrained(CheckpointLayout(run.last).model, config=config.model)
     elif start is None:
         policy = DPVLA.from_config(config.model)
     else:

@@ -1,67 +1,97 @@
-"""DIPOLE fine-tuning: `python tools/rl_finetune.py --split navtest [--config configs/NAME.yaml]`.
+"""RL fine-tuning: `python tools/rl_finetune.py --split navtest [--algorithm dipole] [--config configs/NAME.yaml]`.
 
-The encoder is frozen; two LoRA adapters on the head learn from roll-outs scored by PDMS. navtest is the adaptation
-setting (reward only, scored on the scenes it is trained on), navtrain the generalisation one. Without --config it
-runs the demo recipe on the newest checkpoint of runs/pretrain. From a checkpoint that has adapters, a second round goes
-on with them; --adapters merge or discard does otherwise.
+The encoder is frozen; the head, or LoRA adapters on it, learns from roll-outs scored by a metric. navtest is the
+adaptation setting (reward only, scored on the scenes it is trained on), navtrain the generalization one. Without
+--config it runs the demo recipe on the newest checkpoint of runs/pretrain. From a checkpoint that has adapters, a
+second round goes on with them; --adapters merge or discard does otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
+from dpvla.algorithms.dipole import DipoleConfig
+from dpvla.algorithms.registry import AnyAlgorithm, make_algorithm
+from dpvla.checkpoint_layout import ADAPTERS, MODEL, CheckpointLayout
 from dpvla.cli import parse, reporting_errors
 from dpvla.models import DPVLA
-from dpvla.rl.stage import DipoleConfig, DipoleStage
-from dpvla.training.loop import LoopConfig, make_accelerator, train
+from dpvla.models.adapters import LoRAConfig
+from dpvla.rl.stage import RolloutConfig, RolloutStage
+from dpvla.training.config import LoopConfig
+from dpvla.training.launch import make_accelerator
+from dpvla.training.loop import train
 from dpvla.training.run_directory import FREE, open_run
 from dpvla.training.start import StartingPoint, WhatOfAdapters, open_start, refuse_other_start, starting_point
 from navsim_bridge.data.training_data import DataConfig, open_training_data
 
 DEMO = Path(__file__).parent.parent / "configs" / "dipole_demo.yaml"
+OF_ROLLOUTS = (
+    "group_size", "cycles", "epochs_per_cycle", "scenes_per_cycle", "batch_size", "scenes_per_call", "context_cache_gb",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class FinetuneConfig(DataConfig):
-    """DIPOLE fine-tuning of a pretrained DP-VLA. Defaults: the paper's navtrain variant on one GPU (g 10, batch 56)."""
+    """RL fine-tuning of a pretrained DP-VLA. Defaults: the paper's navtrain variant on one GPU (g 10, batch 56)."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        **{f"dipole.{key}": f"algorithm.{key}" for key in ("beta", "shift", "omega", "control_variate")},
+        **{f"dipole.{key}": f"rollouts.{key}" for key in OF_ROLLOUTS},
+        **{f"dipole.{key}": f"lora.{key}" for key in ("rank", "alpha")},
+    }
 
     checkpoint: str = "runs/pretrain"  # run, checkpoint or model directory to start from
     adapters: WhatOfAdapters = "keep"  # those of --checkpoint, if any: go on, fold into the model, leave out
-    out: str | None = None  # run directory; the same command goes on in it (default: runs/dipole_SPLIT)
+    out: str | None = None  # run directory; the same command goes on in it (default: runs/ALGORITHM_SPLIT)
     restart: bool = False  # discard what --out holds
-    dipole: DipoleConfig = field(default_factory=DipoleConfig)  # roll-outs and loss
-    loop: LoopConfig = field(default_factory=LoopConfig)  # optimiser, logging, checkpoints
+    algorithm: AnyAlgorithm = field(default_factory=DipoleConfig)  # what is learned from the roll-outs
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)  # cycles and batches
+    lora: LoRAConfig = field(default_factory=LoRAConfig)  # size of the algorithm's adapters
+    loop: LoopConfig = field(default_factory=LoopConfig)  # optimizer, logging, checkpoints
 
 
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, or go on training, and say where the checkpoint is."""
     config = parse(FinetuneConfig, argv, __doc__, default_config=DEMO)
-    config = replace(config, out=config.out or f"runs/dipole_{Path(config.split).stem}")
-    seed = config.loop.seed
+    config = replace(config, out=config.out or f"runs/{config.algorithm.name}_{Path(config.split).stem}")
+    seed, algorithm, lora = config.loop.seed, make_algorithm(config.algorithm), config.lora
     accelerator = make_accelerator(config.loop, str(config.out))
-    settings = config.dipole
     with open_run(str(config.out), config, config.restart, accelerator, free=(*FREE, "checkpoint")) as run:
         if run.last is None:
-            first = starting_point(open_start(config.checkpoint), config.adapters, settings.rank, settings.alpha)
+            start = open_start(config.checkpoint)
+            first = starting_point(start, config.adapters, algorithm.adapters, lora.rank, lora.alpha)
         else:
             refuse_other_start(run, "checkpoint", config.checkpoint)
-            first = StartingPoint(DPVLA.from_pretrained(run.last / "model"), (), run.before.get("start") or {}, None)
+            policy = DPVLA.from_pretrained(CheckpointLayout(run.last).model)
+            first = StartingPoint(policy, (), run.before.get("start") or {}, None)
         policy = first.policy.to(accelerator.device)
         policy.precision = config.loop.precision
         size = (policy.config.encoder.image_width, policy.config.encoder.image_height)
         data = open_training_data(config, size, accelerator, reward_on="source")
         assert data.reward is not None
         torch.manual_seed(seed)
-        if not policy.has_adapters:
-            policy.add_adapters(settings.rank, settings.alpha)
-        stage = DipoleStage(policy, data.source, data.reward, settings, accelerator, seed, first.model, run.describe)
+        if algorithm.adapters and not policy.has_adapters:
+            policy.add_adapters(algorithm.adapters, lora.rank, lora.alpha)
+        stage = RolloutStage(
+            policy,
+            algorithm,
+            data.source,
+            data.reward,
+            config.rollouts,
+            accelerator,
+            seed,
+            first.model,
+            run.describe,
+        )
         loop = config.loop if config.loop.steps else replace(config.loop, steps=stage.steps)
-        trained_on = replace(data.trained_on("dipole"), weights="adapters")
+        moved = ADAPTERS if algorithm.adapters else MODEL
+        trained_on = replace(data.trained_on(config.algorithm.name), weights=moved)
         run.begin(seed, [*first.trained_on, trained_on], loop.steps, data.about, first.about)
         if run.last is None:
             before = f" (sampled with omega {first.about['omega']:g} before)" if "omega" in first.about else ""

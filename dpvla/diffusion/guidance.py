@@ -18,12 +18,9 @@ def combine(positive: Tensor, negative: Tensor, omega: float) -> Tensor:
     return positive + omega * (positive - negative)
 
 
-def clip_x0(x0: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A static clip of the combined x0 to ``[-bound, bound]`` and the share of values it changed.
+def clip_x0(x0: Tensor, bound: Tensor) -> Tensor:
+    """A static clip of the combined x0 to ``[-bound, bound]``.
 
-    Static because dynamic thresholding rescales a plan and would shrink it in metres. ``None`` leaves x0 alone.
+    Static because dynamic thresholding rescales a plan and would shrink it in meters.
     """
-    if bound is None:
-        return x0, None
-    clipped = x0.clamp(-bound, bound)
-    return clipped, (clipped != x0).float().mean()
+    return x0.clamp(-bound, bound)

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 BASE = -1
 """Index of the policy without any update."""
 
-
 Active = tuple[int, ...]
-"""Which policy each slice of the leading axis runs: indices into ``ADAPTERS`` or ``BASE``."""
+"""Which policy each slice of the leading axis runs: indices of updates, or ``BASE``."""
 
 
 class AdaptableLinear(nn.Linear):
@@ -60,7 +59,7 @@ class AdaptableLinear(nn.Linear):
             if not shared:
                 return base
             return base[None] if active is None else base[None].expand(len(active), *base.shape)
-        down, up = self._stacked(active)
+        down, up = self.stacked(active)
         down = down.to(x.dtype)
         if shared:
             rows = x.reshape(-1, self.in_features)
@@ -77,7 +76,8 @@ class AdaptableLinear(nn.Linear):
         base = base.baddbmm_(reduced, up.to(base.dtype).transpose(1, 2), alpha=self.adapter_scale)
         return base.view(*x.shape[:-1], -1)
 
-    def _stacked(self, active: Active) -> tuple[Tensor, Tensor]:
+    def stacked(self, active: Active) -> tuple[Tensor, Tensor]:
+        """A (policy, rank, in) and B (policy, out, rank) of the active policies; B is 0 for the base."""
         down, up = self.adapter_down, self.adapter_up
         if down is None or up is None:
             raise RuntimeError("this layer has no adapters: call add_adapters first")

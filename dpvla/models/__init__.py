@@ -1,6 +1,5 @@
 """The driving policy: encoders, diffusion head, adapters, plan coding."""
 
-from dpvla.models.adapters import ADAPTERS
 from dpvla.models.config import DiffusionConfig, DPVLAConfig, EncoderConfig
 from dpvla.models.head import HeadConfig
 from dpvla.models.plan_coding import PlanCodingConfig
@@ -8,7 +7,6 @@ from dpvla.models.policy import DPVLA
 from dpvla.models.scene_context import SceneContext
 
 __all__ = [
-    "ADAPTERS",
     "DPVLA",
     "DPVLAConfig",
     "DiffusionConfig",

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 
 from dpvla.batch import COMMANDS, NUM_POSES
 from dpvla.config import Count
-from dpvla.layers.adaptable import Active
+from dpvla.layers.adaptable import BASE, Active
 from dpvla.layers.blocks import Block, parse_blocks
-from dpvla.models.adapters import resolve
 
 PRESETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     # (width, attention heads, blocks)
@@ -28,6 +27,9 @@ PRESETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     # Cross-attention in every block instead: 475.7M and 6.78M.
     "cross18": (1024, 16, ("18 modulated self fused-cross mlp",)),
 }
+Policies = tuple[str | None, ...]
+"""Policies that one head holds, by the name of their adapter; ``None`` is the base: the head without any."""
+BASE_POLICY: Policies = (None,)
 FREQUENCIES = 256
 STATUS = 4
 HISTORY = 9
@@ -86,7 +88,10 @@ class PreparedContext:
 
 
 class DiTHead(nn.Module):
-    """Noised plans and a scene's context to the denoiser's output."""
+    """Noised plans and a scene's context to the denoiser's output, of one or several policies at once."""
+
+    adapters: tuple[str, ...]
+    """Names of the adapters it carries, in the order of the stacked weights; see ``models.adapters``."""
 
     status_scale: Tensor  # (4,)
     history_scale: Tensor  # (3,)
@@ -98,6 +103,7 @@ class DiTHead(nn.Module):
         self.width = width
         self.channels = channels
         self.flags = config
+        self.adapters = ()
         token_width = width if config.project_context else context_width
         self.input = nn.Linear(channels, width)
         self.pose_embedding = nn.Parameter(torch.zeros(NUM_POSES, width))
@@ -144,13 +150,13 @@ class DiTHead(nn.Module):
         tokens: Tensor,
         mask: Tensor | None,
         condition: Condition,
-        adapters: tuple[str | None, ...] = (None,),
+        policies: Policies = BASE_POLICY,
     ) -> PreparedContext:
         """Everything that depends on the scene and the policies only.
 
         ``tokens`` (scene, token, context width), ``mask`` (scene, token) True for real tokens.
         """
-        active = resolve(adapters)
+        active = self._active(policies)
         vector = self._condition(condition)
         tokens = tokens.to(self.input.weight.dtype)
         if self.context is not None:
@@ -166,8 +172,8 @@ class DiTHead(nn.Module):
             if isinstance(block, Block) and block.has_cross
         )
         if mask is not None:
-            mask = mask.repeat(len(adapters), 1)[:, None, None]
-        return PreparedContext(vector, keys_values, mask, active, len(adapters))
+            mask = mask.repeat(len(policies), 1)[:, None, None]
+        return PreparedContext(vector, keys_values, mask, active, len(policies))
 
     def denoise(self, x_t: Tensor, t: Tensor, context: PreparedContext) -> Tensor:
         """Network output ``(policy, scene, candidate, pose, channel)``.
@@ -193,10 +199,20 @@ class DiTHead(nn.Module):
         tokens: Tensor,
         mask: Tensor | None,
         condition: Condition,
-        adapters: tuple[str | None, ...] = (None,),
+        policies: Policies = BASE_POLICY,
     ) -> Tensor:
-        """``prepare`` and ``denoise`` in one call; output ``(len(adapters), scene, candidate, pose, channel)``."""
-        return self.denoise(x_t, t, self.prepare(tokens, mask, condition, adapters))
+        """``prepare`` and ``denoise`` in one call; output ``(len(policies), scene, candidate, pose, channel)``."""
+        return self.denoise(x_t, t, self.prepare(tokens, mask, condition, policies))
+
+    def _active(self, policies: Policies) -> Active | None:
+        """Names to indices; None where no adapter is involved."""
+        unknown = [name for name in policies if name is not None and name not in self.adapters]
+        if unknown or not policies:
+            there = ", ".join(self.adapters) or "none"
+            raise ValueError(f"no adapter {', '.join(map(repr, unknown))}: the head has {there}; None is the base")
+        if policies == BASE_POLICY:
+            return None
+        return tuple(BASE if name is None else self.adapters.index(name) for name in policies)
 
     def _time(self, t: Tensor) -> Tensor:
         """(scene or 1, candidate or 1, width)."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -15,31 +15,23 @@ from transformers import Florence2Config
 
 from dpvla import __version__, files
 from dpvla.batch import NUM_POSES, DrivingBatch
-from dpvla.config import ConfigError, NotNegative, from_dict, to_dict
+from dpvla.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE
+from dpvla.config import ConfigError, from_dict, to_dict
 from dpvla.diffusion import DPMSolver, clip_x0, combine
 from dpvla.encoders.florence import FlorenceEncoder
 from dpvla.encoders.florence_checkpoint import pretrained_florence, tiny_florence
 from dpvla.encoders.timm import TimmEncoder
+from dpvla.models import adapter_files
 from dpvla.models import adapters as adapter_bank
 from dpvla.models.config import DPVLAConfig, EncoderConfig
-from dpvla.models.head import DiTHead
+from dpvla.models.head import BASE_POLICY, DiTHead, Policies
 from dpvla.models.plan_coding import PlanCoding
+from dpvla.models.sampling import FORMER_ADAPTERS, Precision, Sampling, read_sampling, write_sampling
 from dpvla.models.scene_context import SceneContext
 from dpvla.tensors import load_tensors, require_same
 
-Precision = Literal["no", "bf16"]
 FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE, SAMPLING_FILE = "config.json", "model.safetensors", "sampling.json"
 ADAPTER_WEIGHTS = ("adapter_down", "adapter_up")
-BASE_POLICY: tuple[str | None, ...] = (None,)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What sampling must know of adapters: kept beside them, obeyed unless a caller says otherwise."""
-
-    omega: NotNegative  # greediness w of the roll-outs they were trained on
-    precision: Precision  # autocast they were trained under
 
 
 class DPVLA(nn.Module):
@@ -49,8 +41,8 @@ class DPVLA(nn.Module):
     ``forward`` is the loss (``training.imitation``, ``rl.finetune``), so that gradients are synchronised.
     """
 
-    omega: float
-    """Greediness w of the guided combination where ``sample`` is not told another."""
+    sampling: Sampling
+    """What ``sample`` combines where it is not told otherwise; saved and restored with the adapters."""
     precision: Precision
     """What ``encode`` and ``sample`` autocast to, as training did; saved and restored with the weights."""
 
@@ -62,8 +54,8 @@ class DPVLA(nn.Module):
         self.encoder = encoder
         self.plan_coding = PlanCoding(config.plan)
         self.head = DiTHead(config.head, self.plan_coding.num_channels, encoder.token_width)
-        self.base_frozen = False
-        self.omega = config.diffusion.omega
+        self.encoder_frozen = False
+        self.sampling = Sampling()
         self.precision = "no"
 
     # ------------------------------------------------------------------ building, saving, loading
@@ -135,68 +127,77 @@ class DPVLA(nn.Module):
 
     @property
     def has_adapters(self) -> bool:
-        """Whether the positive and the negative policy exist."""
-        return adapter_bank.has_adapters(self.head)
+        """Whether the head carries any."""
+        return bool(self.head.adapters)
 
-    def add_adapters(self, rank: int = 16, alpha: float = 16.0) -> None:
-        """Create the positive and the negative adapter; both equal the base policy at first."""
-        adapter_bank.add_adapters(self.head, rank, alpha)
+    def add_adapters(self, names: Sequence[str], rank: int = 16, alpha: float = 16.0) -> None:
+        """Create adapters; each equals the base policy at first.
+
+        Until ``sampling`` is set otherwise, plans are sampled from the first one, guided away from the second if there
+        is one, with the config's omega.
+        """
+        adapter_bank.add_adapters(self.head, names, rank, alpha)
+        self.sampling = Sampling(tuple(names[:2]), self.config.diffusion.omega if names[1:] else 0.0)
 
     def adapter_parameters(self) -> list[nn.Parameter]:
-        """Parameters of both adapters, stacked by layer, for one optimiser."""
+        """Parameters of all adapters, stacked by layer, for one optimizer."""
         return adapter_bank.adapter_parameters(self.head)
 
     def save_adapters(self, directory: Path | str) -> None:
-        """Write ``positive/`` and ``negative/`` in PEFT's format (readable by PEFT on the bare ``policy.head``).
+        """Write a folder an adapter in PEFT's format (readable by PEFT on the bare ``policy.head``).
 
-        ``sampling.json`` beside them holds what sampling must know: omega and precision.
+        ``sampling.json`` beside them holds what sampling must know.
         """
-        adapter_bank.save_adapters(self.head, directory)
-        files.write_json(Path(directory) / SAMPLING_FILE, to_dict(Sampling(self.omega, self.precision)))
+        adapter_files.save_adapters(self.head, directory)
+        write_sampling(Path(directory), self.sampling, self.head.adapters, self.precision)
 
-    def load_adapters(self, directory: Path | str) -> None:
-        """Read adapters written by ``save_adapters``, creating them when absent; omega and precision come with them."""
-        adapter_bank.load_adapters(self.head, directory)
-        if self.knows_sampling(directory):
-            path = Path(directory) / SAMPLING_FILE
-            sampling = from_dict(Sampling, files.read_json(path), str(path))
-            self.omega, self.precision = sampling.omega, sampling.precision
+    def load_adapters(self, directory: Path | str) -> bool:
+        """Read adapters written by ``save_adapters``, creating them when absent; how to sample comes with them.
 
-    @staticmethod
-    def knows_sampling(directory: Path | str) -> bool:
-        """Whether adapters say how to sample with them; those of version 0.1.0 did not."""
-        return (Path(directory) / SAMPLING_FILE).is_file()
+        Returns False where the directory does not say how to sample with them; ``sampling`` is then as
+        ``add_adapters`` leaves it.
+        """
+        found = read_sampling(Path(directory))
+        names = FORMER_ADAPTERS if found is None else found.adapters
+        adapter_files.load_adapters(self.head, names, directory)
+        if found is None:
+            self.sampling = Sampling(names, self.config.diffusion.omega)
+            return False
+        self.sampling = found.sampling
+        self.precision = found.precision
+        return True
 
     def merge_adapters(self, omega: float | None = None) -> None:
-        """Fold both adapters into the base weights and remove them: ``W + (1 + w) dW+ - w dW-``.
+        """Fold the adapters into the base weights as sampling combines them, and remove them.
 
-        The guided combination is taken over to first order in the updates: exactly for one linear layer, closely where
-        the updates are small. ``omega`` defaults to the policy's own.
+        With two policies ``W + (1 + w) dW+ - w dW-``: the guided combination is taken over to first order in the
+        updates, exactly for one linear layer, closely where the updates are small. ``omega`` defaults to the policy's
+        own.
         """
-        w = self.omega if omega is None else omega
-        adapter_bank.merge_adapters(self.head, (1 + w, -w))
+        sampling = self.sampling if omega is None else replace(self.sampling, omega=omega)
+        adapter_bank.merge_adapters(self.head, sampling.shares())
+        self.sampling = Sampling()
 
     def snapshot_head(self) -> DiTHead:
-        """The head as it is now, without gradients: adapters are copied, base weights shared."""
-        own = {id(parameter) for parameter in self.adapter_parameters()}
-        shared = {id(parameter): parameter for parameter in self.head.parameters() if id(parameter) not in own}
-        copied = deepcopy(self.head, shared)
-        for parameter in adapter_bank.adapter_parameters(copied):
-            parameter.requires_grad_(False)
-        return copied
+        """The head as it is now, without gradients: what is trained is copied, the rest shared."""
+        return adapter_bank.snapshot(self.head)
 
-    def freeze_base(self) -> None:
-        """Keep only the adapters trainable; the encoder stays in eval mode from now on (cached tokens are exact)."""
-        trainable = {id(parameter) for parameter in self.adapter_parameters()}
+    def freeze_encoder(self) -> None:
+        """Train the head alone: its adapters where it has any, else all of it.
+
+        The encoder stays in eval mode from now on, so that cached tokens are exact.
+        """
+        trained = self.adapter_parameters() if self.has_adapters else [*self.head.parameters()]
+        trainable = {id(parameter) for parameter in trained}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trainable)
-        self.base_frozen = True
+        self.encoder_frozen = True
         self.train(self.training)
 
     def train(self, mode: bool = True) -> DPVLA:
         """Training mode, except for a frozen encoder."""
         super().train(mode)
-        if self.base_frozen:
+        if self.encoder_frozen:
             self.encoder.eval()
         return self
 
@@ -209,8 +210,8 @@ class DPVLA(nn.Module):
         return torch.autocast(self.plan_coding.mean.device.type, torch.bfloat16)
 
     def encode(self, batch: DrivingBatch) -> SceneContext:
-        """Run the encoder once a scene. Without gradients when the base is frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.base_frozen), self.autocast():
+        """Run the encoder once a scene. Without gradients when it is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen), self.autocast():
             tokens, mask = self.encoder(batch.images, batch.command)
         return SceneContext(tokens, mask, batch.command, batch.ego_status.float(), batch.history.float())
 
@@ -228,65 +229,50 @@ class DPVLA(nn.Module):
         plans: Tensor,
         t: Tensor,
         noise: Tensor,
-        adapters: tuple[str | None, ...] = BASE_POLICY,
+        policies: Policies = BASE_POLICY,
         head: DiTHead | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What the network outputs for noised plans, and what it should: both in its own parametrisation, float32.
 
         Args:
             plans: (scene, candidate, 8, 3). t: (scene, candidate). noise: (scene, candidate, 8, channel).
-            adapters: policies to run, in one pass; ``None`` is the base policy.
+            policies: which to run, in one pass.
             head: what runs instead of the policy's own head, from ``snapshot_head``.
 
         Returns:
-            output (len(adapters), scene, candidate, 8, channel) and target (scene, candidate, 8, channel).
+            output (policy, scene, candidate, 8, channel) and target (scene, candidate, 8, channel).
         """
         head = self.head if head is None else head
         x0 = self.plan_coding.encode(plans.float(), context.ego_status)
         x_t = self.schedule.add_noise(x0, noise, t)
-        prepared = head.prepare(context.tokens, context.mask, context.condition, adapters)
+        prepared = head.prepare(context.tokens, context.mask, context.condition, policies)
         output = head.denoise(x_t, t, prepared).float()
         return output, self.schedule.target(self.config.diffusion.output, x0, noise, t)
 
-    def loss_factor(self, t: Tensor, loss_weighting: str | None = None, alpha_floor: float | None = None) -> Tensor:
-        """What turns a squared error of the network's own output into the loss: one factor per noise level.
+    def loss_factor(self, t: Tensor) -> Tensor:
+        """Factor per noise level from a squared error of the network's own output to the loss.
 
         With ``loss_weighting="eps"`` the product is the ``|eps - eps(a_t, s, t)|^2`` of the paper's eq. 9; ``"v"`` and
-        ``"x0"`` measure those errors instead. Defaults are the policy's configuration. Forming eps first and dividing
-        by a small alpha later would lose digits.
+        ``"x0"`` measure those errors instead. Forming eps first and dividing by a small alpha later would lose digits.
         """
         settings = self.config.diffusion
-        weighting = settings.loss_weighting if loss_weighting is None else loss_weighting
-        floor = settings.alpha_floor if alpha_floor is None else alpha_floor
-        if weighting == settings.output and floor == 0:
+        if settings.loss_weighting == settings.output and settings.alpha_floor == 0:
             return torch.ones_like(t)
         factor = self.schedule.squared_eps_factor(settings.output, t)
-        return factor * self.schedule.squared_output_factor(weighting, t, floor)
+        return factor * self.schedule.squared_output_factor(settings.loss_weighting, t, settings.alpha_floor)
 
     def denoising_errors(
-        self,
-        context: SceneContext,
-        plans: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        adapters: tuple[str | None, ...] = BASE_POLICY,
-        loss_weighting: str | None = None,
-        alpha_floor: float | None = None,
+        self, context: SceneContext, plans: Tensor, t: Tensor, noise: Tensor, policies: Policies = BASE_POLICY
     ) -> Tensor:
-        """Weighted squared error of each policy, a mean over poses and channels: ``(len(adapters), scene, candidate)``.
+        """Weighted squared error of each policy, a mean over poses and channels: ``(policy, scene, candidate)``.
 
-        Arguments as in ``denoise_plans`` and ``loss_factor``; one backward reaches all ``adapters``.
+        Arguments as in ``denoise_plans``; one backward reaches all ``policies``.
         """
-        output, target = self.denoise_plans(context, plans, t, noise, adapters)
-        return (output - target).square().mean(dim=(-2, -1)) * self.loss_factor(t, loss_weighting, alpha_floor)
+        output, target = self.denoise_plans(context, plans, t, noise, policies)
+        return (output - target).square().mean(dim=(-2, -1)) * self.loss_factor(t)
 
     def imitation_loss(
-        self,
-        batch: DrivingBatch,
-        draws: int = 1,
-        generator: torch.Generator | None = None,
-        loss_weighting: str | None = None,
-        alpha_floor: float | None = None,
+        self, batch: DrivingBatch, draws: int = 1, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Denoising loss of the base policy on the recorded plans; one encoder pass, ``draws`` noise draws a scene."""
         if batch.plan is None:
@@ -294,12 +280,12 @@ class DPVLA(nn.Module):
         context = self.encode(batch)
         t, noise = self.draw(len(batch), draws, generator)
         plans = batch.plan[:, None].expand(-1, draws, -1, -1)
-        errors = self.denoising_errors(context, plans, t, noise, loss_weighting=loss_weighting, alpha_floor=alpha_floor)
-        loss = errors.mean()
+        loss = self.denoising_errors(context, plans, t, noise).mean()
         return loss, {"imitation/loss": loss.detach()}
 
     # ------------------------------------------------------------------ sampling
 
+    @torch.no_grad()
     def sample(
         self,
         context: SceneContext,
@@ -307,60 +293,49 @@ class DPVLA(nn.Module):
         omega: float | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
-        use_adapters: bool = True,
+        sampling: Sampling | None = None,
     ) -> Tensor:
-        """Plans ``(scene, num_candidates, 8, 3)``; see ``sample_with_info``."""
-        return self.sample_with_info(context, num_candidates, omega, generator, noise, use_adapters)[0]
+        """Plans ``(scene, num_candidates, 8, 3)`` from the combination of policies (paper Alg. 2), or from one.
 
-    @torch.no_grad()
-    def sample_with_info(
-        self,
-        context: SceneContext,
-        num_candidates: int,
-        omega: float | None = None,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        use_adapters: bool = True,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sample plans from the guided combination (paper Alg. 2), or from the base policy without adapters.
+        Args:
+            omega: instead of that of the policy's own ``sampling``.
+            noise: (scene, num_candidates, 8, channel), instead of the generator's.
+            sampling: instead of the policy's own; ``Sampling()`` is the head without adapters.
 
-        ``omega`` defaults to the policy's own. ``noise`` (scene, num_candidates, 8, channel) replaces the generator's.
         Combination and solver run in float32.
-        ``info`` holds ``sample/clipped``, the share of x0 values the wide static clip changed, when it is on.
         """
-        scenes = len(context)
-        shape = (scenes, num_candidates, NUM_POSES, self.plan_coding.num_channels)
+        shape = (len(context), num_candidates, NUM_POSES, self.plan_coding.num_channels)
         if noise is None:
             source = generator.device if generator is not None else context.device
             noise = torch.randn(shape, generator=generator, device=source)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shape}")
         noise = noise.to(context.device, torch.float32)
-        omega = self.omega if omega is None else omega
-        guided = use_adapters and self.has_adapters
-        policies: tuple[str | None, ...] = BASE_POLICY
-        if guided:
-            policies = ("positive",) if omega == 0 else ("positive", "negative")
+        sampling = self.sampling if sampling is None else sampling
+        omega = sampling.omega if omega is None else omega
+        guided = sampling.is_guided and omega != 0
+        policies = sampling.policies if guided else sampling.policies[:1]
         with self.autocast():
             prepared = self.head.prepare(context.tokens, context.mask, context.condition, policies)
         ratio = self.config.diffusion.clip_ratio
-        clips = guided and omega != 0 and ratio is not None
-        bound = self.plan_coding.largest * ratio if clips and ratio is not None else None
-        shares: list[Tensor] = []
+        bound = self.plan_coding.largest * ratio if guided and ratio is not None else None
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             with self.autocast():
                 output = self.head.denoise(x_t, t, prepared).float()
-            mixed = combine(output[0], output[1], omega) if len(output) == 2 else output[0]
+            mixed = combine(output[0], output[1], omega) if guided else output[0]
             x0 = self.schedule.convert(mixed, x_t, t, self.config.diffusion.output, "x0")
-            x0, share = clip_x0(x0, bound)
-            if share is not None:
-                shares.append(share)
-            return x0
+            return x0 if bound is None else clip_x0(x0, bound)
 
-        values = self.solver.sample(denoise, noise)
-        info = {"sample/clipped": torch.stack(shares).mean()} if shares else {}
-        return self.plan_coding.decode(values, context.ego_status), info
+        values = self._solver(sampling.num_steps).sample(denoise, noise)
+        return self.plan_coding.decode(values, context.ego_status)
+
+    def _solver(self, num_steps: int | None) -> DPMSolver:
+        """The solver of so many steps, by default the config's; it is kept until another is asked for."""
+        steps = num_steps or self.config.diffusion.num_steps
+        if steps != self.solver.num_steps:
+            self.solver = DPMSolver(self.schedule, steps)
+        return self.solver
 
 
 def _build_encoder(config: EncoderConfig) -> FlorenceEncoder | TimmEncoder:

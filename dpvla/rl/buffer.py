@@ -10,17 +10,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dpvla.algorithms.dipole import group_advantages
+from dpvla.algorithms.advantages import group_advantages
 from dpvla.tensors import load_tensors, save_tensors
+
+ROLL_OUTS, SCORES = "roll_outs.", "scores."
 
 
 @dataclass(frozen=True)
 class RolloutBuffer:
-    """Scored plans of one cycle; scene axis first."""
+    """Scored roll-outs of one cycle; scene axis first."""
 
     cycle: int
     indices: Tensor  # (scene,) int64, positions in the scene source
-    plans: Tensor  # (scene, candidate, 8, 3) ego frame
+    roll_outs: Mapping[str, Tensor]  # (scene, candidate, ...) each; 'plans' (scene, candidate, 8, 3) in the ego frame
     scores: Mapping[str, Tensor]  # (scene, candidate) each; 'score' is the reward
     processes: int = 1  # that rolled out and train on equal parts of it, one part after the other
 
@@ -40,38 +42,38 @@ class RolloutBuffer:
 
         if accelerator.num_processes == 1:
             return self
+        roll_outs = {name: gather(value) for name, value in self.roll_outs.items()}
         scores = {name: gather(value) for name, value in self.scores.items()}
-        return RolloutBuffer(
-            self.cycle, gather(self.indices), gather(self.plans), scores, processes=accelerator.num_processes
-        )
-
-    def advantages(self) -> Tensor:
-        """Group-normalised advantages (scene, candidate), Eq. 17."""
-        return group_advantages(self.scores["score"])[0].float()
+        return RolloutBuffer(self.cycle, gather(self.indices), roll_outs, scores, processes=accelerator.num_processes)
 
     def statistics(self) -> dict[str, float]:
         """Sub-score means, reward mean, mean spread inside a group, best of the group, share of flat groups."""
-        reward = self.scores["score"]
+        reward, plans = self.scores["score"], self.roll_outs["plans"]
         _, flat = group_advantages(reward)
         return {f"rollout/{name}": float(value.mean()) for name, value in self.scores.items()} | {
             "rollout/reward_spread": float(reward.std(-1, unbiased=False).mean()),
             "rollout/reward_best": float(reward.amax(-1).mean()),
             "rollout/zero_spread_groups": float(flat.double().mean()),
-            "rollout/endpoint_spread_m": float(self.plans[:, :, -1, :2].std(1, unbiased=False).norm(dim=-1).mean()),
+            "rollout/endpoint_spread_m": float(plans[:, :, -1, :2].std(1, unbiased=False).norm(dim=-1).mean()),
         }
 
     def save(self, path: Path) -> None:
         """Write as one safetensors file."""
-        tensors = {f"scores.{name}": value for name, value in self.scores.items()}
-        tensors |= {"indices": self.indices, "plans": self.plans}
+        tensors = {SCORES + name: value for name, value in self.scores.items()}
+        tensors |= {ROLL_OUTS + name: value for name, value in self.roll_outs.items()}
+        tensors |= {"indices": self.indices}
         tensors |= {"cycle": torch.tensor(self.cycle), "processes": torch.tensor(self.processes)}
         save_tensors(path, tensors)
 
     @classmethod
     def load(cls, path: Path) -> RolloutBuffer:
-        """Read what ``save`` wrote."""
+        """Read what ``save`` wrote, or what it wrote when plans were all that was kept."""
         tensors = load_tensors(path)
-        scores = {k.removeprefix("scores."): v for k, v in tensors.items() if k.startswith("scores.")}
-        return cls(
-            int(tensors["cycle"]), tensors["indices"], tensors["plans"], scores, processes=int(tensors["processes"])
-        )
+        if "plans" in tensors:
+            tensors[ROLL_OUTS + "plans"] = tensors["plans"]
+
+        def named(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+        cycle, processes = int(tensors["cycle"]), int(tensors["processes"])
+        return cls(cycle, tensors["indices"], named(ROLL_OUTS), named(SCORES), processes=processes)

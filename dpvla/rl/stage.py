@@ -1,4 +1,4 @@
-"""DIPOLE fine-tuning (METHOD: roll out, score, normalise in groups, train both adapters, repeat)."""
+"""RL fine-tuning in cycles: roll out, score, learn for some epochs, repeat. What is learned is the algorithm's."""
 
 from __future__ import annotations
 
@@ -11,111 +11,91 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dpvla.algorithms.dipole import ADAPTERS, dipole_loss
+from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.batch import RewardFunction, SceneSource
+from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.config import ConfigError, Count, NotNegative, Range, Whole, check
-from dpvla.diffusion import combine
 from dpvla.models import DPVLA, SceneContext
-from dpvla.models.adapters import load_adapters, save_adapters
+from dpvla.models.adapter_files import load_adapters, save_adapters
 from dpvla.models.head import DiTHead
 from dpvla.rl.buffer import RolloutBuffer
-from dpvla.rl.rollout import chunks, collect, encode_scenes
+from dpvla.rl.rollout import collect
+from dpvla.rl.token_cache import TokenCache
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, link_tree
 from dpvla.training.order import epoch_batches, permutation, step_seed, steps_per_epoch
 from dpvla.training.run_directory import read_run
+from dpvla.training.stage import Log, WholeWeights
 
 
 @dataclass(frozen=True)
-class DipoleConfig:
-    """Roll-outs and the DIPOLE loss."""
+class RolloutConfig:
+    """The cycles of roll-outs and training on them, whatever the algorithm."""
 
     group_size: Annotated[Count, Range(least=2)] = 10  # g: plans of a scene (paper: 10 navtrain, 25 navtest)
-    beta: NotNegative = 1.0  # temperature of the weights sigmoid(beta G + shift); not given by the paper
-    shift: float = 0.0  # k of App. D.2; 0 in driving
-    omega: NotNegative = 1.0  # w: greediness of the roll-outs, and of later sampling; not given by the paper
     cycles: Count = 1  # times the buffer is cleared and filled again
     epochs_per_cycle: Count = 9  # training epochs on one buffer (paper: 9 after 1 roll-out epoch)
     scenes_per_cycle: Whole = 0  # at most so many scenes are rolled out in a cycle; 0: all of the split
-    control_variate: bool = False  # anchors the pair to the policy that rolled out (algorithms.dipole.dipole_loss)
     batch_size: Count = 56  # scenes in an update over all processes, each with its whole group (paper: 56 on each GPU)
     scenes_per_call: Count = 64  # scenes encoded, sampled and scored together
-    rank: Count = 16  # of each LoRA adapter
-    alpha: Count = 16  # LoRA scale is alpha / rank
     context_cache_gb: NotNegative = 8.0  # encoded scenes of a cycle stay in memory up to this size, else made anew
 
 
-@dataclass(frozen=True)
-class RolloutBatch:
-    """Scenes of one update with their groups."""
-
-    context: SceneContext
-    plans: Tensor  # (scene, candidate, 8, 3)
-    advantages: Tensor  # (scene, candidate)
-
-
-class DipoleStep(nn.Module):
+class RolloutStep(nn.Module):
     """The differentiable part of an update; ``forward`` is what accelerate wraps."""
 
-    def __init__(self, policy: DPVLA, config: DipoleConfig) -> None:
+    def __init__(self, policy: DPVLA, algorithm: Algorithm) -> None:
         super().__init__()
         self.policy: DPVLA = policy
-        self.config = config
-        self._behaviour: tuple[DiTHead, ...] = ()  # in a tuple: neither trained nor saved with the module
-
-    @property
-    def behaviour(self) -> DiTHead | None:
-        """The head that sampled the buffer, where ``control_variate`` asks for it."""
-        return self._behaviour[0] if self._behaviour else None
-
-    def follow(self, head: DiTHead) -> None:
-        """Plans from now on were sampled with this head."""
-        self._behaviour = (head,)
+        self.algorithm = algorithm
 
     def forward(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. 9 at one random noise level per plan."""
-        policy, config = self.policy, self.config
-        t, noise = policy.draw(*batch.plans.shape[:2])
-        sampled = None
-        if self.behaviour is not None:
-            with torch.no_grad():
-                output, _ = policy.denoise_plans(batch.context, batch.plans, t, noise, ADAPTERS, self.behaviour)
-                sampled = combine(output[0], output[1], config.omega)
-        return dipole_loss(
-            policy, batch.context, batch.plans, batch.advantages, t, noise, config.beta, config.shift, sampled
-        )
+        """The algorithm's loss."""
+        return self.algorithm.loss(self.policy, batch)
 
 
-class DipoleStage:
-    """A ``Stage`` of ``training.loop``: both adapters of ``policy`` learn from scored roll-outs."""
+class RolloutStage:
+    """A ``Stage`` of ``training.loop``: the head of ``policy``, or its adapters, learn from scored roll-outs."""
 
     def __init__(
         self,
         policy: DPVLA,
+        algorithm: Algorithm,
         source: SceneSource,
         reward: RewardFunction,
-        config: DipoleConfig,
+        config: RolloutConfig,
         accelerator: Accelerator,
         seed: int,
         model_directory: Path | None,
         describe: Callable[[Path], None],
     ) -> None:
-        """``model_directory``: files of the frozen model, where there are any; ``describe`` writes ``run.yaml``."""
-        check(config, "dipole")
+        """``policy`` carries the algorithm's adapters already; ``describe`` writes ``run.yaml``.
+
+        ``model_directory``: files of the model, where there are any and only adapters are trained.
+        """
+        check(config, "rollouts")
         processes = accelerator.num_processes
         if config.batch_size % processes:
             raise ConfigError(
-                f"dipole.batch_size {config.batch_size} cannot be shared by {processes} processes: it counts the "
+                f"rollouts.batch_size {config.batch_size} cannot be shared by {processes} processes: it counts the "
                 "scenes of an update over all of them, take a multiple"
             )
-        policy.freeze_base()
-        policy.omega = config.omega
-        self.policy, self.source, self.reward, self.config, self.seed = policy, source, reward, config, seed
-        self._step = DipoleStep(policy, config)
-        self.module: nn.Module = self._step
+        if policy.head.adapters != algorithm.adapters:
+            raise ConfigError(
+                f"algorithm {algorithm.config.name} trains {', '.join(algorithm.adapters) or 'the whole head'}, the "
+                f"policy's adapters are {', '.join(policy.head.adapters) or 'none'}"
+            )
+        if algorithm.needs_behavior and not algorithm.adapters:
+            raise ConfigError(f"algorithm {algorithm.config.name} needs the head that rolled out, so it needs adapters")
+        policy.freeze_encoder()
+        policy.sampling = algorithm.sampling()
+        self.policy, self.algorithm, self.source, self.reward = policy, algorithm, source, reward
+        self.config, self.seed = config, seed
+        self.module: nn.Module = RolloutStep(policy, algorithm)
         self.accelerator, self.model_directory, self.describe = accelerator, model_directory, describe
         self.buffer: RolloutBuffer | None = None
-        self._contexts: list[SceneContext] | None = None
+        self._tokens: TokenCache | None = None
+        self._behavior: DiTHead | None = None
         scenes = min(config.scenes_per_cycle or len(source), len(source))
         self._local, self._batch = scenes // processes, config.batch_size // processes
         if self._local == 0:
@@ -131,23 +111,29 @@ class DipoleStage:
         """Updates of all cycles."""
         return self.config.cycles * self.steps_per_cycle
 
-    def batches(self, first_step: int, log: Callable[[int, Mapping[str, float]], None]) -> Iterator[RolloutBatch]:
+    def batches(self, first_step: int, log: Log, whole_weights: WholeWeights) -> Iterator[RolloutBatch]:
         """Batches from ``first_step`` on; a new cycle rolls out with the weights of that moment."""
-        step = first_step
+        step, device = first_step, self.accelerator.device
         while True:
             cycle, place = divmod(step, self.steps_per_cycle)
             if place == 0 or self.buffer is None or self.buffer.cycle != cycle:
-                self.buffer = self._roll_out(cycle).gathered(self.accelerator)
+                with whole_weights():
+                    self.buffer = self._roll_out(cycle)
                 log(step, self.buffer.statistics())
             mine = self.buffer.part(self._rank)
-            plans, advantages = self.buffer.plans[mine], self.buffer.advantages()[mine]
+            roll_outs = {name: value[mine] for name, value in self.buffer.roll_outs.items()}
+            targets = self.algorithm.targets(self.buffer.scores, self.buffer.roll_outs)
+            targets = {name: value[mine] for name, value in targets.items()}
             order = epoch_batches(self._local, self._batch, place, self.seed, cycle, self._rank)
-            for _, rows in zip(range(place, self.steps_per_cycle), order):
-                chosen = torch.as_tensor(rows)
+            for _, scenes in zip(range(place, self.steps_per_cycle), order):
+                rows = torch.as_tensor(scenes)
+                with whole_weights():
+                    context = self._context(self.buffer, rows)
                 yield RolloutBatch(
-                    self._context_of(chosen),
-                    plans[chosen].to(self.accelerator.device),
-                    advantages[chosen].to(self.accelerator.device),
+                    context,
+                    {name: value[rows].to(device) for name, value in roll_outs.items()},
+                    {name: value[rows].to(device) for name, value in targets.items()},
+                    self._behavior,
                 )
                 step += 1
 
@@ -156,28 +142,29 @@ class DipoleStage:
         return {}
 
     def save(self, directory: Path) -> None:
-        """``model/`` (unchanged), ``adapters/``, ``run.yaml``, and the buffer of this cycle."""
-        newest = latest_checkpoint(directory.parent.parent)
-        model = self.model_directory if newest is None else newest / "model"
-        if model is not None and model.is_dir():
-            link_tree(model, directory / "model")
+        """``model/`` (linked where it is unchanged), ``adapters/``, ``run.yaml``, and the buffer of this cycle."""
+        layout, newest = CheckpointLayout(directory), latest_checkpoint(directory.parent.parent)
+        model = self.model_directory if newest is None else CheckpointLayout(newest).model
+        if self.policy.has_adapters and model is not None and model.is_dir():
+            link_tree(model, layout.model)
         else:
-            self.policy.save_pretrained(directory / "model")
-        self.policy.save_adapters(directory / "adapters")
+            self.policy.save_pretrained(layout.model)
+        if self.policy.has_adapters:
+            self.policy.save_adapters(layout.adapters)
         self.describe(directory)
         if self.buffer is not None:
-            self.buffer.save(directory / "trainer_state" / "buffer.safetensors")
-        if self._step.behaviour is not None:
-            save_adapters(self._step.behaviour, directory / "trainer_state" / "behaviour")
+            self.buffer.save(layout.buffer)
+        if self._behavior is not None:
+            save_adapters(self._behavior, layout.behavior)
 
     def restore(self, directory: Path) -> None:
         """Take up the buffer; the encoded scenes are made again in the same portions."""
-        path = directory / "trainer_state" / "buffer.safetensors"
-        buffer = RolloutBuffer.load(path)
+        layout = CheckpointLayout(directory)
+        buffer = RolloutBuffer.load(layout.buffer)
         made = read_run(directory).get("provenance") or {}
         if buffer.processes > 1 and "processes" not in made:
             raise CheckpointError(
-                f"{directory} is of version 0.1.0, whose dipole.batch_size counted the scenes of each of its "
+                f"{directory} is of version 0.1.0, whose batch_size counted the scenes of each of its "
                 f"{buffer.processes} processes: start a new run from these weights (--checkpoint {directory})"
             )
         if buffer.processes != self.accelerator.num_processes:
@@ -187,70 +174,44 @@ class DipoleStage:
             )
         cycle = (checkpoint_step(directory) - 1) // self.steps_per_cycle
         if buffer.cycle != cycle:
-            raise CheckpointError(f"{path} is of cycle {buffer.cycle}, its checkpoint of cycle {cycle}: it is damaged")
-        self.buffer, self._contexts = buffer, self._encode_all(buffer.indices[buffer.part(self._rank)])
-        if self.config.control_variate:
-            behaviour = self.policy.snapshot_head()
-            load_adapters(behaviour, directory / "trainer_state" / "behaviour")
-            self._step.follow(behaviour)
+            raise CheckpointError(
+                f"{layout.buffer} is of cycle {buffer.cycle}, its checkpoint of cycle {cycle}: it is damaged"
+            )
+        self.buffer, self._tokens = buffer, None
+        if self.algorithm.needs_behavior:
+            self._behavior = self.policy.snapshot_head()
+            load_adapters(self._behavior, self.algorithm.adapters, layout.behavior)
 
     @property
     def _rank(self) -> int:
         return self.accelerator.process_index
 
     def _roll_out(self, cycle: int) -> RolloutBuffer:
-        if self.config.control_variate:
-            self._step.follow(self.policy.snapshot_head())
+        if self.algorithm.needs_behavior:
+            self._behavior = self.policy.snapshot_head()
         scenes = permutation(len(self.source), self.seed, cycle)[: self._local * self.accelerator.num_processes]
         indices = torch.as_tensor(scenes[self._rank :: self.accelerator.num_processes].copy())
-        self._contexts = self._encode_all(indices)
-        kept = self._contexts
-        size = self.config.scenes_per_call
-
-        def contexts(rows: range) -> SceneContext:
-            if kept is not None:
-                return kept[rows.start // size].to(self.accelerator.device)
-            return self._encode(indices[rows.start : rows.stop])
-
+        self._tokens = self._encoded(indices)
         return collect(
+            self.algorithm,
             self.policy,
+            self._tokens,
             self.source,
             self.reward,
-            indices,
-            contexts,
             cycle=cycle,
             group_size=self.config.group_size,
-            omega=self.config.omega,
-            scenes_per_call=size,
             seed=step_seed(self.seed, cycle, self._rank),
             progress=self.accelerator.is_main_process,
+        ).gathered(self.accelerator)
+
+    def _encoded(self, indices: Tensor) -> TokenCache:
+        config = self.config
+        return TokenCache(
+            self.policy, self.source, indices, self.accelerator, config.scenes_per_call, config.context_cache_gb
         )
 
-    def _encode(self, indices: Tensor) -> SceneContext:
-        return encode_scenes(self.policy, self.source, indices.tolist(), self.accelerator)
-
-    def _encode_all(self, indices: Tensor) -> list[SceneContext] | None:
-        """The frozen encoder's tokens of a whole cycle, in portions, or None when they exceed the limit."""
-        kept: list[SceneContext] = []
-        for rows in chunks(len(indices), self.config.scenes_per_call):
-            context = self._encode(indices[rows.start : rows.stop])
-            if not kept:
-                total = context.tokens.nbytes / len(rows) * len(indices)
-                if total > self.config.context_cache_gb * 2**30:
-                    self.accelerator.print(
-                        f"encoded scenes would take {total / 2**30:.1f} GiB of memory, more than "
-                        f"context_cache_gb = {self.config.context_cache_gb}: encoding every batch afresh"
-                    )
-                    return None
-                if total > 2**30:
-                    self.accelerator.print(f"keeping {total / 2**30:.1f} GiB of encoded scenes in memory")
-            kept.append(context.to("cpu"))
-        return kept
-
-    def _context_of(self, chosen: Tensor) -> SceneContext:
-        assert self.buffer is not None
-        if self._contexts is None:
-            return self._encode(self.buffer.indices[self.buffer.part(self._rank)][chosen])
-        if len(self._contexts) > 1:
-            self._contexts = [SceneContext.cat(self._contexts)]
-        return self._contexts[0].select(chosen).to(self.accelerator.device)
+    def _context(self, buffer: RolloutBuffer, rows: Tensor) -> SceneContext:
+        """Of some rows of this process's part."""
+        if self._tokens is None:  # of a run that goes on
+            self._tokens = self._encoded(buffer.indices[buffer.part(self._rank)])
+        return self._tokens.select(rows)

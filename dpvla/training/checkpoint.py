@@ -1,7 +1,4 @@
-"""Checkpoints: whole directories that appear by one rename, and the exact state to go on from.
-
-Layout: ``model/`` and ``adapters/`` (what is used), ``trainer_state/`` (what is resumed), ``run.yaml``.
-"""
+"""Checkpoints: whole directories that appear by one rename, and the exact state to go on from."""
 
 from __future__ import annotations
 
@@ -9,44 +6,60 @@ import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from dpvla.checkpoint_layout import CHECKPOINTS, CONFIG_FILE, MODEL
 from dpvla.tensors import CheckpointError, require_same
 
 _STEP, _WRITING = "step_{:08d}", ".writing-"
 _NAME = re.compile(r"step_\d+")
 
 
-def write_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
-    """Fill a temporary directory with ``write``, rename it to ``checkpoints/step_N``, keep the last ``keep`` ones."""
-    parent = run_dir / "checkpoints"
-    parent.mkdir(parents=True, exist_ok=True)
-    final = parent / _STEP.format(step)
-    for left in parent.glob(f"{_WRITING}*"):  # of a process that was killed while it saved: a run has one writer
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=_WRITING, dir=parent))
+@contextmanager
+def writing(run_dir: Path, step: int, keep: int, accelerator: Accelerator) -> Iterator[Path]:
+    """A temporary directory that all processes fill; then it is renamed to ``checkpoints/step_N``.
+
+    The last ``keep`` checkpoints stay. Where filling it fails, nothing is left of it.
+    """
+    final = place(run_dir, step)
+    temporary = final.parent / f"{_WRITING}{final.name}"
+    if accelerator.is_main_process:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for left in final.parent.glob(f"{_WRITING}*"):  # of a run that was killed while it saved: it has one writer
+            shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir()
+    accelerator.wait_for_everyone()
     try:
-        write(temporary)
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        temporary.chmod(0o755)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+        yield temporary
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            if final.exists():
+                shutil.rmtree(final)
+            temporary.rename(final)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
-    return final
+    if accelerator.is_main_process:
+        for old in checkpoints(run_dir)[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def place(run_dir: Path, step: int) -> Path:
+    """Where a run's checkpoint of ``step`` is."""
+    return run_dir / CHECKPOINTS / _STEP.format(step)
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
@@ -57,21 +70,22 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """A run's complete checkpoints by step; copies that a user made beside them under other names are not looked at."""
-    found = [path for path in (run_dir / "checkpoints").glob("step_*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    found = [path for path in (run_dir / CHECKPOINTS).glob("step_*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=checkpoint_step)
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
     """A checkpoint directory from itself, from a run directory (its newest), or from a bare ``model/`` directory."""
     path = Path(path)
-    if (path / "model" / "config.json").is_file():
+    if (path / MODEL / CONFIG_FILE).is_file():
         return path
-    if path.name == "model" and (path / "config.json").is_file():
+    if path.name == MODEL and (path / CONFIG_FILE).is_file():
         return path.parent
     newest = latest_checkpoint(path)
     if newest is None:
         raise CheckpointError(
-            f"no checkpoint at {path}: expected model/config.json in it, or a run directory with checkpoints/step_*"
+            f"no checkpoint at {path}: expected {MODEL}/{CONFIG_FILE} in it, or a run directory with "
+            f"{CHECKPOINTS}/step_*"
         )
     return newest
 

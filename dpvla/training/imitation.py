@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dpvla.batch import DrivingBatch, RewardFunction, SceneSource
+from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.config import BelowOne, ConfigError, Count, Whole, check
 from dpvla.models import DPVLA
 from dpvla.training.augmentation import jitter_colours
 from dpvla.training.order import epoch_batches, steps_per_epoch
+from dpvla.training.stage import Log, WholeWeights
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class ImitationStage:
         """Updates of all epochs."""
         return self.config.epochs * steps_per_epoch(len(self.source), self.config.batch_size)
 
-    def batches(self, first_step: int, log: Callable[[int, Mapping[str, float]], None]) -> Iterator[DrivingBatch]:
+    def batches(self, first_step: int, log: Log, whole_weights: WholeWeights) -> Iterator[DrivingBatch]:
         """Shuffled batches from ``first_step`` on, decoded ahead by the workers."""
         processes = self.accelerator.num_processes
         order = epoch_batches(len(self.source), self.config.batch_size, first_step, self.seed, multiple_of=processes)
@@ -112,7 +114,7 @@ class ImitationStage:
 
     def save(self, directory: Path) -> None:
         """``model/`` and ``run.yaml``."""
-        self.policy.save_pretrained(directory / "model")
+        self.policy.save_pretrained(CheckpointLayout(directory).model)
         self.describe(directory)
 
     def restore(self, directory: Path) -> None:

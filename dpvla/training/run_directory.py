@@ -13,27 +13,34 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from dpvla.config import ConfigError, from_dict, to_dict
+from dpvla.checkpoint_layout import (
+    ADAPTERS,
+    CHECKPOINTS,
+    METRICS_FILE,
+    MODEL,
+    RUN_FILE,
+    TRACKING,
+    TRAINER_STATE,
+)
+from dpvla.config import ConfigError, from_dict, modern, to_dict
 from dpvla.files import LOCK, DirectoryInUseError, check_folder, one_writer, write_text
 from dpvla.provenance import collect
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 
-RUN, TRACKING, METRICS = "run.yaml", "tracking", "metrics.csv"
-
 FREE = (
     "out", "restart", "workers", "data_root", "data_split", "maps_root", "metric_cache", "image_cache", "allow_missing",
-    "imitation.num_workers", "imitation.validation_scenes", "dipole.context_cache_gb", "loop.log_every",
+    "imitation.num_workers", "imitation.validation_scenes", "rollouts.context_cache_gb", "plugin", "loop.log_every",
     "loop.evaluate_every", "loop.save_every", "loop.keep_checkpoints", "loop.trackers", "loop.stop_after_step",
 )  # fmt: skip
 """Options that change nothing of what is computed (data may move; their content is compared apart)."""
 
 NOTED = (
-    "imitation.epochs", "dipole.cycles", "loop.steps", "loop.lr", "loop.lr_schedule", "loop.warmup_steps",
-    "loop.weight_decay", "loop.clip_norm", "loop.adam_betas", "loop.precision", "dipole.scenes_per_call",
+    "imitation.epochs", "rollouts.cycles", "loop.steps", "loop.lr", "loop.lr_schedule", "loop.warmup_steps",
+    "loop.weight_decay", "loop.clip_norm", "loop.adam_betas", "loop.precision", "rollouts.scenes_per_call",
 )  # fmt: skip
 """Options of which a run may go on with other values; run.yaml keeps the old ones and when they changed."""
 
-SCHEDULE = {"imitation.epochs", "dipole.cycles", "loop.steps", "loop.lr_schedule", "loop.warmup_steps"}
+SCHEDULE = {"imitation.epochs", "rollouts.cycles", "loop.steps", "loop.lr_schedule", "loop.warmup_steps"}
 """Those of them that move the learning rate's schedule."""
 
 UNKNOWN = "unknown"
@@ -44,12 +51,12 @@ UNKNOWN = "unknown"
 class TrainedOn:
     """Scenes that weights have seen in one stage; kept with them so that every score can say so."""
 
-    stage: str  # imitation, dipole, offline, or unknown
+    stage: str  # imitation, the name of an RL algorithm, offline, or unknown
     split: str  # name of the split
     scenes: int  # how many
     logs: tuple[str, ...]  # their logs
     of: int | None = None  # how many scenes the split names, where some were left out
-    weights: str = "model"  # what the stage moved: model or adapters
+    weights: str = MODEL  # what the stage moved: model or adapters
 
     @classmethod
     def unknown(cls) -> TrainedOn:
@@ -141,7 +148,7 @@ class Run:
         if not self._content:
             raise RuntimeError("begin the run before anything of it is saved")
         stages = [*self._content["trained_on"], *map(_plain, also)]
-        write_text(directory / RUN, yaml.safe_dump({**self._content, "trained_on": stages}, sort_keys=False))
+        write_text(directory / RUN_FILE, yaml.safe_dump({**self._content, "trained_on": stages}, sort_keys=False))
 
     def _refuse_other_data(self, data: Mapping[str, Any] | None) -> None:
         before = self.before.get("data") or {}
@@ -161,12 +168,12 @@ class Run:
     @staticmethod
     def _left_over(path: Path) -> bool:
         """Whether it is of a start without checkpoint, in a folder that holds a run.yaml."""
-        return path.name in (RUN, TRACKING) or _ours(path)
+        return path.name in (RUN_FILE, TRACKING) or _ours(path)
 
     def _clear(self) -> None:
         """Remove what --restart discards, or else what a start left that made no checkpoint."""
         for path in self.path.iterdir():
-            if path.name != LOCK and (self.restart or path.name == METRICS or self._left_over(path)):
+            if path.name != LOCK and (self.restart or path.name == METRICS_FILE or self._left_over(path)):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -197,20 +204,21 @@ def open_run(
     out = Path(out)
     with ExitStack() as stack:
         _hold(out, stack, accelerator)
-        inside = next((name for name in ("trainer_state", "model", "adapters") if (out / name).exists()), None)
+        inside = next((name for name in (TRAINER_STATE, MODEL, ADAPTERS) if (out / name).exists()), None)
         if inside is not None:
             raise ConfigError(f"{out} is a checkpoint (it holds {inside}) and no place for a run; choose another --out")
         last = None if restart else latest_checkpoint(out)
         before: Mapping[str, Any] = {}
         changed = {}
         if last is not None:
-            before = read_run(out if (out / RUN).is_file() else last)
-            if unknown := before["config"].keys() - {f.name for f in fields(config)}:
+            before = read_run(out if (out / RUN_FILE).is_file() else last)
+            theirs = modern(type(config), before["config"], str(out / RUN_FILE))
+            if unknown := theirs.keys() - {f.name for f in fields(config)}:
                 raise ConfigError(
                     f"{out} holds a run of another tool or version (with the option {sorted(unknown)[0]}); choose "
                     "another --out, or discard that run with --restart"
                 )
-            theirs = to_dict(from_dict(type(config), before["config"], str(out / RUN)))
+            theirs = to_dict(from_dict(type(config), theirs, str(out / RUN_FILE)))
             for key, mine, other in _differences(to_dict(config), theirs):
                 if key in noted:
                     changed[key] = (other, mine)
@@ -220,7 +228,7 @@ def open_run(
                         "while it goes on; choose another --out (a new run may start from these weights), or discard "
                         "that run with --restart"
                     )
-        elif out.is_dir() and not (out / RUN).exists():
+        elif out.is_dir() and not (out / RUN_FILE).exists():
             others = [path.name for path in out.iterdir() if not _ours(path)]
             if others:
                 raise ConfigError(f"{out} holds {sorted(others)[0]} and no run; choose another --out")
@@ -229,9 +237,9 @@ def open_run(
 
 def _ours(path: Path) -> bool:
     """Whether a start that was cut short may have left this."""
-    if path.name in (TRACKING, "checkpoints"):
+    if path.name in (TRACKING, CHECKPOINTS):
         return path.is_dir() and all(inner.name.startswith(".writing-") for inner in path.iterdir())
-    return path.name == LOCK or path.name.startswith(f".{RUN}.")
+    return path.name == LOCK or path.name.startswith(f".{RUN_FILE}.")
 
 
 def _hold(out: Path, stack: ExitStack, accelerator: Accelerator) -> None:
@@ -255,12 +263,12 @@ def write_run(directory: Path, config: Any, seed: int, trained_on: Sequence[Trai
         "trained_on": list(map(_plain, trained_on)),
         "provenance": collect(seed),
     }
-    write_text(directory / RUN, yaml.safe_dump(content, sort_keys=False))
+    write_text(directory / RUN_FILE, yaml.safe_dump(content, sort_keys=False))
 
 
 def read_run(directory: Path) -> dict[str, Any]:
     """The mapping in a run's or a checkpoint's ``run.yaml``."""
-    path = Path(directory) / RUN
+    path = Path(directory) / RUN_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {directory} is not a run or checkpoint of tools/pretrain.py")
     try:
@@ -282,11 +290,11 @@ def read_trained_on(checkpoint: Path) -> list[TrainedOn]:
             for stage in stages
         ]
     except (TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{Path(checkpoint) / RUN}: trained_on cannot be read: {error}") from None
+        raise ConfigError(f"{Path(checkpoint) / RUN_FILE}: trained_on cannot be read: {error}") from None
     # Runs of version 0.1.0 did not say what a stage moved; DIPOLE always moved the adapters.
     old = ["weights" not in stage for stage in stages]
     return [
-        TrainedOn(**{**asdict(stage), "weights": "adapters", "logs": stage.logs})
+        TrainedOn(**{**asdict(stage), "weights": ADAPTERS, "logs": stage.logs})
         if was_old and stage.stage == "dipole"
         else stage
         for was_old, stage in zip(old, found)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from dpvla.checkpoint_layout import ADAPTERS, CONFIG_FILE, MODEL, RUN_FILE, WEIGHTS_FILE
 from dpvla.config import ConfigError
 from dpvla.files import read_json
 from dpvla.models import DPVLA
 from dpvla.models.adapters import adapter_size
-from dpvla.models.policy import SAMPLING_FILE
+from dpvla.models.sampling import read_sampling
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import resolve_checkpoint
-from dpvla.training.run_directory import RUN, Run, TrainedOn, read_run, read_trained_on
-
-MODEL, ADAPTERS, CONFIG, WEIGHTS = "model", "adapters", "config.json", "model.safetensors"
+from dpvla.training.run_directory import Run, TrainedOn, read_run, read_trained_on
 
 WhatOfAdapters = Literal["keep", "merge", "discard"]
 """What a new round does with the adapters it finds."""
@@ -37,24 +36,22 @@ class Start:
     def load(self, device: torch.device | str = "cpu") -> DPVLA:
         """The policy, in eval mode, with its adapters and what sampling needs to know of them."""
         policy = DPVLA.from_pretrained(self.model, device)
-        if self.adapters is not None:
-            policy.load_adapters(self.adapters)
-            if not policy.knows_sampling(self.adapters):  # of version 0.1.0, which kept omega in run.yaml alone
-                policy.omega = float(_dipole(self.path).get("omega", policy.omega))
+        if self.adapters is not None and not policy.load_adapters(self.adapters):
+            omega = _dipole(self.path).get("omega", policy.sampling.omega)  # version 0.1.0 kept it in run.yaml alone
+            policy.sampling = replace(policy.sampling, omega=float(omega))
         return policy.to(device).eval()
 
     @property
     def precision(self) -> str:
         """What the policy autocasts to: as its adapters say, else as its model does."""
-        own = self.adapters / SAMPLING_FILE if self.adapters is not None else None
-        path = own if own is not None and own.is_file() else self.model / CONFIG
-        return str(read_json(path).get("precision", "no"))
+        beside = read_sampling(self.adapters) if self.adapters is not None else None
+        return beside.precision if beside else str(read_json(self.model / CONFIG_FILE).get("precision", "no"))
 
     def weights_hash(self) -> str:
         """SHA-256 of the weights of the model and of its adapters."""
         digest = hashlib.sha256()
         files = sorted(self.adapters.glob("*/*.safetensors")) if self.adapters is not None else []
-        for path in (self.model / WEIGHTS, *files):
+        for path in (self.model / WEIGHTS_FILE, *files):
             with path.open("rb") as file:
                 while part := file.read(1 << 24):
                     digest.update(part)
@@ -74,19 +71,19 @@ def open_start(path: Path | str) -> Start:
     if not str(path):
         raise CheckpointError("the path of the weights is empty; give a run, a checkpoint or a model directory")
     path = Path(path)
-    if (path / CONFIG).is_file():
+    if (path / CONFIG_FILE).is_file():
         beside = path.parent
-        known = path.name == MODEL and (beside / RUN).is_file()
+        known = path.name == MODEL and (beside / RUN_FILE).is_file()
         return Start(
             path, path, None, tuple(read_trained_on(beside)) if known else (TrainedOn.unknown(),)
         ).without_adapters()
     found = resolve_checkpoint(path)
     adapters = found / ADAPTERS
-    trained_on = tuple(read_trained_on(found)) if (found / RUN).is_file() else (TrainedOn.unknown(),)
+    trained_on = tuple(read_trained_on(found)) if (found / RUN_FILE).is_file() else (TrainedOn.unknown(),)
     if not adapters.is_dir() and any(stage.weights == ADAPTERS for stage in trained_on):
         raise CheckpointError(
-            f"{adapters} is not there, although {found / RUN} says that they were trained: get the whole checkpoint, "
-            f"or give {found / MODEL} for the model without them"
+            f"{adapters} is not there, although {found / RUN_FILE} says that they were trained: get the whole "
+            f"checkpoint, or give {found / MODEL} for the model without them"
         )
     return Start(found, found / MODEL, adapters if adapters.is_dir() else None, trained_on)
 
@@ -101,10 +98,12 @@ class StartingPoint:
     model: Path | None  # files that hold the base model as it is in ``policy``
 
 
-def starting_point(start: Start, adapters: WhatOfAdapters, rank: int, alpha: int) -> StartingPoint:
-    """The policy of ``start``, with its adapters kept, merged into the model with their omega, or left out.
+def starting_point(
+    start: Start, adapters: WhatOfAdapters, names: Sequence[str], rank: int, alpha: int
+) -> StartingPoint:
+    """The policy of ``start``, with its adapters kept, merged into the model as they are sampled, or left out.
 
-    Raises ConfigError where kept adapters have another rank or alpha than given.
+    Raises ConfigError where kept adapters have other names, another rank or alpha than given.
     """
     about: dict[str, Any] = {"path": str(start.path), "weights_sha256": start.weights_hash()}
     if start.adapters is None:
@@ -113,17 +112,22 @@ def starting_point(start: Start, adapters: WhatOfAdapters, rank: int, alpha: int
         bare = start.without_adapters()
         return StartingPoint(bare.load(), bare.trained_on, about | {"adapters": "new, its own discarded"}, start.model)
     policy = start.load()
-    about["omega"] = policy.omega
+    about["omega"] = policy.sampling.omega
     if adapters == "merge":
         policy.merge_adapters()
         merged = tuple(replace(stage, weights=MODEL) for stage in start.trained_on)
-        about["adapters"] = f"new, its own merged into the model with omega {policy.omega:g}"
+        about["adapters"] = f"new, its own merged into the model with omega {about['omega']:g}"
         return StartingPoint(policy, merged, about, None)
+    if policy.head.adapters != tuple(names):
+        raise ConfigError(
+            f"{start.path} has the adapters {', '.join(policy.head.adapters)}, this algorithm trains "
+            f"{', '.join(names) or 'the whole head'}: give --adapters merge, or discard"
+        )
     found = adapter_size(policy.head)
     if found != (rank, alpha):
         raise ConfigError(
             f"the adapters of {start.path} have rank {found[0]} and alpha {found[1]:g}, this run asks for {rank} and "
-            f"{alpha}: give --dipole.rank {found[0]} --dipole.alpha {found[1]:g}, or --adapters merge"
+            f"{alpha}: give --lora.rank {found[0]} --lora.alpha {found[1]:g}, or --adapters merge"
         )
     return StartingPoint(policy, start.trained_on, about | {"adapters": "its own kept"}, start.model)
 
@@ -149,5 +153,5 @@ def refuse_other_start(run: Run, option: str, path: str | None) -> None:
 
 
 def _dipole(checkpoint: Path) -> dict[str, Any]:
-    settings = read_run(checkpoint)["config"].get("dipole", {}) if (checkpoint / RUN).is_file() else {}
+    settings = read_run(checkpoint)["config"].get("dipole", {}) if (checkpoint / RUN_FILE).is_file() else {}
     return settings if isinstance(settings, dict) else {}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from dpvla.checkpoint_layout import METRICS_FILE
 from dpvla.files import write_text
 
 
@@ -58,7 +59,7 @@ class Tracker:
 
     def __init__(self, accelerator: Accelerator, run_dir: Path, first_step: int) -> None:
         self._accelerator = accelerator
-        self._csv = MetricsCSV(run_dir / "metrics.csv", first_step) if accelerator.is_main_process else None
+        self._csv = MetricsCSV(run_dir / METRICS_FILE, first_step) if accelerator.is_main_process else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log ``values`` (plain floats) at ``step``."""

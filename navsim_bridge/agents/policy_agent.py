@@ -43,7 +43,6 @@ class PolicyAgent:
         batch_size: int = 64,
         image_cache: Path | str | None = None,
         workers: int = 4,
-        use_adapters: bool = True,
     ) -> None:
         """``omega``: greediness of the guided combination, None for the policy's own.
 
@@ -51,7 +50,6 @@ class PolicyAgent:
         """
         self.policy, self.data_root, self.omega, self.seed = policy, Path(data_root), omega, seed
         self.batch_size, self.image_cache, self.workers = batch_size, image_cache, workers
-        self.use_adapters = use_adapters
 
     @classmethod
     def from_checkpoint(
@@ -62,15 +60,17 @@ class PolicyAgent:
 
     @property
     def guidance(self) -> float | None:
-        """The omega that plans are sampled with; None without adapters, where there is nothing to combine."""
-        if not (self.use_adapters and self.policy.has_adapters):
+        """The omega that plans are sampled with; None where there is nothing to combine: no adapters, or one alone."""
+        if not self.policy.sampling.is_guided:
             return None
-        return self.policy.omega if self.omega is None else self.omega
+        return self.policy.sampling.omega if self.omega is None else self.omega
 
     def refuse_idle_omega(self) -> None:
         """Raise ValueError when an omega was asked for and there are no adapters."""
         if self.omega is not None and self.guidance is None:
-            raise ValueError("--omega has nothing to combine: the checkpoint has no adapters (DIPOLE trains them)")
+            raise ValueError(
+                "--omega has nothing to combine: the checkpoint has no adapters to guide with (DIPOLE trains two)"
+            )
 
     def with_seed(self, seed: int) -> PolicyAgent:
         """The same agent with another seed; the weights are shared."""
@@ -95,7 +95,7 @@ class PolicyAgent:
         batch = dataset.batch(rows).to(device)
         noise = torch.stack([self._noise(token) for token in batch.tokens])
         context = self.policy.encode(batch)
-        plans = self.policy.sample(context, 1, self.omega, noise=noise, use_adapters=self.use_adapters)
+        plans = self.policy.sample(context, 1, self.omega, noise=noise)
         return plans[:, 0].float().cpu().numpy()
 
     def _noise(self, token: str) -> torch.Tensor:

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+from tests.navsim_bridge.conftest import official_world, world
 from tests.paths import ROOT
 
+__all__ = ["official_world", "world"]
 BENCHMARKS = ROOT / "benchmarks"
 
 

@@ -12,10 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dpvla.algorithms.dipole import dipole_loss
+from dpvla.algorithms.algorithm import RolloutBatch
+from dpvla.algorithms.dipole import Dipole, DipoleConfig
 from dpvla.models import DPVLA
 from dpvla.models.plan_coding import PlanCoding
-from dpvla.rl.rollout import chunks, collect, encode_scenes
+from dpvla.rl.rollout import collect
+from dpvla.rl.token_cache import TokenCache, chunks
 from dpvla.training.imitation import ImitationConfig, ImitationStage
 from navsim_bridge.agents.policy_agent import PolicyAgent
 from tests.gpu.pretended import PretendedGPU
@@ -82,13 +84,10 @@ def encode_and_sample(policy: DPVLA, source: ScenesInMemory, accelerator: Accele
 
 
 def roll_out(policy: DPVLA, source: ScenesInMemory, accelerator: Accelerator) -> Tensor:
-    def contexts(rows: range) -> Any:
-        return encode_scenes(policy, source, rows, accelerator)
-
-    options: dict[str, Any] = {"cycle": 0, "group_size": 2, "omega": 1.0, "seed": 0, "progress": False}
-    indices = torch.arange(3)
+    options: dict[str, Any] = {"cycle": 0, "group_size": 2, "seed": 0, "progress": False}
     assert list(chunks(3, 2)) == [range(0, 2), range(2, 3)]
-    return collect(policy, source, prefer_left, indices, contexts, scenes_per_call=2, **options).plans
+    tokens = TokenCache(policy, source, torch.arange(3), accelerator, 2, limit_gb=1.0)
+    return collect(Dipole(DipoleConfig()), policy, tokens, source, prefer_left, **options).roll_outs["plans"]
 
 
 def evaluate(policy: DPVLA, source: ScenesInMemory, accelerator: Accelerator) -> None:
@@ -147,10 +146,10 @@ def test_losses_are_float32_under_autocast(control_variate: bool) -> None:
             imitation, _ = policy.imitation_loss(batch, draws=2)
             assert batch.plan is not None
             plans = batch.plan[:, None].expand(-1, 3, -1, -1)
-            t, noise = policy.draw(2, 3)
-            context, advantages = policy.encode(batch), torch.ones(2, 3, device=gpu.device)
-            sampled = noise if control_variate else None
-            dipole, _ = dipole_loss(policy, context, plans, advantages, t, noise, 1.0, behaviour=sampled)
+            targets = {"advantages": torch.ones(2, 3, device=gpu.device)}
+            behavior = policy.snapshot_head() if control_variate else None
+            rolled_out = RolloutBatch(policy.encode(batch), {"plans": plans}, targets, behavior)
+            dipole, _ = Dipole(DipoleConfig(control_variate=control_variate)).loss(policy, rolled_out)
     assert imitation.dtype == dipole.dtype == torch.float32
     assert seen.encoder == seen.head == {torch.bfloat16}
     assert seen.plans == {torch.float32}

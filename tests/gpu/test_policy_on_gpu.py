@@ -10,11 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from dpvla.algorithms.dipole import Dipole, DipoleConfig
 from dpvla.batch import DrivingBatch
-from dpvla.rl.stage import DipoleConfig, DipoleStage
+from dpvla.models.sampling import Sampling
+from dpvla.rl.stage import RolloutConfig, RolloutStage
+from dpvla.training.config import LoopConfig
 from dpvla.training.imitation import ImitationConfig, ImitationStage
-from dpvla.training.loop import LoopConfig
-from dpvla.training.strategies.ddp import GradientUpdate
+from dpvla.training.strategies.registry import make_strategy
 from navsim_bridge.agents.policy_agent import PolicyAgent
 from tests.gpu.pretended import PretendedGPU, value
 from tests.gpu.tiny_driving import make_policy, numbers, training_on
@@ -55,7 +57,9 @@ def test_sampling_copies_the_noise_in_and_nothing_else(
     batch = source.batch(range(2))
 
     def sample(batch: DrivingBatch) -> Tensor:
-        return policy.sample(policy.encode(batch), 3, omega, generator=numbers(), use_adapters=adapters)
+        return policy.sample(
+            policy.encode(batch), 3, omega, generator=numbers(), sampling=None if adapters else Sampling()
+        )
 
     with torch.no_grad():
         expected = sample(batch)
@@ -89,8 +93,8 @@ def test_a_pretraining_update_waits_for_nothing(encoder: str) -> None:
         config = ImitationConfig(batch_size=3, noise_draws=2, colour_jitter=0.2)
         policy.to(gpu.device)
         stage = ImitationStage(policy, source, config, accelerator, 0, lambda directory: None)
-        update = GradientUpdate(stage.module, LOOP, accelerator)
-        batch = next(stage.batches(0, lambda step, values: None))
+        update = make_strategy(stage.module, LOOP, accelerator)
+        batch = next(stage.batches(0, lambda step, values: None, update.whole_weights))
         before = value(policy.head.output.weight.detach().clone())
         gpu.forget()
         info = update.step(batch, 1, 1e-3)
@@ -121,17 +125,18 @@ def test_imitation_evaluation_runs_on_a_gpu() -> None:
 def test_a_dipole_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(control_variate: bool, tmp_path: Path) -> None:
     policy, source = make_policy()
     gpu = PretendedGPU(backward=True)
-    config = DipoleConfig(
-        group_size=3, batch_size=2, scenes_per_call=4, control_variate=control_variate, epochs_per_cycle=1
-    )
+    config = RolloutConfig(group_size=3, batch_size=2, scenes_per_call=4, epochs_per_cycle=1)
+    algorithm = Dipole(DipoleConfig(control_variate=control_variate))
     with training_on(gpu) as accelerator:
         policy.to(gpu.device)
-        stage = DipoleStage(policy, source, prefer_left, config, accelerator, 0, tmp_path, lambda directory: None)
-        update = GradientUpdate(stage.module, replace(LOOP, ema_decay=0.0), accelerator)
+        stage = RolloutStage(
+            policy, algorithm, source, prefer_left, config, accelerator, 0, tmp_path, lambda directory: None
+        )
+        update = make_strategy(stage.module, replace(LOOP, ema_decay=0.0), accelerator)
         logged: dict[str, float] = {}
-        batch = next(stage.batches(0, lambda step, values: logged.update(values)))
+        batch = next(stage.batches(0, lambda step, values: logged.update(values), update.whole_weights))
         assert logged["rollout/score"] > 0
-        assert batch.plans.device == batch.advantages.device == batch.context.device == gpu.device
+        assert batch.plans.device == batch.targets["advantages"].device == batch.context.device == gpu.device
         parameters = [value(parameter.detach().clone()) for parameter in policy.adapter_parameters()]
         gpu.forget()
         info = update.step(batch, 1, 1e-3)

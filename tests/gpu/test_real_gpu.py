@@ -13,15 +13,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from dpvla.rl.stage import DipoleConfig, DipoleStage
+from dpvla.algorithms.dipole import Dipole, DipoleConfig
+from dpvla.rl.stage import RolloutConfig, RolloutStage
 from dpvla.state_based.agents.registry import make_agent
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.networks.draws import FreshDraws
 from dpvla.state_based.running.stage import STATE_BASED_LOOP
 from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
+from dpvla.training.config import LoopConfig
 from dpvla.training.imitation import ImitationConfig, ImitationStage
-from dpvla.training.loop import LoopConfig
-from dpvla.training.strategies.ddp import GradientUpdate
+from dpvla.training.strategies.registry import make_strategy
 from navsim_bridge.golden.v1 import read_golden
 from navsim_bridge.golden.v2 import read_golden_epdms
 from navsim_bridge.pdm import EPDMSBatch, SceneBatch, epdms_terms, score_plans
@@ -85,12 +86,12 @@ def test_pretraining_in_bf16_brings_the_loss_down(accelerator: Accelerator) -> N
     policy.precision = LOOP.precision
     config = ImitationConfig(batch_size=6, noise_draws=8)
     stage = ImitationStage(policy.to(accelerator.device), source, config, accelerator, 0, print, source, prefer_left)
-    update = GradientUpdate(stage.module, LOOP, accelerator)
+    update = make_strategy(stage.module, LOOP, accelerator)
     computed: set[torch.dtype] = set()
     for module in policy.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda module, inputs, output: computed.add(output.dtype))
-    batches = stage.batches(0, lambda step, values: None)
+    batches = stage.batches(0, lambda step, values: None, update.whole_weights)
     losses = [float(update.step(next(batches), step, 1e-3)["train/loss"]) for step in range(1, 41)]
     assert computed == {torch.bfloat16}
     assert np.isfinite(losses).all()
@@ -105,11 +106,14 @@ def test_a_dipole_cycle_in_bf16_moves_both_adapters(
     policy, source = make_policy()
     policy.precision = LOOP.precision
     policy.to(accelerator.device)
-    config = DipoleConfig(group_size=4, batch_size=3, scenes_per_call=4, control_variate=control_variate)
-    stage = DipoleStage(policy, source, prefer_left, config, accelerator, 0, tmp_path, lambda directory: None)
-    update = GradientUpdate(stage.module, LOOP, accelerator)
+    config = RolloutConfig(group_size=4, batch_size=3, scenes_per_call=4)
+    algorithm = Dipole(DipoleConfig(control_variate=control_variate))
+    stage = RolloutStage(
+        policy, algorithm, source, prefer_left, config, accelerator, 0, tmp_path, lambda directory: None
+    )
+    update = make_strategy(stage.module, LOOP, accelerator)
     before = [parameter.detach().clone() for parameter in policy.adapter_parameters()]
-    batches = stage.batches(0, lambda step, values: None)
+    batches = stage.batches(0, lambda step, values: None, update.whole_weights)
     info = [update.step(next(batches), step, 1e-3) for step in (1, 2)]
     assert all(values["train/loss"].isfinite() and values["train/grad_norm"].isfinite() for values in info)
     for new, old in zip(policy.adapter_parameters(), before):

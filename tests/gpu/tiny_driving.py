@@ -10,6 +10,7 @@ from unittest.mock import PropertyMock, patch
 import torch
 from accelerate import Accelerator
 
+from dpvla.algorithms.dipole import ADAPTERS
 from dpvla.models import DPVLA, DPVLAConfig
 from tests.gpu.pretended import PretendedGPU
 from tests.scenes_in_memory import ScenesInMemory
@@ -25,7 +26,7 @@ def make_policy(encoder: str = "tiny", clip_ratio: float | None = None) -> tuple
     policy = DPVLA.from_config(config)
     source = ScenesInMemory(6, (config.encoder.image_width, config.encoder.image_height))
     policy.plan_coding.fit(source.plans(), source.ego_status())
-    policy.add_adapters(4)
+    policy.add_adapters(ADAPTERS, 4)
     for parameter in policy.head.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return policy.eval(), source

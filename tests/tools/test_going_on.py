@@ -145,8 +145,8 @@ def test_merged_and_discarded_rounds_are_what_they_say(place: Path) -> None:
 
 
 def test_adapters_of_another_rank_are_refused_before_anything_is_written(place: Path) -> None:
-    said = refused("rl_finetune.py", *SECOND_ROUND, "--out", "runs/corrected", "--dipole.rank", "8", cwd=place)
-    assert "--dipole.rank 4 --dipole.alpha 4" in said and not (place / "runs/corrected/run.yaml").exists()
+    said = refused("rl_finetune.py", *SECOND_ROUND, "--out", "runs/corrected", "--lora.rank", "8", cwd=place)
+    assert "--lora.rank 4 --lora.alpha 4" in said and not (place / "runs/corrected/run.yaml").exists()
     second_round(place, "corrected")
 
 
@@ -223,9 +223,9 @@ BAD = [
     ("pretrain.py", ("--loop.lr", "nan"), "loop.lr must be a finite number"),
     ("pretrain.py", ("--loop.keep-checkpoints", "-1"), "loop.keep_checkpoints must be at least 1"),
     ("pretrain.py", ("--model.head.width", "16", "--model.head.heads", "3"), "16 is not divisible by 3"),
-    ("rl_finetune.py", ("--dipole.group-size", "1"), "dipole.group_size must be at least 2"),
-    ("rl_finetune.py", ("--dipole.beta", "-5"), "dipole.beta must be at least 0"),
-    ("rl_finetune.py", ("--dipole.cycles", "0"), "dipole.cycles must be at least 1"),
+    ("rl_finetune.py", ("--rollouts.group-size", "1"), "rollouts.group_size must be at least 2"),
+    ("rl_finetune.py", ("--dipole.beta", "-5"), "algorithm.beta must be at least 0"),
+    ("rl_finetune.py", ("--rollouts.cycles", "0"), "rollouts.cycles must be at least 1"),
     ("rl_finetune.py", ("--checkpoint", "runs/nothing"), "no checkpoint at runs/nothing"),
 ]
 

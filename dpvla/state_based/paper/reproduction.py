@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 
+from dpvla.checkpoint_layout import RUN_FILE
 from dpvla.config import ConfigError, Whole, from_dict, read_yaml, to_dict
 from dpvla.files import read_json, write_json
 from dpvla.parallel import available_cores
@@ -21,8 +22,8 @@ from dpvla.state_based.running.protocol import SEEDS, StateBasedConfig, read_tas
 from dpvla.state_based.running.results import Evaluations, read_result, updates_per_second
 from dpvla.state_based.running.training_run import FREE, evaluate_acting, train_state_based
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
-from dpvla.training.loop import make_accelerator
-from dpvla.training.run_directory import RUN, read_run
+from dpvla.training.launch import make_accelerator
+from dpvla.training.run_directory import read_run
 
 GRID = "grid.json"
 
@@ -120,7 +121,7 @@ class Grid:
             left = [seed for seed in self.config.seeds if seed not in done]
             groups = []
             for folder in sorted(self._folder(task, agent).glob("seeds_*")):
-                if read_result(folder) is None and (folder / RUN).exists():
+                if read_result(folder) is None and (folder / RUN_FILE).exists():
                     begun = read_run(folder)["config"]["seeds"]
                     if set(begun) <= set(left):
                         groups.append(begun)
@@ -168,7 +169,7 @@ class Grid:
         """
         known: dict[tuple[str, str, int], float] = {}
         for path in self.out.glob("*/*/seeds_*"):
-            if (path / RUN).exists() and (speed := updates_per_second(path)):
+            if (path / RUN_FILE).exists() and (speed := updates_per_second(path)):
                 known[_kind(from_dict(StateBasedConfig, read_run(path)["config"], str(path)))] = speed
         accelerator: Accelerator | None = None
         for run in runs:
@@ -202,7 +203,7 @@ class Grid:
     def _read_protocols(self) -> dict[str, Any]:
         """``grid.json``, while there are runs that it describes."""
         path = self.out / GRID
-        if not path.exists() or not any(self.out.glob(f"*/*/seeds_*/{RUN}")):
+        if not path.exists() or not any(self.out.glob(f"*/*/seeds_*/{RUN_FILE}")):
             return {}
         before = read_json(path)
         return before | {"protocol": _fixed(before.get("protocol", {}))}

@@ -12,7 +12,8 @@ from torch import nn
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.registry import save_agent
 from dpvla.state_based.data.replay import Replay
-from dpvla.training.loop import LoopConfig
+from dpvla.training.config import LoopConfig
+from dpvla.training.stage import Log, WholeWeights
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class AgentStage:
         self.module: nn.Module = agent
         self._describe, self._evaluate, self._collect, self._stride = describe, evaluate, collect, stride
 
-    def batches(self, first_step: int, log: Callable[[int, Mapping[str, float]], None]) -> Iterator[Replay]:
+    def batches(self, first_step: int, log: Log, whole_weights: WholeWeights) -> Iterator[Replay]:
         """The replay, once per step of the loop; the update draws its rows from it."""
         step = first_step
         while True:

@@ -37,7 +37,9 @@ from dpvla.state_based.running.stage import AgentStage
 from dpvla.state_based.running.update import check_launch, make_update, refuse_several_processes
 from dpvla.training import run_directory
 from dpvla.training.checkpoint import checkpoint_step, checkpoints, latest_checkpoint, resolve_checkpoint
-from dpvla.training.loop import LoopConfig, make_accelerator, train
+from dpvla.training.config import LoopConfig
+from dpvla.training.launch import make_accelerator
+from dpvla.training.loop import train
 from dpvla.training.run_directory import Run, TrainedOn, open_run
 
 FREE = (

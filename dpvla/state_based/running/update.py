@@ -25,7 +25,7 @@ from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.networks.draws import CountingDraws, Draws, TapeDraws
 from dpvla.tensors import load_tensors, not_finite, save_tensors
 from dpvla.training import checkpoint
-from dpvla.training.loop import LoopConfig
+from dpvla.training.config import LoopConfig
 from dpvla.training.order import step_seed
 
 WARM_UP = 3  # steps before a capture, in which cuBLAS and autograd allocate what they need
@@ -96,7 +96,7 @@ class StackedUpdate:
         graph.replay()
         return {name: value.clone() for name, value in info.items()}
 
-    def averaged(self) -> AbstractContextManager[None]:
+    def whole_weights(self, averaged: bool = False) -> AbstractContextManager[None]:
         """The agent's own weights are the ones to evaluate and save."""
         return nullcontext()
 
@@ -182,7 +182,7 @@ class StackedUpdate:
 
 
 def make_update(launch: UpdateConfig) -> Callable[[nn.Module, LoopConfig, Accelerator], StackedUpdate]:
-    """What ``training.loop.train`` takes as ``make_update``; the module must be an ``Agent``."""
+    """What ``training.loop.train`` takes as ``make``; the module must be an ``Agent``."""
 
     def make(module: nn.Module, config: LoopConfig, accelerator: Accelerator) -> StackedUpdate:
         assert isinstance(module, Agent)

@@ -1,12 +1,12 @@
-"""How weights change in one step of the loop: forward, backward, clip, AdamW, average."""
+"""Whole weights on every process: forward, backward, averaged gradients, clip, AdamW, average of the weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,39 +15,19 @@ from torch import Tensor, nn
 
 from dpvla.tensors import load_tensors, not_finite, require_same, save_tensors
 from dpvla.training import checkpoint
-
-if TYPE_CHECKING:
-    from dpvla.training.loop import LoopConfig
+from dpvla.training.strategies.strategy import DDPConfig, OptimizerConfig, StrategyConfig
 
 
-class Update(Protocol):
-    """What the loop asks of an optimiser and the weights it moves."""
-
-    stride: int  # updates made by one call of ``step``
-
-    def step(self, batch: Any, step: int, lr: float) -> dict[str, Tensor]:
-        """Learn from ``batch``, ending at update number ``step``; scalars to log, ``train/loss`` among them."""
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the module holds the weights that are evaluated and saved."""
-
-    def not_finite(self) -> list[str]:
-        """Names of what ``save`` would write that holds NaN or infinity."""
-
-    def save(self, state: Path) -> None:
-        """Write weights and optimiser into the directory ``state``."""
-
-    def load(self, state: Path, step: int) -> None:
-        """Read back what ``save`` wrote after update ``step``."""
-
-
-class GradientUpdate:
+class DDP:
     """One clipped AdamW step on ``module(batch)`` through accelerate, and an average of the weights if asked for."""
 
+    Config = DDPConfig
     stride = 1
 
-    def __init__(self, module: nn.Module, config: LoopConfig, accelerator: Accelerator) -> None:
-        """``module(batch)`` returns (loss, info); its trainable parameters are optimised."""
+    def __init__(
+        self, own: StrategyConfig, module: nn.Module, config: OptimizerConfig, accelerator: Accelerator
+    ) -> None:
+        """``module(batch)`` returns (loss, info); its trainable parameters are optimized."""
         self.own, self.config, self.accelerator = module, config, accelerator
         self.names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -76,10 +56,15 @@ class GradientUpdate:
             self.ema.step(self.parameters)
         return info | {"train/loss": loss.detach(), "train/grad_norm": torch.as_tensor(norm)}
 
+    @classmethod
+    def accelerator_options(cls, config: StrategyConfig) -> dict[str, Any]:
+        """None: DDP is what accelerate does by itself."""
+        return {}
+
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The averaged weights, where there are any, stand in for the trained ones."""
-        if self.ema is None:
+    def whole_weights(self, averaged: bool = False) -> Iterator[None]:
+        """The weights are whole anyway; averaged ones, where there are any, stand in for the trained ones if asked."""
+        if self.ema is None or not averaged:
             yield
             return
         self.ema.store(self.parameters)
@@ -94,7 +79,9 @@ class GradientUpdate:
         return [f"{name} ({what})" for what, tensors in self._kept().items() for name in not_finite(tensors)]
 
     def save(self, state: Path) -> None:
-        """``weights``, ``optimizer`` and, where averaged, ``ema`` as safetensors."""
+        """``weights``, ``optimizer`` and, where averaged, ``ema`` as safetensors, from the main process."""
+        if not self.accelerator.is_main_process:
+            return
         for name, tensors in self._kept().items():
             save_tensors(state / f"{name}.safetensors", tensors)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
-from dpvla.algorithms.dipole import ADAPTERS, dichotomous_weights, dipole_loss, group_advantages
+from dpvla.algorithms.advantages import group_advantages
+from dpvla.algorithms.algorithm import RolloutBatch
+from dpvla.algorithms.dipole import ADAPTERS, Dipole, DipoleConfig, dichotomous_weights
 from dpvla.models import DPVLA, DPVLAConfig, SceneContext
 from dpvla.models.adapters import adapter_parameters
 from dpvla.models.plan_coding import PlanCodingConfig
@@ -55,8 +59,8 @@ def policy() -> DPVLA:
     torch.nn.init.normal_(made.head.output.weight, std=0.1)  # a fresh head's output is zero whatever goes in
     for block in made.head.blocks:
         torch.nn.init.normal_(block.modulation.weight, std=0.05)  # type: ignore[union-attr]
-    made.add_adapters(4, 4)
-    made.freeze_base()
+    made.add_adapters(ADAPTERS, 4, 4)
+    made.freeze_encoder()
     return made
 
 
@@ -66,10 +70,32 @@ def scene(policy: DPVLA, count: int) -> SceneContext:
     return SceneContext(tokens, None, command, torch.randn(count, 4), torch.randn(count, 3, 3))
 
 
+def loss_at(
+    policy: DPVLA,
+    context: SceneContext,
+    plans: Tensor,
+    advantages: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    beta: float,
+    shift: float = 0.0,
+    sampled: Tensor | None = None,
+) -> Tensor:
+    """DIPOLE's loss at given noise; ``sampled``: what the head that rolled out says of the noised plans."""
+
+    class AtThisNoise(Dipole):
+        def _sampled(self, *_: object) -> Tensor | None:
+            return sampled
+
+    batch = RolloutBatch(context, {"plans": plans}, {"advantages": advantages})
+    with patch.object(policy, "draw", lambda *_: (t, noise)):
+        return AtThisNoise(DipoleConfig(beta=beta, shift=shift)).loss(policy, batch)[0]
+
+
 def loss_of(policy: DPVLA, context: SceneContext, advantages: Tensor, beta: float) -> Tensor:
     plans = torch.randn(len(context), advantages.shape[1], 8, 3, generator=torch.Generator().manual_seed(1))
     t, noise = policy.draw(*advantages.shape, generator=torch.Generator().manual_seed(2))
-    return dipole_loss(policy, context, plans, advantages, t, noise, beta)[0]
+    return loss_at(policy, context, plans, advantages, t, noise, beta)
 
 
 def test_one_backward_gives_gradient_to_every_matrix_of_both_adapters(policy: DPVLA) -> None:
@@ -124,7 +150,7 @@ def test_the_control_variate_changes_the_gradient_as_its_formula_says(policy: DP
     context, plans, t, noise = parts(policy, 3, 4)
     advantages, drew = torch.randn(3, 4), torch.randn(3, 4, 8, policy.plan_coding.num_channels)
     policy.zero_grad()
-    dipole_loss(policy, context, plans, advantages, t, noise, 2.0, 0.5, drew)[0].backward()
+    loss_at(policy, context, plans, advantages, t, noise, 2.0, 0.5, drew).backward()
     found = [p.grad.clone() for p in policy.adapter_parameters() if p.grad is not None]
     policy.zero_grad()
     output, target = policy.denoise_plans(context, plans, t, noise, ADAPTERS)
@@ -146,7 +172,7 @@ def test_the_control_variate_has_mean_zero_for_an_exact_denoiser_of_its_own_samp
     policy = DPVLA.from_config(config)
     policy.plan_coding.fit(0.1 * torch.randn(4096, 8, 3), torch.zeros(4096, 4))
     torch.nn.init.normal_(policy.head.output.weight, std=0.3)
-    policy.add_adapters(4, 4)
+    policy.add_adapters(ADAPTERS, 4, 4)
     with torch.no_grad():
         context, plans, t, noise = parts(policy, 64, 64)
         output, target = policy.denoise_plans(context, plans, t, noise, ADAPTERS)
@@ -163,7 +189,9 @@ class OneNumberEach:
     def __init__(self, target: Tensor) -> None:
         self.outputs, self._target = torch.zeros(2, dtype=torch.float64, requires_grad=True), target
 
-    def denoise_plans(self, *_: object, adapters: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    def draw(self, scenes: int, candidates: int) -> None: ...
+
+    def denoise_plans(self, *_: object) -> tuple[Tensor, Tensor]:
         return self.outputs.view(2, 1, 1, 1, 1).expand(2, *self._target.shape), self._target
 
     def loss_factor(self, t: Tensor) -> Tensor:
@@ -172,7 +200,7 @@ class OneNumberEach:
 
 @pytest.mark.parametrize("anchored", [False, True])
 def test_where_the_losses_have_their_minimum_for_a_denoiser_that_is_not_exact(anchored: bool) -> None:
-    """What dipole_loss's docstring states; with the term the two policies mix to the one that rolled out."""
+    """What the docstring of the loss states; with the term the two policies mix to the one that rolled out."""
     torch.manual_seed(8)
     target = 1.7 + torch.randn(5, 4, 8, 3, dtype=torch.float64)
     advantages = target.mean((-2, -1)) + torch.randn(5, 4, dtype=torch.float64)
@@ -180,7 +208,8 @@ def test_where_the_losses_have_their_minimum_for_a_denoiser_that_is_not_exact(an
     policy = OneNumberEach(target)
     t = torch.ones(5, 4, dtype=torch.float64)
     drew = torch.full_like(target, v_b) if anchored else None
-    loss, _ = dipole_loss(policy, None, None, advantages, t, None, 2.0, shift, drew)  # type: ignore[arg-type]
+    nothing: Any = None
+    loss = loss_at(policy, nothing, torch.zeros(5, 4), advantages, t, nothing, 2.0, shift, drew)  # type: ignore[arg-type]
     (slope,) = torch.autograd.grad(loss, policy.outputs)
     w = torch.stack(dichotomous_weights(advantages, 2.0, shift))
     c = torch.stack(dichotomous_weights(torch.zeros((), dtype=torch.float64), 2.0, shift))
@@ -202,10 +231,10 @@ def test_without_preference_a_policy_that_equals_the_behaviour_stays_as_it_is(po
             parameter[1].copy_(parameter[0])
     context, plans, t, noise = parts(policy, 2, 3)
     with torch.no_grad():
-        behaviour = policy.denoise_plans(context, plans, t, noise, ADAPTERS, policy.snapshot_head())[0][0]
-    for given, moves in ((behaviour, False), (None, True)):
+        behavior = policy.denoise_plans(context, plans, t, noise, ADAPTERS, policy.snapshot_head())[0][0]
+    for given, moves in ((behavior, False), (None, True)):
         policy.zero_grad()
-        dipole_loss(policy, context, plans, torch.zeros(2, 3), t, noise, 0.0, 0.0, given)[0].backward()
+        loss_at(policy, context, plans, torch.zeros(2, 3), t, noise, 0.0, 0.0, given).backward()
         norm = sum(float(p.grad.norm()) for p in policy.adapter_parameters() if p.grad is not None)
         assert (norm > 1e-2) == moves and (norm < 1e-5) != moves
     policy.zero_grad()

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from dpvla.models import ADAPTERS, DPVLA, DPVLAConfig, HeadConfig
+from dpvla.algorithms.dipole import ADAPTERS
+from dpvla.models import DPVLA, DPVLAConfig, HeadConfig
 from dpvla.models.adapters import adaptable_layers
 from dpvla.models.head import DiTHead
 from tests.dpvla.models.tiny_policies import make_batch, make_policy, randomise_adapters
@@ -20,8 +21,8 @@ def _errors(policy, adapters, scenes=3, candidates=2):
 
 
 def test_one_backward_reaches_both_adapters(light):
-    light.add_adapters()
-    light.freeze_base()
+    light.add_adapters(ADAPTERS)
+    light.freeze_encoder()
     randomise_adapters(light)
     positive, negative = _errors(light, ADAPTERS)
     (positive.mean() + 0.3 * negative.mean()).backward()
@@ -33,8 +34,8 @@ def test_one_backward_reaches_both_adapters(light):
 
 
 def test_each_adapter_gets_its_own_gradient_only(light):
-    light.add_adapters()
-    light.freeze_base()
+    light.add_adapters(ADAPTERS)
+    light.freeze_encoder()
     randomise_adapters(light)
     _errors(light, ADAPTERS)[0].mean().backward()
     layer = light.head.blocks[0].mlp.up
@@ -44,8 +45,8 @@ def test_each_adapter_gets_its_own_gradient_only(light):
 
 def test_equal_weights_keep_both_adapters_equal(light):
     """So beta = 0 means that the guided combination adds nothing of its own."""
-    light.add_adapters()
-    light.freeze_base()
+    light.add_adapters(ADAPTERS)
+    light.freeze_encoder()
     optimizer = torch.optim.AdamW(light.adapter_parameters(), lr=1e-2)
     for _ in range(3):
         optimizer.zero_grad()
@@ -58,8 +59,8 @@ def test_equal_weights_keep_both_adapters_equal(light):
 
 
 def test_the_first_step_moves_both_adapters(light):
-    light.add_adapters()
-    light.freeze_base()
+    light.add_adapters(ADAPTERS)
+    light.freeze_encoder()
     optimiser = torch.optim.AdamW(light.adapter_parameters(), lr=1e-2)
     _errors(light, ADAPTERS).mean().backward()
     optimiser.step()
@@ -69,13 +70,13 @@ def test_the_first_step_moves_both_adapters(light):
 
 def test_new_adapters_equal_the_base_policy(light):
     base = _errors(light, (None,))
-    light.add_adapters()
+    light.add_adapters(ADAPTERS)
     both = _errors(light, ADAPTERS)
     torch.testing.assert_close(both, base.expand_as(both), rtol=1e-5, atol=1e-6)
 
 
 def test_the_fused_pass_equals_single_passes(light):
-    light.add_adapters()
+    light.add_adapters(ADAPTERS)
     randomise_adapters(light)
     fused = _errors(light, ("positive", None, "negative"))
     single = torch.cat([_errors(light, (name,)) for name in ("positive", None, "negative")])
@@ -91,7 +92,7 @@ def test_adapters_sit_on_attention_and_mlp_only(light):
 
 
 def test_adapters_survive_the_disk_exactly(light, tmp_path):
-    light.add_adapters(rank=4, alpha=8)
+    light.add_adapters(ADAPTERS, rank=4, alpha=8)
     randomise_adapters(light)
     light.save_adapters(tmp_path)
     other = make_policy(DPVLAConfig.tiny())
@@ -108,7 +109,7 @@ def test_peft_reads_what_we_write_and_gives_the_same_output(preset, tmp_path):
     policy = make_policy(
         DPVLAConfig(encoder=settings.encoder, head=HeadConfig(preset="tiny", blocks=blocks), plan=settings.plan)
     )
-    policy.add_adapters()
+    policy.add_adapters(ADAPTERS)
     randomise_adapters(policy)
     policy.save_adapters(tmp_path)
     bare = DiTHead(policy.config.head, 4, policy.encoder.token_width)
@@ -116,7 +117,7 @@ def test_peft_reads_what_we_write_and_gives_the_same_output(preset, tmp_path):
     batch = make_batch(policy.config, 2)
     context = policy.encode(batch)
     inputs = (torch.randn(2, 3, 8, 4), torch.rand(2, 3), context.tokens, context.mask, context.condition)
-    expected = policy.head(*inputs, adapters=ADAPTERS)
+    expected = policy.head(*inputs, policies=ADAPTERS)
     wrapped = PeftModel.from_pretrained(bare, tmp_path / "positive", adapter_name="positive").eval()
     wrapped.load_adapter(tmp_path / "negative", adapter_name="negative")
     for index, name in enumerate(ADAPTERS):
@@ -143,7 +144,7 @@ def test_adapters_written_by_peft_are_read(tmp_path):
 
 
 def test_adapters_of_another_head_are_refused(light, tmp_path):
-    light.add_adapters()
+    light.add_adapters(ADAPTERS)
     light.save_adapters(tmp_path)
     other = make_policy(DPVLAConfig(encoder=light.config.encoder, head=HeadConfig(preset="tiny", width=64)))
     with pytest.raises(ValueError, match="expected"):
@@ -154,7 +155,7 @@ def test_adapters_of_another_head_are_refused(light, tmp_path):
 
 
 def test_a_missing_adapter_is_named(light, tmp_path):
-    light.add_adapters()
+    light.add_adapters(ADAPTERS)
     light.save_adapters(tmp_path)
     (tmp_path / "negative" / "adapter_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"negative.adapter_config\.json"):
@@ -162,7 +163,7 @@ def test_a_missing_adapter_is_named(light, tmp_path):
 
 
 def test_adapters_with_unequal_scales_are_refused(light, tmp_path):
-    light.add_adapters()
+    light.add_adapters(ADAPTERS)
     light.save_adapters(tmp_path)
     path = tmp_path / "negative" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 32}))
@@ -171,18 +172,18 @@ def test_adapters_with_unequal_scales_are_refused(light, tmp_path):
 
 
 def test_using_or_saving_adapters_before_adding_them_is_an_error(light, tmp_path):
-    with pytest.raises(RuntimeError, match="no adapters"):
+    with pytest.raises(ValueError, match="no adapter 'positive', 'negative': the head has none; None is the base"):
         _errors(light, ADAPTERS)
     with pytest.raises(RuntimeError, match="no adapters"):
         light.save_adapters(tmp_path)
-    with pytest.raises(ValueError, match="unknown adapters"):
+    with pytest.raises(ValueError, match="no adapter 'positiv': the head has none"):
         _errors(light, ("positiv",))
 
 
-def test_freeze_base_keeps_the_encoder_in_eval_mode(light):
+def test_freeze_encoder_keeps_the_encoder_in_eval_mode(light):
     assert isinstance(light, DPVLA)
-    light.add_adapters()
-    light.freeze_base()
+    light.add_adapters(ADAPTERS)
+    light.freeze_encoder()
     light.train()
     assert not light.encoder.training and light.head.training
     assert {id(p) for p in light.parameters() if p.requires_grad} == {id(p) for p in light.adapter_parameters()}

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from dpvla.layers.blocks import parse_blocks
 from dpvla.models import HeadConfig
 from dpvla.models.adapters import adapter_parameters, add_adapters
-from dpvla.models.head import Condition, DiTHead, parse_blocks
+from dpvla.models.head import Condition, DiTHead
 
 CONDITIONING = ("condition.", "context.", "status_embedding")
 
@@ -42,7 +43,7 @@ def test_presets_have_the_published_sizes(preset, core_millions, adapter):
         head = DiTHead(HeadConfig(preset=preset), channels=4, context_width=1024)
         core = sum(p.numel() for name, p in head.named_parameters() if not name.startswith(CONDITIONING))
         context = sum(p.numel() for name, p in head.named_parameters() if name.startswith("context."))
-        add_adapters(head, rank=16, alpha=16)
+        add_adapters(head, ("a", "b"), rank=16, alpha=16)
         both = sum(p.numel() for p in adapter_parameters(head))
     assert core / 1e6 == pytest.approx(core_millions, abs=0.005)
     assert context == 1024 * 1024 + 1024

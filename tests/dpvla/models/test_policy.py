@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpvla.models import ADAPTERS, DPVLA, DPVLAConfig, PlanCodingConfig, SceneContext
+from dpvla.algorithms.dipole import ADAPTERS
+from dpvla.models import DPVLA, DPVLAConfig, PlanCodingConfig, SceneContext
+from dpvla.models.sampling import Sampling
 from tests.dpvla.models.tiny_policies import make_batch, make_policy, randomise_adapters
 
 
@@ -16,14 +18,14 @@ def _plans(policy, batch, **options):
 
 
 def test_a_saved_policy_gives_the_same_plans_bit_for_bit(policy, tmp_path):
-    policy.add_adapters()
+    policy.add_adapters(ADAPTERS)
     randomise_adapters(policy)
     policy.save_pretrained(tmp_path / "model")
     policy.save_adapters(tmp_path / "adapters")
     loaded = DPVLA.from_pretrained(tmp_path / "model")
     batch = make_batch(policy.config)
     with torch.no_grad():
-        assert torch.equal(_plans(loaded, batch), _plans(policy, batch, use_adapters=False))
+        assert torch.equal(_plans(loaded, batch), _plans(policy, batch, sampling=Sampling()))
         loaded.load_adapters(tmp_path / "adapters")
         assert torch.equal(_plans(loaded, batch), _plans(policy, batch))
     assert loaded.config == policy.config and not loaded.training
@@ -130,19 +132,20 @@ def test_the_loss_is_the_eps_error_whatever_the_network_outputs(output):
     raw = policy.head(x_t, t, context.tokens, context.mask, context.condition)[0]
     eps = policy.schedule.convert(raw, x_t, t, output, "eps")
     torch.testing.assert_close(measured, (eps - noise).square().mean((-2, -1)), rtol=1e-3, atol=1e-4)
-    weighted = policy.denoising_errors(context, plans, t, noise, loss_weighting="v", alpha_floor=0.5)[0]
+    policy.config = replace(base, diffusion=replace(policy.config.diffusion, loss_weighting="v", alpha_floor=0.5))
+    weighted = policy.denoising_errors(context, plans, t, noise)[0]
     alpha = policy.schedule.alpha(t).clamp_min(0.5)
     torch.testing.assert_close(weighted, measured / alpha**2, rtol=1e-3, atol=1e-4)
 
 
 def test_guidance_follows_the_formula_of_the_paper(light):
-    light.add_adapters()
+    light.add_adapters(ADAPTERS)
     randomise_adapters(light)
     context = light.encode(make_batch(light.config))
     noise = torch.randn(4, 2, 8, 4)
     unclipped = make_policy(replace(light.config, diffusion=replace(light.config.diffusion, clip_ratio=None)))
     unclipped.load_state_dict(light.state_dict(), strict=False)
-    unclipped.add_adapters()
+    unclipped.add_adapters(ADAPTERS)
     unclipped.load_state_dict(light.state_dict())
 
     def denoise(x_t, t):
@@ -155,18 +158,16 @@ def test_guidance_follows_the_formula_of_the_paper(light):
 
 
 def test_omega_zero_is_the_positive_policy_and_is_never_clipped(light):
-    light.add_adapters()
+    light.add_adapters(ADAPTERS)
     randomise_adapters(light)
     context = light.encode(make_batch(light.config))
     noise = torch.randn(4, 2, 8, 4)
-    plans, info = light.sample_with_info(context, 2, omega=0.0, noise=noise)
-    assert info == {}
+    plans = light.sample(context, 2, omega=0.0, noise=noise)
     for layer in light.head.modules():
         if getattr(layer, "adapter_up", None) is not None:
             layer.adapter_up.data[1] = 7.0  # the negative policy must not matter
     assert torch.equal(light.sample(context, 2, omega=0.0, noise=noise), plans)
-    guided, info = light.sample_with_info(context, 2, omega=1.0, noise=noise)
-    assert 0 < info["sample/clipped"].item() <= 1
+    guided = light.sample(context, 2, omega=1.0, noise=noise)
     assert not torch.allclose(guided, plans, atol=1e-2)
 
 
@@ -204,7 +205,7 @@ def test_contexts_are_selected_and_joined(policy):
 
 
 def test_training_and_sampling_run_under_bfloat16_autocast(policy):
-    policy.add_adapters()
+    policy.add_adapters(ADAPTERS)
     randomise_adapters(policy)
     batch = make_batch(policy.config)
     with torch.autocast("cpu", torch.bfloat16):

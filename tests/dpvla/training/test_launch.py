@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from dpvla.config import ConfigError
-from dpvla.training import loop
-from dpvla.training.loop import LoopConfig, make_accelerator
+from dpvla.training import launch
+from dpvla.training.config import LoopConfig
+from dpvla.training.launch import make_accelerator
 from tests.paths import ROOT
 
 PLAIN = LoopConfig(trackers=())
@@ -37,7 +38,7 @@ def test_another_precision_of_the_launcher_is_refused(
 @pytest.mark.parametrize(("launcher", "config"), [("bf16", "bf16"), ("no", "bf16"), ("no", "no")])
 def test_precisions_that_agree_are_taken(monkeypatch: pytest.MonkeyPatch, launcher: str, config: str) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
-    loop._refuse_what_the_launcher_asked_in_vain(replace(PLAIN, precision=config))  # type: ignore[arg-type]
+    launch._refuse_what_the_launcher_asked_in_vain(replace(PLAIN, precision=config))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,8 @@ def test_the_real_launcher_is_answered_too(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\n"
-        "from dpvla.training.loop import LoopConfig, make_accelerator\n"
+        "from dpvla.training.config import LoopConfig\n"
+        "from dpvla.training.launch import make_accelerator\n"
         "try: make_accelerator(LoopConfig(trackers=(), precision=sys.argv[1]), 'out')\n"
         "except ValueError as error: print('refused:', error)\n"
     )
@@ -83,15 +85,15 @@ def test_the_real_launcher_is_answered_too(tmp_path: Path) -> None:
 def test_the_meeting_point_of_a_cluster_is_no_sign_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ACCELERATE_MIXED_PRECISION", "no"), ("MASTER_ADDR", "node17"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, value)
-    loop._refuse_what_the_launcher_asked_in_vain(PLAIN)
+    launch._refuse_what_the_launcher_asked_in_vain(PLAIN)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what accelerate sets when a config file asks for several
     with pytest.raises(ConfigError, match="several processes but starts one"):
-        loop._refuse_what_the_launcher_asked_in_vain(PLAIN)
+        launch._refuse_what_the_launcher_asked_in_vain(PLAIN)
 
 
 def test_trackers_that_are_not_there_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown tracker 'tensorbord'; nearest valid name: 'tensorboard'"):
         make_accelerator(LoopConfig(trackers=("tensorbord",)), tmp_path)
-    monkeypatch.setattr(loop, "get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr(launch, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ConfigError, match="wandb is not installed here: pip install wandb"):
         make_accelerator(LoopConfig(trackers=("wandb",)), tmp_path)

@@ -15,15 +15,18 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from dpvla.algorithms.dipole import ADAPTERS, Dipole, DipoleConfig
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.rl.buffer import RolloutBuffer
-from dpvla.rl.stage import DipoleConfig, DipoleStage
+from dpvla.rl.stage import RolloutConfig, RolloutStage
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import latest_checkpoint, resolve_checkpoint
+from dpvla.training.config import LoopConfig, learning_rate
 from dpvla.training.imitation import ImitationConfig, ImitationStage
-from dpvla.training.loop import LoopConfig, Stage, learning_rate, train
+from dpvla.training.loop import train
 from dpvla.training.order import epoch_batches, steps_per_epoch
 from dpvla.training.run_directory import write_run
+from dpvla.training.stage import Stage
 from tests.scenes_in_memory import ScenesInMemory, prefer_left
 
 IMAGE_SIZE = (96, 48)
@@ -52,17 +55,17 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(stage, replace(LOOP, steps=stage.steps), out, accelerator)
 
 
-def dipole(start: Path, control_variate: bool = False) -> Callable[[Accelerator, Path], DipoleStage]:
-    def make(accelerator: Accelerator, out: Path) -> DipoleStage:
+def dipole(start: Path, control_variate: bool = False) -> Callable[[Accelerator, Path], RolloutStage]:
+    def make(accelerator: Accelerator, out: Path) -> RolloutStage:
         torch.manual_seed(0)
         policy = DPVLA.from_pretrained(start / "model")
-        policy.add_adapters(4, 4)
-        config = DipoleConfig(
-            group_size=4, cycles=2, epochs_per_cycle=2, scenes_per_cycle=6, batch_size=4, scenes_per_call=5, rank=4,
-            control_variate=control_variate,
-        )  # fmt: skip
+        policy.add_adapters(ADAPTERS, 4, 4)
+        algorithm = Dipole(DipoleConfig(control_variate=control_variate))
+        config = RolloutConfig(
+            group_size=4, cycles=2, epochs_per_cycle=2, scenes_per_cycle=6, batch_size=4, scenes_per_call=5
+        )
         source = ScenesInMemory(10, IMAGE_SIZE)
-        return DipoleStage(policy, source, prefer_left, config, accelerator, 7, start / "model", describe)
+        return RolloutStage(policy, algorithm, source, prefer_left, config, accelerator, 7, start / "model", describe)
 
     return make
 
@@ -119,11 +122,19 @@ def test_dipole_stopped_inside_and_between_cycles_ends_bit_for_bit_as_in_one_go(
 
 
 def test_dipole_moves_samples_towards_the_reward(tmp_path: Path, pretrained: Path) -> None:
-    def make(accelerator: Accelerator, out: Path) -> DipoleStage:
+    def make(accelerator: Accelerator, out: Path) -> RolloutStage:
         stage = dipole(pretrained)(accelerator, out)
         config = replace(stage.config, group_size=16, cycles=3, epochs_per_cycle=12, scenes_per_cycle=10)
-        return DipoleStage(
-            stage.policy, stage.source, prefer_left, config, accelerator, 7, pretrained / "model", describe
+        return RolloutStage(
+            stage.policy,
+            stage.algorithm,
+            stage.source,
+            prefer_left,
+            config,
+            accelerator,
+            7,
+            pretrained / "model",
+            describe,
         )
 
     run(make, tmp_path / "run", [])
@@ -133,12 +144,15 @@ def test_dipole_moves_samples_towards_the_reward(tmp_path: Path, pretrained: Pat
 
 
 def test_buffer_comes_back_from_its_file(tmp_path: Path) -> None:
-    plans = torch.randn(3, 4, 8, 3)
-    buffer = RolloutBuffer(5, torch.tensor([2, 0, 1]), plans, {"score": torch.rand(3, 4), "comfort": torch.ones(3, 4)})
+    roll_outs = {"plans": torch.randn(3, 4, 8, 3), "chain": torch.randn(3, 4, 2, 8, 4)}
+    scores = {"score": torch.rand(3, 4), "comfort": torch.ones(3, 4)}
+    buffer = RolloutBuffer(5, torch.tensor([2, 0, 1]), roll_outs, scores)
     buffer.save(tmp_path / "buffer.safetensors")
     back = RolloutBuffer.load(tmp_path / "buffer.safetensors")
     assert back.cycle == 5
-    assert torch.equal(back.plans, plans) and torch.equal(back.advantages(), buffer.advantages())
+    assert back.roll_outs.keys() == roll_outs.keys() and back.scores.keys() == scores.keys()
+    assert all(torch.equal(back.roll_outs[name], value) for name, value in roll_outs.items())
+    assert all(torch.equal(back.scores[name], value) for name, value in scores.items())
 
 
 def test_a_termination_signal_saves_and_stops_and_signals_are_as_before_afterwards(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 
 from dpvla.config import ConfigError
 from dpvla.files import DirectoryInUseError
-from dpvla.training.checkpoint import write_checkpoint
+from dpvla.training.checkpoint import writing
+from dpvla.training.config import LoopConfig
 from dpvla.training.imitation import ImitationConfig
-from dpvla.training.loop import LoopConfig
 from dpvla.training.run_directory import TrainedOn, open_run, read_run, read_trained_on, write_run
 
 LEARNED = TrainedOn("imitation", "navtrain", 6, ("log1",))
@@ -157,7 +157,8 @@ def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path: Path, accelerat
     (tmp_path / "run/checkpoints/step_00000009").write_text("a file")
     with open_run(tmp_path / "run", Config(), False, accelerator) as run:
         assert run.step == 3
-    write_checkpoint(tmp_path / "run", 6, lambda directory: None, keep=1)
+    with writing(tmp_path / "run", 6, 1, accelerator):
+        pass
     names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     assert names == ["step_00000003.good", "step_00000006", "step_00000009"]
 

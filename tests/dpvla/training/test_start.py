@@ -12,8 +12,10 @@ import pytest
 import torch
 import yaml
 
+from dpvla.algorithms.dipole import ADAPTERS
 from dpvla.config import ConfigError
 from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.models.sampling import Sampling
 from dpvla.tensors import CheckpointError
 from dpvla.training.run_directory import Run, TrainedOn, write_run
 from dpvla.training.start import open_start, refuse_other_start, starting_point
@@ -26,9 +28,9 @@ DIPOLE = TrainedOn("dipole", "navtest", 2, ("log2",), weights="adapters")
 @pytest.fixture
 def policy() -> DPVLA:
     policy = make_policy(DPVLAConfig.tiny())
-    policy.add_adapters(4, 4)
+    policy.add_adapters(ADAPTERS, 4, 4)
     randomise_adapters(policy)
-    policy.omega, policy.precision = 2.5, "bf16"
+    policy.sampling, policy.precision = Sampling(ADAPTERS, 2.5), "bf16"
     return policy
 
 
@@ -47,9 +49,11 @@ def plans(policy: DPVLA, omega: float | None = None) -> torch.Tensor:
 
 
 def test_omega_and_precision_travel_with_the_adapters(policy: DPVLA, checkpoint: Path) -> None:
-    assert json.loads((checkpoint / "adapters/sampling.json").read_text()) == {"omega": 2.5, "precision": "bf16"}
+    assert json.loads((checkpoint / "adapters/sampling.json").read_text()) == {
+        "omega": 2.5, "precision": "bf16", "num_steps": None, "policies": [*ADAPTERS], "adapters": [*ADAPTERS]
+    }  # fmt: skip
     loaded = open_start(checkpoint.parents[1]).load()
-    assert (loaded.omega, loaded.precision) == (2.5, "bf16")
+    assert (loaded.sampling.omega, loaded.precision) == (2.5, "bf16")
     assert torch.equal(plans(loaded), plans(policy, omega=2.5))
     assert not torch.equal(plans(loaded), plans(policy, omega=1.0))
 
@@ -59,7 +63,7 @@ def test_adapters_of_the_first_version_take_the_omega_of_their_run(policy: DPVLA
     run = yaml.safe_load((checkpoint / "run.yaml").read_text())
     run["config"] = {"dipole": {"omega": 0.25}}
     (checkpoint / "run.yaml").write_text(yaml.safe_dump(run))
-    assert open_start(checkpoint).load().omega == 0.25
+    assert open_start(checkpoint).load().sampling.omega == 0.25
 
 
 @pytest.mark.parametrize("content", ['{"omega": -1, "precision": "no"}', '{"omega": "x", "precision": "no"}', "[", "[]",
@@ -89,7 +93,7 @@ def test_a_model_of_unknown_origin_says_so(checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_a_second_round_keeps_the_adapters_by_default(policy: DPVLA, checkpoint: Path) -> None:
-    first = starting_point(open_start(checkpoint), "keep", 4, 4)
+    first = starting_point(open_start(checkpoint), "keep", ADAPTERS, 4, 4)
     for mine, theirs in zip(first.policy.adapter_parameters(), policy.adapter_parameters()):
         assert torch.equal(mine, theirs)
     assert first.trained_on == (IMITATION, DIPOLE) and first.about["adapters"] == "its own kept"
@@ -97,19 +101,19 @@ def test_a_second_round_keeps_the_adapters_by_default(policy: DPVLA, checkpoint:
 
 
 def test_kept_adapters_of_another_size_are_refused_with_the_options_that_fit(checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match=r"rank 4 and alpha 4.*--dipole\.rank 4 --dipole\.alpha 4, or"):
-        starting_point(open_start(checkpoint), "keep", 16, 16)
+    with pytest.raises(ConfigError, match=r"rank 4 and alpha 4.*--lora\.rank 4 --lora\.alpha 4, or"):
+        starting_point(open_start(checkpoint), "keep", ADAPTERS, 16, 16)
 
 
 def test_discarded_adapters_leave_no_trace_in_what_the_weights_have_seen(checkpoint: Path) -> None:
-    first = starting_point(open_start(checkpoint), "discard", 16, 16)
+    first = starting_point(open_start(checkpoint), "discard", ADAPTERS, 16, 16)
     assert not first.policy.has_adapters and first.trained_on == (IMITATION,)
     assert "discarded" in first.about["adapters"]
 
 
 def test_merged_adapters_move_into_the_model_and_stay_in_what_it_has_seen(checkpoint: Path) -> None:
     before = DPVLA.from_pretrained(checkpoint / "model")
-    first = starting_point(open_start(checkpoint), "merge", 16, 16)
+    first = starting_point(open_start(checkpoint), "merge", ADAPTERS, 16, 16)
     assert not first.policy.has_adapters and first.model is None
     assert first.trained_on == (IMITATION, replace(DIPOLE, weights="model"))
     assert "merged into the model with omega 2.5" in first.about["adapters"]
@@ -125,7 +129,7 @@ def test_a_merge_is_the_guided_combination_to_first_order() -> None:
     for size in (0.04, 0.02):
         policy = make_policy(DPVLAConfig.tiny())
         policy.config = replace(policy.config, diffusion=replace(policy.config.diffusion, clip_ratio=None))
-        policy.add_adapters(4, 4)
+        policy.add_adapters(ADAPTERS, 4, 4)
         randomise_adapters(policy)
         for layer in policy.adapter_parameters()[1::2]:
             layer.data *= size
@@ -139,7 +143,7 @@ def test_a_merge_is_the_guided_combination_to_first_order() -> None:
 
 def test_a_merge_of_one_linear_layer_is_exact() -> None:
     policy = make_policy(DPVLAConfig.tiny())
-    policy.add_adapters(4, 8)
+    policy.add_adapters(ADAPTERS, 4, 8)
     randomise_adapters(policy)
     layer = policy.head.blocks[0].mlp.up
     x = torch.randn(5, layer.in_features)

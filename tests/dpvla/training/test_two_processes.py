@@ -51,7 +51,7 @@ def test_processes_roll_out_different_scenes_and_both_are_kept(runs: Path) -> No
     assert buffer.processes == 2 and len(buffer) == 6
     assert len(set(buffer.indices.tolist())) == 6
     assert [buffer.part(0), buffer.part(1)] == [slice(0, 3), slice(3, 6)]
-    assert not torch.equal(buffer.plans[0], buffer.plans[3])
+    assert not torch.equal(buffer.roll_outs["plans"][0], buffer.roll_outs["plans"][3])
 
 
 def test_another_number_of_processes_cannot_go_on(runs: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_run_that_counted_batches_otherwise_cannot_go_on(runs: Path, tmp_path:
         path.write_text(yaml.safe_dump(content))
     accelerator = Accelerator(cpu=True)
     stage = dipole(newest(runs / "imitation" / "straight"))(accelerator, runs)
-    with pytest.raises(CheckpointError, match=r"version 0\.1\.0, whose dipole\.batch_size counted .* each of its 2"):
+    with pytest.raises(CheckpointError, match=r"version 0\.1\.0, whose batch_size counted .* each of its 2"):
         train(stage, replace(LOOP, steps=stage.steps + 8), tmp_path / "old", accelerator)
 
 
@@ -100,5 +100,5 @@ def test_a_batch_counts_the_scenes_of_all_processes(runs: Path) -> None:
     last = newest(runs / "dipole" / "straight")
     assert last.name == f"step_{one.steps:08d}"
     three = type("Three", (), {"num_processes": 3})
-    with pytest.raises(ConfigError, match=r"dipole\.batch_size 4 cannot be shared by 3 processes.*over all of them"):
+    with pytest.raises(ConfigError, match=r"rollouts\.batch_size 4 cannot be shared by 3 processes.*over all of them"):
         dipole(newest(runs / "imitation" / "straight"))(three, runs)  # type: ignore[arg-type]

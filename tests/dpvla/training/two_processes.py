@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from dpvla.training.loop import Stage, train
+from dpvla.training.loop import train
+from dpvla.training.stage import Stage
 from tests.dpvla.training.test_resume import LOOP, dipole, imitation, replace
 
 
@@ -45,7 +46,7 @@ class Ranks:
     def __init__(self, accelerator: Accelerator) -> None:
         self.module = Number(accelerator.process_index + 1)
 
-    def batches(self, first_step: int, log: object) -> Iterator[None]:
+    def batches(self, first_step: int, log: object, whole_weights: object) -> Iterator[None]:
         while True:
             yield None
 

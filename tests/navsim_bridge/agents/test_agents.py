@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dpvla.algorithms.dipole import ADAPTERS
 from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.models.sampling import Sampling
 from navsim_bridge.agents import PolicyAgent, constant_velocity, human, load_policy, stand_still
 from tools import evaluate, export_submission
 
@@ -49,7 +51,7 @@ def checkpoint(world, tmp_path_factory):
     plans = torch.from_numpy(human(world.records)).float()
     status = torch.tensor(np.array([[*r.velocity, *r.acceleration] for r in world.records]), dtype=torch.float32)
     policy.plan_coding.fit(plans, status)
-    policy.add_adapters(4, 4)
+    policy.add_adapters(ADAPTERS, 4, 4)
     with torch.no_grad():
         for parameter in policy.head.parameters():  # away from its zero-initialised gates
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -81,9 +83,10 @@ def test_the_seed_and_omega_matter(world, checkpoint):
 
 def test_the_agent_says_the_omega_that_it_samples_with(checkpoint):
     agent = PolicyAgent.from_checkpoint(checkpoint, checkpoint)
-    assert agent.guidance == agent.policy.omega
+    assert agent.guidance == agent.policy.sampling.omega
     assert PolicyAgent(agent.policy, checkpoint, omega=0.25).guidance == 0.25
-    assert PolicyAgent(agent.policy, checkpoint, omega=0.25, use_adapters=False).guidance is None
+    agent.policy.sampling = Sampling()
+    assert PolicyAgent(agent.policy, checkpoint, omega=0.25).guidance is None
     assert PolicyAgent.from_checkpoint(checkpoint / "model", checkpoint, omega=0.25).guidance is None
 
 

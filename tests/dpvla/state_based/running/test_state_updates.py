@@ -24,7 +24,8 @@ from dpvla.state_based.running import update
 from dpvla.state_based.running.stage import STATE_BASED_LOOP, AgentStage
 from dpvla.state_based.running.update import StackedUpdate, UpdateConfig, make_update, own_cores
 from dpvla.tensors import CheckpointError
-from dpvla.training.loop import LoopConfig, train
+from dpvla.training.config import LoopConfig
+from dpvla.training.loop import train
 from dpvla.training.run_directory import write_run
 
 SMALL: dict[str, Any] = {"hidden": (8, 8), "batch_size": 16}
@@ -120,9 +121,9 @@ def run(
         arguments = (made, replace(loop, stop_after_step=stop), out, Accelerator(cpu=True))
         how = make_update(UpdateConfig(per_step=stride, threads=1))
         if not stop:
-            return train(*arguments, make_update=how)
+            return train(*arguments, make=how)
         with pytest.raises(KeyboardInterrupt, match=f"step {stop}"):
-            train(*arguments, make_update=how)
+            train(*arguments, make=how)
     raise AssertionError
 
 

@@ -1,0 +1,100 @@
+"""The contract of an RL algorithm for the action head, and how one is added.
+
+One RL step: the encoder stays frozen; ``roll_out`` samples a group of plans for every scene of a cycle; a metric scores
+them; ``targets`` turns scores into what the loss needs, such as advantages; ``loss`` is minimized for
+``rollouts.epochs_per_cycle`` epochs; then the next cycle rolls out with the new weights. ``rl.stage`` does everything
+else: schedule, cached tokens, buffer, several processes, exact resume, checkpoints.
+
+To add one, write a file with a frozen ``Config`` (a subclass of ``AlgorithmConfig`` that sets ``name``) and an
+``Algorithm``, and give it a name: ``ALGORITHMS["mine"] = "dpvla.algorithms.mine:Mine"`` in ``algorithms/registry.py``,
+or ``ALGORITHMS["mine"] = Mine`` in a module of your own that ``--plugin my_module`` names. ``algorithms/dipole.py``
+shows a whole one, ``examples/algorithm.py`` a small one to copy.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dpvla.models import DPVLA, SceneContext
+from dpvla.models.head import DiTHead
+from dpvla.models.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """What every algorithm has; its own hyperparameters come in a subclass."""
+
+    name: str  # in the registry of algorithms
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Scenes of one update, each with its group of plans."""
+
+    context: SceneContext  # of the frozen encoder
+    roll_outs: Mapping[str, Tensor]  # what ``roll_out`` gave for these scenes: (scene, candidate, ...) each
+    targets: Mapping[str, Tensor]  # what ``targets`` made of them: (scene, candidate, ...) each
+    behavior: DiTHead | None = None  # the head that rolled out, frozen, where ``needs_behavior`` asks for it
+
+    @property
+    def plans(self) -> Tensor:
+        """(scene, candidate, 8, 3) [m, m, rad], ego frame."""
+        return self.roll_outs["plans"]
+
+
+class Algorithm(ABC):
+    """How roll-outs are made and what is learned from them. Holds no weights and no state of a run."""
+
+    Config: ClassVar[type[AlgorithmConfig]]
+    """Its hyperparameters."""
+    adapters: ClassVar[tuple[str, ...]]
+    """LoRA adapters that it trains, by name; () trains the whole head."""
+
+    def __init__(self, config: AlgorithmConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def sampling(self) -> Sampling:
+        """Which policies plans are sampled from, in roll-outs and later: saved beside the adapters, obeyed by all."""
+
+    @property
+    def needs_behavior(self) -> bool:
+        """Whether ``loss`` looks at the head that rolled out; the stage then keeps it, in checkpoints, too."""
+        return False
+
+    def roll_out(
+        self, policy: DPVLA, context: SceneContext, candidates: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Sample for every scene; called without gradients, in eval mode.
+
+        Args:
+            context: the encoded scenes. candidates: plans of a scene.
+            generator: the only source of randomness, on the CPU.
+
+        Returns:
+            ``plans`` (scene, candidate, 8, 3) and whatever else ``loss`` needs of how they were made, such as the
+            denoising chain: (scene, candidate, ...) each.
+        """
+        return {"plans": policy.sample(context, candidates, generator=generator)}
+
+    @abstractmethod
+    def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the loss needs of the scores, once a cycle.
+
+        Args:
+            scores: sub-scores of the metric by name, float64 (scene, candidate); ``score`` is the reward.
+            roll_outs: what ``roll_out`` gave.
+
+        Returns:
+            (scene, candidate, ...) each.
+        """
+
+    @abstractmethod
+    def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one update and scalars to log; randomness comes from torch's global generator."""

@@ -1,0 +1,78 @@
+"""How plans are sampled from a head with adapters: kept beside them, obeyed unless a caller says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dpvla import files
+from dpvla.checkpoint_layout import SAMPLING_FILE
+from dpvla.config import ConfigError, Count, NotNegative, Range, from_dict
+from dpvla.models.head import BASE_POLICY, Policies
+
+Precision = Literal["no", "bf16"]
+"""What a policy autocasts to."""
+
+FORMER_ADAPTERS = ("positive", "negative")
+"""Adapters of files that do not name theirs: they are DIPOLE's."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One policy, or two combined: ``(1 + omega) first - omega second`` (paper eq. 10)."""
+
+    policies: Policies = BASE_POLICY  # one or two, by the name of their adapter; None: the head without any
+    omega: NotNegative = 0.0  # greediness w, where there are two
+    num_steps: Annotated[Count, Range(least=2)] | None = None  # of the solver; None: as the model's config has it
+
+    def __post_init__(self) -> None:
+        if len(self.policies) not in (1, 2):
+            raise ConfigError(f"plans are sampled from one policy or two, found {len(self.policies)}")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether two policies are combined, so that omega means something."""
+        return len(self.policies) == 2
+
+    def shares(self) -> dict[str, float]:
+        """How much of each adapter the combination holds: ``{"positive": 1 + omega, "negative": -omega}``."""
+        weights = (1 + self.omega, -self.omega) if self.is_guided else (1.0,)
+        return {name: weight for name, weight in zip(self.policies, weights) if name is not None}
+
+
+@dataclass(frozen=True)
+class AdaptersOnDisk:
+    """What stands beside adapters in ``sampling.json``: their names in order, and how to sample with them."""
+
+    omega: NotNegative  # of ``Sampling``
+    precision: Precision = "no"  # autocast they were trained under
+    policies: Policies = FORMER_ADAPTERS  # of ``Sampling``
+    num_steps: Count | None = None  # of ``Sampling``
+    adapters: tuple[str, ...] = FORMER_ADAPTERS  # folders beside the file
+
+    @property
+    def sampling(self) -> Sampling:
+        """How to sample with them."""
+        return Sampling(self.policies, self.omega, self.num_steps)
+
+
+def write_sampling(directory: Path, sampling: Sampling, adapters: tuple[str, ...], precision: Precision) -> None:
+    """Write ``sampling.json`` into a directory of adapters."""
+    content: dict[str, Any] = asdict(sampling) | {"adapters": adapters, "precision": precision}
+    files.write_json(directory / SAMPLING_FILE, content)
+
+
+def read_sampling(directory: Path) -> AdaptersOnDisk | None:
+    """What ``sampling.json`` says, or None where there is none: adapters of version 0.1.0, or PEFT's own.
+
+    Raises ConfigError for a file that holds anything else.
+    """
+    path = directory / SAMPLING_FILE
+    if not path.is_file():
+        return None
+    found = from_dict(AdaptersOnDisk, files.read_json(path), str(path))
+    missing = [name for name in found.policies if name is not None and name not in found.adapters]
+    if missing:
+        raise ConfigError(f"{path}: policies name {missing[0]!r:.80}, which is none of its adapters")
+    return found

@@ -1,0 +1,104 @@
+"""The accelerator of a run; what a launcher was asked for and would not happen is refused."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import ProjectConfiguration
+
+from dpvla.checkpoint_layout import TRACKING
+from dpvla.config import ConfigError
+from dpvla.training.config import LoopConfig
+from dpvla.training.strategies.registry import strategy_class
+
+
+def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
+    """An Accelerator on the GPU if there is one, else on the CPU.
+
+    Raises:
+        ConfigError: the launcher asked for something that would silently not happen (other precision, accumulation,
+            several processes that it does not start, engines that are not supported), or a tracker is not there.
+    """
+    _refuse_what_the_launcher_asked_in_vain(config)
+    _refuse_missing_trackers(config.trackers)
+    project = ProjectConfiguration(project_dir=str(out), logging_dir=str(Path(out) / TRACKING))
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=config.precision,
+        log_with=list(config.trackers) or None,
+        project_config=project,
+        **strategy_class(config.strategy).accelerator_options(config.strategy),
+    )
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != expected:
+        raise ConfigError(
+            f"launched as {expected} processes but accelerate runs {accelerator.num_processes}; "
+            "on CPUs start with torchrun --nproc-per-node N"
+        )
+    return accelerator
+
+
+def _refuse_what_the_launcher_asked_in_vain(config: LoopConfig) -> None:
+    environment = os.environ
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision == "no":  # is what the launcher says, too, when nobody asked
+        precision = _told_to_the_launcher("mixed_precision") or config.precision
+    if precision != config.precision:
+        raise ConfigError(
+            f"the launcher asks for mixed precision {precision}, loop.precision is {config.precision}, which decides: "
+            "give --loop.precision bf16 for bf16 (nothing else is supported), and the launcher the same or nothing"
+        )
+    for variable, name in (("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM"),
+                           ("PARALLELISM_CONFIG", "a parallelism config")):  # fmt: skip
+        if environment.get(f"ACCELERATE_USE_{variable}", "false").lower() in ("true", "1", "yes"):
+            raise ConfigError(f"the launcher asks for {name}, which is not supported yet; launch without it (DDP)")
+    accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or _told_to_the_launcher(
+        "gradient_accumulation_steps"
+    )
+    if accumulation not in (None, "", "1"):
+        raise ConfigError(
+            f"the launcher asks for gradient_accumulation_steps {accumulation}, but gradients are not accumulated here "
+            "yet: leave it out, and give the scenes of an update as batch_size"
+        )
+    # With --cpu and several processes `accelerate launch` starts one, after setting an address for them to meet at.
+    meeting = [environment.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")]
+    if "WORLD_SIZE" not in environment and "ACCELERATE_MIXED_PRECISION" in environment and None not in meeting:
+        asked = _told_to_the_launcher("num_processes")
+        if asked != "1" and (asked or meeting == ["127.0.0.1", "29500"]):  # its own address, not a cluster's
+            raise ConfigError(
+                f"the launcher was asked for {asked or 'several'} processes but starts one: on CPUs start with "
+                "torchrun --nproc-per-node N"
+            )
+
+
+def _told_to_the_launcher(option: str) -> str | None:
+    """What the command line of `accelerate launch`, the parent process, says: it does not hand every option on."""
+    try:
+        words = psutil.Process().parent().cmdline()  # type: ignore[union-attr]
+    except (psutil.Error, AttributeError):
+        return None
+    if not any("accelerate" in word for word in words):
+        return None
+    for place, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name.lstrip("-").replace("-", "_") == option and name.startswith("--"):
+            return value or (words[place + 1] if place + 1 < len(words) else None)
+    return None
+
+
+def _refuse_missing_trackers(trackers: Sequence[str]) -> None:
+    known = [str(getattr(name, "value", name)) for name in LOGGER_TYPE_TO_CLASS]
+    there = [str(getattr(name, "value", name)) for name in get_available_trackers()]
+    for name in trackers:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"loop.trackers: unknown tracker '{name}'; nearest valid name: '{near}'")
+        if name not in there:
+            raise ConfigError(f"loop.trackers: {name} is not installed here: pip install {name}, or leave it out")

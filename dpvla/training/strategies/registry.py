@@ -1,0 +1,32 @@
+"""The strategies by name; a plug-in adds its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from dpvla.config import OneOf
+from dpvla.registry import look_up
+from dpvla.training.strategies.strategy import NamedStrategy, Strategy, StrategyConfig
+
+STRATEGIES: dict[str, Any] = {
+    "ddp": "dpvla.training.strategies.ddp:DDP",
+}
+
+AnyStrategy = Annotated[StrategyConfig, OneOf(STRATEGIES, "strategy")]
+"""Type of a config field that chooses a strategy by its ``name``."""
+
+
+def strategy_class(config: StrategyConfig) -> type[NamedStrategy]:
+    """The class that a config names."""
+    found: type[NamedStrategy] = look_up(STRATEGIES, config.name, "strategy")
+    return found
+
+
+def make_strategy(module: nn.Module, config: Any, accelerator: Accelerator) -> Strategy:
+    """The strategy of a ``LoopConfig`` for a module."""
+    make: Any = strategy_class(config.strategy)
+    made: Strategy = make(config.strategy, module, config, accelerator)
+    return made

@@ -1,0 +1,78 @@
+"""The contract of a strategy, and how one is added.
+
+A strategy holds the optimizer and says how an update is spread over devices and processes, and how its state is saved.
+To add one, write a file with a frozen ``Config`` (a subclass of ``StrategyConfig`` that sets ``name``) and a class with
+the methods of ``NamedStrategy``, and give it a name: ``STRATEGIES["mine"] = "dpvla.training.strategies.mine:Mine"`` in
+``registry.py``, or ``STRATEGIES["mine"] = Mine`` in a module of your own that ``--plugin my_module`` names. It is made
+as ``Mine(config, module, optimizer, accelerator)``; ``ddp.py`` shows a whole one, ``examples/strategy.py`` a small one.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from dpvla.config import BelowOne, NotNegative
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """What every strategy has; its own settings come in a subclass."""
+
+    name: str  # in the registry of strategies
+
+
+@dataclass(frozen=True)
+class DDPConfig(StrategyConfig):
+    """Whole weights on every process, gradients averaged: PyTorch's DistributedDataParallel, or one process alone."""
+
+    name: str = "ddp"  # ddp, or one of a plug-in
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and what comes with it."""
+
+    lr: NotNegative = 1e-4  # peak learning rate of AdamW
+    weight_decay: NotNegative = 0.01  # of AdamW
+    adam_betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # of AdamW
+    clip_norm: NotNegative = 1.0  # gradient norm is clipped to this; 0: never
+    ema_decay: BelowOne = 0.0  # weights are averaged with this decay for evaluation and saving; 0 turns it off
+
+
+class Strategy(Protocol):
+    """What the loop asks of an optimizer and the weights it moves. Every method is called on every process."""
+
+    stride: int  # updates made by one call of ``step``
+
+    def step(self, batch: Any, step: int, lr: float) -> dict[str, Tensor]:
+        """Learn from ``batch``, ending at update number ``step``; scalars to log, ``train/loss`` among them."""
+
+    def whole_weights(self, averaged: bool = False) -> AbstractContextManager[None]:
+        """Inside, the module's weights are complete on every process: for roll-outs, evaluation and saving.
+
+        ``averaged``: the averaged ones, where there are any, which are what is evaluated and saved.
+        """
+
+    def not_finite(self) -> list[str]:
+        """Names of what ``save`` would write that holds NaN or infinity."""
+
+    def save(self, state: Path) -> None:
+        """Write weights and optimizer into the directory ``state``, each process its part."""
+
+    def load(self, state: Path, step: int) -> None:
+        """Read back what ``save`` wrote after update ``step``."""
+
+
+class NamedStrategy(Strategy, Protocol):
+    """A strategy that a config chooses by name."""
+
+    Config: ClassVar[type[StrategyConfig]]
+
+    @classmethod
+    def accelerator_options(cls, config: Any) -> dict[str, Any]:
+        """More arguments of ``accelerate.Accelerator``, such as a plug-in of its; ``config`` is of this ``Config``."""

@@ -39,7 +39,8 @@ def run_jobs(
         jobs: its arguments.
         workers: processes, at most one a job.
         in_order: yield in the order of the jobs.
-        preload: modules that a clean server process imports once for all workers.
+        preload: modules that a clean server process imports once for all workers, such as the caller's ``__name__``;
+            the first call with some decides for all later ones of this process.
         initializer: called first in each worker process, not in this one.
 
     Raises:

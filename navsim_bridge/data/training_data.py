@@ -138,7 +138,7 @@ def open_training_data(
         root, maps = data_root(config.data_root), maps_root(config.maps_root)
         workers = config.workers or available_cores()
         split = load_split(config.split, root, config.data_split)
-        records, part = usable_scenes(split, root, CAMERAS, config.allow_missing, workers)
+        records, part = usable_scenes(split, root, CAMERAS, config.allow_missing, workers, (__name__,))
         train, held_out = hold_out(records, config.validation_logs)
         given = MetricCache(config.metric_cache) if config.metric_cache is not None else None
         if given is not None and reward_on == "source":

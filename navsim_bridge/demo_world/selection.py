@@ -73,7 +73,7 @@ def select(root: Path, name: str, workers: int, progress: bool = True) -> Select
     cache = build_metric_cache(
         root, root / "maps", split, root / "metric_cache" / split.name, workers=workers, progress=progress
     )
-    records = select_scenes(split, root, workers=workers)
+    records = select_scenes(split, root, workers=workers, preload=(__name__,))
     tokens, straight, driver = [], [], []
     for of_log in by_log(records).values():
         batch = SceneBatch.from_scenes(cache.load([r.token for r in of_log]))

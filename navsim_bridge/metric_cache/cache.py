@@ -25,7 +25,7 @@ from navsim_bridge.files.maps import map_path, share_maps, use_shared_maps
 from navsim_bridge.metric_cache.builder import REFERENCE, MetricName, require_scorable, scene_builder
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.index import INDEX, read_index, write_index
-from navsim_bridge.metric_cache.jobs import in_parts, log_entry, num_processes, run_jobs
+from navsim_bridge.metric_cache.jobs import in_parts, log_entry, num_processes, run_log_jobs
 from navsim_bridge.metric_cache.store import FORMAT, SUFFIX, SceneFile, file_hash
 from navsim_bridge.pdm.epdms import METRIC_V2
 from navsim_bridge.pdm.metric_scene import MetricScene
@@ -233,7 +233,7 @@ def build_metric_cache(
     if shard is not None:
         out = out / shard.folder
     refuse_other_split(out, split.name, split.data_split, metric)
-    found = find_scenes(split, data_root, allow_missing, workers, shard)
+    found = find_scenes(split, data_root, allow_missing, workers, shard, (__name__,))
     records, gone = found.records, missing_logs(split, data_root)
     if shard is None:
         about |= coverage(split, found, gone).as_dict()
@@ -247,7 +247,7 @@ def build_metric_cache(
     ]
     title = f"metric cache of {split.name}" + (f", shard {shard}" if shard else "")
     with _shared_maps(jobs, workers, out / SHARED_MAPS) as initializer:
-        entries = run_jobs(jobs, workers, title, progress, initializer)
+        entries = run_log_jobs(jobs, workers, title, progress, (__name__,), initializer)
     finish(out, entries, about, maps)
     return MetricCache(out)
 

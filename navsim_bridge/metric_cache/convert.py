@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from navsim_bridge.metric_cache import cache as packed
-from navsim_bridge.metric_cache.jobs import log_entry, run_jobs
+from navsim_bridge.metric_cache.jobs import log_entry, run_log_jobs
 from navsim_bridge.metric_cache.official import REFERENCE, OfficialCache, OfficialCacheError, read_official_cache
 from navsim_bridge.metric_cache.store import SUFFIX, file_hash
 from navsim_bridge.pdm.metric_scene import MetricScene
@@ -37,7 +37,7 @@ def convert_official_cache(
         _OfficialJob(tuple(official.files[token] for token in tokens), out / f"{log}{SUFFIX}")
         for log, tokens in official.by_log().items()
     ]
-    logs = run_jobs(jobs, workers, name, progress)
+    logs = run_log_jobs(jobs, workers, name, progress, (__name__,))
     problems = [problem for entry in logs.values() for problem in entry.pop("problems")]
     for log in [log for log, entry in logs.items() if not entry["tokens"]]:
         (out / logs.pop(log)["file"]).unlink()

@@ -14,11 +14,10 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from dpvla import parallel
+from dpvla.parallel import run_jobs
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.store import SUFFIX, SceneFile, write_scenes
 from navsim_bridge.pdm.metric_scene import MetricScene
-from navsim_bridge.splits.scenes import PRELOAD
 
 SCENES_PER_PROCESS = 250
 """A process takes seconds to start and builds some 50 scenes a second: fewer are not worth another one."""
@@ -49,35 +48,35 @@ def num_processes(jobs: Sequence[Job], workers: int) -> int:
     return max(1, min(workers, len(jobs), num_scenes // SCENES_PER_PROCESS))
 
 
-def run_jobs(
+def run_log_jobs(
     jobs: Sequence[AnyJob],
     workers: int,
     title: str,
     progress: bool,
+    preload: Sequence[str] = (),
     initializer: Callable[[], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Index entries of all jobs by log name, sorted.
+    """Index entries of all jobs by log name, sorted; ``preload`` and ``initializer`` as for `run_jobs`.
 
-    Logs whose file is there come first: they take no time, and the rest then tells when the end is near.
-    ``initializer`` is called in each worker process.
+    Logs whose file is there come first: they take no time, so that the progress bar foretells the end from then on.
     """
     done: dict[str, dict[str, Any]] = {}
     jobs = sorted(jobs, key=lambda job: not job.out.exists())
     total = sum(job.num_scenes for job in jobs)
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
     with tqdm(total=total, desc=title, unit="scene", disable=not progress, mininterval=interval, delay=1) as bar:
-        for job, entry in _run(jobs, workers, initializer):
+        for job, entry in _run(jobs, workers, preload, initializer):
             done[job.out.name.removesuffix(SUFFIX)] = entry
             bar.update(job.num_scenes)
     return {name: done[name] for name in sorted(done)}
 
 
 def _run(
-    jobs: Sequence[AnyJob], workers: int, initializer: Callable[[], None] | None
+    jobs: Sequence[AnyJob], workers: int, preload: Sequence[str], initializer: Callable[[], None] | None
 ) -> Iterator[tuple[AnyJob, dict[str, Any]]]:
     numbered = list(enumerate(jobs))
     workers = num_processes(jobs, workers)
-    for number, entry in parallel.run_jobs(_run_one, numbered, workers, preload=PRELOAD, initializer=initializer):
+    for number, entry in run_jobs(_run_one, numbered, workers, preload=preload, initializer=initializer):
         yield jobs[number], entry
 
 

@@ -73,12 +73,13 @@ def usable_scenes(
     cameras: Sequence[str] = (),
     allow_missing: bool = False,
     workers: int = 1,
+    preload: Sequence[str] = (),
 ) -> tuple[list[SceneRecord], Coverage]:
     """The scenes of a split that have a log and all of ``cameras``, and how much of the split they are.
 
     All of them, unless ``allow_missing``; raises as `find_scenes` and `with_images`.
     """
-    found = find_scenes(split, data_root, allow_missing, workers)
+    found = find_scenes(split, data_root, allow_missing, workers, preload=preload)
     records = found.records
     usable = with_images(records, data_root, cameras, split.name, allow_missing) if cameras else records
     whole = coverage(split, found, missing_logs(split, data_root))

@@ -20,8 +20,6 @@ NUM_POSES = 8
 """Poses of a plan, 0.5 s apart."""
 LOGS_PER_PROCESS = 50
 """Fewer logs are not worth another process."""
-PRELOAD = ("navsim_bridge.metric_cache.cache",)
-"""What worker processes need; imported once for all of them."""
 
 ASK_FOR_THE_REST = "{}, or ask for the rest (--allow-missing, where the tool has it)."
 
@@ -111,14 +109,23 @@ def select_logs(split: Split, data_root: Path | str, allow_missing: bool = False
 
 
 def select_scenes(
-    split: Split, data_root: Path | str, allow_missing: bool = False, workers: int = 1, shard: Shard | None = None
+    split: Split,
+    data_root: Path | str,
+    allow_missing: bool = False,
+    workers: int = 1,
+    preload: Sequence[str] = (),
 ) -> list[SceneRecord]:
     """The records of `find_scenes`, with its arguments and errors."""
-    return find_scenes(split, data_root, allow_missing, workers, shard).records
+    return find_scenes(split, data_root, allow_missing, workers, preload=preload).records
 
 
 def find_scenes(
-    split: Split, data_root: Path | str, allow_missing: bool = False, workers: int = 1, shard: Shard | None = None
+    split: Split,
+    data_root: Path | str,
+    allow_missing: bool = False,
+    workers: int = 1,
+    shard: Shard | None = None,
+    preload: Sequence[str] = (),
 ) -> Selection:
     """The scenes of a split, ordered by log name and time.
 
@@ -133,6 +140,7 @@ def find_scenes(
         workers: processes that read logs.
         shard: only the scenes of this part of `select_logs`, maybe none; without ``max_scenes`` it cannot tell
             whether every token of the split is there.
+        preload: modules that the workers share, see `run_jobs`.
 
     Raises:
         FileNotFoundError: logs named by the split are missing, with their count.
@@ -144,7 +152,7 @@ def find_scenes(
     mine = names if shard is None else shard.take(names)
     records: list[SceneRecord] = []
     to_read, read = names if limit is not None else mine, 0  # the first so many of a split are those of all its logs
-    for found in _windows_of_logs(split, data_root, to_read, workers):
+    for found in _windows_of_logs(split, data_root, to_read, workers, preload):
         records += found
         read += 1
         if limit is not None and len(records) >= limit:
@@ -215,11 +223,11 @@ def by_log(records: Sequence[SceneRecord]) -> dict[tuple[str, str], list[SceneRe
 
 
 def _windows_of_logs(
-    split: Split, data_root: Path | str, names: Sequence[str], workers: int
+    split: Split, data_root: Path | str, names: Sequence[str], workers: int, preload: Sequence[str]
 ) -> Iterator[list[SceneRecord]]:
     jobs = [(Path(data_root), split.data_split, split.scene_filter, name) for name in names]
     workers = min(workers, len(names) // LOGS_PER_PROCESS)
-    yield from run_jobs(_read_windows, jobs, workers, in_order=True, preload=PRELOAD)
+    yield from run_jobs(_read_windows, jobs, workers, in_order=True, preload=preload)
 
 
 def _read_windows(data_root: Path, data_split: str, rules: SceneFilter, name: str) -> list[SceneRecord]:

@@ -12,9 +12,6 @@ from torch import Tensor
 COMMANDS = ("left", "straight", "right", "unknown")
 """Driving commands in NAVSIM's one-hot order."""
 
-NUM_POSES = 8
-"""Poses of a plan: every 0.5 s, the first at 0.5 s, the last at 4 s."""
-
 
 @dataclass(frozen=True)
 class DrivingBatch:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpvla.batch import COMMANDS, NUM_POSES
+from dpvla.batch import COMMANDS
 from dpvla.config import Count
 from dpvla.layers.adaptable import BASE, Active
 from dpvla.layers.blocks import Block, parse_blocks
+from dpvla.plan import HISTORY_POSES, NUM_POSES
 
 PRESETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     # (width, attention heads, blocks)
@@ -32,7 +33,7 @@ Policies = tuple[str | None, ...]
 BASE_POLICY: Policies = (None,)
 FREQUENCIES = 256
 STATUS = 4
-HISTORY = 9
+HISTORY = 3 * HISTORY_POSES
 
 
 @dataclass(frozen=True)

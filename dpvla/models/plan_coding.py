@@ -8,11 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dpvla.batch import NUM_POSES
 from dpvla.config import Positive, check
-
-POSE_INTERVAL = 0.5
-"""Seconds between the poses of a plan."""
+from dpvla.plan import NUM_POSES, POSE_INTERVAL
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Florence2Config
 
 from dpvla import __version__, files
-from dpvla.batch import NUM_POSES, DrivingBatch
+from dpvla.batch import DrivingBatch
 from dpvla.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE
 from dpvla.config import ConfigError, from_dict, to_dict
 from dpvla.diffusion import DPMSolver, clip_x0, combine
@@ -28,6 +28,7 @@ from dpvla.models.head import BASE_POLICY, DiTHead, Policies
 from dpvla.models.plan_coding import PlanCoding
 from dpvla.models.sampling import FORMER_ADAPTERS, Precision, Sampling, read_sampling, write_sampling
 from dpvla.models.scene_context import SceneContext
+from dpvla.plan import NUM_POSES
 from dpvla.tensors import load_tensors, require_same
 
 FORMAT_VERSION = 1

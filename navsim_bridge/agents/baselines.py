@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.splits.scenes import NUM_POSES, SceneRecord
-
-POSE_INTERVAL = 0.5
-"""Seconds between the poses of a plan."""
+from dpvla.plan import NUM_POSES, POSE_INTERVAL
+from navsim_bridge.splits.scenes import SceneRecord
 
 
 def constant_velocity(records: Sequence[SceneRecord]) -> NDArray[np.float32]:

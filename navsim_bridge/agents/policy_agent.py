@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dpvla.plan import NUM_POSES
 from navsim_bridge.data.dataset import NavsimDataset
-from navsim_bridge.splits.scenes import NUM_POSES, SceneRecord
+from navsim_bridge.splits.scenes import SceneRecord
 
 if TYPE_CHECKING:
     from dpvla.models import DPVLA

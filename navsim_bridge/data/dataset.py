@@ -20,15 +20,14 @@ from tqdm import tqdm
 
 from dpvla.batch import DrivingBatch
 from dpvla.files import write_atomically
+from dpvla.plan import HISTORY_POSES, NUM_POSES
 from navsim_bridge.files.roots import SENSORS
-from navsim_bridge.splits.scenes import NUM_POSES, SceneRecord
+from navsim_bridge.splits.scenes import SceneRecord
 
 CAMERAS = ("CAM_L0", "CAM_F0", "CAM_R0")
 """Cameras of a batch, in order: front-left, front, front-right."""
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files that hold no whole image."""
-HISTORY = 3
-"""Past poses of a batch, at -1.5, -1.0 and -0.5 s."""
 
 
 class NavsimDataset:
@@ -56,7 +55,7 @@ class NavsimDataset:
         status = [np.concatenate([r.velocity, r.acceleration]) for r in self.records]
         self._status = torch.from_numpy(np.array(status, dtype=np.float32).reshape(-1, 4))
         history = [_history(r) for r in self.records]
-        self._history = torch.from_numpy(np.array(history, dtype=np.float32).reshape(-1, HISTORY, 3))
+        self._history = torch.from_numpy(np.array(history, dtype=np.float32).reshape(-1, HISTORY_POSES, 3))
         self._plans: Tensor | None = None
         if all(len(r.poses) - r.num_history >= NUM_POSES for r in self.records):
             plans = np.array([r.plan() for r in self.records], dtype=np.float32)
@@ -229,9 +228,9 @@ def read_image(path: Path | str, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _history(record: SceneRecord) -> NDArray[np.float64]:
-    if record.num_history <= HISTORY:
+    if record.num_history <= HISTORY_POSES:
         raise ValueError(
-            f"scene {record.token} has {record.num_history} history frames, a batch needs {HISTORY + 1}: use a split "
-            f"with num_history_frames: {HISTORY + 1}"
+            f"scene {record.token} has {record.num_history} history frames, a batch needs {HISTORY_POSES + 1}: use a "
+            f"split with num_history_frames: {HISTORY_POSES + 1}"
         )
-    return record.relative_poses(slice(record.now - HISTORY, record.now))
+    return record.relative_poses(slice(record.now - HISTORY_POSES, record.now))

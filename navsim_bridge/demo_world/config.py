@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dpvla.config import Count, NotNegative, Range, Whole, check
+from navsim_bridge.files.logs import ALL_CAMERAS
+from navsim_bridge.splits.scene_filter import SceneFilter
 
 GENERATOR_VERSION = 3
 """Raised whenever the same settings would give other files, so that an old world is not taken for a new one."""
 
-CAMERA_NAMES = ("CAM_F0", "CAM_L0", "CAM_R0", "CAM_L1", "CAM_R1", "CAM_L2", "CAM_R2", "CAM_B0")
-HISTORY_FRAMES = 4
-FUTURE_FRAMES = 10
+HISTORY_FRAMES, FUTURE_FRAMES = SceneFilter.num_history_frames, SceneFilter.num_future_frames
 SCENE_SECONDS = (HISTORY_FRAMES + FUTURE_FRAMES) / 2
 
 
@@ -60,9 +60,9 @@ class DemoWorldConfig:
 
     def __post_init__(self) -> None:
         check(self, "demo world")
-        unknown = sorted(set(self.cameras) - set(CAMERA_NAMES))
+        unknown = sorted(set(self.cameras) - set(ALL_CAMERAS))
         if unknown:
-            raise ValueError(f"cameras: unknown {', '.join(unknown)}; choose from {', '.join(CAMERA_NAMES)}")
+            raise ValueError(f"cameras: unknown {', '.join(unknown)}; choose from {', '.join(ALL_CAMERAS)}")
 
     @property
     def num_frames(self) -> int:

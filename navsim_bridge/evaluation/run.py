@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla.files import check_folder, write_json, write_text
+from dpvla.plan import NUM_POSES
 from dpvla.provenance import collect
 from navsim_bridge.agents import Agent
 from navsim_bridge.files.logs import log_path
@@ -31,7 +32,7 @@ from navsim_bridge.metrics.reward import SUB_SCORES
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.splits.coverage import Coverage
 from navsim_bridge.splits.scene_filter import Split
-from navsim_bridge.splits.scenes import NUM_POSES, SceneRecord, by_log
+from navsim_bridge.splits.scenes import SceneRecord, by_log
 from navsim_bridge.splits.token_list import SUFFIXES
 
 COLUMNS = ("token", "valid", *SUB_SCORES, "reason")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from navsim_bridge.files.roots import LOGS
 
-CAMERAS = ("CAM_F0", "CAM_L0", "CAM_R0", "CAM_L1", "CAM_R1", "CAM_L2", "CAM_R2", "CAM_B0")
+ALL_CAMERAS = ("CAM_F0", "CAM_L0", "CAM_R0", "CAM_L1", "CAM_R1", "CAM_L2", "CAM_R2", "CAM_B0")
 OBJECT_NAMES = (
     "vehicle", "pedestrian", "bicycle", "traffic_cone", "barrier", "czone_sign", "generic_object", "ego",
 )  # fmt: skip
@@ -311,8 +311,8 @@ class _Frame:
             raise self.error("cams", "a dict of cameras", cams)
         paths = {}
         for name, camera in cams.items():
-            if name not in CAMERAS:
-                raise self.error("cams", f"cameras among {', '.join(CAMERAS)}", name)
+            if name not in ALL_CAMERAS:
+                raise self.error("cams", f"cameras among {', '.join(ALL_CAMERAS)}", name)
             if camera:
                 path = camera.get("data_path") if isinstance(camera, dict) else None
                 if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:

@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 
 from dpvla.parallel import torch_threads
+from navsim_bridge.ego import REAR_AXLE_TO_CENTER
 from navsim_bridge.files.logs import Log, annotated, log_path, open_log
 from navsim_bridge.files.maps import Polygon, VectorMap, flatten, open_map
 from navsim_bridge.metric_cache.epdms_inputs import V2_KEY_FRAMES, epdms_inputs, observe_v2
-from navsim_bridge.pdm.geometry import REAR_AXLE_TO_CENTER
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm.simulate import ego_state_as_read_back
 from navsim_bridge.pdm_closed.forecast import forecast

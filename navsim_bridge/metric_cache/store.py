@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpvla.plan import NUM_POSES
 from navsim_bridge.files.ragged import ranges
 from navsim_bridge.metric_cache.container import CacheError, map_arrays, write_arrays
 from navsim_bridge.metric_cache.fixed_point import pack_column, unpack_column
@@ -221,7 +222,7 @@ def _pack(scenes: Sequence[MetricScene], epdms: bool) -> dict[str, NDArray[Any]]
     objects = [_object_arrays(s, _num_frames(epdms)) for s in scenes]
     inputs = [s.v2 for s in scenes if s.v2 is not None]
     further = {
-        "human_plan": np.array([np.zeros((8, 3)) if v.human_plan is None else v.human_plan for v in inputs]),
+        "human_plan": np.array([np.zeros((NUM_POSES, 3)) if v.human_plan is None else v.human_plan for v in inputs]),
         "has_human": np.array([v.human_plan is not None for v in inputs], dtype=np.uint8),
         "past_states": joined((np.asarray(v.past_states, dtype=np.float64) for v in inputs), 11),
         "past_times_us": joined(np.asarray(v.past_times_us, dtype=np.int64) for v in inputs),

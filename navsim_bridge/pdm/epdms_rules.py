@@ -7,11 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from navsim_bridge.ego import EGO_RADIUS, HALF_EGO, REAR_AXLE_TO_CENTER
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.geometry import (
-    REAR_AXLE_TO_CENTER,
-    VEHICLE_LENGTH,
-    VEHICLE_WIDTH,
     boxes_intersect,
     ego_center,
     near_polyline,
@@ -21,8 +19,6 @@ from navsim_bridge.pdm.terms.areas import EgoAreas
 from navsim_bridge.pdm.terms.collision import first_hits
 from navsim_bridge.pdm.terms.comfort import BOUNDS, smooth, unwrap, within_bounds
 
-_HALF_EGO = (VEHICLE_LENGTH / 2, VEHICLE_WIDTH / 2)
-_EGO_RADIUS = (_HALF_EGO[0] ** 2 + _HALF_EGO[1] ** 2) ** 0.5
 _LANE_DEVIATION = 0.5  # [m] further from the centreline is off the lane
 _LANE_STEPS = 20  # consecutive steps off the lane that fail
 _MOTION_COLUMNS = (2, 5, 6)  # of a state: heading, longitudinal and lateral acceleration
@@ -63,7 +59,7 @@ def _on_red_edge(scenes: EPDMSBatch, centers: Tensor, headings: Tensor) -> Tenso
     half = torch.linalg.vector_norm(along, dim=-1) / 2
     owner = scenes.chain_light.repeat_interleave(start.shape[2], dim=1)
     red = torch.gather(scenes.light_red[:, :num_times], 2, owner.unsqueeze(1).expand(-1, num_times, -1))
-    reach = half + (_EGO_RADIUS + 1e-6)
+    reach = half + (EGO_RADIUS + 1e-6)
     away_x, away_y = (
         (centers[..., axis].contiguous().unsqueeze(-1) - middle[..., axis].contiguous()[:, None, None]).square_()
         for axis in (0, 1)
@@ -75,7 +71,7 @@ def _on_red_edge(scenes: EPDMSBatch, centers: Tensor, headings: Tensor) -> Tenso
     hit = boxes_intersect(
         centers[scene, candidate, time],
         headings[scene, candidate, time],
-        _HALF_EGO,
+        HALF_EGO,
         middle[scene, edge],
         torch.atan2(direction[:, 1], direction[:, 0]),
         torch.stack((half[scene, edge], torch.zeros_like(direction[:, 0])), dim=-1),

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from navsim_bridge.pdm.geometry import VEHICLE_LENGTH, VEHICLE_WIDTH, boxes_intersect, ego_center
+from dpvla.plan import NUM_POSES
+from navsim_bridge.ego import HALF_EGO
+from navsim_bridge.pdm.geometry import boxes_intersect, ego_center
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES, NUM_FRAMES, EPDMSInputs, MetricScene
 from navsim_bridge.pdm.packing import check_finite, check_offsets, pack_map, scene_error
 from navsim_bridge.pdm.scene import SceneBatch
-from navsim_bridge.pdm.simulate import PLAN_POSES
 
 _PAST_STEP_US = 100_000
-_HALF_EGO = (VEHICLE_LENGTH / 2, VEHICLE_WIDTH / 2)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class EPDMSBatch:
         is_light = np.zeros(batch.object_track.shape, dtype=bool)
         for row, scene in enumerate(scenes):
             is_light[row, : len(scene.track_tokens)] = [t.startswith("red_light") for t in scene.track_tokens]
-        human = [np.zeros((PLAN_POSES, 3)) if extra.human_plan is None else extra.human_plan for extra in extras]
+        human = [np.zeros((NUM_POSES, 3)) if extra.human_plan is None else extra.human_plan for extra in extras]
         return cls(
             scenes=batch,
             human_plans=torch.from_numpy(np.stack(human).astype(np.float64)),
@@ -131,7 +131,7 @@ def _checked(scene: MetricScene) -> EPDMSInputs:
         )
     knots, lights = len(extra.past_times_us), len(extra.light_tokens)
     expected = {
-        "human_plan": (extra.human_plan, (PLAN_POSES, 3)),
+        "human_plan": (extra.human_plan, (NUM_POSES, 3)),
         "past_states": (extra.past_states, (knots, 11)),
         "light_red": (extra.light_red, (EPDMS_FRAMES, lights)),
         "vertices": (extra.vertices, (len(extra.vertices), 2)),
@@ -159,7 +159,7 @@ def _without_overlapping(scene: MetricScene) -> MetricScene:
     ego = torch.as_tensor(np.array(scene.ego_state[:3], dtype=np.float64))
     rows[:, :2] -= ego[:2]
     ego = torch.stack((torch.zeros_like(ego[0]), torch.zeros_like(ego[0]), ego[2])).expand(len(rows), 3)
-    touching = boxes_intersect(ego_center(ego), ego[:, 2], _HALF_EGO, rows[:, :2], rows[:, 2], rows[:, 3:] * 0.5)
+    touching = boxes_intersect(ego_center(ego), ego[:, 2], HALF_EGO, rows[:, :2], rows[:, 2], rows[:, 3:] * 0.5)
     gone = np.unique(np.asarray(scene.object_track[first])[touching.numpy()])
     if len(gone) == 0:
         return scene

@@ -12,10 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-VEHICLE_WIDTH = 2.297  # [m] ego vehicle of nuPlan and NAVSIM (Pacifica)
-VEHICLE_LENGTH = 5.176  # [m]
-WHEEL_BASE = 3.089  # [m]
-REAR_AXLE_TO_CENTER = 2.588 - 1.127  # [m] half the length minus the rear overhang
+from navsim_bridge.ego import EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTER
 
 CENTER, REAR_AXLE = 4, 5  # positions in the last-but-one axis of ego_points; 0..3 are the corners
 
@@ -49,9 +46,9 @@ def ego_points(states: Tensor) -> Tensor:
     """
     x, y, heading = states[..., 0], states[..., 1], states[..., 2]
     cos, sin = torch.cos(heading), torch.sin(heading)
-    front = REAR_AXLE_TO_CENTER + VEHICLE_LENGTH / 2
-    rear = REAR_AXLE_TO_CENTER - VEHICLE_LENGTH / 2
-    left = VEHICLE_WIDTH / 2
+    front = REAR_AXLE_TO_CENTER + EGO_LENGTH / 2
+    rear = REAR_AXLE_TO_CENTER - EGO_LENGTH / 2
+    left = EGO_WIDTH / 2
     offsets = ((front, left), (rear, left), (rear, -left), (front, -left), (REAR_AXLE_TO_CENTER, 0.0), (0.0, 0.0))
     xs = torch.stack([x + lon * cos - lat * sin for lon, lat in offsets], dim=-1)
     ys = torch.stack([y + lon * sin + lat * cos for lon, lat in offsets], dim=-1)

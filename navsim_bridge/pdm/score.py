@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpvla.plan import NUM_POSES
 from navsim_bridge.pdm.chunks import PER_SCENE, score_in_chunks
 from navsim_bridge.pdm.scene import SceneBatch
-from navsim_bridge.pdm.simulate import PLAN_POSES, simulate
+from navsim_bridge.pdm.simulate import simulate
 from navsim_bridge.pdm.terms.areas import drivable_area_compliance, ego_areas
 from navsim_bridge.pdm.terms.collision import no_at_fault_collisions
 from navsim_bridge.pdm.terms.comfort import comfort_flags
@@ -88,9 +89,9 @@ def check_plans(scenes: SceneBatch, plans: Tensor | NDArray[Any]) -> Tensor:
         plans = torch.from_numpy(np.array(plans, dtype=native))
     if not isinstance(plans, Tensor):
         raise TypeError(f"plans must be a tensor or a numpy array, found {type(plans).__name__}")
-    if plans.ndim != 4 or plans.shape[0] != len(scenes) or tuple(plans.shape[2:]) != (PLAN_POSES, 3):
+    if plans.ndim != 4 or plans.shape[0] != len(scenes) or tuple(plans.shape[2:]) != (NUM_POSES, 3):
         raise ValueError(
-            f"plans must have shape (scene, candidate, {PLAN_POSES}, 3) with {len(scenes)} scenes, "
+            f"plans must have shape (scene, candidate, {NUM_POSES}, 3) with {len(scenes)} scenes, "
             f"found {tuple(plans.shape)}"
         )
     if not plans.is_floating_point():

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from navsim_bridge.pdm.geometry import WHEEL_BASE, read_back_rear_axle, wrap_angle
+from dpvla.plan import NUM_POSES, POSE_INTERVAL
+from navsim_bridge.ego import WHEEL_BASE
+from navsim_bridge.pdm.geometry import read_back_rear_axle, wrap_angle
 
 NUM_STEPS = 40
 """Simulated steps of 0.1 s; trajectories have ``NUM_STEPS + 1`` states."""
-PLAN_POSES = 8
-PLAN_INTERVAL = 0.5  # [s]
 
 _TRACKER_DT = 0.1  # [s]
 _MOTION_DT = 100000 * 1e-6  # [s] 0.09999999999999999: the bicycle converts from microseconds
@@ -56,7 +56,7 @@ def plan_knots(ego_pose: Tensor, plans: Tensor) -> Tensor:
     return torch.cat((present, read_back_rear_axle(future)), dim=2)
 
 
-def plan_times_us(ego_time_us: Tensor, num_poses: int = PLAN_POSES, interval: float = PLAN_INTERVAL) -> Tensor:
+def plan_times_us(ego_time_us: Tensor, num_poses: int = NUM_POSES, interval: float = POSE_INTERVAL) -> Tensor:
     """Time stamps [us] of the knots of ``plan_knots``: (..., num_poses + 1) int64 for (...) int64.
 
     The devkit adds seconds in float64 and truncates, so a stamp can be one microsecond early.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.pdm.geometry import REAR_AXLE_TO_CENTER, VEHICLE_LENGTH, VEHICLE_WIDTH
+from navsim_bridge.ego import HALF_EGO, REAR_AXLE_TO_CENTER
 
 Float = NDArray[np.float64]
 
-EGO_HALF = np.array([VEHICLE_LENGTH / 2, VEHICLE_WIDTH / 2])
+EGO_HALF = np.array(HALF_EGO)
 _SIGNS = np.array(
     [[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]]
 )  # front left, rear left, rear right, front right

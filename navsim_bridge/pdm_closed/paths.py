@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from shapely.ops import substring
 
-from navsim_bridge.pdm.geometry import VEHICLE_WIDTH
+from navsim_bridge.ego import EGO_WIDTH
 
 Float = NDArray[np.float64]
 
@@ -80,4 +80,4 @@ class Paths:
             line = shapely.linestrings(self.points[row, inside, :2])
         else:
             line = substring(self.lines[row], start, end)
-        return shapely.buffer(line, VEHICLE_WIDTH / 2, quad_segs=_ROUND_SEGMENTS, cap_style="square")
+        return shapely.buffer(line, EGO_WIDTH / 2, quad_segs=_ROUND_SEGMENTS, cap_style="square")

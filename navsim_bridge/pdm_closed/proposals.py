@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from navsim_bridge.pdm.geometry import VEHICLE_LENGTH
+from navsim_bridge.ego import EGO_LENGTH
 from navsim_bridge.pdm_closed.boxes import EGO_HALF, box_distance, corners, ego_centers
 from navsim_bridge.pdm_closed.forecast import FRAME_STEP, NUM_FORECASTS, Forecast
 from navsim_bridge.pdm_closed.inputs import PlannerScene
@@ -146,7 +146,7 @@ class Proposals:
             free = ~any_ahead[:, k]
             current[:, 0] = np.where(free, self._path_length[rows], progress[:, k] + distance[picked][:, k])
             current[:, 1] = np.where(free | light[:, k], current[:, 1], along[:, k])
-            current[:, 2] = np.where(free, VEHICLE_LENGTH / 2, current[:, 2])
+            current[:, 2] = np.where(free, EGO_LENGTH / 2, current[:, 2])
             lead[:, k] = current
         return lead
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpvla.plan import NUM_POSES
 from navsim_bridge.files.maps import Polygon, flatten
 from navsim_bridge.pdm.epdms import WEIGHTS
 from navsim_bridge.pdm.epdms_rules import lane_keeping, traffic_light_compliance
@@ -20,7 +21,6 @@ from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES, NUM_FRAMES, MetricScene
 from navsim_bridge.pdm.packing import pack_map
 from navsim_bridge.pdm.scene import SceneBatch
-from navsim_bridge.pdm.simulate import PLAN_POSES
 from navsim_bridge.pdm.terms.areas import EgoAreas, drivable_area_compliance, ego_areas
 from navsim_bridge.pdm.terms.collision import no_at_fault_collisions
 from navsim_bridge.pdm.terms.comfort import comfort_flags
@@ -132,7 +132,7 @@ def _with_lights(batch: SceneBatch, scenes: Sequence[MetricScene], lights: Seque
     red = torch.arange(int(count.max())) < count[:, None]
     return EPDMSBatch(
         scenes=batch,
-        human_plans=torch.zeros((len(scenes), PLAN_POSES, 3), dtype=torch.float64),
+        human_plans=torch.zeros((len(scenes), NUM_POSES, 3), dtype=torch.float64),
         has_human=torch.zeros(len(scenes), dtype=torch.bool),
         past=torch.zeros((len(scenes), 0, 3), dtype=torch.float64),
         past_count=torch.zeros(len(scenes), dtype=torch.int64),

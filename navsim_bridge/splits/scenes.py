@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.parallel import run_jobs
+from dpvla.plan import NUM_POSES
 from navsim_bridge.files.logs import Log, list_logs, log_path, open_log
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
 from navsim_bridge.splits.shard import Shard
 
-NUM_POSES = 8
-"""Poses of a plan, 0.5 s apart."""
 LOGS_PER_PROCESS = 50
 """Fewer logs are not worth another process."""
 

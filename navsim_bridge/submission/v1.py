@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.files import write_atomically
+from dpvla.plan import NUM_POSES, PLAN_SECONDS, POSE_INTERVAL
 from navsim_bridge.files.logs import load_plain_pickle, short
-from navsim_bridge.splits.scenes import NUM_POSES
 
 PROTOCOL = 4
 METADATA = ("team_name", "authors", "email", "institution", "country / region")
 PREDICTIONS = "predictions"
-HORIZON, TOLERANCE = 4.0, 1e-6
+TOLERANCE = 1e-6
 """[s] Plans are scored up to here."""
 SHORTEST_INTERVAL = 2e-6
 """[s] The official scorer cuts times to whole microseconds."""
@@ -71,7 +71,7 @@ class _Sampling:
     interval_length: Any = None  # [s]
 
     def __init__(self) -> None:
-        self.num_poses, self.time_horizon, self.interval_length = NUM_POSES, 4, 0.5
+        self.num_poses, self.time_horizon, self.interval_length = NUM_POSES, int(PLAN_SECONDS), POSE_INTERVAL
 
 
 class _Trajectory:
@@ -292,11 +292,11 @@ def _unusual(predictions: Sequence[Mapping[str, Plan]]) -> list[str]:
     for plan in (plan for seed in predictions for plan in seed.values()):
         count, horizon, interval = len(plan.poses), float(plan.sampling[1]), float(plan.sampling[2])
         poses, end = _several(count, "pose"), count * interval
-        if (count, interval) != (NUM_POSES, 0.5):
-            note = f"of {poses} every {interval:g} s: the scorer interpolates at 10 Hz up to 4 s"
-            if end < HORIZON - TOLERANCE:
+        if (count, interval) != (NUM_POSES, POSE_INTERVAL):
+            note = f"of {poses} every {interval:g} s: the scorer interpolates at 10 Hz up to {PLAN_SECONDS:g} s"
+            if end < PLAN_SECONDS - TOLERANCE:
                 note += f", standing from {end:g} s on"
-            elif end > HORIZON + TOLERANCE:
+            elif end > PLAN_SECONDS + TOLERANCE:
                 note += ", and reads nothing later"
             notes[note] += 1
         if not math.isclose(horizon, end):

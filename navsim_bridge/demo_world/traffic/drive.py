@@ -14,11 +14,10 @@ from navsim_bridge.demo_world.traffic.paths import Leg, RailPath, build_path, ra
 from navsim_bridge.demo_world.traffic.pedestrians import Pedestrian, draw_pedestrians
 from navsim_bridge.demo_world.traffic.signals import Signals, draw_signals
 from navsim_bridge.demo_world.traffic.simulation import STEP, Simulation, Snapshot, Vehicle
+from navsim_bridge.ego import EGO_HEIGHT, EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTER
 
 Float = NDArray[np.float64]
 
-EGO_SIZE = (5.176, 2.297, 1.777)  # length, width, height of the recorded car (nuPlan's Pacifica) [m]
-EGO_REAR_TO_CENTRE = 1.461
 WARM_UP = 6.0  # s of traffic before the first recorded frame
 FRAME_STEPS = round(0.5 / STEP)
 MOVING_CARS, BICYCLES = 44, 6
@@ -88,7 +87,8 @@ def _draw_vehicles(
     start = int(rng.integers(len(network.carriageways)))
     lane = int(rng.integers(network.carriageways[start].lanes))
     legs = random_legs(network, rng, start, lane, longest, TURN_WEIGHTS)
-    ego = Vehicle(build_path(network, dressing, legs), "vehicle", *EGO_SIZE, EGO_REAR_TO_CENTRE, 1.5, 1.25, paint=-1)
+    size = (EGO_LENGTH, EGO_WIDTH, EGO_HEIGHT)
+    ego = Vehicle(build_path(network, dressing, legs), "vehicle", *size, REAR_AXLE_TO_CENTER, 1.5, 1.25, paint=-1)
     first = rng.uniform(5, max(6.0, network.carriageways[start].length * 0.35))
     vehicles, stations = [ego], [first]
     taken = [ego.path.points[int(first / 0.5)]]

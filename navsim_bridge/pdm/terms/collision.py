@@ -8,10 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from navsim_bridge.ego import EGO_LENGTH, EGO_RADIUS, EGO_WIDTH, HALF_EGO, REAR_AXLE_TO_CENTER
 from navsim_bridge.pdm.geometry import (
-    REAR_AXLE_TO_CENTER,
-    VEHICLE_LENGTH,
-    VEHICLE_WIDTH,
     boxes_intersect,
     ego_center,
 )
@@ -23,9 +21,6 @@ AHEAD = math.radians(30.0)  # strictly smaller angles are ahead
 BEHIND = math.radians(150.0)  # strictly larger angles are behind
 NEVER = 1 << 20
 """Time key of a (candidate, track) pair that never touches."""
-
-_HALF_EGO = (VEHICLE_LENGTH / 2, VEHICLE_WIDTH / 2)
-_EGO_RADIUS = math.hypot(*_HALF_EGO)
 
 
 class FirstHits(NamedTuple):
@@ -77,7 +72,7 @@ def first_hits(
     boxes = scenes.object_boxes.index_select(1, flat_frames)
     usable = scenes.object_mask & ~torch.gather(scenes.track_skipped, 1, scenes.object_track).unsqueeze(1)
     # a contact needs the centres closer than both circumradii; a hopeless reach rules out absent objects
-    reach = torch.linalg.vector_norm(scenes.object_boxes[..., 3:], dim=-1) + (_EGO_RADIUS + 1e-6)
+    reach = torch.linalg.vector_norm(scenes.object_boxes[..., 3:], dim=-1) + (EGO_RADIUS + 1e-6)
     reach = torch.where(usable, reach * reach, -1.0).index_select(1, flat_frames).unsqueeze(1)
     ego = centers.view(num_scenes, num_candidates, num_times * num_ahead, 1, 2)
     distance = (ego[..., 0] - boxes[:, None, :, :, 0]).square_()
@@ -95,7 +90,7 @@ def first_hits(
     box = boxes.view(-1, 5).index_select(0, (scene * len(flat_frames) + key) * num_objects + column)
     heading = headings.reshape(-1).index_select(0, torch.div(row, num_ahead, rounding_mode="floor"))
     hit = boxes_intersect(
-        centers.reshape(-1, 2).index_select(0, row), heading, _HALF_EGO, box[:, :2], box[:, 2], box[:, 3:]
+        centers.reshape(-1, 2).index_select(0, row), heading, HALF_EGO, box[:, :2], box[:, 2], box[:, 3:]
     )
     track = scenes.object_track.view(-1).index_select(0, scene * num_objects + column)
     first = torch.full((num_scenes * num_candidates * num_objects,), NEVER, dtype=torch.int64, device=device)
@@ -129,10 +124,10 @@ def judge_contacts(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> Conta
     ego_stopped = torch.hypot(ego[:, 3], ego[:, 4]) <= STOPPED_SPEED
     track_stopped = scenes.track_stopped[hits.scene, hits.track]
     behind = relative_angle(ego, box[:, :2]) > BEHIND
-    to_front = REAR_AXLE_TO_CENTER + VEHICLE_LENGTH / 2
+    to_front = REAR_AXLE_TO_CENTER + EGO_LENGTH / 2
     heading = ego[:, 2]
     front = ego[:, :2] + to_front * torch.stack((heading.cos(), heading.sin()), dim=-1)
-    frontal = boxes_intersect(front, heading, (0.0, VEHICLE_WIDTH / 2), box[:, :2], box[:, 2], box[:, 3:])
+    frontal = boxes_intersect(front, heading, (0.0, EGO_WIDTH / 2), box[:, :2], box[:, 2], box[:, 3:])
     careless = areas.multiple_lanes[at] | areas.non_drivable[at]
     at_fault = ~ego_stopped & (track_stopped | (~behind & (frontal | careless)))
     return Contacts(hits, at_fault, scenes.track_is_agent[hits.scene, hits.track], track_stopped, frontal)

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from navsim_bridge.demo_world import TINY_WORLD, OtherWorldError, make_demo_world
-from navsim_bridge.demo_world.config import CAMERA_NAMES, LOCATIONS
+from navsim_bridge.demo_world.config import LOCATIONS
 from navsim_bridge.demo_world.files.map_writer import LAYERS
+from navsim_bridge.files.logs import ALL_CAMERAS
 
 FRAME_KEYS = {
     "token", "timestamp", "frame_idx", "log_name", "log_token", "scene_name", "scene_token", "map_location",
@@ -68,7 +69,7 @@ def test_a_frame_has_every_key_with_the_official_shapes(log: list[dict]) -> None
     for frame in log:
         assert set(frame) == FRAME_KEYS
         assert frame["map_location"] in [location.name for location in LOCATIONS]
-        assert set(frame["cams"]) == set(CAMERA_NAMES)
+        assert set(frame["cams"]) == set(ALL_CAMERAS)
         for camera in frame["cams"].values():
             shapes = {k: np.shape(v) for k, v in camera.items() if k != "data_path"}
             assert shapes == {

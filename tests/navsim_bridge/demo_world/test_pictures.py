@@ -5,12 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from navsim_bridge.demo_world.config import CAMERA_NAMES, LOCATIONS, DemoWorldConfig
+from navsim_bridge.demo_world.config import LOCATIONS, DemoWorldConfig
 from navsim_bridge.demo_world.pictures import meshes
 from navsim_bridge.demo_world.pictures.cameras import make_camera
 from navsim_bridge.demo_world.pictures.painter import WEATHERS, Painter, Thing
 from navsim_bridge.demo_world.pictures.scenery import build_scenery
 from navsim_bridge.demo_world.roads.network import network_of
+from navsim_bridge.files.logs import ALL_CAMERAS
 
 MAGENTA = (255.0, 0.0, 255.0)
 
@@ -64,7 +65,7 @@ def test_camera_axes_point_right_down_and_forward() -> None:
     assert np.allclose(pixel[0], [960, 560])
     assert np.allclose(pixel[1], [960 + 1545 / 20, 560])  # to the right of the car is right in the picture
     assert np.allclose(pixel[2], [960, 560 + 1545 / 20])  # lower is lower
-    for name in CAMERA_NAMES:
+    for name in ALL_CAMERAS:
         rotation = make_camera(name, 480, 270).rotation
         assert np.allclose(rotation.T @ rotation, np.eye(3))
         assert np.linalg.det(rotation) == pytest.approx(1.0)

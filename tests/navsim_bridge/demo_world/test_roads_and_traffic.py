@@ -9,9 +9,10 @@ from navsim_bridge.demo_world.files.log_writer import driving_command
 from navsim_bridge.demo_world.roads import curves
 from navsim_bridge.demo_world.roads.dressing import Dressing
 from navsim_bridge.demo_world.roads.network import RoadNetwork, network_of
-from navsim_bridge.demo_world.traffic.drive import EGO_REAR_TO_CENTRE, EGO_SIZE, Drive, box_corners, record_drive
+from navsim_bridge.demo_world.traffic.drive import Drive, box_corners, record_drive
 from navsim_bridge.demo_world.traffic.paths import SPACING, Leg, build_path
 from navsim_bridge.demo_world.traffic.signals import GREEN, RED, Signals
+from navsim_bridge.ego import EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTER
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,8 @@ def test_the_recorded_car_stays_on_drivable_ground(drive: Drive) -> None:
     shapely.prepare(ground)
     position = np.array([f.position[0] for f in drive.frames])
     heading = np.array([f.heading[0] for f in drive.frames])
-    centre = position + EGO_REAR_TO_CENTRE * np.stack([np.cos(heading), np.sin(heading)], axis=-1)
-    sizes = [np.full(len(centre), v) for v in EGO_SIZE[:2]]
+    centre = position + REAR_AXLE_TO_CENTER * np.stack([np.cos(heading), np.sin(heading)], axis=-1)
+    sizes = [np.full(len(centre), v) for v in (EGO_LENGTH, EGO_WIDTH)]
     corners = box_corners(centre[:, 0], centre[:, 1], heading, *sizes)
     assert shapely.contains_xy(ground, corners[..., 0], corners[..., 1]).all()
 

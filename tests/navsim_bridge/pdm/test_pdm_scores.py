@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from navsim_bridge.ego import EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTER
 from navsim_bridge.golden.v1 import read_golden
 from navsim_bridge.pdm import (
     PDMScores,
@@ -19,7 +20,6 @@ from navsim_bridge.pdm import (
     score_plans,
     simulate_plans,
 )
-from navsim_bridge.pdm.geometry import REAR_AXLE_TO_CENTER, VEHICLE_LENGTH, VEHICLE_WIDTH
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm.terms.areas import ego_areas
 from navsim_bridge.pdm.terms.collision import no_at_fault_collisions
@@ -230,7 +230,7 @@ def sequential_judgement(scene: MetricScene, states, areas):
     def ego(state, ahead):
         cos, sin = math.cos(state[2]), math.sin(state[2])
         reach = REAR_AXLE_TO_CENTER + math.hypot(state[3], state[4]) * ahead * 0.1
-        return polygon(state[0] + reach * cos, state[1] + reach * sin, state[2], VEHICLE_LENGTH, VEHICLE_WIDTH)
+        return polygon(state[0] + reach * cos, state[1] + reach * sin, state[2], EGO_LENGTH, EGO_WIDTH)
 
     multiple, off_road, crossing = areas
     collision, ignored = 1.0, set()

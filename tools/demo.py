@@ -25,13 +25,13 @@ from dpvla.cli import parse, reporting_errors
 from dpvla.config import NotNegative, Whole
 from dpvla.files import check_folder, write_json, write_text
 from dpvla.parallel import available_cores, run_jobs
-from dpvla.report.scene_picture import DrawnPlan, score_note
+from dpvla.report.scene_picture import DrawnPlan
 from dpvla.report.table import markdown_table
 from dpvla.training.checkpoint import resolve_checkpoint
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
 from navsim_bridge.data.training_data import own_metric_cache
 from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
-from navsim_bridge.evaluation.pictures import save_scene_picture
+from navsim_bridge.evaluation.pictures import save_scene_picture, score_note
 from navsim_bridge.evaluation.run import Evaluation, evaluate, scenes_from_cache, write_evaluation
 from navsim_bridge.metrics.reward import SUB_SCORES
 from navsim_bridge.splits.scene_filter import load_split

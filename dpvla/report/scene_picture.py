@@ -13,22 +13,21 @@ from matplotlib.patches import PathPatch, Polygon
 from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 
+from dpvla.plan import NUM_POSES, PLAN_SECONDS, POSE_INTERVAL
+
 Array = NDArray[np.floating]
 
 matplotlib.use("Agg")
 
-ROAD, LANE, INTERSECTION, GROUND = "#c9ccd1", "#d8dade", "#bfc3c9", "#eef1ec"
-OBJECT_COLOURS = {
-    "VEHICLE": "#5b6472", "PEDESTRIAN": "#c2185b", "BICYCLE": "#8e44ad",
-    "TRAFFIC_CONE": "#e67e22", "BARRIER": "#a0522d", "CZONE_SIGN": "#e67e22", "GENERIC_OBJECT": "#7f8c8d",
-}  # fmt: skip
-PLAN_COLOURS = ("#1a9850", "#d7301f", "#2b6cff", "#7b3294")
-EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTRE = 5.176, 2.297, 1.461
+GROUND = "#eef1ec"
+OTHER_OBJECT = "#7f8c8d"
+SMOOTH_POINTS = 33
+PLAN_COLORS = ("#1a9850", "#d7301f", "#2b6cff", "#7b3294")
 
 
 @dataclass(frozen=True)
-class Camera:
-    """A pinhole camera in the ego frame (rear axle, z = 0 on the ground)."""
+class Photo:
+    """An image and the pinhole camera that took it, in the ego frame (rear axle, z = 0 on the ground)."""
 
     image: NDArray[np.uint8]  # (height, width, 3)
     intrinsic: Array  # (3, 3) of that image
@@ -46,13 +45,32 @@ class Camera:
 
 
 @dataclass(frozen=True)
+class Palette:
+    """Colors by name of what a bird's-eye view shows; names beside them are not drawn (areas) or gray (objects)."""
+
+    areas: Mapping[str, tuple[str, str]]  # name -> (face, edge), 'none' for neither; later ones on top
+    objects: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Car:
+    """The ego vehicle as a rectangle [m]."""
+
+    length: float
+    width: float
+    axle_to_center: float  # how far its center lies ahead of the rear axle, whose pose plans give
+
+
+@dataclass(frozen=True)
 class BirdsEyeScene:
     """Map and objects at t = 0 in the ego frame (x forward, y left) [m, rad]."""
 
-    areas: Sequence[tuple[str, list[Array]]]  # (layer name, rings (n, 2); the first is the outline)
+    areas: Sequence[tuple[str, list[Array]]]  # (name as in the palette, rings (n, 2); the first is the outline)
     boxes: Array  # (object, 5) x, y, heading, length, width
-    box_types: Sequence[str]  # (object,) names as in OBJECT_COLOURS
+    box_types: Sequence[str]  # (object,) names as in the palette
     centerline: Array  # (point, 2)
+    car: Car
+    palette: Palette
 
 
 @dataclass(frozen=True)
@@ -70,52 +88,50 @@ def view(plans: Sequence[DrawnPlan]) -> tuple[float, float]:
     return max(32.0, float(reach[:, 0].max()) + 10), max(20.0, float(np.abs(reach[:, 1]).max()) + 8)
 
 
-def draw_scene(camera: Camera, scene: BirdsEyeScene, plans: Sequence[DrawnPlan], title: str) -> Figure:
-    """Front camera (left) and bird's-eye view (right), plans in the same colours in both."""
+def draw_scene(photo: Photo, scene: BirdsEyeScene, plans: Sequence[DrawnPlan], title: str) -> Figure:
+    """Front camera (left) and bird's-eye view (right), plans in the same colors in both."""
     figure = Figure(figsize=(13.2, 5.2), dpi=110, facecolor="white", layout="constrained")
     grid = figure.add_gridspec(1, 2, width_ratios=(1.72, 1))
     front, above = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-    _draw_front(front, camera, plans)
+    _draw_front(front, photo, plans)
     _draw_above(above, scene, plans)
     front.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    above.set_title("bird's-eye view, 4 s of plan", loc="left", fontsize=10)
+    above.set_title(f"bird's-eye view, {PLAN_SECONDS:g} s of plan", loc="left", fontsize=10)
     return figure
 
 
-def _draw_front(axes: Axes, camera: Camera, plans: Sequence[DrawnPlan]) -> None:
-    height, width = camera.image.shape[:2]
-    axes.imshow(camera.image, extent=(0, width, height, 0), interpolation="bilinear")
-    for colour, plan in zip(PLAN_COLOURS, plans):
-        path = camera.project(np.column_stack([_smooth(plan.poses), np.zeros(33)]))
-        dots = camera.project(np.column_stack([plan.poses[:, :2], np.zeros(len(plan.poses))]))
+def _draw_front(axes: Axes, photo: Photo, plans: Sequence[DrawnPlan]) -> None:
+    height, width = photo.image.shape[:2]
+    axes.imshow(photo.image, extent=(0, width, height, 0), interpolation="bilinear")
+    for color, plan in zip(PLAN_COLORS, plans):
+        path = photo.project(np.column_stack([_smooth(plan.poses), np.zeros(SMOOTH_POINTS)]))
+        dots = photo.project(np.column_stack([plan.poses[:, :2], np.zeros(len(plan.poses))]))
         axes.plot(*path.T, color="white", linewidth=4.5, alpha=0.55, solid_capstyle="round")
-        axes.plot(*path.T, color=colour, linewidth=2.6, solid_capstyle="round")
-        axes.plot(*dots.T, "o", color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.8)
+        axes.plot(*path.T, color=color, linewidth=2.6, solid_capstyle="round")
+        axes.plot(*dots.T, "o", color=color, markersize=5, markeredgecolor="white", markeredgewidth=0.8)
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
 
 
 def _draw_above(axes: Axes, scene: BirdsEyeScene, plans: Sequence[DrawnPlan]) -> None:
     axes.set_facecolor(GROUND)
-    for wanted, colour, edge in (
-        (("ROADBLOCK", "DRIVABLE_AREA", "CARPARK_AREA", "ROADBLOCK_CONNECTOR"), ROAD, "none"),
-        (("INTERSECTION",), INTERSECTION, "none"),
-        (("LANE",), "none", "white"),
-    ):
-        for layer, rings in scene.areas:
-            if layer in wanted:
-                axes.add_patch(PathPatch(_outline(rings), facecolor=colour, edgecolor=edge, linewidth=0.9))
+    for name, (face, edge) in scene.palette.areas.items():
+        for area, rings in scene.areas:
+            if area == name:
+                axes.add_patch(PathPatch(_outline(rings), facecolor=face, edgecolor=edge, linewidth=0.9))
     if len(scene.centerline):
         axes.plot(-scene.centerline[:, 1], scene.centerline[:, 0], ":", color="#8a9099", linewidth=1.0)
     for box, kind in zip(scene.boxes, scene.box_types):
-        colour = OBJECT_COLOURS.get(kind, "#7f8c8d")
-        axes.add_patch(Polygon(_corners(*box), facecolor=colour, edgecolor="white", linewidth=0.5))
-    axes.add_patch(Polygon(_ego(0, 0, 0), facecolor="#111827", edgecolor="white", linewidth=0.6, zorder=4))
-    for order, (colour, plan) in enumerate(zip(PLAN_COLOURS, plans)):
+        color = scene.palette.objects.get(kind, OTHER_OBJECT)
+        axes.add_patch(Polygon(_corners(*box), facecolor=color, edgecolor="white", linewidth=0.5))
+    now = _corners_of(scene.car, 0, 0, 0)
+    axes.add_patch(Polygon(now, facecolor="#111827", edgecolor="white", linewidth=0.6, zorder=4))
+    for order, (color, plan) in enumerate(zip(PLAN_COLORS, plans)):
         path = _smooth(plan.poses)
-        axes.add_patch(Polygon(_ego(*plan.poses[-1]), facecolor=colour, alpha=0.22, edgecolor=colour, zorder=5 + order))
+        end = _corners_of(scene.car, *plan.poses[-1])
+        axes.add_patch(Polygon(end, facecolor=color, alpha=0.22, edgecolor=color, zorder=5 + order))
         label = f"{plan.label}: {plan.note}" if plan.note else plan.label
-        axes.plot(-path[:, 1], path[:, 0], color=colour, linewidth=2.2, zorder=6 + order, label=label)
-        axes.plot(-plan.poses[:, 1], plan.poses[:, 0], "o", color=colour, markersize=3.2, zorder=6 + order)
+        axes.plot(-path[:, 1], path[:, 0], color=color, linewidth=2.2, zorder=6 + order, label=label)
+        axes.plot(-plan.poses[:, 1], plan.poses[:, 0], "o", color=color, markersize=3.2, zorder=6 + order)
     ahead, side = view(plans)
     axes.set(xlim=(-side, side), ylim=(-9, ahead), aspect="equal", xticks=[], yticks=[])
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.24), fontsize=8.5, frameon=False)
@@ -123,8 +139,8 @@ def _draw_above(axes: Axes, scene: BirdsEyeScene, plans: Sequence[DrawnPlan]) ->
 
 def _smooth(poses: Array) -> Array:
     """(33, 2) points from the rear axle along the plan, straight between poses."""
-    times = np.linspace(0, 4, 33)
-    knots = np.arange(9) * 0.5
+    times = np.linspace(0, PLAN_SECONDS, SMOOTH_POINTS)
+    knots = np.arange(NUM_POSES + 1) * POSE_INTERVAL
     with_start = np.vstack([np.zeros(2), poses[:, :2]])
     return np.column_stack([np.interp(times, knots, with_start[:, i]) for i in range(2)])
 
@@ -142,18 +158,6 @@ def _corners(x: float, y: float, heading: float, length: float, width: float) ->
     return np.column_stack([-points[:, 1], points[:, 0]])
 
 
-def _ego(x: float, y: float, heading: float) -> Array:
-    forward = np.array([np.cos(heading), np.sin(heading)]) * REAR_AXLE_TO_CENTRE
-    return _corners(x + forward[0], y + forward[1], heading, EGO_LENGTH, EGO_WIDTH)
-
-
-def score_note(scores: Mapping[str, float]) -> str:
-    """'PDMS 0.42 (DAC 0)': the score, and the sub-scores that are not full."""
-    short = {
-        "no_at_fault_collisions": "NC",
-        "drivable_area_compliance": "DAC",
-        "time_to_collision_within_bound": "TTC",
-        "comfort": "C",
-    }
-    lost = [f"{name} {scores[key]:g}" for key, name in short.items() if scores[key] < 1]
-    return f"PDMS {scores['score']:.2f}" + (f" ({', '.join(lost)})" if lost else "")
+def _corners_of(car: Car, x: float, y: float, heading: float) -> Array:
+    ahead = np.array([np.cos(heading), np.sin(heading)]) * car.axle_to_center
+    return _corners(x + ahead[0], y + ahead[1], heading, car.length, car.width)

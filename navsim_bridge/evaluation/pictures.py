@@ -1,8 +1,8 @@
-"""Scenes and plans as pictures: NAVSIM's calibration, map and objects handed to ``dpvla.report``."""
+"""Scenes and plans as pictures: NAVSIM's photos, map, objects and scores handed to ``dpvla.report``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,32 @@ from PIL import Image
 from shapely import Point, Polygon
 
 from dpvla.files import write_atomically
-from dpvla.report.scene_picture import Array, BirdsEyeScene, Camera, DrawnPlan, draw_scene, view
-from navsim_bridge.files.logs import load_plain_pickle, log_path
+from dpvla.report.scene_picture import Array, BirdsEyeScene, Car, DrawnPlan, Palette, Photo, draw_scene, view
+from navsim_bridge.ego import EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTER
+from navsim_bridge.files.logs import log_path, open_log
 from navsim_bridge.files.roots import SENSORS
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.splits.scenes import SceneRecord
 
 FRONT = "CAM_F0"
+CAR = Car(EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTER)
+ROAD, CROSSING = ("#c9ccd1", "none"), ("#bfc3c9", "none")
+PALETTE = Palette(
+    areas={
+        "ROADBLOCK": ROAD, "DRIVABLE_AREA": ROAD, "CARPARK_AREA": ROAD, "ROADBLOCK_CONNECTOR": ROAD,
+        "INTERSECTION": CROSSING, "LANE": ("none", "white"),
+    },
+    objects={
+        "VEHICLE": "#5b6472", "PEDESTRIAN": "#c2185b", "BICYCLE": "#8e44ad", "TRAFFIC_CONE": "#e67e22",
+        "BARRIER": "#a0522d", "CZONE_SIGN": "#e67e22", "GENERIC_OBJECT": "#7f8c8d",
+    },
+)  # fmt: skip
+LABELS = {
+    "no_at_fault_collisions": "NC",
+    "drivable_area_compliance": "DAC",
+    "time_to_collision_within_bound": "TTC",
+    "comfort": "C",
+}
 REACH = 60.0
 """Map and objects within so many metres are drawn, unless the view goes farther."""
 
@@ -32,22 +51,22 @@ def save_scene_picture(
 ) -> Path:
     """Write a PNG of the front camera and the bird's-eye view of ``record`` with ``plans`` (ego frame)."""
     reach = max(REACH, float(np.hypot(*view(plans))))
-    figure = draw_scene(front_camera(record, data_root), birds_eye(scene, reach), plans, title)
+    figure = draw_scene(front_photo(record, data_root), birds_eye(scene, reach), plans, title)
     return write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
-def front_camera(record: SceneRecord, data_root: Path | str) -> Camera:
-    """The front image with its calibration; the intrinsics of the log belong to that image's own size."""
-    frames = load_plain_pickle(log_path(data_root, record.data_split, record.log_name))
-    calibration = frames[record.first_frame + record.now]["cams"][FRONT]
+def front_photo(record: SceneRecord, data_root: Path | str) -> Photo:
+    """The front image with its calibration; the intrinsics of the log belong to that image's own size.
+
+    Raises ValueError when the log has no calibration of it.
+    """
+    log = open_log(log_path(data_root, record.data_split, record.log_name))
+    calibration = log.calibrations[record.first_frame + record.now].get(FRONT)
+    if calibration is None:
+        raise ValueError(f"{log.path}: no calibration of {FRONT} for scene {record.token}: it cannot be drawn")
     with Image.open(Path(data_root) / SENSORS / record.data_split / record.cameras[FRONT]) as image:
         pixels = np.asarray(image.convert("RGB"))
-    return Camera(
-        pixels,
-        np.asarray(calibration["cam_intrinsic"], dtype=np.float64),
-        np.asarray(calibration["sensor2lidar_rotation"], dtype=np.float64),
-        np.asarray(calibration["sensor2lidar_translation"], dtype=np.float64),
-    )
+    return Photo(pixels, calibration.intrinsic, calibration.rotation, calibration.translation)
 
 
 def birds_eye(scene: MetricScene, reach: float = REACH) -> BirdsEyeScene:
@@ -69,9 +88,15 @@ def birds_eye(scene: MetricScene, reach: float = REACH) -> BirdsEyeScene:
     boxes[:, 2] -= origin[2]
     near = np.hypot(boxes[:, 0], boxes[:, 1]) < reach + boxes[:, 3:].max(axis=1, initial=0)
     kinds = [scene.track_types[track] for track in scene.object_track[rows][near]]
-    return BirdsEyeScene(areas, boxes[near], kinds, _to_ego(scene.centerline[:, :2], origin))
+    return BirdsEyeScene(areas, boxes[near], kinds, _to_ego(scene.centerline[:, :2], origin), CAR, PALETTE)
 
 
 def _to_ego(points: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:
     cos, sin = np.cos(origin[2]), np.sin(origin[2])
     return (points - origin[:2]) @ np.array([[cos, -sin], [sin, cos]])
+
+
+def score_note(scores: Mapping[str, float]) -> str:
+    """'PDMS 0.42 (DAC 0)': the score, and the sub-scores that are not full."""
+    lost = [f"{name} {scores[key]:g}" for key, name in LABELS.items() if scores[key] < 1]
+    return f"PDMS {scores['score']:.2f}" + (f" ({', '.join(lost)})" if lost else "")

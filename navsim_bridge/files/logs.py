@@ -1,4 +1,4 @@
-"""OpenScene log pickles read without the devkit, and without running anything that a pickle asks for.
+"""OpenScene log pickles read without the devkit.
 
 A log is a pickled list of frames, one every 0.5 s. `read_log` checks every frame and returns a `Log`:
 plain arrays over the frames, in the units and frames that the devkit uses.
@@ -6,10 +6,7 @@ plain arrays over the frames, in the units and frames that the devkit uses.
 
 from __future__ import annotations
 
-import io
-import pickle
-import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from navsim_bridge.files.pickles import load_plain_pickle, short
 from navsim_bridge.files.roots import LOGS
 
 ALL_CAMERAS = ("CAM_F0", "CAM_L0", "CAM_R0", "CAM_L1", "CAM_R1", "CAM_L2", "CAM_R2", "CAM_B0")
@@ -32,83 +30,16 @@ REQUIRED_KEYS = (
     "ego_dynamic_state", "driving_command", "cams",
 )  # fmt: skip
 ANNOTATION_KEYS = ("gt_boxes", "gt_names", "gt_velocity_3d", "instance_tokens", "track_tokens")
-
-_ARRAY = np.zeros(1)
-_PICKLE_NAMES: dict[str, dict[str, Any]] = {
-    "multiarray": {"_reconstruct": _ARRAY.__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]},
-    "numeric": {"_frombuffer": _ARRAY.__reduce_ex__(5)[0]},
-}
-ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    **{
-        (f"numpy.{core}.{module}", name): value
-        for core in ("core", "_core")  # numpy 1 and numpy 2
-        for module, names in _PICKLE_NAMES.items()
-        for name, value in names.items()
-    },
-}
-"""Everything a pickle may name: what numpy arrays, scalars and dtypes are rebuilt with, and plain containers."""
+CALIBRATION_KEYS = ("cam_intrinsic", "sensor2lidar_rotation", "sensor2lidar_translation")
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxstring, _SHORT.maxother = 4, 8, 8, 200, 200
+@dataclass(frozen=True)
+class Calibration:
+    """A pinhole camera on the car. Axes: x right, y down, z forward; ego frame: rear axle, z = 0 on the ground."""
 
-
-def short(value: Any) -> str:
-    """At most 200 characters of ``repr``, made without writing out what is long or deeply nested."""
-    return _SHORT.repr(value)[:200]
-
-
-class UnsafePickleError(ValueError):
-    """A pickle names a class or function that is not on the list of allowed ones."""
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, path: Path, extra: dict[tuple[str, str], Any]) -> None:
-        super().__init__(file)
-        self._path, self._allowed = path, {**ALLOWED, **extra}
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._allowed[module, name]
-        except KeyError:
-            raise UnsafePickleError(
-                f"{self._path}: refused to load {module}.{name}. Only plain containers, numbers, strings and "
-                "numpy arrays are read. If you trust the file, rewrite it with plain values where it was made."
-            ) from None
-
-
-def load_plain_pickle(path: Path | str, extra: dict[tuple[str, str], Any] | None = None) -> Any:
-    """Content of a pickle of plain containers, numbers, strings and numpy arrays.
-
-    Args:
-        path: the file.
-        extra: further allowed names, ``(module, name) -> stand-in``; never anything that runs foreign code.
-
-    Raises:
-        FileNotFoundError: no such file.
-        UnsafePickleError: the pickle names any other class or function (nothing of it has run).
-        ValueError: the file is not a whole pickle.
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no file {path}") from None
-    return unpickle_plain(data, path, extra)
-
-
-def unpickle_plain(data: bytes, path: Path, extra: dict[tuple[str, str], Any] | None = None) -> Any:
-    """`load_plain_pickle` of the pickle ``data`` that was read from ``path``."""
-    try:
-        return _Unpickler(io.BytesIO(data), path, extra or {}).load()
-    except UnsafePickleError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable pickle ({type(error).__name__}: {error})") from error
+    intrinsic: NDArray[np.float64]  # (3, 3) for the camera's own image size [pixel]
+    rotation: NDArray[np.float64]  # (3, 3) camera to ego
+    translation: NDArray[np.float64]  # (3,) camera center in the ego frame [m]
 
 
 @dataclass(frozen=True)
@@ -141,6 +72,7 @@ class Log:
     locations: tuple[str, ...]  # (frame,) map location
     routes: tuple[tuple[str, ...], ...]  # (frame,) roadblock ids of the route
     cameras: tuple[dict[str, str], ...]  # (frame,) camera name -> path below sensor_blobs/<split>
+    calibrations: tuple[dict[str, Calibration], ...]  # (frame,) of the cameras for which the log holds one
     annotations: tuple[Annotations | None, ...]  # (frame,) None where the log holds none (private test logs)
     red_lights: tuple[tuple[str, ...] | None, ...]  # (frame,) ids of red lane connectors; None where not recorded
 
@@ -185,6 +117,7 @@ def read_log(path: Path | str) -> Log:
         raise read[twice].error("token", "a token that no earlier frame has", tokens[twice])
     dynamics = np.stack([frame.numbers("ego_dynamic_state", 4) for frame in read])
     dynamics = dynamics.astype(np.float32).astype(np.float64)  # the devkit keeps these as float32
+    cameras = tuple(frame.camera_paths() for frame in read)
     return Log(
         name=path.stem,
         path=path,
@@ -196,7 +129,8 @@ def read_log(path: Path | str) -> Log:
         commands=np.array([frame.command() for frame in read], dtype=np.int64),
         locations=tuple(frame.location() for frame in read),
         routes=tuple(frame.route() for frame in read),
-        cameras=tuple(frame.camera_paths() for frame in read),
+        cameras=cameras,
+        calibrations=tuple(frame.calibrations(paths) for frame, paths in zip(read, cameras)),
         annotations=tuple(frame.annotations() for frame in read),
         red_lights=tuple(frame.red_lights() for frame in read),
     )
@@ -269,13 +203,17 @@ class _Frame:
             raise self.error(key, "an integer", value)
         return int(value)
 
-    def numbers(self, key: str, count: int) -> NDArray[np.float64]:
+    def numbers(self, key: str, *shape: int) -> NDArray[np.float64]:
+        return self._numbers(key, self.raw[key], shape)
+
+    def _numbers(self, key: str, raw: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        expected = f"{' x '.join(map(str, shape))} numbers"
         try:
-            value = np.asarray(self.raw[key], dtype=np.float64)
+            value = np.asarray(raw, dtype=np.float64)
         except (TypeError, ValueError):
-            raise self.error(key, f"{count} numbers", self.raw[key]) from None
-        if value.shape != (count,):
-            raise self.error(key, f"{count} numbers", f"shape {value.shape}")
+            raise self.error(key, expected, raw) from None
+        if value.shape != shape:
+            raise self.error(key, expected, f"shape {value.shape}")
         if not np.isfinite(value).all():
             raise self.error(key, "finite numbers", value.tolist())
         return value
@@ -319,6 +257,19 @@ class _Frame:
                     raise self.error(f"cams/{name}/data_path", "a path below sensor_blobs/<split>", path)
                 paths[name] = path
         return paths
+
+    def calibrations(self, cameras: Iterable[str]) -> dict[str, Calibration]:
+        """Of those of ``cameras`` that have one, which images alone do without."""
+        found = {}
+        for name in cameras:
+            camera = self.raw["cams"][name]
+            if all(camera.get(key) is not None for key in CALIBRATION_KEYS):
+                intrinsic, rotation, translation = (
+                    self._numbers(f"cams/{name}/{key}", camera[key], shape)
+                    for key, shape in zip(CALIBRATION_KEYS, ((3, 3), (3, 3), (3,)))
+                )
+                found[name] = Calibration(intrinsic, rotation, translation)
+        return found
 
     def red_lights(self) -> tuple[str, ...] | None:
         if "traffic_lights" not in self.raw:

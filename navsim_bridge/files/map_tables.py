@@ -44,15 +44,11 @@ POLYGON_TABLES = {
 """Layers of polygons, named as the devkit names them where it does, and their tables."""
 
 COLUMNS = {
-    "lanes_polygons": ("lane_group_fid", "lane_index", "speed_limit_mps", "left_boundary_fid", "right_boundary_fid"),
-    "lane_connectors": (
-        "exit_lane_fid", "entry_lane_fid", "lane_group_connector_fid", "speed_limit_mps",
-        "traffic_light_stop_line_fids",
-    ),
-    "gen_lane_connectors_scaled_width_polygons": ("lane_connector_fid", "left_boundary_fid", "right_boundary_fid"),
+    "lanes_polygons": ("lane_group_fid", "lane_index", "speed_limit_mps"),
+    "lane_connectors": ("exit_lane_fid", "entry_lane_fid", "lane_group_connector_fid", "speed_limit_mps"),
+    "gen_lane_connectors_scaled_width_polygons": ("lane_connector_fid",),
     "lane_group_connectors": ("from_lane_group_fid", "to_lane_group_fid", "intersection_fid"),
     "baseline_paths": ("lane_fid", "lane_connector_fid"),
-    "stop_polygons": ("stop_polygon_type_fid",),
     "meta": ("key", "value"),
 }  # fmt: skip
 """Columns that must be there, of the tables that need any."""
@@ -83,11 +79,6 @@ class Table:
         """Numbers of a column, NaN where it is empty."""
         values = self.columns[column]
         return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-    def reference_lists(self, column: str) -> list[list[int]]:
-        """Ids that a column of texts such as '12, 13' refers to."""
-        texts = self.columns[column]
-        return [[] if _is_null(text) else [int(i) for i in str(text).split(",") if i.strip()] for text in texts]
 
 
 class MapFile:
@@ -143,31 +134,17 @@ class MapFile:
         """
         lanes, links = self.table("lanes_polygons"), self.table("lane_connectors")
         groups, group_links = self.table("lane_groups_polygons"), self.table("lane_group_connectors")
-        areas = self.table("gen_lane_connectors_scaled_width_polygons")
-        area = _first_row(areas.references("lane_connector_fid"), links.fids)
         lane_id, block_id = np.append(lanes.fids, links.fids), np.append(groups.fids, group_links.fids)
         block = np.append(lanes.references("lane_group_fid"), links.references("lane_group_connector_fid"))
-        stop_lines = links.reference_lists("traffic_light_stop_line_fids")
         before, after = links.references("exit_lane_fid"), links.references("entry_lane_fid")
         from_group = group_links.references("from_lane_group_fid")
         to_group = group_links.references("to_lane_group_fid")
-        borders = {
-            f"lane.{side}": np.append(
-                lanes.references(f"{side}_boundary_fid"),
-                np.where(area >= 0, areas.references(f"{side}_boundary_fid")[area], NONE)
-                if len(areas.fids)
-                else np.full(len(links.fids), NONE),
-            )
-            for side in ("left", "right")
-        }
         return {
             "lane.id": lane_id,
             "lane.lanes": np.array([len(lanes.fids)]),
             "lane.block": block,
             "lane.speed_limit": np.append(lanes.reals("speed_limit_mps"), links.reals("speed_limit_mps")),
             "lane.index": np.append(lanes.references("lane_index"), np.full(len(links.fids), NONE)),
-            **borders,
-            **_listed("lane.stop_line", [[] for _ in lanes.fids] + stop_lines),
             **_grouped("lane.incoming", lane_id, [(after, links.fids), (links.fids, before)]),
             **_grouped("lane.outgoing", lane_id, [(before, links.fids), (links.fids, after)]),
             **self._baselines(lane_id),
@@ -279,16 +256,6 @@ def _grouped(name: str, owners: Ids, pairs: Iterable[tuple[Ids, Ids]]) -> Arrays
     key, value = np.where(value == NONE, NONE, key)[order], value[order]
     at = np.stack([np.searchsorted(key, owners, "left"), np.searchsorted(key, owners, "right")], axis=1)
     return {name: value, f"{name}.at": at}
-
-
-def _listed(name: str, lists: list[list[int]]) -> Arrays:
-    """Lists in the layout of `_grouped`."""
-    ends = np.cumsum([len(values) for values in lists], dtype=np.int64)
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else ends
-    return {
-        name: np.array([value for values in lists for value in values], dtype=np.int64),
-        f"{name}.at": np.stack([starts, ends], axis=1),
-    }
 
 
 def _first_row(keys: Ids, wanted: Ids) -> Ids:

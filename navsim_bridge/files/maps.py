@@ -18,15 +18,13 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from navsim_bridge.files.map_tables import NONE, Arrays, MapError, MapFile, Table, lines_with_headings, rows_near
+from navsim_bridge.files.map_tables import NONE, Arrays, MapError, MapFile, rows_near
 from navsim_bridge.files.on_demand import ById, ByRow
 from navsim_bridge.files.ragged import ranges
 from navsim_bridge.files.roots import MAP_INDEX
 
 LAYERS = ("ROADBLOCK", "LANE", "LANE_CONNECTOR", "INTERSECTION", "CARPARK_AREA", "ROADBLOCK_CONNECTOR")
 """Layers of polygons that are read with the map; the others of `map_tables.POLYGON_TABLES` when asked for."""
-STOP_LINE_TYPES = ("pedestrian crossing", "stop sign", "traffic light", "turn stop", "yield", "unknown")
-"""Names of `VectorMap.stop_line_types`."""
 _GRAPH = "graph"
 
 
@@ -57,9 +55,6 @@ class Lane:
     outgoing: tuple[str, ...]  # lanes that follow
     baseline: NDArray[np.float64]  # (point, 3) x, y [m], heading [rad] towards the next point
     index: int | None = None  # place in its roadblock, 0 is leftmost; connectors have none
-    left_boundary: str | None = None  # key of VectorMap.boundaries
-    right_boundary: str | None = None
-    stop_lines: tuple[str, ...] = ()  # of a connector's traffic light, as listed; see VectorMap.stop_lines_of
 
 
 @dataclass(frozen=True)
@@ -161,39 +156,6 @@ class VectorMap:
                 rows.setdefault(str(i), []).append(row)
         return tuple(self.polygons[layer][row] for row in self._rows[layer].get(token, ()))
 
-    @cached_property
-    def boundaries(self) -> Mapping[str, NDArray[np.float64]]:
-        """Id -> (point, 2) line [m]: borders of lanes, connectors and roadblocks. Read when first asked for."""
-        table = self.read_table("boundaries")
-        lines = table.shapes
-        return ById(table.fids, lambda row: shapely.get_coordinates(lines[row]))
-
-    @cached_property
-    def stop_line_types(self) -> Mapping[str, int]:
-        """Id of a polygon of layer STOP_LINE -> index into `STOP_LINE_TYPES`. Read when first asked for."""
-        table = self.read_table("stop_polygons")
-        return dict(zip(map(str, table.fids), table.references("stop_polygon_type_fid").tolist()))
-
-    def stop_lines_of(self, lane: str) -> list[Polygon]:
-        """Polygons of the stop lines at which a connector's traffic light holds; none for lanes.
-
-        As in the devkit: of the listed ones those that the connector's base line crosses, else the one nearest to
-        its start.
-        """
-        of_lane = self.lanes[lane]
-        polygons = [p for i in of_lane.stop_lines for p in self.polygons_of("STOP_LINE", i)]
-        if not polygons:
-            return []
-        areas = [shapely.Polygon(p.vertices[: p.ring_sizes[0]]) for p in polygons]
-        crossed = shapely.intersects(areas, shapely.linestrings(of_lane.baseline[:, :2]))
-        if crossed.any():
-            return [p for p, is_crossed in zip(polygons, crossed) if is_crossed]
-        return [polygons[int(np.argmin(shapely.distance(areas, shapely.points(of_lane.baseline[0, :2]))))]]
-
-    def read_table(self, table: str) -> Table:
-        """Any layer of the file, by the table's name."""
-        return self._file.table(table)
-
     def layer(self, layer: str) -> Arrays:
         """The arrays of a layer, see `map_tables.polygon_arrays`."""
         if layer not in self._layers:
@@ -256,9 +218,6 @@ class VectorMap:
             outgoing=self._links("lane.outgoing", row),
             baseline=g["baseline.points"][first:last],
             index=None if index == NONE else index,
-            left_boundary=_reference(g["lane.left"][row]),
-            right_boundary=_reference(g["lane.right"][row]),
-            stop_lines=self._links("lane.stop_line", row),
         )
 
     def _block(self, row: int) -> Block:
@@ -338,11 +297,6 @@ _SHARED: dict[Path, Path] = {}
 def _kept_map(root: Path, location: str) -> VectorMap:
     shared = _SHARED[root] / location if root in _SHARED else None
     return VectorMap(map_path(root, location), location, shared if shared and shared.is_dir() else None)
-
-
-def with_headings(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(point, 3): the points of a line with the heading towards the next one; the last repeats its neighbour's."""
-    return lines_with_headings(points[:, :2], np.array([0, len(points)]))
 
 
 def flatten(polygons: Sequence[Polygon]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:

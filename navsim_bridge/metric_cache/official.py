@@ -22,7 +22,7 @@ import shapely
 from numpy.typing import NDArray
 
 from navsim_bridge.ego import REAR_AXLE_TO_CENTER
-from navsim_bridge.files.logs import UnsafePickleError, unpickle_plain
+from navsim_bridge.files.pickles import UnsafePickleError, unpickle_plain
 from navsim_bridge.metric_cache.tracks import interpolated_between_key_frames
 from navsim_bridge.pdm.metric_scene import NUM_FRAMES, OBJECT_TYPES, MetricScene
 from navsim_bridge.pdm.packing import pack_scenes

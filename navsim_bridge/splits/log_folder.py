@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from navsim_bridge.files.logs import load_plain_pickle
+from navsim_bridge.files.pickles import load_plain_pickle
 from navsim_bridge.files.roots import LOGS
 
 

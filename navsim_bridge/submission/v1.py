@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from dpvla.files import write_atomically
 from dpvla.plan import NUM_POSES, PLAN_SECONDS, POSE_INTERVAL
-from navsim_bridge.files.logs import load_plain_pickle, short
+from navsim_bridge.files.pickles import load_plain_pickle, short
 
 PROTOCOL = 4
 METADATA = ("team_name", "authors", "email", "institution", "country / region")

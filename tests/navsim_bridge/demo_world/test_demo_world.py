@@ -12,12 +12,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import shapely
 import yaml
 
 from navsim_bridge.demo_world import TINY_WORLD, OtherWorldError, make_demo_world
 from navsim_bridge.demo_world.config import LOCATIONS
 from navsim_bridge.demo_world.files.map_writer import LAYERS
 from navsim_bridge.files.logs import ALL_CAMERAS
+from navsim_bridge.files.map_tables import MapFile
+from navsim_bridge.files.maps import open_map
 
 FRAME_KEYS = {
     "token", "timestamp", "frame_idx", "log_name", "log_token", "scene_name", "scene_token", "map_location",
@@ -164,6 +167,33 @@ def test_maps_have_every_layer_and_ids_are_unique(world: Path) -> None:
             assert not list(
                 database.execute("SELECT 1 FROM lane_connectors WHERE traffic_light_stop_line_fids IS NULL")
             )
+
+
+def test_lanes_lie_between_their_boundaries(world: Path) -> None:
+    for location in LOCATIONS:
+        vector_map = open_map(world / "maps", location.name)
+        file = MapFile(vector_map.path)
+        boundaries, lanes = file.table("boundaries"), file.table("lanes_polygons")
+        lines = dict(zip(boundaries.fids.tolist(), map(shapely.get_coordinates, boundaries.shapes)))
+        for side, sign in (("left", 1), ("right", -1)):
+            for lane, boundary in zip(lanes.fids.tolist(), lanes.references(f"{side}_boundary_fid").tolist()):
+                baseline = vector_map.lanes[str(lane)].baseline
+                x, y, heading = baseline[len(baseline) // 2]
+                dx, dy = (lines[boundary] - (x, y)).T
+                nearest = np.argmin(np.hypot(dx, dy))
+                assert sign * (dy[nearest] * np.cos(heading) - dx[nearest] * np.sin(heading)) > 0.5
+
+
+def test_connectors_with_a_light_stop_at_a_line_near_their_start(world: Path) -> None:
+    for location in LOCATIONS:
+        vector_map = open_map(world / "maps", location.name)
+        connectors = MapFile(vector_map.path).table("lane_connectors")
+        named = zip(connectors.fids.tolist(), connectors.columns["traffic_light_stop_line_fids"].tolist())
+        with_light = [(str(connector), line) for connector, line in named if line]
+        assert with_light
+        for connector, line in with_light:
+            (area,) = vector_map.polygons_of("STOP_LINE", line)
+            assert np.hypot(*(area.vertices - vector_map.lanes[connector].baseline[0, :2]).T).min() < 15
 
 
 def test_filtered_splits_are_the_part_of_all_scenes_that_the_rule_keeps(world: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_bridge.files.logs import UnsafePickleError, list_logs, load_plain_pickle, open_log, read_log, to_global, yaw
+from navsim_bridge.files.logs import list_logs, open_log, read_log, to_global, yaw
+from navsim_bridge.files.pickles import UnsafePickleError, load_plain_pickle
 
 
 class RunsCommand:
@@ -29,6 +30,16 @@ def annotations(**values):
         "gt_velocity_3d": np.array([[3.0, 4.0, 0.0]]),
         "instance_tokens": ["i"],
         "track_tokens": ["t"],
+        **values,
+    }
+
+
+def camera(**values):
+    return {
+        "data_path": "a/b.jpg",
+        "cam_intrinsic": np.diag([900.0, 900.0, 1.0]),
+        "sensor2lidar_rotation": np.eye(3),
+        "sensor2lidar_translation": np.array([1.0, 0.0, 1.5]),
         **values,
     }
 
@@ -91,6 +102,8 @@ def test_a_cut_file_is_named(tmp_path, frame):
     ("ego2global_rotation", np.zeros(4), "'ego2global_rotation': expected a unit quaternion"),
     ("cams", {"CAM_X": {}}, "'cams': expected cameras among"),
     ("cams", {"CAM_F0": {"data_path": "../../secret.jpg"}}, "'cams/CAM_F0/data_path': expected a path below"),
+    ("cams", {"CAM_F0": camera(cam_intrinsic=np.eye(2))}, "'cams/CAM_F0/cam_intrinsic': expected 3 x 3 numbers, found"),
+    ("cams", {"CAM_F0": camera(sensor2lidar_translation=[0, 0, np.inf])}, "sensor2lidar_translation': expected finite"),
     ("anns", annotations(track_tokens=["a", "b"]), "'anns': expected lists of one length"),
     ("anns", annotations(gt_names=np.array(["tank"])), "'anns/gt_names': expected one of vehicle"),
     ("anns", annotations(gt_boxes=np.full((1, 7), np.nan)), "'anns/gt_boxes': expected finite numbers.*track t"),
@@ -168,3 +181,14 @@ def test_a_deeply_nested_value_is_refused_without_writing_it_out(tmp_path, frame
     for key in ("token", "roadblock_ids", "timestamp"):
         with pytest.raises(ValueError, match=rf"'{key}': expected .*, found \[\["):
             read_log(write(tmp_path / "log.pkl", [frame(0, **{key: nested})]))
+
+
+def test_cameras_have_their_calibration_where_the_log_holds_one(tmp_path, frame):
+    cameras = {"CAM_F0": camera(), "CAM_L0": {"data_path": "a/c.jpg"}, "CAM_R0": camera(cam_intrinsic=None)}
+    log = read_log(write(tmp_path / "log.pkl", [frame(0, cams=cameras)]))
+    assert set(log.cameras[0]) == {"CAM_F0", "CAM_L0", "CAM_R0"}
+    ((name, calibration),) = log.calibrations[0].items()
+    assert name == "CAM_F0"
+    np.testing.assert_array_equal(calibration.intrinsic, np.diag([900.0, 900.0, 1.0]))
+    np.testing.assert_array_equal(calibration.rotation, np.eye(3))
+    np.testing.assert_array_equal(calibration.translation, [1.0, 0.0, 1.5])

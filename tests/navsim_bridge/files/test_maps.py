@@ -7,8 +7,8 @@ import pytest
 import shapely
 
 from navsim_bridge.files import maps
-from navsim_bridge.files.map_tables import POLYGON_TABLES, grid_arrays, rows_near
-from navsim_bridge.files.maps import LAYERS, STOP_LINE_TYPES, MapError, VectorMap, flatten, open_map, share_maps
+from navsim_bridge.files.map_tables import POLYGON_TABLES, MapFile, grid_arrays, rows_near
+from navsim_bridge.files.maps import LAYERS, MapError, VectorMap, flatten, open_map, share_maps
 from tests.navsim_bridge.conftest import LOCATION, VERSION
 
 
@@ -98,7 +98,7 @@ def test_missing_files_layers_and_columns_are_named(tmp_path, world):
 
 
 def test_layers_that_are_not_read_at_once_are_read_when_asked_for(vector_map):
-    assert len(vector_map.polygons["CROSSWALK"]) == len(vector_map.read_table("crosswalks").fids) > 0
+    assert len(vector_map.polygons["CROSSWALK"]) == len(MapFile(vector_map.path).table("crosswalks").fids) > 0
     assert set(vector_map.polygons) == set(LAYERS)
     x, y = vector_map.polygons["CROSSWALK"][0].vertices[0]
     assert vector_map.at("CROSSWALK", x, y)[0] is vector_map.polygons["CROSSWALK"][0]
@@ -108,23 +108,15 @@ def test_layers_that_are_not_read_at_once_are_read_when_asked_for(vector_map):
         vector_map.near("BUS_STOP", x, y, 10.0)
 
 
-def test_boundaries_lie_left_and_right_of_their_lane(vector_map):
-    for lane in vector_map.lanes.values():
-        x, y, heading = lane.baseline[len(lane.baseline) // 2]
-        for side, token in ((1, lane.left_boundary), (-1, lane.right_boundary)):
-            line = vector_map.boundaries[token]
-            nearest = line[np.argmin(np.hypot(line[:, 0] - x, line[:, 1] - y))]
-            across = (nearest[1] - y) * np.cos(heading) - (nearest[0] - x) * np.sin(heading)
-            assert side * across > 0.5
-
-
 def test_lanes_are_numbered_from_the_left_and_know_their_speed_limit(vector_map):
     blocks = [block for block in vector_map.blocks.values() if not block.is_connector]
     for block in blocks:
         assert sorted(vector_map.lanes[i].index for i in block.lanes) == list(range(len(block.lanes)))
     wide = next(block for block in blocks if len(block.lanes) > 1)
     first, second = sorted((vector_map.lanes[i] for i in wide.lanes), key=lambda lane: lane.index)[:2]
-    assert first.right_boundary == second.left_boundary
+    x, y, heading = first.baseline[0]
+    across = (second.baseline[0, 1] - y) * np.cos(heading) - (second.baseline[0, 0] - x) * np.sin(heading)
+    assert across < -2  # to the right
     assert all(5 < lane.speed_limit < 40 for lane in vector_map.lanes.values())
     assert all(lane.index is None for lane in vector_map.lanes.values() if lane.is_connector)
 
@@ -136,17 +128,6 @@ def test_connectors_name_their_intersection_and_lie_in_it(vector_map):
         for i in block.lanes if block.is_connector else ():
             middle = vector_map.lanes[i].baseline[len(vector_map.lanes[i].baseline) // 2]
             assert outlines[block.intersection].covers(shapely.Point(middle[:2]))
-
-
-def test_a_connector_stops_at_the_line_it_crosses(vector_map):
-    controlled = [lane for lane in vector_map.lanes.values() if lane.stop_lines]
-    assert controlled
-    for lane in controlled:
-        (line,) = vector_map.stop_lines_of(lane.id)
-        assert line.token in lane.stop_lines
-        assert STOP_LINE_TYPES[vector_map.stop_line_types[line.token]] == "traffic light"
-        assert np.hypot(*(line.vertices - lane.baseline[0, :2]).T).min() < 15
-    assert vector_map.stop_lines_of(next(i for i, lane in vector_map.lanes.items() if not lane.is_connector)) == []
 
 
 def test_objects_are_found_by_their_exact_id_only(vector_map):
@@ -161,12 +142,12 @@ def test_objects_are_found_by_their_exact_id_only(vector_map):
 
 def test_empty_references_lead_nowhere(world, tmp_path, vector_map):
     link = next(lane for lane in vector_map.lanes.values() if lane.is_connector)
-    emptied = ("exit_lane_fid", "lane_group_connector_fid", "speed_limit_mps", "traffic_light_stop_line_fids")
+    emptied = ("exit_lane_fid", "lane_group_connector_fid", "speed_limit_mps")
     values = ", ".join(f"{column} = NULL" for column in emptied)
     path = _edited(world, tmp_path, f"UPDATE lane_connectors SET {values} WHERE fid = {link.id}")
     changed = VectorMap(path, LOCATION)
     lane = changed.lanes[link.id]
-    assert (lane.incoming, lane.block, lane.stop_lines, np.isnan(lane.speed_limit)) == ((), "", (), True)
+    assert (lane.incoming, lane.block, np.isnan(lane.speed_limit)) == ((), "", True)
     assert lane.outgoing == link.outgoing
     assert link.id not in changed.lanes[link.incoming[0]].outgoing
     assert link.id not in changed.blocks[link.block].lanes
@@ -227,7 +208,7 @@ def test_a_shared_map_is_the_map(world, tmp_path, vector_map, monkeypatch):
         np.testing.assert_array_equal(mine.vertices, theirs.vertices)
     assert list(shared.blocks.items()) == list(vector_map.blocks.items())
     for mine, theirs in zip(shared.lanes.values(), vector_map.lanes.values()):
-        assert (mine.id, mine.incoming, mine.stop_lines) == (theirs.id, theirs.incoming, theirs.stop_lines)
+        assert (mine.id, mine.incoming) == (theirs.id, theirs.incoming)
         np.testing.assert_array_equal(mine.baseline, theirs.baseline)
     assert len(shared.polygons["CROSSWALK"]) == len(vector_map.polygons["CROSSWALK"])  # from the GeoPackage
 

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from navsim_bridge.files.logs import load_plain_pickle, log_path, read_log
+from navsim_bridge.files.logs import log_path, read_log
+from navsim_bridge.files.pickles import load_plain_pickle
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes, cache, jobs
 from navsim_bridge.metric_cache.builder import scene_builder
 from navsim_bridge.metric_cache.index import write_index

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from navsim_bridge.files.logs import load_plain_pickle, log_path
+from navsim_bridge.files.logs import log_path
+from navsim_bridge.files.pickles import load_plain_pickle
 from navsim_bridge.metric_cache import (
     CacheError,
     MetricCache,

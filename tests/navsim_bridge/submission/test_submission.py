@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from navsim_bridge.files.logs import UnsafePickleError
+from navsim_bridge.files.pickles import UnsafePickleError
 from navsim_bridge.submission import v1 as submissions
 from navsim_bridge.submission.v1 import SubmissionError, Team, read_submission, validate_submission, write_submission
 from tools import export_submission

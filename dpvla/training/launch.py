@@ -34,7 +34,7 @@ def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
         mixed_precision=config.precision,
         log_with=list(config.trackers) or None,
         project_config=project,
-        **strategy_class(config.strategy).accelerator_options(config.strategy),
+        **strategy_class(config.strategy).accelerator_options(config),
     )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:

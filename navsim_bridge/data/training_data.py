@@ -43,6 +43,7 @@ class DataConfig:
     validation_logs: Whole = 0  # the last so many logs of the split are held out
     workers: Whole = 0  # processes for reading and caching (0: one per core)
     allow_missing: bool = False  # train on what there is, and say so, when something is missing
+    plugin: tuple[str, ...] = ()  # your modules (or .py files) that add algorithms, encoders, metrics, strategies
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +10,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.tools.test_main_job import ROOT, TOY_WORLD, run
+from tests.tools.real_tools import call, refused, run
 
-PRETRAIN = {
-    "split": "navtrain",
-    "model": {
-        "encoder": {"name": "timm:test_convnext", "pretrained": False, "image_width": 96, "image_height": 48,
-                    "stride": 12, "width": 96,
-                    "timm_options": {"patch_size": 6, "dims": [16, 32, 32, 32], "depths": [1, 1, 1, 1]}},
-        "head": {"preset": "tiny"},
-    },
-    "imitation": {"epochs": 2, "batch_size": 4},
-    "loop": {"lr": 1e-3, "lr_schedule": "cosine", "save_every": 2, "log_every": 1, "trackers": []},
-}  # fmt: skip
 DIPOLE = {
     "split": "navtrain",
     "checkpoint": "runs/pre",
@@ -38,54 +21,12 @@ DIPOLE = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_data_roots() -> Iterator[None]:
-    kept = {
-        name: os.environ.pop(name, None) for name in ("OPENSCENE_DATA_ROOT", "NUPLAN_MAPS_ROOT", "NAVSIM_DEVKIT_ROOT")
-    }
-    yield
-    os.environ.update({name: value for name, value in kept.items() if value is not None})
-
-
-def call(tool: str, *options: str, cwd: Path, status: tuple[int, ...] = (0,)) -> str:
-    """A tool's ``main`` in this process, which spares its imports; returns what it said."""
-    path = ROOT / "tools" / tool
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    said, ended, before = io.StringIO(), 0, Path.cwd()
-    os.chdir(cwd)
-    try:
-        with redirect_stdout(said), redirect_stderr(said):
-            spec.loader.exec_module(module)
-            module.main(list(options))
-    except SystemExit as stop:
-        ended = stop.code if isinstance(stop.code, int) else 1
-        said.write(str(stop.code))
-    finally:
-        os.chdir(before)
-    assert ended in status, said.getvalue()[-3000:]
-    return said.getvalue()
-
-
-def refused(tool: str, *options: str, cwd: Path) -> str:
-    """What a tool says that must end with an error."""
-    text = call(tool, *options, cwd=cwd, status=(1, 2))
-    assert "Traceback" not in text
-    return text
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy world, a pretraining run runs/pre and a first DIPOLE run runs/one."""
-    folder = tmp_path_factory.mktemp("going_on")
-    call("make_demo_world.py", *TOY_WORLD, cwd=folder)
-    (folder / "pretrain.yaml").write_text(yaml.safe_dump(PRETRAIN))
-    (folder / "dipole.yaml").write_text(yaml.safe_dump(DIPOLE))
-    call("pretrain.py", "--config", "pretrain.yaml", "--out", "runs/pre", cwd=folder)
-    run("rl_finetune.py", "--config", "dipole.yaml", "--out", "runs/one", cwd=folder)
-    return folder
+def place(toy_place: Path) -> Path:
+    """The toy place with a first DIPOLE run runs/one."""
+    (toy_place / "dipole.yaml").write_text(yaml.safe_dump(DIPOLE))
+    run("rl_finetune.py", "--config", "dipole.yaml", "--out", "runs/one", cwd=toy_place)
+    return toy_place
 
 
 def newest(place: Path, name: str) -> Path:

@@ -4,41 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.paths import ROOT
-
-TOY_WORLD = ("--num-train-logs", "2", "--num-test-logs", "1", "--log-seconds", "24", "--image-width", "128",
-             "--image-height", "72", "--workers", "1")  # fmt: skip
-
-
-def run(tool: str, *options: str, cwd: Path, launcher: tuple[str, ...] = (), status: int = 0) -> str:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPENSCENE", "NUPLAN", "NAVSIM"))}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *launcher, str(ROOT / "tools" / tool), *options]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == status, (
-        f"{tool} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    )
-    return done.stdout + done.stderr
-
-
-def toy_recipe(name: str, path: Path, **groups: dict[str, Any]) -> None:
-    """A shipped recipe with some values made small."""
-    recipe = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-    recipe |= {"validation_logs": 1} if "validation_logs" in recipe else {}
-    for group, values in groups.items():
-        recipe[group] |= values
-    path.write_text(yaml.safe_dump(recipe))
+from tests.tools.real_tools import TOY_WORLD, run, toy_recipe
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toy_recipe(
         "dipole_demo",
         folder / "dipole.yaml",
-        dipole={"cycles": 1, "epochs_per_cycle": 1, "scenes_per_cycle": 4, "batch_size": 2, "group_size": 3},
+        rollouts={"cycles": 1, "epochs_per_cycle": 1, "scenes_per_cycle": 4, "batch_size": 2, "group_size": 3},
     )
     run(
         "demo.py",

@@ -57,7 +57,7 @@ class DDP:
         return info | {"train/loss": loss.detach(), "train/grad_norm": torch.as_tensor(norm)}
 
     @classmethod
-    def accelerator_options(cls, config: StrategyConfig) -> dict[str, Any]:
+    def accelerator_options(cls, config: OptimizerConfig) -> dict[str, Any]:
         """None: DDP is what accelerate does by itself."""
         return {}
 

@@ -75,4 +75,7 @@ class NamedStrategy(Strategy, Protocol):
 
     @classmethod
     def accelerator_options(cls, config: Any) -> dict[str, Any]:
-        """More arguments of ``accelerate.Accelerator``, such as a plug-in of its; ``config`` is of this ``Config``."""
+        """More arguments of ``accelerate.Accelerator``, such as a plug-in of its, before anything is written.
+
+        ``config`` is the whole ``LoopConfig``; raises ConfigError where it asks for what this strategy does not do.
+        """

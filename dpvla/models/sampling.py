@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 
 from dpvla import files
 from dpvla.checkpoint_layout import SAMPLING_FILE
-from dpvla.config import ConfigError, Count, NotNegative, Range, from_dict
+from dpvla.config import Count, NotNegative, Range, from_dict
 from dpvla.models.head import BASE_POLICY, Policies
 
+Steps = Annotated[Count, Range(least=2)]
+"""Steps of the solver."""
 Precision = Literal["no", "bf16"]
 """What a policy autocasts to."""
 
@@ -24,11 +26,11 @@ class Sampling:
 
     policies: Policies = BASE_POLICY  # one or two, by the name of their adapter; None: the head without any
     omega: NotNegative = 0.0  # greediness w, where there are two
-    num_steps: Annotated[Count, Range(least=2)] | None = None  # of the solver; None: as the model's config has it
+    num_steps: Steps | None = None  # of the solver; None: as the model's config has it
 
     def __post_init__(self) -> None:
         if len(self.policies) not in (1, 2):
-            raise ConfigError(f"plans are sampled from one policy or two, found {len(self.policies)}")
+            raise ValueError(f"plans are sampled from one policy or two, found {len(self.policies)}")
 
     @property
     def is_guided(self) -> bool:
@@ -48,8 +50,14 @@ class AdaptersOnDisk:
     omega: NotNegative  # of ``Sampling``
     precision: Precision = "no"  # autocast they were trained under
     policies: Policies = FORMER_ADAPTERS  # of ``Sampling``
-    num_steps: Count | None = None  # of ``Sampling``
+    num_steps: Steps | None = None  # of ``Sampling``
     adapters: tuple[str, ...] = FORMER_ADAPTERS  # folders beside the file
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in self.adapters if Path(name).name != name]:
+            raise ValueError(f"adapters hold {wrong[0]!r:.80}, which is no folder beside it")
+        if missing := [name for name in self.sampling.policies if name is not None and name not in self.adapters]:
+            raise ValueError(f"policies name {missing[0]!r:.80}, which is none of its adapters")
 
     @property
     def sampling(self) -> Sampling:
@@ -71,8 +79,4 @@ def read_sampling(directory: Path) -> AdaptersOnDisk | None:
     path = directory / SAMPLING_FILE
     if not path.is_file():
         return None
-    found = from_dict(AdaptersOnDisk, files.read_json(path), str(path))
-    missing = [name for name in found.policies if name is not None and name not in found.adapters]
-    if missing:
-        raise ConfigError(f"{path}: policies name {missing[0]!r:.80}, which is none of its adapters")
-    return found
+    return from_dict(AdaptersOnDisk, files.read_json(path), str(path))

@@ -97,9 +97,8 @@ def test_adapters_of_another_algorithm_are_refused_with_what_to_do(place: Path) 
 
 
 def test_an_algorithm_that_is_not_plugged_in_is_told(place: Path) -> None:
-    said = refused(
-        "rl_finetune.py", "--config", "rl.yaml", "--algorithm", "dipol", "--out", "runs/no_such_algorithm", cwd=place
-    )
+    new = ("--config", "rl.yaml", "--out", "runs/no_such_algorithm")
+    said = refused("rl_finetune.py", *new, "--algorithm", "dipol", cwd=place)
     assert "unknown algorithm 'dipol'; nearest valid name: 'dipole'" in said and "--plugin" in said
     said = refused("rl_finetune.py", *new, "--algorithm.omga", "2", cwd=place)
     assert "algorithm.omega" in said and not (place / "runs/no_such_algorithm").exists()

@@ -8,8 +8,6 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dpvla/__init__.py").read_text()).group(1)
 
-NUPLAN = "nuplan-devkit @ git+https://github.com/motional/nuplan-devkit.git@nuplan-devkit-v1.2"
-NAVSIM = "navsim @ git+https://github.com/autonomousvision/navsim.git@v1.1"
 STATE = ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.40"]  # dm_control's suite does not run with mujoco 4.0
 
 setup(
@@ -60,7 +58,5 @@ setup(
             "types-tqdm",
         ],
         "state": STATE,
-        "deepspeed": ["deepspeed>=0.16"],
-        "navsim": [NUPLAN, NAVSIM],
     },
 )

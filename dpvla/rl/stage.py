@@ -25,7 +25,7 @@ from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, link_tree
 from dpvla.training.order import epoch_batches, permutation, step_seed, steps_per_epoch
 from dpvla.training.run_directory import read_run
-from dpvla.training.stage import Log, WholeWeights
+from dpvla.training.stage import Track, WholeWeights
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class RolloutStage:
         """Updates of all cycles."""
         return self.config.cycles * self.steps_per_cycle
 
-    def batches(self, first_step: int, log: Log, whole_weights: WholeWeights) -> Iterator[RolloutBatch]:
+    def batches(self, first_step: int, track: Track, whole_weights: WholeWeights) -> Iterator[RolloutBatch]:
         """Batches from ``first_step`` on; a new cycle rolls out with the weights of that moment."""
         step, device = first_step, self.accelerator.device
         while True:
@@ -119,7 +119,7 @@ class RolloutStage:
             if place == 0 or self.buffer is None or self.buffer.cycle != cycle:
                 with whole_weights():
                     self.buffer = self._roll_out(cycle)
-                log(step, self.buffer.statistics())
+                track(step, self.buffer.statistics())
             mine = self.buffer.part(self._rank)
             roll_outs = {name: value[mine] for name, value in self.buffer.roll_outs.items()}
             targets = self.algorithm.targets(self.buffer.scores, self.buffer.roll_outs)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def jitter_colours(images: Tensor, strength: float) -> Tensor:
+def jitter_colors(images: Tensor, strength: float) -> Tensor:
     """Random contrast, brightness and colour cast, the same for all cameras of a scene.
 
     Args:

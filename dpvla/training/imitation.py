@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -15,19 +16,21 @@ from dpvla.batch import DrivingBatch, RewardFunction, SceneSource
 from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.config import BelowOne, ConfigError, Count, Whole, check
 from dpvla.models import DPVLA
-from dpvla.training.augmentation import jitter_colours
+from dpvla.training.augmentation import jitter_colors
 from dpvla.training.order import epoch_batches, steps_per_epoch
-from dpvla.training.stage import Log, WholeWeights
+from dpvla.training.stage import Track, WholeWeights
 
 
 @dataclass(frozen=True)
 class ImitationConfig:
     """The diffusion loss on recorded plans."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"colour_jitter": "color_jitter"}
+
     epochs: Count = 100  # passes over the training split (paper: 100)
     batch_size: Count = 16  # scenes in an update, over all processes (paper: 16)
     noise_draws: Count = 1  # noise levels drawn for each scene of an update; the scene is encoded once
-    colour_jitter: BelowOne = 0.0  # random contrast, brightness and cast of the images; against learning the weather
+    color_jitter: BelowOne = 0.0  # random contrast, brightness and cast of the images; against learning the weather
     num_workers: Whole = 0  # processes that decode images; 0: in the training process
     validation_scenes: Count = 256  # held-out scenes used for loss and PDMS
 
@@ -42,7 +45,7 @@ class ImitationStep(nn.Module):
 
     def forward(self, batch: DrivingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Denoising error of the recorded plans."""
-        seen = replace(batch, images=jitter_colours(batch.images, self.config.colour_jitter))
+        seen = replace(batch, images=jitter_colors(batch.images, self.config.color_jitter))
         return self.policy.imitation_loss(seen, draws=self.config.noise_draws)
 
 
@@ -77,7 +80,7 @@ class ImitationStage:
         """Updates of all epochs."""
         return self.config.epochs * steps_per_epoch(len(self.source), self.config.batch_size)
 
-    def batches(self, first_step: int, log: Log, whole_weights: WholeWeights) -> Iterator[DrivingBatch]:
+    def batches(self, first_step: int, track: Track, whole_weights: WholeWeights) -> Iterator[DrivingBatch]:
         """Shuffled batches from ``first_step`` on, decoded ahead by the workers."""
         processes = self.accelerator.num_processes
         order = epoch_batches(len(self.source), self.config.batch_size, first_step, self.seed, multiple_of=processes)

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
-Log = Callable[[int, Mapping[str, float]], None]
-"""Puts named numbers into the log of a step."""
+Track = Callable[[int, Mapping[str, float]], None]
+"""Notes named numbers at a step."""
 
 WholeWeights = Callable[[], AbstractContextManager[None]]
 """Inside, the module's weights are complete, as trained so far: for whatever is computed outside its ``forward``."""
@@ -21,7 +21,7 @@ class Stage(Protocol):
 
     module: nn.Module  # forward(batch) -> (loss, {name: scalar tensor}); its trainable parameters are optimized
 
-    def batches(self, first_step: int, log: Log, whole_weights: WholeWeights) -> Iterator[Any]:
+    def batches(self, first_step: int, track: Track, whole_weights: WholeWeights) -> Iterator[Any]:
         """Batches of steps ``first_step``, ``first_step + 1``, ...; each depends on its step alone."""
 
     def evaluate(self, step: int) -> Mapping[str, float]:

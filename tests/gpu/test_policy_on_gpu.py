@@ -90,7 +90,7 @@ def test_a_pretraining_update_waits_for_nothing(encoder: str) -> None:
     policy, source = make_policy(encoder)
     gpu = PretendedGPU(backward=True)
     with training_on(gpu) as accelerator:
-        config = ImitationConfig(batch_size=3, noise_draws=2, colour_jitter=0.2)
+        config = ImitationConfig(batch_size=3, noise_draws=2, color_jitter=0.2)
         policy.to(gpu.device)
         stage = ImitationStage(policy, source, config, accelerator, 0, lambda directory: None)
         update = make_strategy(stage.module, LOOP, accelerator)

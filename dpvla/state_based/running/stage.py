@@ -13,7 +13,7 @@ from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.registry import save_agent
 from dpvla.state_based.data.replay import Replay
 from dpvla.training.config import LoopConfig
-from dpvla.training.stage import Log, WholeWeights
+from dpvla.training.stage import Track, WholeWeights
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class AgentStage:
         self.module: nn.Module = agent
         self._describe, self._evaluate, self._collect, self._stride = describe, evaluate, collect, stride
 
-    def batches(self, first_step: int, log: Log, whole_weights: WholeWeights) -> Iterator[Replay]:
+    def batches(self, first_step: int, track: Track, whole_weights: WholeWeights) -> Iterator[Replay]:
         """The replay, once per step of the loop; the update draws its rows from it."""
         step = first_step
         while True:
             if self._collect is not None and (values := self._collect(step + 1)):
-                log(step, values)
+                track(step, values)
             yield self.replay
             step += self._stride
 

@@ -18,7 +18,7 @@ import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -34,8 +34,10 @@ from torch import Tensor
 from transformers import Florence2Config
 
 from dpvla.algorithms.dipole import Dipole, DipoleConfig
-from dpvla.batch import DrivingBatch
-from dpvla.encoders.florence import FlorenceEncoder, tiny_tokenizer, tokenise_commands
+from dpvla.batch import DrivingBatch, Sensors, fake_batch
+from dpvla.encoders.florence import FlorenceConfig, FlorenceEncoder
+from dpvla.encoders.florence_commands import tokenize_commands
+from dpvla.encoders.florence_tiny import tiny_tokenizer
 from dpvla.files import write_json
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.provenance import collect
@@ -116,10 +118,9 @@ class Check:
     @cached_property
     def source(self) -> RandomScenes:
         """Random pictures of the golden scenes."""
-        encoder = self.config.encoder
         tokens = [item.scene.token for item in self.golden]
         chosen = tuple(tokens[i % len(tokens)] for i in range(self.sizes.scenes))
-        return RandomScenes(chosen, encoder.num_cameras, encoder.image_width, encoder.image_height)
+        return RandomScenes(chosen, self.config.encoder.sensors)
 
     @cached_property
     def reward(self) -> PDMReward:
@@ -129,13 +130,16 @@ class Check:
     @property
     def config(self) -> DPVLAConfig:
         """The paper's policy, or the same in miniature."""
-        return DPVLAConfig.paper() if self.on_gpu else DPVLAConfig.tiny_florence()
+        if self.on_gpu:
+            return DPVLAConfig()
+        small = FlorenceConfig(source="tiny", image_width=96, image_height=48)
+        return replace(DPVLAConfig.tiny(), encoder=small)
 
     @cached_property
     def policy(self) -> DPVLA:
         """Random weights of the policy, on the device."""
         torch.manual_seed(0)
-        policy = DPVLA(self.config, florence_large(self.config)) if self.on_gpu else DPVLA.from_config(self.config)
+        policy = DPVLA(self.config, florence_large()) if self.on_gpu else DPVLA.from_config(self.config)
         whole = self.source.whole
         assert whole.plan is not None
         policy.plan_coding.fit(whole.plan, whole.ego_status)
@@ -178,23 +182,12 @@ class Check:
 
 
 class RandomScenes:
-    """A ``SceneSource`` of random pictures under given tokens; drivers keep their speed, more or less."""
+    """A ``SceneSource`` of random pictures under given tokens."""
 
-    def __init__(self, tokens: Sequence[str], cameras: int, width: int, height: int) -> None:
-        draw = torch.Generator().manual_seed(0)
-        count, time_ = len(tokens), 0.5 * torch.arange(1, 9)
-        speed, turn = 2 + 8 * torch.rand(count, 1, generator=draw), 0.1 * torch.randn(count, 1, generator=draw) * time_
-        along = speed * time_
-        zero = torch.zeros(count)
+    def __init__(self, tokens: Sequence[str], sensors: Sensors) -> None:
         self.tokens = tuple(tokens)
-        self.whole = DrivingBatch(
-            self.tokens,
-            torch.randint(0, 256, (count, cameras, 3, height, width), generator=draw, dtype=torch.uint8),
-            torch.randint(0, 3, (count,), generator=draw),
-            torch.stack([speed[:, 0], zero, zero, zero], -1),
-            torch.zeros(count, 3, 3),
-            torch.stack([along * turn.cos(), along * turn.sin(), turn], -1),
-        )
+        made = fake_batch(sensors, len(self.tokens), torch.Generator().manual_seed(0))
+        self.whole = replace(made, tokens=self.tokens)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -222,19 +215,17 @@ class GoldenCache:
         """It is the right one."""
 
 
-def florence_large(config: DPVLAConfig) -> FlorenceEncoder:
+def florence_large() -> FlorenceEncoder:
     """Florence-2-large's architecture with random weights: no file is read."""
     vision = {"embed_dim": (256, 512, 1024, 2048), "num_heads": (8, 16, 32, 64), "num_groups": (8, 16, 32, 64),
               "depths": (1, 1, 9, 1), "projection_dim": 1024}  # fmt: skip
     text = {"model_type": "bart", "vocab_size": 51290, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12,
             "encoder_attention_heads": 16, "decoder_attention_heads": 16, "encoder_ffn_dim": 4096,
             "decoder_ffn_dim": 4096, "max_position_embeddings": 4096}  # fmt: skip
-    ids, mask = tokenise_commands(tiny_tokenizer())
+    ids, mask = tokenize_commands(tiny_tokenizer())
     encoder = FlorenceEncoder(
+        FlorenceConfig(),
         Florence2Config(vision_config=vision, text_config=text),
-        image_size=(config.encoder.image_width, config.encoder.image_height),
-        num_cameras=config.encoder.num_cameras,
-        views_in_text_encoder=config.encoder.views_in_text_encoder,
         command_length=ids.shape[1],
     )
     encoder.set_commands(ids, mask)

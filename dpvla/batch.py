@@ -9,8 +9,48 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dpvla.plan import HISTORY_POSES, NUM_POSES, POSE_INTERVAL
+
 COMMANDS = ("left", "straight", "right", "unknown")
 """Driving commands in NAVSIM's one-hot order."""
+
+
+DEFAULT_CAMERAS = ("front_left", "front", "front_right")
+"""Cameras that an encoder looks at where nothing else is said, in the order of a batch."""
+
+
+@dataclass(frozen=True)
+class Sensors:
+    """What a policy looks at; whoever makes batches for it obeys.
+
+    Cameras have plain names: ``front``, ``front_left``, ``left``, ``rear_left``, ``rear``, ...; which of them there
+    are is up to the source of the scenes.
+    """
+
+    cameras: tuple[str, ...] = DEFAULT_CAMERAS  # in the order of a batch
+    width: int = 768  # pixels of every image
+    height: int = 384
+
+    def __post_init__(self) -> None:
+        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(
+                f"cameras must name at least one, and each once, found {', '.join(self.cameras) or 'none'}"
+            )
+        if min(self.width, self.height) < 1:
+            raise ValueError(f"images must have at least one pixel, found {self.width} x {self.height}")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the images of one scene: (camera, 3, height, width)."""
+        return len(self.cameras), 3, self.height, self.width
+
+    def require(self, images: Tensor) -> None:
+        """Raise ValueError for images of another camera count or size."""
+        if images.ndim != 5 or tuple(images.shape[1:]) != self.shape:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, expected (scene, {', '.join(map(str, self.shape))}): "
+                "(scene, camera, color, height, width)"
+            )
 
 
 @dataclass(frozen=True)
@@ -22,7 +62,7 @@ class DrivingBatch:
     """
 
     tokens: tuple[str, ...]  # (scene,)
-    images: Tensor  # (scene, camera, 3, height, width) uint8; cameras front-left, front, front-right
+    images: Tensor  # (scene, camera, 3, height, width) uint8; cameras as in the policy's Sensors
     command: Tensor  # (scene,) int64, index into COMMANDS
     ego_status: Tensor  # (scene, 4) float32: velocity x, y [m/s], acceleration x, y [m/s^2]
     history: Tensor  # (scene, 3, 3) float32: past poses at -1.5, -1.0, -0.5 s
@@ -43,6 +83,30 @@ class DrivingBatch:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+
+
+def fake_batch(sensors: Sensors, scenes: int, generator: torch.Generator | None = None) -> DrivingBatch:
+    """Scenes that need no files: random images, and plans that follow from speed and command.
+
+    Args:
+        generator: of the random numbers; torch's own where it is None.
+    """
+    speed = 10 * torch.rand(scenes, generator=generator)
+    command = torch.randint(0, len(COMMANDS), (scenes,), generator=generator)
+    time = POSE_INTERVAL * torch.arange(1, NUM_POSES + 1)
+    past = POSE_INTERVAL * torch.arange(-HISTORY_POSES, 0)
+    turn = torch.tensor([0.05, 0.0, -0.05, 0.0])[command, None] * time  # heading, in the order of COMMANDS
+    along = speed[:, None] * time
+    zero = torch.zeros(scenes)
+    behind = speed[:, None] * past
+    return DrivingBatch(
+        tokens=tuple(f"scene{index:04d}" for index in range(scenes)),
+        images=torch.randint(0, 256, (scenes, *sensors.shape), generator=generator, dtype=torch.uint8),
+        command=command,
+        ego_status=torch.stack([speed, zero, zero, zero], dim=-1),
+        history=torch.stack([behind, torch.zeros_like(behind), torch.zeros_like(behind)], dim=-1),
+        plan=torch.stack([along * turn.cos(), along * turn.sin(), turn], dim=-1),
+    )
 
 
 class SceneSource(Protocol):

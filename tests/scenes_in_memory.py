@@ -7,28 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpvla.batch import DrivingBatch, Scores
+from dpvla.batch import DrivingBatch, Scores, Sensors, fake_batch
 
 
 class ScenesInMemory:
-    """``count`` scenes for a policy with images of ``image_size`` (width, height)."""
+    """``count`` scenes for a policy with three images of ``image_size`` (width, height)."""
 
     def __init__(self, count: int, image_size: tuple[int, int], seed: int = 0) -> None:
-        draw = torch.Generator().manual_seed(seed)
-        speed = 10 * torch.rand(count, generator=draw)
-        command = torch.randint(0, 3, (count,), generator=draw)
-        time = 0.5 * torch.arange(1, 9)
-        turn = (1 - command)[:, None] * 0.05 * time
-        along = speed[:, None] * time
-        shape = (count, 3, 3, image_size[1], image_size[0])
-        self._all = DrivingBatch(
-            tokens=tuple(f"scene{i:04d}" for i in range(count)),
-            images=torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8),
-            command=command,
-            ego_status=torch.stack([speed, 0 * speed, 0 * speed, 0 * speed], dim=-1),
-            history=torch.zeros(count, 3, 3),
-            plan=torch.stack([along * turn.cos(), along * turn.sin(), turn], dim=-1),
-        )
+        sensors = Sensors(width=image_size[0], height=image_size[1])
+        self._all = fake_batch(sensors, count, torch.Generator().manual_seed(seed))
 
     @property
     def tokens(self) -> Sequence[str]:

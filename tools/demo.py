@@ -25,6 +25,7 @@ from dpvla.cli import parse, reporting_errors
 from dpvla.config import NotNegative, Whole
 from dpvla.files import check_folder, write_json, write_text
 from dpvla.parallel import available_cores, run_jobs
+from dpvla.registry import import_plugin
 from dpvla.report.scene_picture import DrawnPlan
 from dpvla.report.table import markdown_table
 from dpvla.training.checkpoint import resolve_checkpoint
@@ -54,6 +55,7 @@ class DemoConfig:
     pretrain_config: str = str(HERE.parent / "configs" / "pretrain_demo.yaml")  # recipe of tools/pretrain.py
     dipole_config: str = str(HERE.parent / "configs" / "dipole_demo.yaml")  # recipe of tools/rl_finetune.py
     pictures: Whole = 8  # scenes drawn where imitation failed and DIPOLE succeeded
+    plugin: tuple[str, ...] = ()  # modules of yours that add encoders, ...: names or .py files
 
 
 @reporting_errors
@@ -97,7 +99,12 @@ def shared_options(config: DemoConfig) -> list[str]:
     """Options of both training tools."""
     images = str(Path(config.world.root) / "image_cache")
     return ["--data-root", config.world.root, "--maps-root", f"{config.world.root}/maps", "--image-cache", images,
-            "--loop.seed", str(config.seed)]  # fmt: skip
+            "--loop.seed", str(config.seed), *plugins(config)]  # fmt: skip
+
+
+def plugins(config: DemoConfig) -> list[str]:
+    """The same modules for another tool."""
+    return ["--plugin", *config.plugin] if config.plugin else []
 
 
 def fewer_validation_logs(config: DemoConfig) -> list[str]:
@@ -212,6 +219,8 @@ def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, Any]
 
 def score_method(config: DemoConfig, out: Path, name: str) -> tuple[str, Evaluation]:
     """One row's plans on the unfiltered test split, scored; for a process of its own."""
+    for module in config.plugin:
+        import_plugin(module)
     root = Path(config.world.root)
     split = load_split("navtest_all", root)
     cache = own_metric_cache(split, root, root / "maps", workers=1)
@@ -237,7 +246,7 @@ def export_submission(config: DemoConfig, out: Path) -> None:
         "export_submission.py", "--checkpoint", str(out / "dipole_navtrain"), "--split", "navtest",
         "--data-root", config.world.root, "--out", str(out / "submission.pkl"), "--omega", str(config.omega),
         "--team-name", "dpvla demo", "--authors", "dpvla", "--email", "demo@example.org",
-        "--institution", "demo world", "--country", "none", "--overwrite",
+        "--institution", "demo world", "--country", "none", "--overwrite", *plugins(config),
     )  # fmt: skip
 
 

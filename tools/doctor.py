@@ -22,16 +22,17 @@ class Doctor:
     data_root: str | None = None  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
     maps_root: str | None = None  # folder with nuplan-maps-v1.0.json; default: NUPLAN_MAPS_ROOT, then the demo world
     metric_cache: str | None = None  # also check every byte of this cache
+    cameras: tuple[str, ...] = ()  # of the camera files to count; default: front_left, front and front_right
 
 
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = cli.parse(Doctor, argv)
     if options.split is None:
-        cli.refuse_given(options, ["data_split"], "--split")
+        cli.refuse_given(options, ["data_split", "cameras"], "--split")
     counts = {doctor.OK: 0, doctor.WARNING: 0, doctor.ERROR: 0}
     for finding in doctor.examine(
-        options.data_root, options.maps_root, options.split, options.metric_cache, options.data_split
+        options.data_root, options.maps_root, options.split, options.metric_cache, options.data_split, options.cameras
     ):
         counts[finding.level] += 1
         print(finding, flush=True)

@@ -13,7 +13,6 @@ from dpvla.config import Count, NotNegative, Whole
 from dpvla.device import usable_device
 from dpvla.files import check_folder, one_writer
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
-from navsim_bridge.data.dataset import CAMERAS
 from navsim_bridge.evaluation.run import (
     SCORES,
     SUMMARY,
@@ -59,6 +58,7 @@ class Evaluate:
     device: str = "auto"  # cpu, cuda, cuda:1, ...
     overwrite: bool = False  # replace what --out holds of another evaluation
     allow_failures: bool = False  # count scenes that fail, leave them out of the averages, and go on
+    plugin: tuple[str, ...] = ()  # modules of yours that add encoders, metrics, ...: names or .py files
     allow_missing: bool = False  # score what there is, and say so, when logs, images or (cached) scenes are missing
 
 
@@ -107,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     with one_writer(options.out):
         check_results(options.out, identity(metric=metric.about, **about), options.overwrite)
-        records, coverage = usable_scenes(split, data_root, CAMERAS if learned else (), options.allow_missing)
+        cameras = agent.cameras if isinstance(agent, PolicyAgent) else ()
+        records, coverage = usable_scenes(split, data_root, cameras, options.allow_missing)
         load_scenes: LoadScenes
         if cache is not None:
             records, coverage = cache.usable(records, coverage, options.allow_missing)

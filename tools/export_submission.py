@@ -14,7 +14,6 @@ from dpvla.config import Count, NotNegative, Whole
 from dpvla.device import usable_device
 from dpvla.files import check_file
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
-from navsim_bridge.data.dataset import CAMERAS
 from navsim_bridge.files import roots
 from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
@@ -50,6 +49,7 @@ class ExportSubmission:
     data_root: str = ""  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
     batch_size: Count = 64  # dpvla: scenes planned together
     device: str = "auto"  # cpu, cuda, cuda:1, ...
+    plugin: tuple[str, ...] = ()  # modules of yours that add encoders, ...: names or .py files
 
 
 @reporting_errors
@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: {options.out} exists: choose another --out, or replace it with --overwrite")
     agents = _agents(options)
     records = _records(options)
-    if options.agent == "dpvla":
-        with_images(records, roots.data_root(options.data_root), CAMERAS, options.split)
+    if isinstance(agents[0], PolicyAgent):
+        with_images(records, roots.data_root(options.data_root), agents[0].cameras, options.split)
     tokens = [r.token for r in records]
     predictions = [dict(zip(tokens, agent(records))) for agent in agents]
     write_submission(options.out, team, predictions)

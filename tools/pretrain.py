@@ -24,8 +24,6 @@ from dpvla.training.run_directory import FREE, Run, open_run
 from dpvla.training.start import Start, open_start, refuse_other_start
 from navsim_bridge.data.training_data import DataConfig, open_training_data
 
-SOURCES = ("init_from", "model.encoder.name", "model.encoder.revision", "model.encoder.pretrained")
-"""Where the first weights came from: a run that goes on has its own."""
 DEMO = Path(__file__).parent.parent / "configs" / "pretrain_demo.yaml"
 
 
@@ -47,14 +45,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(PretrainConfig, argv, __doc__, default_config=DEMO)
     seed = config.loop.seed
     accelerator = make_accelerator(config.loop, config.out)
-    with open_run(config.out, config, config.restart, accelerator, free=(*FREE, *SOURCES)) as run:
+    sources = ("init_from", *(f"model.encoder.{key}" for key in config.model.encoder.SOURCES))
+    with open_run(config.out, config, config.restart, accelerator, free=(*FREE, *sources)) as run:
         start = open_start(config.init_from) if config.init_from and run.last is None else None
         if run.last is not None:
             refuse_other_start(run, "init_from", config.init_from)
         with accelerator.main_process_first():  # one process fetches released weights for all
             policy = initial_policy(config, run, start)
-        size = (config.model.encoder.image_width, config.model.encoder.image_height)
-        data = open_training_data(config, size, accelerator, reward_on="validation")
+        data = open_training_data(config, policy.encoder.sensors, accelerator, reward_on="validation")
         if run.last is None and start is None:
             policy.plan_coding.fit(data.source.plans(), data.source.ego_status())
         stage = ImitationStage(

@@ -72,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             first = StartingPoint(policy, (), run.before.get("start") or {}, None)
         policy = first.policy.to(accelerator.device)
         policy.precision = config.loop.precision
-        size = (policy.config.encoder.image_width, policy.config.encoder.image_height)
-        data = open_training_data(config, size, accelerator, reward_on="source")
+        data = open_training_data(config, policy.encoder.sensors, accelerator, reward_on="source")
         assert data.reward is not None
         torch.manual_seed(seed)
         if algorithm.adapters and not policy.has_adapters:

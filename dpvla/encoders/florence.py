@@ -1,28 +1,44 @@
 """The paper's scene encoder: Florence-2's vision tower, projector and text encoder.
 
 The text decoder (258M parameters) is never built: without it encoder (571M) and head (475M) make the paper's
-"1-billion parameter model". Loading weights is in ``florence_checkpoint.py``.
+"1-billion parameter model". Released files are read by ``florence_checkpoint``.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import BartConfig, BartTokenizer, Florence2Config, Florence2VisionConfig
+from torch import Tensor
+from transformers import BartConfig, Florence2Config, Florence2VisionConfig
 from transformers.models.bart.modeling_bart import BartEncoder
 from transformers.models.florence2.modeling_florence2 import Florence2MultiModalProjector, Florence2VisionBackbone
 
-from dpvla.encoders.image_normalization import ImageNormalisation, check_images
+from dpvla.batch import DrivingBatch
+from dpvla.encoders.encoder import Encoder, EncoderConfig
+from dpvla.encoders.florence_checkpoint import RELEASED, FlorenceFiles, load_weights
+from dpvla.encoders.florence_commands import COMMAND_PHRASES, tokenize_commands
+from dpvla.encoders.florence_tiny import tiny_florence_config, tiny_tokenizer
+from dpvla.encoders.image_normalization import ImageNormalization
 
-COMMAND_PHRASES = ("turn left", "go straight", "turn right", "no command given")
-"""What the text encoder reads, in the order of ``dpvla.batch.COMMANDS``; the paper names the first three."""
-
-FRONT_CAMERA = 1
+TINY = "tiny"
+"""The source that is no file: about a million random parameters."""
 
 
-class FlorenceEncoder(nn.Module):
+@dataclass(frozen=True)
+class FlorenceConfig(EncoderConfig):
+    """Florence-2 without its text decoder; multiples of 384 pixels keep it out of window padding."""
+
+    SOURCES: ClassVar[tuple[str, ...]] = ("source", "revision")
+
+    name: str = "florence"  # which encoder
+    source: str = RELEASED  # of the weights: hub id, directory, or tiny: small and random
+    revision: str | None = None  # hub revision; the released large model is pinned when this is empty
+    views_in_text_encoder: Literal["all", "front"] = "all"  # whose tokens the text encoder reads
+
+
+class FlorenceEncoder(Encoder[FlorenceConfig]):
     """Camera images and command text to scene tokens ``(scene, token, d_model)``.
 
     Every camera gives ``1 + ceil(H / 32) ceil(W / 32)`` tokens, the first of them their mean. With
@@ -30,65 +46,92 @@ class FlorenceEncoder(nn.Module):
     ``"front"`` only the front camera's do and the other cameras' tokens are appended after it (as X-VLA does).
     """
 
+    Config = FlorenceConfig
     command_ids: Tensor  # (command, word) int64, padded
     command_mask: Tensor  # (command, word) bool, True for real words
 
-    def __init__(
-        self,
-        config: Florence2Config,
-        *,
-        image_size: tuple[int, int],
-        num_cameras: int,
-        views_in_text_encoder: Literal["all", "front"] = "all",
-        command_length: int,
-    ) -> None:
-        """``image_size`` is (width, height); the command table starts empty, see ``set_commands``."""
-        super().__init__()
-        if views_in_text_encoder not in ("all", "front"):
-            raise ValueError(f"views_in_text_encoder must be 'all' or 'front', found {views_in_text_encoder!r}")
-        self.config = config
-        self.image_size, self.num_cameras = image_size, num_cameras
-        self.views_in_text_encoder = views_in_text_encoder
-        vision, text = config.vision_config, config.text_config
+    def __init__(self, config: FlorenceConfig, florence: Florence2Config, command_length: int) -> None:
+        """The command table starts empty, see ``set_commands``."""
+        super().__init__(config)
+        self.florence = florence
+        vision, text = florence.vision_config, florence.text_config
         if not isinstance(vision, Florence2VisionConfig) or not isinstance(text, BartConfig):
             raise ValueError(f"expected a Florence-2 vision and a BART text config, found {vision!r} and {text!r}")
         self.token_width = int(text.d_model or 0)
-        limit = 32 * vision.max_position_embeddings
-        if max(image_size) > limit:
-            raise ValueError(f"image size {image_size} is too large: Florence-2 has positions up to {limit} pixels")
+        sensors, limit = self.sensors, 32 * vision.max_position_embeddings
+        if max(sensors.width, sensors.height) > limit:
+            raise ValueError(
+                f"image size {(sensors.width, sensors.height)} is too large: Florence-2 has positions up to {limit} "
+                "pixels"
+            )
+        self.front: int | None = None
+        if config.views_in_text_encoder == "front":
+            if "front" not in sensors.cameras:
+                raise ValueError(
+                    "encoder.views_in_text_encoder is front, but encoder.cameras are " + ", ".join(sensors.cameras)
+                )
+            self.front = sensors.cameras.index("front")
         self.vision_tower = Florence2VisionBackbone(vision)
-        self.projector = Florence2MultiModalProjector(config)
+        self.projector = Florence2MultiModalProjector(florence)
         self.text_encoder = BartEncoder(text)
-        # Only the few words of the commands would ever get a gradient; their optimiser state is waste.
+        # Only the few words of the commands would ever get a gradient; their optimizer state is waste.
         self.text_encoder.embed_tokens.weight.requires_grad_(False)
-        self.normalise = ImageNormalisation()
+        self.normalize = ImageNormalization()
         shape = (len(COMMAND_PHRASES), command_length)
         self.register_buffer("command_ids", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("command_mask", torch.zeros(shape, dtype=torch.bool))
 
+    @classmethod
+    def from_config(cls, config: FlorenceConfig) -> FlorenceEncoder:
+        """The tiny random one, or one with the weights of a native Florence-2 checkpoint.
+
+        A hub is only asked when no directory is called so. Missing and unexpected tensors are errors; only the text
+        decoder is left out.
+        """
+        if config.source == TINY:
+            ids, mask = tokenize_commands(tiny_tokenizer())
+            encoder = cls(config, tiny_florence_config(), ids.shape[1])
+            encoder.set_commands(ids, mask)
+            return encoder
+        files = FlorenceFiles.open(config.source, config.revision)
+        try:
+            encoder = cls(config, files.config, files.command_ids.shape[1])
+        except (TypeError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+            raise ValueError(
+                f"the config.json of {config.source} describes no Florence-2 that can be built: {error}"
+            ) from None
+        load_weights(encoder, files.tensors(), config.source)
+        encoder.set_commands(files.command_ids, files.command_mask)
+        return encoder
+
+    @classmethod
+    def from_architecture(cls, config: FlorenceConfig, architecture: Any) -> FlorenceEncoder:
+        """The saved one, without Florence's own files."""
+        return cls(config, Florence2Config.from_dict(architecture["florence"]), architecture["command_length"])
+
+    def architecture(self) -> dict[str, Any]:
+        """Florence's own config and the words of the longest command."""
+        return {"florence": self.florence.to_diff_dict(), "command_length": self.command_ids.shape[1]}
+
     def set_commands(self, ids: Tensor, mask: Tensor) -> None:
-        """Fill the table of tokenised command phrases."""
+        """Fill the table of tokenized command phrases."""
         self.command_ids.copy_(ids)
         self.command_mask.copy_(mask)
 
-    def forward(self, images: Tensor, command: Tensor) -> tuple[Tensor, Tensor]:
-        """``images`` (scene, camera, 3, height, width) uint8, ``command`` (scene,) int64.
-
-        Returns tokens (scene, token, d_model) and their mask (scene, token), True for real tokens.
-        """
-        check_images(images, self.num_cameras, self.image_size[1], self.image_size[0])
-        scenes = len(images)
-        pixels = self.normalise(images, self.projector.image_projection.weight.dtype)
+    def forward(self, batch: DrivingBatch) -> tuple[Tensor, Tensor]:
+        """Tokens (scene, token, d_model) and their mask (scene, token), True for real tokens."""
+        self.sensors.require(batch.images)
+        scenes, cameras = batch.images.shape[:2]
+        pixels = self.normalize(batch.images, self.projector.image_projection.weight.dtype)
         features = self.projector(self.vision_tower(pixels).last_hidden_state)
-        features = features.view(scenes, self.num_cameras, *features.shape[1:])
-        words = self.text_encoder.embed_tokens(self.command_ids[command])
-        word_mask = self.command_mask[command]
-        if self.views_in_text_encoder == "all":
+        features = features.view(scenes, cameras, *features.shape[1:])
+        words = self.text_encoder.embed_tokens(self.command_ids[batch.command])
+        word_mask = self.command_mask[batch.command]
+        if self.front is None:
             seen, beside = features.flatten(1, 2), None
         else:
-            front = min(FRONT_CAMERA, self.num_cameras - 1)
-            others = [index for index in range(self.num_cameras) if index != front]
-            seen, beside = features[:, front], features[:, others].flatten(1, 2)
+            others = [index for index in range(cameras) if index != self.front]
+            seen, beside = features[:, self.front], features[:, others].flatten(1, 2)
         # Concatenation equals the released model's placeholder scheme, whose image placeholders come first.
         inputs = torch.cat([seen, words.to(seen.dtype)], dim=1)
         mask = torch.cat([word_mask.new_ones(seen.shape[:2]), word_mask], dim=1)
@@ -97,82 +140,3 @@ class FlorenceEncoder(nn.Module):
             tokens = torch.cat([tokens, beside.to(tokens.dtype)], dim=1)
             mask = torch.cat([mask, mask.new_ones(beside.shape[:2])], dim=1)
         return tokens, mask
-
-    def architecture(self) -> dict[str, Any]:
-        """What a checkpoint has to remember to build this encoder without Florence's own files."""
-        return {"florence": self.config.to_diff_dict(), "command_length": self.command_ids.shape[1]}
-
-
-def tokenise_commands(tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Word ids and mask of ``COMMAND_PHRASES``: done once, so that no data loader ever needs a tokenizer."""
-    rows = [tokenizer(phrase)["input_ids"] for phrase in COMMAND_PHRASES]
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), int(tokenizer.pad_token_id), dtype=torch.int64)
-    mask = torch.zeros(ids.shape, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        mask[index, : len(row)] = True
-    return ids, mask
-
-
-def tiny_tokenizer() -> BartTokenizer:
-    """A byte-level tokenizer built in memory: the 256 byte symbols and the words of the commands."""
-    vocabulary = {symbol: index for index, symbol in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])}
-    for symbol in _byte_symbols():
-        vocabulary.setdefault(symbol, len(vocabulary))
-    merges: list[tuple[str, str]] = []
-    for word in sorted({word for phrase in COMMAND_PHRASES for word in phrase.split()}):
-        piece = word[0]
-        for letter in word[1:]:
-            if piece + letter not in vocabulary:
-                merges.append((piece, letter))
-                vocabulary[piece + letter] = len(vocabulary)
-            piece += letter
-        if "Ġ" + word not in vocabulary:
-            merges.append(("Ġ", word))
-            vocabulary["Ġ" + word] = len(vocabulary)
-    tokenizer: Any = BartTokenizer  # its annotation of merges is narrower than what it takes
-    return tokenizer(vocab=vocabulary, merges=merges)
-
-
-def tiny_florence_config() -> Florence2Config:
-    """About a million parameters with random weights, for machines without the released ones.
-
-    The attention windows are 4 x 4, so that small images do not pay for padding, and the last stage keeps its
-    resolution: a 96 x 48 image gives 19 tokens instead of 7.
-    """
-    vision = {
-        "embed_dim": (16, 32, 64, 96),
-        "num_heads": (1, 2, 4, 6),
-        "num_groups": (1, 2, 4, 6),
-        "depths": (1, 1, 2, 1),
-        "patch_stride": (4, 2, 2, 1),
-        "window_size": 4,
-        "projection_dim": 96,
-        "drop_path_rate": 0.0,
-    }
-    text = BartConfig(
-        vocab_size=512,
-        d_model=96,
-        encoder_layers=2,
-        decoder_layers=1,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=192,
-        decoder_ffn_dim=192,
-        max_position_embeddings=2048,
-        dropout=0.0,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-    return Florence2Config(vision_config=vision, text_config=text.to_dict(), image_token_id=511)
-
-
-def _byte_symbols() -> list[str]:
-    """Printable stand-ins for the 256 bytes, as byte-level BPE defines them."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]

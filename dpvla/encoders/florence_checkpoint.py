@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, Florence2Config
 
-from dpvla.encoders.florence import FlorenceEncoder, tiny_florence_config, tiny_tokenizer, tokenise_commands
+from dpvla.encoders.florence_commands import tokenize_commands
 from dpvla.files import read_json
 from dpvla.tensors import not_finite
 
@@ -38,63 +39,46 @@ EMBEDDINGS = (
 LEFT_OUT = ("language_model.decoder.", "lm_head.", "language_model.final_logits_bias", "final_logits_bias")
 
 
-def tiny_florence(
-    image_size: tuple[int, int], num_cameras: int, views_in_text_encoder: Literal["all", "front"] = "all"
-) -> FlorenceEncoder:
-    """The random tiny variant with its in-memory tokenizer: no files, no network."""
-    ids, mask = tokenise_commands(tiny_tokenizer())
-    encoder = FlorenceEncoder(
-        tiny_florence_config(),
-        image_size=image_size,
-        num_cameras=num_cameras,
-        views_in_text_encoder=views_in_text_encoder,
-        command_length=ids.shape[1],
-    )
-    encoder.set_commands(ids, mask)
-    return encoder
+Locate = Callable[[str, bool], "Path | None"]
+"""From a file's name, and whether it is needed, to its path; None for an absent one that is not."""
 
 
-def pretrained_florence(
-    source: str,
-    revision: str | None,
-    *,
-    image_size: tuple[int, int],
-    num_cameras: int,
-    views_in_text_encoder: Literal["all", "front"] = "all",
-) -> FlorenceEncoder:
-    """Encoder with the weights of a native Florence-2 checkpoint.
+@dataclass(frozen=True)
+class FlorenceFiles:
+    """A native Florence-2 checkpoint: config and commands are read, tensors when asked for."""
 
-    ``source`` is a directory or a hub id such as ``florence-community/Florence-2-large``; a hub is only asked when no
-    such directory exists. Missing and unexpected keys are errors; only the text decoder is left out.
-    """
-    locate = _locator(source, revision)
-    config = _read_config(source, locate)
-    for name in TOKENIZER_FILES:
-        locate(name, False)
-    tokenizer_folder = _required(locate, "config.json").parent
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{tokenizer_folder} holds no tokenizer that loads ({_first_line(error)}); it needs {TOKENIZER_FILES[0]}, "
-            "or vocab.json with merges.txt"
-        ) from None
-    ids, mask = tokenise_commands(tokenizer)
-    try:
-        encoder = FlorenceEncoder(
-            config,
-            image_size=image_size,
-            num_cameras=num_cameras,
-            views_in_text_encoder=views_in_text_encoder,
-            command_length=ids.shape[1],
-        )
-    except (TypeError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
-        raise ValueError(f"the config.json of {source} describes no Florence-2 that can be built: {error}") from None
-    vocabulary = encoder.text_encoder.embed_tokens.num_embeddings
-    _refuse_tokenizer_that_tells_nothing(ids, mask, tokenizer, vocabulary, tokenizer_folder)
-    load_florence_weights(encoder, _tensors(source, locate), source)
-    encoder.set_commands(ids, mask)
-    return encoder
+    source: str
+    config: Florence2Config
+    command_ids: Tensor  # (command, word) int64, padded
+    command_mask: Tensor  # (command, word) bool, True for real words
+    locate: Locate
+
+    @classmethod
+    def open(cls, source: str, revision: str | None) -> FlorenceFiles:
+        """The files of a directory, or of a hub id such as ``florence-community/Florence-2-large``.
+
+        Raises FileNotFoundError or ValueError: files are missing, of another format, or do not fit each other.
+        """
+        locate = _locator(source, revision)
+        config = _read_config(source, locate)
+        for name in TOKENIZER_FILES:
+            locate(name, False)
+        folder = _required(locate, "config.json").parent
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder} holds no tokenizer that loads ({_first_line(error)}); it needs {TOKENIZER_FILES[0]}, "
+                "or vocab.json with merges.txt"
+            ) from None
+        ids, mask = tokenize_commands(tokenizer)
+        vocabulary = int(getattr(config.text_config, "vocab_size", 0))
+        _refuse_tokenizer_that_tells_nothing(ids, mask, tokenizer, vocabulary, folder)
+        return cls(source, config, ids, mask, locate)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the whole file, or else of the shards that the index lists, each from the shard it names."""
+        yield from _tensors(self.source, self.locate)
 
 
 def _refuse_tokenizer_that_tells_nothing(
@@ -110,7 +94,7 @@ def _refuse_tokenizer_that_tells_nothing(
         )
 
 
-def load_florence_weights(encoder: FlorenceEncoder, tensors: Iterable[tuple[str, Tensor]], source: str) -> None:
+def load_weights(encoder: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: str) -> None:
     """Copy the tensors of a full Florence-2 model into the encoder, as transformers would load them.
 
     Every tensor is accounted for: it has a place, or belongs to the text decoder, which is left out (how many are
@@ -176,11 +160,8 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-Locate = Callable[[str, bool], "Path | None"]
-
-
 def _locator(source: str, revision: str | None) -> Locate:
-    """A function from file name and whether it is needed to its path (``None`` for an absent optional file)."""
+    """How the files of a directory or of a hub's model are found."""
     folder = Path(source)
     if folder.is_dir():
 
@@ -227,7 +208,7 @@ def _unreached(source: str, name: str, error: BaseException) -> str:
     why = "HF_HUB_OFFLINE is set" if offline else f"no connection ({_first_line(error.__cause__ or error)})"
     return (
         f"{name} of {source} is not in the local cache and the Hugging Face hub was not reached: {why}. Give a copy "
-        "on disk instead, --model.encoder.name DIRECTORY (a folder with config.json, model.safetensors and the "
+        "on disk instead, --model.encoder.source DIRECTORY (a folder with config.json, model.safetensors and the "
         f"tokenizer's files; where there is a network, `hf download {source} --local-dir DIRECTORY` makes one)"
     )
 
@@ -259,7 +240,6 @@ def _read_config(source: str, locate: Locate) -> Florence2Config:
 
 
 def _tensors(source: str, locate: Locate) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the whole file, or else of the shards that the index lists, each from the shard it names."""
     whole = locate(WEIGHTS, False)
     if whole is not None:
         yield from _tensors_of(whole)

@@ -9,7 +9,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class ImageNormalisation(nn.Module):
+class ImageNormalization(nn.Module):
     """uint8 RGB to zero mean and unit variance of ImageNet, on the device the images are on."""
 
     scale: Tensor
@@ -27,13 +27,3 @@ class ImageNormalisation(nn.Module):
             raise TypeError(f"images must be uint8, found {images.dtype}")
         flat = images.flatten(0, -4).float()
         return torch.addcmul(self.shift.float(), flat, self.scale.float()).to(dtype)
-
-
-def check_images(images: Tensor, num_cameras: int, height: int, width: int) -> None:
-    """Refuse images of another camera count or size than the encoder was made for."""
-    expected = (num_cameras, 3, height, width)
-    if images.ndim != 5 or tuple(images.shape[1:]) != expected:
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}, expected (scene, {', '.join(map(str, expected))}): "
-            "(scene, camera, colour, height, width)"
-        )

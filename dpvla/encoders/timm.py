@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from dpvla.batch import COMMANDS
-from dpvla.encoders.image_normalization import ImageNormalisation, check_images
+from dpvla.batch import COMMANDS, DrivingBatch
+from dpvla.config import Count, Whole
+from dpvla.encoders.encoder import Encoder, EncoderConfig
+from dpvla.encoders.image_normalization import ImageNormalization
 from dpvla.layers.blocks import Block
 
 REFUSED_OPTIONS = ("checkpoint_path", "pretrained", "cache_dir", "features_only", "out_indices", "num_classes")
 """Beginnings of options of ``timm.create_model`` that no config, and so no stranger's checkpoint, may give."""
 
 
-class TimmEncoder(nn.Module):
-    """Camera images and command to scene tokens ``(scene, camera * cell + 1, token_width)``.
+@dataclass(frozen=True)
+class TimmConfig(EncoderConfig):
+    """An image network of timm, and what is made of its feature map."""
+
+    SOURCES: ClassVar[tuple[str, ...]] = ("pretrained",)
+
+    name: str = "timm"  # which encoder
+    network: str = "resnet18"  # any image network that timm knows
+    pretrained: bool = True  # start from its released weights
+    stride: Count = 16  # feature map to take, in pixels per cell
+    width: Count = 96  # of the tokens
+    summary_width: Whole = 0  # all cells, reduced to so many numbers each, also reach every token; 0: they do not
+    mixer_blocks: Whole = 1  # transformer blocks over all cameras' tokens
+    mixer_heads: Count = 4  # their attention heads
+    options: dict[str, Any] = field(default_factory=dict)  # more arguments of timm.create_model
+
+
+class TimmEncoder(Encoder[TimmConfig]):
+    """Camera images and command to scene tokens ``(scene, camera * cell + 1, width)``.
 
     The feature map at ``stride`` of every camera becomes tokens with a learned embedding per camera and cell; the last
     token is the command. With ``summary_width`` every cell is also reduced to so many numbers, and one linear map of
@@ -27,42 +47,31 @@ class TimmEncoder(nn.Module):
     they are those of the weights as trained.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        pretrained: bool,
-        image_size: tuple[int, int],
-        num_cameras: int,
-        stride: int,
-        token_width: int,
-        summary_width: int,
-        mixer_blocks: int,
-        mixer_heads: int,
-        options: dict[str, Any] | None = None,
-    ) -> None:
-        """``image_size`` is (width, height); ``options`` go to ``timm.create_model``."""
-        super().__init__()
+    Config = TimmConfig
+
+    def __init__(self, config: TimmConfig, pretrained: bool = False) -> None:
+        """``pretrained``: fetch the network's released weights."""
+        super().__init__(config)
+        name, width = config.network, config.width
         if not timm.is_model(name):
             near = get_close_matches(name, timm.list_models(), 3)
             raise ValueError(f"timm knows no model {name!r}; nearest: {', '.join(near) or 'none'}")
-        refused = sorted(key for key in options or {} if key.startswith(REFUSED_OPTIONS))
+        refused = sorted(key for key in config.options if key.startswith(REFUSED_OPTIONS))
         if refused:
-            raise ValueError(
-                f"encoder.timm_options: {refused[0]} is not taken: it is set by the encoder, or opens files"
-            )
-        if token_width % mixer_heads:
-            raise ValueError(f"encoder.width {token_width} is not divisible by encoder.mixer_heads {mixer_heads}")
-        width, height = image_size
-        self.image_size, self.num_cameras, self.token_width = image_size, num_cameras, token_width
-        options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
+            raise ValueError(f"encoder.options: {refused[0]} is not taken: it is set by the encoder, or opens files")
+        if width % config.mixer_heads:
+            raise ValueError(f"encoder.width {width} is not divisible by encoder.mixer_heads {config.mixer_heads}")
+        sensors, self.token_width = self.sensors, width
+        options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in config.options.items()}
         try:
             probe: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-            raise ValueError(f"encoder.timm_options do not fit timm's {name}: {error}") from None
-        fitting = [i for i, reduction in enumerate(probe.feature_info.reduction()) if reduction <= stride]
+            raise ValueError(f"encoder.options do not fit timm's {name}: {error}") from None
+        fitting = [i for i, reduction in enumerate(probe.feature_info.reduction()) if reduction <= config.stride]
         if not fitting:
-            raise ValueError(f"{name} has no feature map at stride {stride} or finer: {probe.feature_info.reduction()}")
+            raise ValueError(
+                f"{name} has no feature map at stride {config.stride} or finer: {probe.feature_info.reduction()}"
+            )
         backbone: Any = timm.create_model(
             name, pretrained=pretrained, features_only=True, out_indices=(fitting[-1],), **options
         )
@@ -70,45 +79,48 @@ class TimmEncoder(nn.Module):
         features = backbone.feature_info.channels()[-1]
         try:
             with torch.no_grad():
-                cells = tuple(backbone.eval()(torch.zeros(1, 3, height, width))[0].shape[-2:])
+                seen = backbone.eval()(torch.zeros(1, *sensors.shape[1:]))[0].shape[-2:]
         except RuntimeError as error:
-            raise ValueError(f"{name} takes no images of {width} x {height} pixels: {error}") from None
+            raise ValueError(f"{name} takes no images of {sensors.width} x {sensors.height} pixels: {error}") from None
         backbone.train()
-        self.normalise = ImageNormalisation()
-        self.project = nn.Linear(features, token_width)
-        self.place = nn.Parameter(torch.zeros(num_cameras, cells[0] * cells[1], token_width))
-        self.command = nn.Embedding(len(COMMANDS), token_width)
+        cameras, cells = len(sensors.cameras), seen[0] * seen[1]
+        self.normalize = ImageNormalization()
+        self.project = nn.Linear(features, width)
+        self.place = nn.Parameter(torch.zeros(cameras, cells, width))
+        self.command = nn.Embedding(len(COMMANDS), width)
         self.summary: nn.Sequential | None = None
-        if summary_width:
-            all_cells = num_cameras * cells[0] * cells[1] * summary_width
+        if config.summary_width:
             self.summary = nn.Sequential(
-                nn.Linear(token_width, summary_width), nn.Flatten(), nn.Linear(all_cells, token_width)
+                nn.Linear(width, config.summary_width),
+                nn.Flatten(),
+                nn.Linear(cameras * cells * config.summary_width, width),
             )
         self.mixer = nn.ModuleList(
-            Block(("self", "mlp"), False, token_width, mixer_heads, token_width, 2) for _ in range(mixer_blocks)
+            Block(("self", "mlp"), False, width, config.mixer_heads, width, 2) for _ in range(config.mixer_blocks)
         )
-        self.norm = nn.LayerNorm(token_width)
+        self.norm = nn.LayerNorm(width)
         # As large as the features: with the usual 0.02 short runs hardly learn where in the picture something is.
         nn.init.normal_(self.place, std=0.5)
         nn.init.normal_(self.command.weight, std=0.02)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor, command: Tensor) -> tuple[Tensor, None]:
-        """``images`` (scene, camera, 3, height, width) uint8, ``command`` (scene,) -> tokens and no mask."""
-        check_images(images, self.num_cameras, self.image_size[1], self.image_size[0])
-        scenes = len(images)
-        pixels = self.normalise(images, self.project.weight.dtype).contiguous(memory_format=torch.channels_last)
+    @classmethod
+    def from_config(cls, config: TimmConfig) -> TimmEncoder:
+        """With released weights where the config asks for them."""
+        return cls(config, config.pretrained)
+
+    def forward(self, batch: DrivingBatch) -> tuple[Tensor, None]:
+        """Tokens (scene, camera * cell + 1, width); none is padding."""
+        self.sensors.require(batch.images)
+        scenes, cameras = batch.images.shape[:2]
+        pixels = self.normalize(batch.images, self.project.weight.dtype).contiguous(memory_format=torch.channels_last)
         features = self.backbone(pixels)[0]
         tokens = self.project(features.flatten(2).transpose(1, 2))
-        tokens = tokens.view(scenes, self.num_cameras, -1, self.token_width) + self.place
+        tokens = tokens.view(scenes, cameras, -1, self.token_width) + self.place
         tokens = tokens.flatten(1, 2)
         if self.summary is not None:
             tokens = tokens + self.summary(tokens)[:, None]
-        tokens = torch.cat([tokens, self.command(command)[:, None].to(tokens.dtype)], dim=1)
+        tokens = torch.cat([tokens, self.command(batch.command)[:, None].to(tokens.dtype)], dim=1)
         for block in self.mixer:
             tokens = block(tokens[None, :, None])[0, :, 0]
         return self.norm(tokens), None
-
-    def architecture(self) -> None:
-        """Nothing beyond the configuration is needed to build the network again."""
-        return None

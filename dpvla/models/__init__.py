@@ -1,6 +1,6 @@
 """The driving policy: encoders, diffusion head, adapters, plan coding."""
 
-from dpvla.models.config import DiffusionConfig, DPVLAConfig, EncoderConfig
+from dpvla.models.config import DiffusionConfig, DPVLAConfig
 from dpvla.models.head import HeadConfig
 from dpvla.models.plan_coding import PlanCodingConfig
 from dpvla.models.policy import DPVLA
@@ -10,7 +10,6 @@ __all__ = [
     "DPVLA",
     "DPVLAConfig",
     "DiffusionConfig",
-    "EncoderConfig",
     "HeadConfig",
     "PlanCodingConfig",
     "SceneContext",

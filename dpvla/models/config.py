@@ -4,31 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from dpvla.config import Count, NotNegative, Positive, Range, Share, Whole, check, from_dict
+from dpvla.config import Count, NotNegative, Positive, Range, Share, check, from_dict
 from dpvla.diffusion.schedule import VPLinearSchedule
+from dpvla.encoders.florence import FlorenceConfig
+from dpvla.encoders.registry import AnyEncoder
+from dpvla.encoders.timm import TimmConfig
 from dpvla.models.head import HeadConfig
 from dpvla.models.plan_coding import PlanCodingConfig
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Cameras and command to scene tokens."""
-
-    name: str = "florence-community/Florence-2-large"  # hub id | directory | florence:tiny | timm:<name>
-    revision: str | None = None  # hub revision; the released large model is pinned when this is empty
-    pretrained: bool = True  # start from released weights (a directory or hub id always does)
-    image_width: Count = 768  # pixels the batch's images must have
-    image_height: Count = 384  # multiples of 384 keep Florence-2 out of window padding
-    num_cameras: Count = 3  # front-left, front, front-right
-    views_in_text_encoder: Literal["all", "front"] = "all"  # Florence: whose tokens the text encoder reads
-    stride: Count = 16  # timm: feature map to take, in pixels per cell
-    width: Count = 96  # timm: width of the tokens
-    summary_width: Whole = 0  # timm: all cells, reduced to so many numbers each, also reach every token; 0: they do not
-    mixer_blocks: Whole = 1  # timm: transformer blocks over all cameras' tokens
-    mixer_heads: Count = 4  # timm: their attention heads
-    timm_options: dict[str, Any] = field(default_factory=dict)  # timm: more arguments of timm.create_model
 
 
 @dataclass(frozen=True)
@@ -56,10 +40,12 @@ class DiffusionConfig:
 class DPVLAConfig:
     """The whole policy; the defaults are the paper's model."""
 
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)  # images and command to tokens
+    RENAMED: ClassVar[Mapping[str, str]] = {"encoder.timm_options": "encoder.options"}
+
+    encoder: AnyEncoder = field(default_factory=FlorenceConfig)  # images and command to tokens
     head: HeadConfig = field(default_factory=HeadConfig)  # tokens and noised plan to prediction
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)  # schedule, loss, sampler
-    plan: PlanCodingConfig = field(default_factory=PlanCodingConfig)  # metres to normalised numbers
+    plan: PlanCodingConfig = field(default_factory=PlanCodingConfig)  # meters to normalized numbers
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, ready for JSON."""
@@ -71,26 +57,10 @@ class DPVLAConfig:
         return from_dict(cls, data, "model config")
 
     @classmethod
-    def paper(cls) -> DPVLAConfig:
-        """Florence-2-large and the 475M-parameter head."""
-        return cls()
-
-    @classmethod
     def tiny(cls) -> DPVLAConfig:
         """About a million parameters, trained from nothing in minutes on two CPU cores."""
         return cls(
-            encoder=EncoderConfig(
-                name="timm:test_resnet", pretrained=False, image_width=96, image_height=48, stride=16
-            ),
-            head=HeadConfig(preset="tiny"),
-            diffusion=DiffusionConfig(loss_weighting="v"),
-        )
-
-    @classmethod
-    def tiny_florence(cls) -> DPVLAConfig:
-        """The paper's architecture in miniature, random weights, no files."""
-        return cls(
-            encoder=EncoderConfig(name="florence:tiny", pretrained=False, image_width=96, image_height=48),
+            encoder=TimmConfig(network="test_resnet", pretrained=False, image_width=96, image_height=48),
             head=HeadConfig(preset="tiny"),
             diffusion=DiffusionConfig(loss_weighting="v"),
         )

@@ -8,30 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import Florence2Config
 
-from dpvla import __version__, files
 from dpvla.batch import DrivingBatch
 from dpvla.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE
-from dpvla.config import ConfigError, from_dict, to_dict
 from dpvla.diffusion import DPMSolver, clip_x0, combine
-from dpvla.encoders.florence import FlorenceEncoder
-from dpvla.encoders.florence_checkpoint import pretrained_florence, tiny_florence
-from dpvla.encoders.timm import TimmEncoder
+from dpvla.encoders.encoder import Encoder
+from dpvla.encoders.registry import encoder_class
 from dpvla.models import adapter_files
 from dpvla.models import adapters as adapter_bank
-from dpvla.models.config import DPVLAConfig, EncoderConfig
+from dpvla.models.config import DPVLAConfig
 from dpvla.models.head import BASE_POLICY, DiTHead, Policies
 from dpvla.models.plan_coding import PlanCoding
+from dpvla.models.policy_files import PolicyFiles
 from dpvla.models.sampling import FORMER_ADAPTERS, Precision, Sampling, read_sampling, write_sampling
 from dpvla.models.scene_context import SceneContext
 from dpvla.plan import NUM_POSES
-from dpvla.tensors import load_tensors, require_same
+from dpvla.tensors import require_same
 
-FORMAT_VERSION = 1
 ADAPTER_WEIGHTS = ("adapter_down", "adapter_up")
 
 
@@ -47,7 +42,7 @@ class DPVLA(nn.Module):
     precision: Precision
     """What ``encode`` and ``sample`` autocast to, as training did; saved and restored with the weights."""
 
-    def __init__(self, config: DPVLAConfig, encoder: FlorenceEncoder | TimmEncoder) -> None:
+    def __init__(self, config: DPVLAConfig, encoder: Encoder[Any]) -> None:
         super().__init__()
         self.config = config
         self.schedule = config.diffusion.schedule()
@@ -64,22 +59,12 @@ class DPVLA(nn.Module):
     @classmethod
     def from_config(cls, config: DPVLAConfig) -> DPVLA:
         """A policy before training; the encoder starts from released weights where the config says so."""
-        return cls(config, _build_encoder(config.encoder))
+        return cls(config, encoder_class(config.encoder).from_config(config.encoder))
 
     def save_pretrained(self, directory: Path | str) -> None:
         """Write ``config.json`` and ``model.safetensors``: weights and plan statistics, no adapters; atomic."""
-        directory = Path(directory)
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self._base_state().items()}
-        content = safetensors.torch.save(tensors, metadata={"format": "pt"})
-        files.write_atomically(directory / WEIGHTS_FILE, lambda file: file.write(content))
-        description = {
-            "format_version": FORMAT_VERSION,
-            "dpvla_version": __version__,
-            "model": self.config.to_dict(),
-            "encoder_architecture": self.encoder.architecture(),
-            "precision": self.precision,
-        }
-        files.write_json(directory / CONFIG_FILE, description)
+        saved = PolicyFiles(Path(directory), self.config, self.encoder.architecture(), self.precision)
+        saved.write(self._base_state())
 
     @classmethod
     def from_pretrained(
@@ -93,32 +78,19 @@ class DPVLA(nn.Module):
         Raises:
             FileNotFoundError, ValueError: files are missing, damaged, not finite or do not fit each other.
         """
-        directory = Path(directory)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (directory / name).is_file():
-                raise FileNotFoundError(f"{directory / name} is missing: {directory} is not a saved DP-VLA")
-        path = directory / CONFIG_FILE
-        description = files.read_json(path)
-        if description.get("format_version") != FORMAT_VERSION:
-            found = description.get("format_version")
-            raise ValueError(f"{path}: format_version {found}, this code reads {FORMAT_VERSION}")
-        if not isinstance(description.get("model"), dict) or "encoder_architecture" not in description:
-            raise ValueError(f"{path}: expected the keys model and encoder_architecture; it is no saved DP-VLA")
-        saved = from_dict(DPVLAConfig, description["model"], str(path))
-        if config is not None:
-            _refuse_other_architecture(config, saved, path)
-        config = saved if config is None else config
+        saved = PolicyFiles.read(directory, config)
         try:
-            policy = cls(config, _rebuild_encoder(saved.encoder, description["encoder_architecture"]))
+            policy = cls(saved.config, saved.encoder())
+        except ValueError as error:
+            raise ValueError(f"{saved.directory / CONFIG_FILE}: {error}") from None
         except (TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
-            raise ValueError(f"{path} describes no model that can be built: {type(error).__name__}: {error}") from None
-        tensors = load_tensors(directory / WEIGHTS_FILE)
-        require_same(policy._base_state(), tensors, directory / WEIGHTS_FILE)
+            raise ValueError(
+                f"{saved.directory / CONFIG_FILE} describes no model that can be built: {type(error).__name__}: {error}"
+            ) from None
+        tensors = saved.tensors()
+        require_same(policy._base_state(), tensors, saved.directory / WEIGHTS_FILE)
         policy.load_state_dict(tensors)
-        precision = description.get("precision", "no")  # version 0.1.0 did not keep it
-        if precision not in ("no", "bf16"):
-            raise ValueError(f"{path}: precision must be no or bf16, found {precision!r:.80}")
-        policy.precision = precision
+        policy.precision = saved.precision
         return policy.to(device).eval()
 
     def _base_state(self) -> dict[str, Tensor]:
@@ -213,7 +185,7 @@ class DPVLA(nn.Module):
     def encode(self, batch: DrivingBatch) -> SceneContext:
         """Run the encoder once a scene. Without gradients when it is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen), self.autocast():
-            tokens, mask = self.encoder(batch.images, batch.command)
+            tokens, mask = self.encoder(batch)
         return SceneContext(tokens, mask, batch.command, batch.ego_status.float(), batch.history.float())
 
     def draw(self, scenes: int, draws: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -337,65 +309,3 @@ class DPVLA(nn.Module):
         if steps != self.solver.num_steps:
             self.solver = DPMSolver(self.schedule, steps)
         return self.solver
-
-
-def _build_encoder(config: EncoderConfig) -> FlorenceEncoder | TimmEncoder:
-    size = (config.image_width, config.image_height)
-    if config.name.startswith("timm:"):
-        return TimmEncoder(
-            config.name.removeprefix("timm:"),
-            pretrained=config.pretrained,
-            image_size=size,
-            num_cameras=config.num_cameras,
-            stride=config.stride,
-            token_width=config.width,
-            summary_width=config.summary_width,
-            mixer_blocks=config.mixer_blocks,
-            mixer_heads=config.mixer_heads,
-            options=config.timm_options,
-        )
-    if config.name == "florence:tiny":
-        if config.pretrained:
-            raise ValueError("florence:tiny has no released weights: set encoder.pretrained to false")
-        return tiny_florence(size, config.num_cameras, config.views_in_text_encoder)
-    return pretrained_florence(
-        config.name,
-        config.revision,
-        image_size=size,
-        num_cameras=config.num_cameras,
-        views_in_text_encoder=config.views_in_text_encoder,
-    )
-
-
-def _rebuild_encoder(config: EncoderConfig, architecture: dict[str, Any] | None) -> FlorenceEncoder | TimmEncoder:
-    """The encoder of a saved policy, without fetching released weights."""
-    if architecture is None:
-        return _build_encoder(replace(config, pretrained=False))
-    return FlorenceEncoder(
-        Florence2Config.from_dict(architecture["florence"]),
-        image_size=(config.image_width, config.image_height),
-        num_cameras=config.num_cameras,
-        views_in_text_encoder=config.views_in_text_encoder,
-        command_length=architecture["command_length"],
-    )
-
-
-NETWORK_KEYS = ("output", "beta_min", "beta_max")
-"""Diffusion options that say what a network's output means; the others concern loss and sampler."""
-
-
-def _refuse_other_architecture(wanted: DPVLAConfig, saved: DPVLAConfig, path: Path) -> None:
-    """ConfigError where weights would mean something else under ``wanted`` than under ``saved``."""
-    florence = not any(config.encoder.name.startswith("timm:") for config in (wanted, saved))
-    free = {  # where an encoder's first weights came from, and what the network does not know of
-        "encoder": {"revision", "pretrained", *(["name"] if florence else [])},
-        "diffusion": to_dict(saved.diffusion).keys() - set(NETWORK_KEYS),
-    }
-    for group in ("encoder", "head", "plan", "diffusion"):
-        ours, theirs = to_dict(getattr(wanted, group)), to_dict(getattr(saved, group))
-        for key in ours:
-            if ours[key] != theirs[key] and key not in free.get(group, ()):
-                raise ConfigError(
-                    f"model.{group}.{key} is {ours[key]!r}, but the weights of {path.parent} are of a model with "
-                    f"{theirs[key]!r}: give the same model options, or start without these weights"
-                )

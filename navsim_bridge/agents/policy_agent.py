@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dpvla.plan import NUM_POSES
 from navsim_bridge.data.dataset import NavsimDataset
 from navsim_bridge.splits.scenes import SceneRecord
+from navsim_bridge.splits.sensors import camera_names
 
 if TYPE_CHECKING:
     from dpvla.models import DPVLA
@@ -51,6 +52,8 @@ class PolicyAgent:
         """
         self.policy, self.data_root, self.omega, self.seed = policy, Path(data_root), omega, seed
         self.batch_size, self.image_cache, self.workers = batch_size, image_cache, workers
+        self.cameras = camera_names(policy.encoder.sensors.cameras)
+        """NAVSIM's names of the cameras that it looks at."""
 
     @classmethod
     def from_checkpoint(
@@ -81,9 +84,7 @@ class PolicyAgent:
 
     def __call__(self, records: Sequence[SceneRecord]) -> NDArray[np.float32]:
         """(scene, 8, 3) one plan a scene."""
-        encoder = self.policy.config.encoder
-        size = (encoder.image_width, encoder.image_height)
-        dataset = NavsimDataset(records, self.data_root, size, workers=self.workers)
+        dataset = NavsimDataset(records, self.data_root, self.policy.encoder.sensors, workers=self.workers)
         if self.image_cache is not None:
             dataset.cache_images(self.image_cache)
         plans = [self._plan(dataset, range(i, min(i + self.batch_size, len(dataset))))

@@ -1,4 +1,4 @@
-"""Scenes as the policy's batches: three camera images, command, ego status, history, recorded plan."""
+"""Scenes as the policy's batches: camera images, command, ego status, history, recorded plan."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dpvla.batch import DrivingBatch
+from dpvla.batch import DrivingBatch, Sensors
 from dpvla.files import write_atomically
 from dpvla.plan import HISTORY_POSES, NUM_POSES
 from navsim_bridge.files.roots import SENSORS
 from navsim_bridge.splits.scenes import SceneRecord
+from navsim_bridge.splits.sensors import camera_names
 
-CAMERAS = ("CAM_L0", "CAM_F0", "CAM_R0")
-"""Cameras of a batch, in order: front-left, front, front-right."""
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files that hold no whole image."""
 
 
 class NavsimDataset:
-    """Map-style data set over scene records.
+    """Map-style data set over scene records, for a policy that looks at ``sensors``.
 
     Images are cut to the asked aspect ratio, by the same number of rows at the top and the bottom (16:9 to 2:1
     loses a ninth of the rows; an image wider than asked loses columns left and right instead), then reduced. All
@@ -42,13 +41,12 @@ class NavsimDataset:
         self,
         records: Sequence[SceneRecord],
         data_root: Path | str,
-        image_size: tuple[int, int],
+        sensors: Sensors,
         workers: int = 4,
     ) -> None:
-        """``image_size`` is (width, height) in pixels; ``workers`` threads decode the images of a batch."""
-        if min(image_size) < 1:
-            raise ValueError(f"image_size must be (width, height) in pixels, found {image_size}")
-        self.records, self.data_root, self.image_size = list(records), Path(data_root), image_size
+        """``workers`` threads decode the images of a batch."""
+        self.records, self.data_root, self.sensors = list(records), Path(data_root), sensors
+        self.cameras, self.image_size = camera_names(sensors.cameras), (sensors.width, sensors.height)
         self.workers = workers
         self._tokens = tuple(r.token for r in self.records)
         self._commands = torch.tensor([r.command for r in self.records], dtype=torch.int64)
@@ -104,12 +102,12 @@ class NavsimDataset:
         return self._commands
 
     def image_paths(self, index: int) -> list[Path]:
-        """Files of the cameras of a scene, in the order of `CAMERAS`."""
+        """Files of the cameras of a scene, in the order of the batch."""
         r = self.records[index]
-        absent = [name for name in CAMERAS if name not in r.cameras]
+        absent = [name for name in self.cameras if name not in r.cameras]
         if absent:
             raise ValueError(f"scene {r.token} of log {r.log_name} names no image for {', '.join(absent)}")
-        return [self.data_root / SENSORS / r.data_split / r.cameras[name] for name in CAMERAS]
+        return [self.data_root / SENSORS / r.data_split / r.cameras[name] for name in self.cameras]
 
     def cache_images(self, folder: Path | str, progress: bool = False) -> Path:
         """Decode all images once into one memory-mapped file below ``folder`` and read from it from now on.
@@ -145,13 +143,12 @@ class NavsimDataset:
         return self._decode(rows) if self._cached is None else self._cached[rows]
 
     def _image_shape(self, scenes: int) -> tuple[int, int, int, int, int]:
-        width, height = self.image_size
-        return scenes, len(CAMERAS), 3, height, width
+        return scenes, *self.sensors.shape
 
     def _decode(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         paths = [path for row in rows for path in self.image_paths(row)]
         try:
-            if self.workers > 1 and len(paths) > len(CAMERAS):
+            if self.workers > 1 and len(paths) > len(self.cameras):
                 with ThreadPoolExecutor(self.workers) as pool:  # decoding releases the interpreter lock
                     images = list(pool.map(self._read, paths))
             else:

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from dpvla.batch import RewardFunction
+from dpvla.batch import RewardFunction, Sensors
 from dpvla.config import Whole
 from dpvla.parallel import available_cores
 from dpvla.training.run_directory import TrainedOn
-from navsim_bridge.data.dataset import CAMERAS, NavsimDataset
+from navsim_bridge.data.dataset import NavsimDataset
 from navsim_bridge.files.roots import DEMO_WORLD, LOGS, data_root, maps_root
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
 from navsim_bridge.metrics.reward import PDMReward
 from navsim_bridge.splits.coverage import Coverage, usable_scenes
 from navsim_bridge.splits.scene_filter import Split, is_named, load_split
 from navsim_bridge.splits.scenes import SceneRecord
-from navsim_bridge.splits.sensors import image_path, image_sizes
+from navsim_bridge.splits.sensors import camera_names, image_path, image_sizes
 
 LOOKED_INTO = 64
 """Scenes whose camera files are read for a fingerprint: all of them would take hours."""
@@ -109,9 +109,9 @@ def _content(data: NavsimDataset) -> bytes:
     for row in range(0, len(data), -(-len(data) // LOOKED_INTO)):
         for path in data.image_paths(row):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
-    sizes = image_sizes(data.records, data.data_root, CAMERAS)
+    sizes = image_sizes(data.records, data.data_root, data.cameras)
     for r in data.records:
-        images = [(r.cameras[c], sizes[image_path(r, c)]) for c in CAMERAS if c in r.cameras]
+        images = [(r.cameras[c], sizes[image_path(r, c)]) for c in data.cameras if c in r.cameras]
         digest.update(
             repr((r.token, r.log_name, r.location, r.num_history, len(r.poses), r.command, r.route, images)).encode()
         )
@@ -121,33 +121,34 @@ def _content(data: NavsimDataset) -> bytes:
 
 
 def open_training_data(
-    config: DataConfig, image_size: tuple[int, int], accelerator: Accelerator, *, reward_on: str
+    config: DataConfig, sensors: Sensors, accelerator: Accelerator, *, reward_on: str
 ) -> TrainingData:
     """Find the scenes of ``config.split``, making the demo world, image cache and metric cache where asked for; says
     in one line which they are.
 
     Args:
-        image_size: (width, height) the model reads.
+        sensors: what the policy looks at.
         reward_on: 'source' or 'validation': the scenes whose plans will be scored.
 
     Raises:
         FileNotFoundError, ValueError: missing or bad data; the message says which and what to do.
     """
+    cameras = camera_names(sensors.cameras)
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             make_demo_world_if_needed(config)
         root, maps = data_root(config.data_root), maps_root(config.maps_root)
         workers = config.workers or available_cores()
         split = load_split(config.split, root, config.data_split)
-        records, part = usable_scenes(split, root, CAMERAS, config.allow_missing, workers, (__name__,))
+        records, part = usable_scenes(split, root, cameras, config.allow_missing, workers, (__name__,))
         train, held_out = hold_out(records, config.validation_logs)
         given = MetricCache(config.metric_cache) if config.metric_cache is not None else None
         if given is not None and reward_on == "source":
             train, part = given.usable(train, part, config.allow_missing)
         elif given is not None and held_out:
             held_out, part = given.usable(held_out, part, config.allow_missing)
-        source = NavsimDataset(train, root, image_size)
-        validation = NavsimDataset(held_out, root, image_size) if held_out else None
+        source = NavsimDataset(train, root, sensors)
+        validation = NavsimDataset(held_out, root, sensors) if held_out else None
         data = TrainingData(split.name, source, validation, None, part)
         accelerator.print(f"data: {data}")
         if not part.is_whole:

@@ -60,6 +60,7 @@ def examine(
     split: str | None = None,
     cache: str | None = None,
     data_split: str | None = None,
+    cameras: Sequence[str] = (),
 ) -> Iterator[Finding]:
     """All findings, in order.
 
@@ -68,10 +69,11 @@ def examine(
         split: also count this split's logs, scenes, and missing or empty camera files.
         cache: also check every byte of this metric cache.
         data_split: folder of the split's logs, where it does not say it or another is meant.
+        cameras: as encoders call them; default: those that an encoder looks at where nothing else is said.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [
         check_python, check_packages, check_navsim, check_torchvision, check_gpu, check_linear_algebra, check_scores,
-        check_environment, partial(check_data, data_root, maps_root, split, data_split),
+        check_environment, partial(check_data, data_root, maps_root, split, data_split, cameras),
     ]  # fmt: skip
     if cache is not None:
         checks.append(partial(check_cache, cache))
@@ -270,7 +272,11 @@ def check_environment() -> Iterator[Finding]:
 
 
 def check_data(
-    data_root: str | None, maps_root: str | None, split: str | None, data_split: str | None = None
+    data_root: str | None,
+    maps_root: str | None,
+    split: str | None,
+    data_split: str | None = None,
+    cameras: Sequence[str] = (),
 ) -> Iterator[Finding]:
     """Folders with logs, camera files and maps; with ``split`` also its logs, scenes and camera files."""
     named = bool(data_root or maps_root or split)
@@ -294,7 +300,7 @@ def check_data(
         return
     yield from _check_maps(maps)
     if split is not None:
-        yield from check_split(root, maps, split, data_split)
+        yield from check_split(root, maps, split, data_split, cameras)
 
 
 def _check_maps(maps: Path) -> Iterator[Finding]:
@@ -315,15 +321,18 @@ def _check_maps(maps: Path) -> Iterator[Finding]:
         yield Finding(OK, f"{maps}: all {len(there)} maps")
 
 
-def check_split(root: Path, maps: Path, split_name: str, data_split: str | None = None) -> Iterator[Finding]:
+def check_split(
+    root: Path, maps: Path, split_name: str, data_split: str | None = None, cameras: Sequence[str] = ()
+) -> Iterator[Finding]:
     """Logs, scenes, maps and camera files of one split."""
-    from navsim_bridge.data.dataset import CAMERAS as cameras  # noqa: N811
+    from dpvla.batch import DEFAULT_CAMERAS
     from navsim_bridge.files.logs import list_logs
     from navsim_bridge.splits.scene_filter import load_split
     from navsim_bridge.splits.scenes import find_scenes
-    from navsim_bridge.splits.sensors import describe_bad, missing_images
+    from navsim_bridge.splits.sensors import camera_names, describe_bad, missing_images
 
     try:
+        cameras = camera_names(cameras or DEFAULT_CAMERAS)
         split = load_split(split_name, root, data_split)
     except (ValueError, OSError) as error:  # names the split or its file itself
         yield Finding(ERROR, str(error))

@@ -14,6 +14,11 @@ from pathlib import Path
 from navsim_bridge.files.roots import SENSORS
 from navsim_bridge.splits.scenes import ASK_FOR_THE_REST, SceneRecord
 
+NAVSIM_CAMERAS = {
+    "front": "CAM_F0", "front_left": "CAM_L0", "front_right": "CAM_R0", "left": "CAM_L1", "right": "CAM_R1",
+    "rear_left": "CAM_L2", "rear_right": "CAM_R2", "rear": "CAM_B0",
+}  # fmt: skip
+"""NAVSIM's cameras, by the names that encoders know them by (`dpvla.batch.Sensors`)."""
 MISSING, EMPTY, NO_FILE, UNNAMED = "missing", "empty", "no regular files", "not named in the logs"
 _AT_ONCE = 16
 """Folders looked at together: on a file server most of the time is waiting."""
@@ -29,6 +34,15 @@ class BadImage:
     def __str__(self) -> str:
         why = {MISSING: "", UNNAMED: " (the log names none)"}.get(self.cause, f" ({self.cause})")
         return f"{self.path}{why}"
+
+
+def camera_names(cameras: Sequence[str]) -> tuple[str, ...]:
+    """NAVSIM's names of an encoder's cameras, in their order. Raises ValueError for a camera that NAVSIM has not."""
+    unknown = [name for name in cameras if name not in NAVSIM_CAMERAS]
+    if unknown:
+        known = ", ".join(f"{name} ({navsims})" for name, navsims in NAVSIM_CAMERAS.items())
+        raise ValueError(f"cameras: NAVSIM has no camera {unknown[0]!r}; choose from {known}")
+    return tuple(NAVSIM_CAMERAS[name] for name in cameras)
 
 
 def image_sizes(records: Sequence[SceneRecord], data_root: Path | str, cameras: Sequence[str]) -> dict[str, int | None]:

@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from dpvla.algorithms.dipole import ADAPTERS
-from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.models import DPVLA
+from tests.dpvla.models.tiny_policies import CONFIGS
 from tests.gpu.pretended import PretendedGPU
 from tests.scenes_in_memory import ScenesInMemory
 
@@ -21,7 +22,7 @@ STEPS = 2  # of the solver
 def make_policy(encoder: str = "tiny", clip_ratio: float | None = None) -> tuple[DPVLA, ScenesInMemory]:
     """A policy whose outputs depend on all of it, with adapters, and scenes for it."""
     torch.manual_seed(0)
-    config = getattr(DPVLAConfig, encoder)()
+    config = CONFIGS[encoder]()
     config = replace(config, diffusion=replace(config.diffusion, num_steps=STEPS, clip_ratio=clip_ratio))
     policy = DPVLA.from_config(config)
     source = ScenesInMemory(6, (config.encoder.image_width, config.encoder.image_height))

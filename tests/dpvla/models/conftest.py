@@ -3,16 +3,16 @@
 import pytest
 
 from dpvla.models import DPVLA, DPVLAConfig
-from tests.dpvla.models.tiny_policies import make_policy
+from tests.dpvla.models.tiny_policies import CONFIGS, make_policy
 
 
-@pytest.fixture(params=["tiny", "tiny_florence"])
-def config(request) -> DPVLAConfig:
-    return getattr(DPVLAConfig, request.param)()
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest) -> DPVLAConfig:
+    return CONFIGS[request.param]()
 
 
 @pytest.fixture
-def policy(config) -> DPVLA:
+def policy(config: DPVLAConfig) -> DPVLA:
     return make_policy(config)
 
 

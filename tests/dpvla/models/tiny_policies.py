@@ -1,31 +1,38 @@
 """Small policies and batches for the model tests."""
 
+from dataclasses import replace
+
 import torch
 
-from dpvla.batch import DrivingBatch
+from dpvla.batch import DrivingBatch, fake_batch
+from dpvla.encoders.florence import FlorenceConfig
 from dpvla.models import DPVLA, DPVLAConfig
 
 
+def tiny_florence() -> DPVLAConfig:
+    """The paper's architecture in miniature, random weights, no files."""
+    return replace(DPVLAConfig.tiny(), encoder=FlorenceConfig(source="tiny", image_width=96, image_height=48))
+
+
+CONFIGS = {"tiny": DPVLAConfig.tiny, "tiny_florence": tiny_florence}
+
+
 def make_batch(config: DPVLAConfig, scenes: int = 4, seed: int = 0) -> DrivingBatch:
+    """Scenes whose commands differ, with accelerations, and histories and plans as noisy as real ones."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (scenes, config.encoder.num_cameras, 3, config.encoder.image_height, config.encoder.image_width)
-    speed = 5 + 2 * torch.rand(scenes, generator=generator)
-    status = torch.stack([speed, *torch.randn(3, scenes, generator=generator) * 0.3], dim=1)
-    times = torch.arange(1, 9) * 0.5
-    heading = 0.1 * torch.randn(scenes, 1, generator=generator) * times
-    plan = torch.stack([speed[:, None] * times * heading.cos(), speed[:, None] * times * heading.sin(), heading], -1)
-    return DrivingBatch(
-        tokens=tuple(f"scene{i}" for i in range(scenes)),
-        images=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+    batch = fake_batch(config.encoder.sensors, scenes, generator)
+    assert batch.plan is not None
+    return replace(
+        batch,
         command=torch.arange(scenes) % 4,
-        ego_status=status,
+        ego_status=batch.ego_status + 0.3 * torch.randn(scenes, 4, generator=generator),
         history=torch.randn(scenes, 3, 3, generator=generator),
-        plan=plan,
+        plan=batch.plan + 0.1 * torch.randn(scenes, 8, 3, generator=generator),
     )
 
 
 def make_policy(config: DPVLAConfig, randomise: bool = True) -> DPVLA:
-    """A policy with plan statistics; ``randomise`` undoes the zero initialisation, so that outputs depend on all."""
+    """A policy with plan statistics; ``randomise`` undoes the zero initialization, so that outputs depend on all."""
     torch.manual_seed(0)
     policy = DPVLA.from_config(config)
     batch = make_batch(config, 32)

@@ -5,9 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from navsim_bridge.data.dataset import CAMERAS, NavsimDataset, collate, read_image
+from dpvla.batch import DEFAULT_CAMERAS, Sensors
+from navsim_bridge.data.dataset import NavsimDataset, collate, read_image
+from navsim_bridge.splits.sensors import camera_names
 
-SIZE = (96, 48)
+SENSORS = Sensors(width=96, height=48)
+NAMES = camera_names(DEFAULT_CAMERAS)
 FULL = (320, 180)
 
 
@@ -16,7 +19,7 @@ def with_images(world, tmp_path_factory):
     """The world's records with small images, each camera of each scene in its own grey."""
     root = tmp_path_factory.mktemp("images")
     for i, record in enumerate(world.records):
-        for j, camera in enumerate(CAMERAS):
+        for j, camera in enumerate(NAMES):
             path = root / "sensor_blobs/mini" / record.cameras[camera]
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", FULL, (grey(i, j),) * 3).save(path, quality=95)
@@ -28,7 +31,7 @@ def grey(scene, camera):
 
 
 def test_a_batch_holds_what_the_records_say(world, with_images):
-    dataset = NavsimDataset(world.records, with_images, SIZE)
+    dataset = NavsimDataset(world.records, with_images, SENSORS)
     batch = dataset.batch([4, 1])
     records = [world.records[4], world.records[1]]
     assert batch.tokens == tuple(r.token for r in records)
@@ -43,8 +46,28 @@ def test_a_batch_holds_what_the_records_say(world, with_images):
     np.testing.assert_array_equal(dataset.plans()[[4, 1]], batch.plan)
 
 
+def test_the_cameras_are_those_of_the_encoder_in_its_order(world, with_images, tmp_path):
+    sensors = Sensors(("front_right", "front"), 96, 48)
+    dataset = NavsimDataset(world.records, with_images, sensors)
+    images = dataset.batch([4, 1]).images
+    assert images.shape == (2, *sensors.shape) == (2, 2, 3, 48, 96)
+    for i, scene in enumerate((4, 1)):
+        for place, camera in enumerate((2, 1)):
+            assert abs(images[i, place].float().mean() - grey(scene, camera)) < 2
+    paths = {dataset.cache_images(tmp_path)}
+    assert torch.equal(dataset.batch([4, 1]).images, images)
+    for cameras in (("front", "front_right"), ("front",), DEFAULT_CAMERAS):
+        paths.add(NavsimDataset(world.records, with_images, Sensors(cameras, 96, 48)).cache_images(tmp_path))
+    assert len(paths) == 4
+
+
+def test_a_camera_that_navsim_does_not_have_is_refused_with_the_list(world, with_images):
+    with pytest.raises(ValueError, match=r"NAVSIM has no camera 'roof'; choose from front \(CAM_F0\), .*rear"):
+        NavsimDataset(world.records, with_images, Sensors(("front", "roof")))
+
+
 def test_history_ends_half_a_second_ago_in_the_ego_frame(world, with_images):
-    dataset = NavsimDataset(world.records, with_images, SIZE)
+    dataset = NavsimDataset(world.records, with_images, SENSORS)
     record = world.records[0]
     history = dataset[0].history[0].numpy()
     cos, sin = np.cos(record.pose[2]), np.sin(record.pose[2])
@@ -55,7 +78,7 @@ def test_history_ends_half_a_second_ago_in_the_ego_frame(world, with_images):
 
 
 def test_items_collate_into_the_batch(world, with_images):
-    dataset = NavsimDataset(world.records, with_images, SIZE)
+    dataset = NavsimDataset(world.records, with_images, SENSORS)
     together, batch = collate([dataset[2], dataset[-1]]), dataset.batch([2, 6])
     assert together.tokens == batch.tokens
     for name in ("images", "command", "ego_status", "history", "plan"):
@@ -65,7 +88,7 @@ def test_items_collate_into_the_batch(world, with_images):
 
 
 def test_cached_images_equal_decoded_ones(world, with_images, tmp_path, capsys):
-    dataset = NavsimDataset(world.records, with_images, SIZE, workers=1)
+    dataset = NavsimDataset(world.records, with_images, SENSORS, workers=1)
     decoded = dataset.batch(range(7)).images
     path = dataset.cache_images(tmp_path)
     assert "image cache: 7 scenes at 96x48, 0 MB" in capsys.readouterr().out
@@ -73,20 +96,20 @@ def test_cached_images_equal_decoded_ones(world, with_images, tmp_path, capsys):
     assert torch.equal(dataset.batch([5, 0]).images, decoded[[5, 0]])
     assert dataset.cache_images(tmp_path) == path
     assert capsys.readouterr().out == ""
-    assert NavsimDataset(world.records[1:], with_images, SIZE).cache_images(tmp_path) != path
+    assert NavsimDataset(world.records[1:], with_images, SENSORS).cache_images(tmp_path) != path
 
 
 def test_a_changed_image_makes_another_cache(world, with_images, tmp_path):
     records = world.records[:1]
-    first = NavsimDataset(records, with_images, SIZE).cache_images(tmp_path)
+    first = NavsimDataset(records, with_images, SENSORS).cache_images(tmp_path)
     image = with_images / "sensor_blobs/mini" / records[0].cameras["CAM_F0"]
     Image.new("RGB", FULL, (200,) * 3).save(image, quality=80)
-    assert NavsimDataset(records, with_images, SIZE).cache_images(tmp_path) != first
+    assert NavsimDataset(records, with_images, SENSORS).cache_images(tmp_path) != first
     Image.new("RGB", FULL, (grey(0, 1),) * 3).save(image, quality=95)
 
 
 def test_missing_images_are_counted_and_the_first_named(world, with_images, tmp_path):
-    dataset = NavsimDataset(world.records, world.root, SIZE)
+    dataset = NavsimDataset(world.records, world.root, SENSORS)
     for read in (lambda: dataset.batch([0]), lambda: dataset.cache_images(tmp_path)):
         with pytest.raises(FileNotFoundError, match=r"21 of 21 images are missing .*first .*CAM_L0"):
             read()
@@ -115,7 +138,7 @@ def test_an_image_of_the_right_shape_keeps_all_its_rows(tmp_path):
 
 def test_scenes_without_a_future_have_no_plan(world, with_images):
     cut = [dataclasses.replace(r, poses=r.poses[:4], times_us=r.times_us[:4]) for r in world.records]
-    dataset = NavsimDataset(cut, with_images, SIZE)
+    dataset = NavsimDataset(cut, with_images, SENSORS)
     assert dataset.batch([0]).plan is None
     with pytest.raises(ValueError, match="there are no plans"):
         dataset.plans()
@@ -123,7 +146,7 @@ def test_scenes_without_a_future_have_no_plan(world, with_images):
 
 @pytest.mark.parametrize("content", [b"\xff\xd8 no image", b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(9), None])
 def test_a_broken_image_is_named_with_what_to_do(world, with_images, content):
-    record = dataclasses.replace(world.records[0], cameras=dict.fromkeys(CAMERAS, "broken.jpg"))
+    record = dataclasses.replace(world.records[0], cameras=dict.fromkeys(NAMES, "broken.jpg"))
     path = with_images / "sensor_blobs/mini/broken.jpg"
     if content is None:  # cut off
         whole = (with_images / "sensor_blobs/mini" / world.records[0].cameras["CAM_F0"]).read_bytes()
@@ -132,4 +155,4 @@ def test_a_broken_image_is_named_with_what_to_do(world, with_images, content):
     with pytest.raises(
         ValueError, match=r"broken\.jpg: not a readable image .*Get the file again; or delete it, .*--allow"
     ):
-        NavsimDataset([record], with_images, SIZE).batch([0])
+        NavsimDataset([record], with_images, SENSORS).batch([0])

@@ -9,15 +9,17 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 
-from navsim_bridge.data.dataset import CAMERAS
+from dpvla.batch import DEFAULT_CAMERAS, Sensors
 from navsim_bridge.data.training_data import DataConfig, open_training_data
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.metric_cache import CacheError, build_metric_cache
 from navsim_bridge.splits.coverage import Coverage
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
+from navsim_bridge.splits.sensors import camera_names
 from tests.navsim_bridge.conftest import LOG
 
-SIZE = (32, 16)
+SENSORS = Sensors(width=32, height=16)
+NAMES = camera_names(DEFAULT_CAMERAS)
 
 
 @pytest.fixture
@@ -28,13 +30,13 @@ def data(world, tmp_path):
         frames = pickle.loads(log_path(world.root, "mini", LOG).read_bytes())
         for frame in frames:
             frame["token"] = name + frame["token"][1:]
-            for camera in CAMERAS:
+            for camera in NAMES:
                 frame["cams"][camera]["data_path"] = f"{name}/{camera}/{frame['token']}.jpg"
         path = log_path(root, "mini", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(pickle.dumps(frames))
         for record in world.records:
-            for camera in CAMERAS:
+            for camera in NAMES:
                 image = root / f"sensor_blobs/mini/{name}/{camera}/{name}{record.token[1:]}.jpg"
                 image.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (64, 36), (90, 90, 90)).save(image)
@@ -50,7 +52,7 @@ def opened(data, world):
         config = DataConfig(
             **{"split": "three", "data_root": str(root), "maps_root": str(world.maps), "workers": 1, **options}
         )
-        return open_training_data(config, SIZE, Accelerator(cpu=True), reward_on=reward_on)
+        return open_training_data(config, SENSORS, Accelerator(cpu=True), reward_on=reward_on)
 
     return run
 

@@ -1,0 +1,112 @@
+"""What a scene encoder is.
+
+To add one, write a module with two classes and one line::
+
+    @dataclass(frozen=True)
+    class MyConfig(EncoderConfig):
+        name: str = "mine"              # the name it is registered under
+        patch: Count = 16               # its own keys, each with a default and a comment for --help
+
+
+    class MyEncoder(Encoder[MyConfig]):
+        Config = MyConfig
+
+        def __init__(self, config: MyConfig) -> None:
+            super().__init__(config)
+            self.token_width = 256
+            ...
+
+        def forward(self, batch: DrivingBatch) -> tuple[Tensor, Tensor | None]:
+            ...
+
+
+    ENCODERS["mine"] = MyEncoder        # dpvla.encoders.registry
+
+and give every tool ``--plugin my_module``; pretraining chooses it with ``--model.encoder mine``. A checkpoint then
+holds its config and its weights, and data are read as its ``sensors`` say. ``examples/encoder.py`` is such a module.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dpvla.batch import DEFAULT_CAMERAS, DrivingBatch, Sensors, fake_batch
+from dpvla.config import Count
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What all encoders have; each adds its own keys in a subclass."""
+
+    SOURCES: ClassVar[tuple[str, ...]] = ()
+    """Keys that only say where the first weights came from: a saved model may be loaded whatever they are."""
+
+    name: str  # which encoder
+    cameras: tuple[str, ...] = DEFAULT_CAMERAS  # what it looks at, in this order
+    image_width: Count = 768  # pixels of every camera's image
+    image_height: Count = 384  # the data are cut and reduced to this
+
+    def __post_init__(self) -> None:
+        _ = self.sensors  # which checks them
+
+    @property
+    def sensors(self) -> Sensors:
+        """Cameras and size together; raises ValueError where they cannot be."""
+        return Sensors(self.cameras, self.image_width, self.image_height)
+
+
+ConfigT = TypeVar("ConfigT", bound=EncoderConfig)
+
+
+class Encoder(nn.Module, ABC, Generic[ConfigT]):
+    """Cameras, command and whatever else a batch holds to scene tokens, which the head attends to.
+
+    The constructor takes the config and reads no files; released weights, if there are any, are the business of
+    ``from_config``. Parameters and persistent buffers are saved by the policy.
+    """
+
+    Config: ClassVar[type[EncoderConfig]]
+    token_width: int
+    """Size of a token; the constructor sets it."""
+
+    def __init__(self, config: ConfigT) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_config(cls, config: ConfigT) -> Encoder[ConfigT]:
+        """The encoder before training, with released weights where the config asks for them."""
+        return cls(config)
+
+    @classmethod
+    def from_architecture(cls, config: ConfigT, architecture: Any) -> Encoder[ConfigT]:
+        """The encoder of a saved policy, whose weights are loaded afterwards; neither network nor released files.
+
+        Args:
+            architecture: what ``architecture`` of the saved one said.
+        """
+        if architecture is not None:
+            raise TypeError(f"{cls.__name__} is described by its config alone, found more: {architecture!r:.80}")
+        return cls(config)
+
+    def architecture(self) -> Any:
+        """What ``from_architecture`` needs beside the config, as plain JSON values; None where that is all."""
+        return None
+
+    @property
+    def sensors(self) -> Sensors:
+        """What it looks at; images of ``forward`` are these."""
+        return self.config.sensors
+
+    @abstractmethod
+    def forward(self, batch: DrivingBatch) -> tuple[Tensor, Tensor | None]:
+        """Tokens (scene, token, token_width), and a mask (scene, token), True for real tokens; None where all are."""
+
+    def fake_batch(self, scenes: int, generator: torch.Generator | None = None) -> DrivingBatch:
+        """A batch that it can read and a policy can learn, made without data: for tests and measurements."""
+        return fake_batch(self.sensors, scenes, generator)

@@ -1,0 +1,100 @@
+"""A saved policy: ``config.json`` says what it is, ``model.safetensors`` holds weights and plan statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from dpvla import __version__, files
+from dpvla.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE
+from dpvla.config import ConfigError, from_dict, to_dict
+from dpvla.encoders.encoder import Encoder
+from dpvla.encoders.registry import encoder_class
+from dpvla.models.config import DPVLAConfig
+from dpvla.models.sampling import Precision
+from dpvla.tensors import load_tensors
+
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # 1: encoders had other keys, which ``encoders.registry.in_full`` still reads
+NETWORK_KEYS = ("output", "beta_min", "beta_max")
+"""Diffusion options that say what a network's output means; the others concern loss and sampler."""
+
+
+@dataclass(frozen=True)
+class PolicyFiles:
+    """What ``config.json`` says; the weights lie beside it."""
+
+    directory: Path
+    config: DPVLAConfig
+    encoder_architecture: Any  # what the encoder must know beside its config
+    precision: Precision
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Both files, each atomically."""
+        content = safetensors.torch.save(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, metadata={"format": "pt"}
+        )
+        files.write_atomically(self.directory / WEIGHTS_FILE, lambda file: file.write(content))
+        description = {
+            "format_version": FORMAT_VERSION,
+            "dpvla_version": __version__,
+            "model": self.config.to_dict(),
+            "encoder_architecture": self.encoder_architecture,
+            "precision": self.precision,
+        }
+        files.write_json(self.directory / CONFIG_FILE, description)
+
+    @classmethod
+    def read(cls, directory: Path | str, wanted: DPVLAConfig | None = None) -> PolicyFiles:
+        """What was saved, with the config ``wanted`` instead of its own; only loss and sampler may differ.
+
+        Raises FileNotFoundError or ValueError: files are missing, damaged, or of another model than wanted.
+        """
+        directory = Path(directory)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (directory / name).is_file():
+                raise FileNotFoundError(f"{directory / name} is missing: {directory} is not a saved DP-VLA")
+        path = directory / CONFIG_FILE
+        description = files.read_json(path)
+        if (found := description.get("format_version")) not in READABLE:
+            raise ValueError(f"{path}: format_version {found}, this code reads {' and '.join(map(str, READABLE))}")
+        if not isinstance(description.get("model"), dict) or "encoder_architecture" not in description:
+            raise ValueError(f"{path}: expected the keys model and encoder_architecture; it is no saved DP-VLA")
+        config = from_dict(DPVLAConfig, description["model"], str(path))
+        if wanted is not None:
+            _refuse_other_architecture(wanted, config, path)
+            config = wanted
+        precision = description.get("precision", "no")  # version 0.1.0 did not keep it
+        if precision not in ("no", "bf16"):
+            raise ValueError(f"{path}: precision must be no or bf16, found {precision!r:.80}")
+        return cls(directory, config, description["encoder_architecture"], precision)
+
+    def encoder(self) -> Encoder[Any]:
+        """The encoder, before its weights are loaded."""
+        config = self.config.encoder
+        return encoder_class(config).from_architecture(config, self.encoder_architecture)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and plan statistics by name. Raises ValueError where they are damaged or not finite."""
+        return load_tensors(self.directory / WEIGHTS_FILE)
+
+
+def _refuse_other_architecture(wanted: DPVLAConfig, saved: DPVLAConfig, path: Path) -> None:
+    """ConfigError where weights would mean something else under ``wanted`` than under ``saved``."""
+    free = {  # where first weights came from, and what the network does not know of
+        "encoder": set(saved.encoder.SOURCES),
+        "diffusion": to_dict(saved.diffusion).keys() - set(NETWORK_KEYS),
+    }
+    for group in ("encoder", "head", "plan", "diffusion"):
+        ours, theirs = to_dict(getattr(wanted, group)), to_dict(getattr(saved, group))
+        for key in ours:
+            if ours[key] != theirs.get(key) and key not in free.get(group, ()):
+                raise ConfigError(
+                    f"model.{group}.{key} is {ours[key]!r}, but the weights of {path.parent} are of a model with "
+                    f"{theirs.get(key)!r}: give the same model options, or start without these weights"
+                )

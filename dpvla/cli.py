@@ -97,10 +97,12 @@ def _in_words_of_today(config_class: type, arguments: Sequence[str]) -> list[str
     for word in arguments:
         option, equals, value = word.partition("=")
         plain = option.replace("_", "-")
-        if plain in former:
+        old = next((old for old in former if plain == old or plain.startswith(f"{old}.")), None)
+        if old is not None:
+            new = former[old] + option[len(old) :]
             if os.environ.get("RANK", "0") == "0":
-                print(f"{option} is now {former[plain]}", file=sys.stderr)
-            word = former[plain] + equals + value
+                print(f"{option} is now {new}", file=sys.stderr)
+            word = new + equals + value
         elif plain in bare:
             word = f"{option}.name{equals}{value}"
         words.append(word)

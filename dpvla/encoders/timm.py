@@ -72,9 +72,17 @@ class TimmEncoder(Encoder[TimmConfig]):
             raise ValueError(
                 f"{name} has no feature map at stride {config.stride} or finer: {probe.feature_info.reduction()}"
             )
-        backbone: Any = timm.create_model(
-            name, pretrained=pretrained, features_only=True, out_indices=(fitting[-1],), **options
-        )
+        try:
+            backbone: Any = timm.create_model(
+                name, pretrained=pretrained, features_only=True, out_indices=(fitting[-1],), **options
+            )
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise ValueError(
+                f"the released weights of timm's {name} cannot be had ({str(error).partition('. ')[0]}); start without "
+                "them, --model.encoder.no-pretrained, or get them into the hub's local cache"
+            ) from None
         self.backbone = backbone
         features = backbone.feature_info.channels()[-1]
         try:

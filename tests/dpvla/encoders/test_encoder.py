@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from dpvla.config import ConfigError, from_dict
 from dpvla.encoders.encoder import Encoder, EncoderConfig
 from dpvla.encoders.florence import FlorenceConfig
 from dpvla.encoders.registry import ENCODERS, encoder_class
-from dpvla.encoders.timm import TimmConfig
+from dpvla.encoders.timm import TimmConfig, TimmEncoder
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.plan import NUM_POSES
 from tests.dpvla.models.tiny_policies import CONFIGS
@@ -124,6 +125,22 @@ def test_images_that_the_sensors_do_not_give_are_refused() -> None:
         sensors.require(torch.zeros(7, 3, 3, 4, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="at least one pixel, found 0 x 4"):
         Sensors(width=0, height=4)
+
+
+def test_released_weights_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        if pretrained:
+            raise ConnectionError("the hub is not there. Check it")
+        return make(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    config = TimmConfig(network="test_resnet", image_width=32, image_height=32)
+    with pytest.raises(ValueError, match=r"timm's test_resnet cannot be had \(the hub is not there\); .*no-pretrained"):
+        TimmEncoder.from_config(config)
+    TimmEncoder.from_config(replace(config, pretrained=False))
+    TimmEncoder.from_architecture(config, None)
 
 
 @dataclass(frozen=True)

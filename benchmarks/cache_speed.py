@@ -26,6 +26,8 @@ from navsim_bridge.metric_cache import MetricCache, build_metric_cache, convert_
 from navsim_bridge.metric_cache.cache import finish
 from navsim_bridge.metric_cache.jobs import log_entry
 from navsim_bridge.metric_cache.store import SUFFIX
+from navsim_bridge.metrics.scene_rules import NAVSIM_V1
+from navsim_bridge.pdm.scene import SceneBatch
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests/fixtures/golden_v1"
 
@@ -38,7 +40,7 @@ def pack_golden(paths: list[Path], per_log: int, out: Path) -> MetricCache:
         part = scenes[first : first + per_log]
         name = f"golden_{first:05d}"
         logs[name] = log_entry(out / f"{name}{SUFFIX}", name, len(part), lambda part=part: part)  # type: ignore[misc]
-    finish(out, logs, {"split": "golden", "data_split": ""}, maps={})
+    finish(out, logs, {"metric": NAVSIM_V1.name, "split": "golden", "data_split": ""}, maps={})
     return MetricCache(out)
 
 
@@ -59,7 +61,7 @@ def measure(name: str, cache: MetricCache, batch_size: int, repeats: int, made_i
     def read_all() -> None:
         fresh = MetricCache(cache.path)
         for first in range(0, len(tokens), batch_size):
-            fresh.batch(tokens[first : first + batch_size])
+            SceneBatch.from_scenes(fresh.load(tokens[first : first + batch_size]))
 
     size = sum(path.stat().st_size for path in cache.path.iterdir())
     seconds = best(repeats, read_all)

@@ -52,7 +52,8 @@ from dpvla.training.imitation import ImitationConfig, ImitationStage
 from dpvla.training.strategies.registry import make_strategy
 from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, GoldenScene, read_golden
 from navsim_bridge.golden.v2 import read_golden_epdms
-from navsim_bridge.metrics.reward import PDMReward
+from navsim_bridge.metrics.pdms import PDMS
+from navsim_bridge.metrics.reward import MetricReward
 from navsim_bridge.pdm import SUB_SCORES, EPDMSBatch, MetricScene, SceneBatch, epdms_terms, score_plans
 from tools import evaluate, make_demo_world, pretrain, rl_finetune
 
@@ -123,9 +124,9 @@ class Check:
         return RandomScenes(chosen, self.config.encoder.sensors)
 
     @cached_property
-    def reward(self) -> PDMReward:
+    def reward(self) -> MetricReward:
         """The PDM score of the golden scenes."""
-        return PDMReward(GoldenCache(self.golden), self.device)  # type: ignore[arg-type]
+        return MetricReward(PDMS(), GoldenScenes(self.golden), self.device)
 
     @property
     def config(self) -> DPVLAConfig:
@@ -197,8 +198,8 @@ class RandomScenes:
         return self.whole.select(torch.as_tensor(list(indices)))
 
 
-class GoldenCache:
-    """Golden scenes as ``PDMReward`` asks a metric cache for them."""
+class GoldenScenes:
+    """Golden scenes as a reward asks for them."""
 
     def __init__(self, golden: Sequence[GoldenScene]) -> None:
         self._scenes = {item.scene.token: item.scene for item in golden}
@@ -210,9 +211,6 @@ class GoldenCache:
 
     def require(self, tokens: Sequence[str]) -> None:
         """All are there."""
-
-    def require_metric(self, metric: str) -> None:
-        """It is the right one."""
 
 
 def florence_large() -> FlorenceEncoder:

@@ -31,18 +31,18 @@ from dpvla.files import write_json
 from dpvla.provenance import collect
 from navsim_bridge.golden import v2
 from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, GoldenScene, golden_fields, read_golden
-from navsim_bridge.metric_cache.cache import METRIC
 from navsim_bridge.metric_cache.official import OfficialCache
+from navsim_bridge.metrics.registry import make_metric
 from navsim_bridge.pdm import (
     SUB_SCORES,
     EPDMSBatch,
     SceneBatch,
-    combine,
+    epdms_scores,
     epdms_terms,
     score_plans,
     two_frame_extended_comfort,
 )
-from navsim_bridge.pdm.epdms import EXTENDED_COMFORT, METRIC_V2, MULTIPLIERS, TERMS
+from navsim_bridge.pdm.epdms import EXTENDED_COMFORT, MULTIPLIERS, TERMS
 
 TOLERANCE = 1e-6
 """Largest difference that counts as equal, for every continuous sub-score; discrete ones must be the same."""
@@ -128,7 +128,7 @@ def score_epdms(paths: list[Path], device: str, golden_v1: Path | None) -> tuple
         previous = torch.stack([item.previous_motion() for item in items]).to(device)
         apart = torch.tensor([item.previous_seconds for item in items], dtype=torch.float64, device=device)
         comfort = two_frame_extended_comfort(terms.motion, previous, apart)
-        found = {key: combine(terms, key, comfort) for key in ("v2.1.2", "off", "fixed")}
+        found = {key: epdms_scores(terms, key, comfort) for key in ("v2.1.2", "off", "fixed")}
         values = {name: getattr(found["v2.1.2"], name) for name in (*TERMS, EXTENDED_COMFORT, *FINAL)}
         values[PRODUCT] = terms.values[..., : len(MULTIPLIERS)].prod(-1)
         values |= {f"unf_{name}": getattr(found["off"], name) for name in (*TERMS, "pdm_score")}
@@ -195,7 +195,7 @@ def _write(options: Any, paths: list[Path], results: dict[str, Scored]) -> None:
         if path.stem in results:
             digest.update(path.read_bytes())
     made_by = {
-        "metric": METRIC_V2 if options.metric == "epdms" else METRIC,
+        "metric": make_metric(options.metric).version,
         "human_filter": {"": "v2.1.2", "unf_": "off", "main_": "fixed"} if options.metric == "epdms" else None,
         "golden": str(options.golden),
         "golden_fingerprint": digest.hexdigest(),

@@ -37,7 +37,10 @@ from navsim_bridge.evaluation.run import Evaluation, evaluate
 from navsim_bridge.golden.compare import PARTS, differences, with_part_of
 from navsim_bridge.metric_cache import build_metric_cache
 from navsim_bridge.metric_cache.official import OfficialCache
-from navsim_bridge.metrics.metric import EPDMS, PDMS, Metric
+from navsim_bridge.metrics.epdms import EPDMS
+from navsim_bridge.metrics.metric import Metric
+from navsim_bridge.metrics.pdms import PDMS
+from navsim_bridge.metrics.scene_rules import NAVSIM_V1, NAVSIM_V2
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.splits.scene_filter import Split, load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
@@ -132,7 +135,8 @@ def compare_world(root: Path, folder: Path) -> tuple[list[Row], list[Caching]]:
 
 
 def _compare_version(world: World, version: str, split: Split, prefix: str, folder: Path) -> tuple[list[Row], Caching]:
-    metric: Metric = PDMS() if version == "v1" else EPDMS()
+    metric: Metric[Any] = PDMS() if version == "v1" else EPDMS()
+    rules = NAVSIM_V1 if version == "v1" else NAVSIM_V2
     tables = {agent: world.official_rows(f"{prefix}{agent}") for agent in AGENTS}
     records = select_scenes(split, world.data)
     wanted = {r.token for r in records}
@@ -145,7 +149,7 @@ def _compare_version(world: World, version: str, split: Split, prefix: str, fold
         if world.official is not None:
             official = {r.token: world.official.read(r.token) for r in records if r.token in world.official}
     begin, begin_wall = time.process_time(), time.perf_counter()
-    cache = build_metric_cache(world.data, world.maps, split, folder, metric=metric.key, progress=False)
+    cache = build_metric_cache(world.data, world.maps, split, folder, rules=rules, progress=False)
     cost = Caching(version, len(records), time.process_time() - begin, time.perf_counter() - begin_wall)
     scenes = dict(zip((r.token for r in records), cache.load([r.token for r in records])))
     if version == "v1":
@@ -167,7 +171,7 @@ def _same_tokens(name: str, ours: set[str], official: Iterable[str] | None) -> R
     return row
 
 
-def _tokens(table: dict[str, dict[str, float]] | None, metric: Metric) -> list[str] | None:
+def _tokens(table: dict[str, dict[str, float]] | None, metric: Metric[Any]) -> list[str] | None:
     return None if table is None else [token for token in table if token != metric.average_row]
 
 
@@ -182,7 +186,7 @@ def _compare_parts(ours: dict[str, MetricScene], official: dict[str, MetricScene
 def _compare_scores(
     name: str,
     agent: str,
-    metric: Metric,
+    metric: Metric[Any],
     records: Sequence[SceneRecord],
     scenes: dict[str, MetricScene],
     official: dict[str, MetricScene],

@@ -123,7 +123,7 @@ class SceneSource(Protocol):
 
 
 Scores = Mapping[str, Tensor]
-"""Sub-scores by name, each (scene, candidate) in [0, 1]; ``score`` is the reward."""
+"""Sub-scores by name, each (scene, candidate); ``score`` is the reward: any finite number, more is better."""
 
 RewardFunction = Callable[[Sequence[str], Tensor], Scores]
 """Scores plans ``(scene, candidate, 8, 3)`` of the named scenes."""

@@ -16,7 +16,8 @@ from dpvla.config import Whole
 from dpvla.files import check_folder
 from dpvla.parallel import available_cores
 from navsim_bridge.files import roots
-from navsim_bridge.metric_cache import MetricName, build_metric_cache, convert_official_cache, merge_caches
+from navsim_bridge.metric_cache import build_metric_cache, convert_official_cache, merge_caches
+from navsim_bridge.metrics.registry import make_metric
 from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.shard import Shard
 
@@ -31,7 +32,8 @@ class CacheMetrics:
     """
 
     out: str  # folder of the cache; shards go into shard-K-of-N below it
-    metric: MetricName = "pdms"  # NAVSIM v1, or v2
+    metric: str = "pdms"  # whose scenes: pdms (NAVSIM v1), epdms (v2), or a metric of a plug-in
+    plugin: tuple[str, ...] = ()  # modules of yours with further metrics
     split: str = ""  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
     data_split: str = ""  # folder below navsim_logs/; default: what the split says, else the one that has its scenes
     official_cache: str = ""  # instead of a split: folder that the devkit's metric caching wrote
@@ -52,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.refuse_given(options, ["shard", "data_split", "metric"], "--split")
     if options.official_cache:
         cli.refuse_given(options, ["allow_missing"], "--split and --merge")
+    rules = make_metric(options.metric).scene_rules
+    if rules is None:
+        raise ValueError(f"--metric {options.metric} needs no metric scenes: there is nothing to cache")
     check_folder(options.out)
     workers = options.workers or max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     shard = Shard.parse(options.shard) if options.shard else Shard.from_environment()
@@ -71,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.out,
             workers=workers,
             allow_missing=options.allow_missing,
-            metric=options.metric,
+            rules=rules,
             shard=shard,
         )
     seconds = time.perf_counter() - start

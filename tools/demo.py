@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,15 @@ from dpvla.training.checkpoint import resolve_checkpoint
 from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
 from navsim_bridge.data.training_data import own_metric_cache
 from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
-from navsim_bridge.evaluation.pictures import save_scene_picture, score_note
+from navsim_bridge.evaluation.pictures import save_scene_picture
 from navsim_bridge.evaluation.run import Evaluation, evaluate, scenes_from_cache, write_evaluation
-from navsim_bridge.metrics.reward import SUB_SCORES
 from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
 
 HERE = Path(__file__).resolve().parent
-SHORT = {"NC": "no_at_fault_collisions", "DAC": "drivable_area_compliance", "TTC": "time_to_collision_within_bound",
-         "C": "comfort", "EP": "ego_progress", "PDMS": "score"}  # fmt: skip
+TABLE = ("no_at_fault_collisions", "drivable_area_compliance", "time_to_collision_within_bound", "comfort",
+         "ego_progress", "score")  # fmt: skip
+"""Columns of the metric that the table shows, in the order of the paper's."""
 FAILED, SUCCEEDED = 0.5, 0.8
 
 
@@ -196,7 +196,7 @@ def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, Any]
     scored = {}
     for row in ROWS:
         learned = row.name not in BASELINES
-        scored[row.name] = restrict(found[row.name], inside)
+        scored[row.name] = found[row.name].restricted(inside)
         for split, evaluation in ((filtered, scored[row.name]), (everything, found[row.name])):
             write_evaluation(
                 out / "evaluation" / f"{row.name}_{split.name}",
@@ -211,7 +211,8 @@ def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, Any]
                 cache=cache,
             )
             means = evaluation.averages
-            numbers = {short: 100 * means[name] for short, name in SHORT.items()}
+            label = {column.name: column.label for column in evaluation.metric.columns}
+            numbers = {label[name]: 100 * means[name] for name in TABLE}
             about = {"method": row.method, "trained_on": row.trained_on, "split": split.name}
             rows[split.name].append(about | numbers | {"scenes": len(evaluation.tokens)})
     return rows["navtest"] + rows["navtest_all"], scored
@@ -226,18 +227,6 @@ def score_method(config: DemoConfig, out: Path, name: str) -> tuple[str, Evaluat
     cache = own_metric_cache(split, root, root / "maps", workers=1)
     agent: Agent = BASELINES.get(name) or policy_agent(config, out, name, root / "image_cache")
     return name, evaluate(agent, select_scenes(split, root), scenes_from_cache(cache), progress=False)
-
-
-def restrict(evaluation: Evaluation, tokens: set[str]) -> Evaluation:
-    """The part of an evaluation that concerns ``tokens``."""
-    keep = np.array([token in tokens for token in evaluation.tokens])
-    return replace(
-        evaluation,
-        tokens=tuple(token for token in evaluation.tokens if token in tokens),
-        valid=evaluation.valid[keep],
-        values=evaluation.values[keep],
-        reasons={token: why for token, why in evaluation.reasons.items() if token in tokens},
-    )
 
 
 def export_submission(config: DemoConfig, out: Path) -> None:
@@ -259,10 +248,10 @@ def draw_pictures(config: DemoConfig, out: Path, scored: dict[str, Evaluation]) 
     records = {r.token: r for r in select_scenes(load_split("navtest", root), root)}
     cache = own_metric_cache(load_split("navtest", root), root, root / "maps", workers=1)
     before, after = scored["pretrain"], scored["dipole_navtrain"]
-    column = SUB_SCORES.index("score")
-    better = np.flatnonzero((before.values[:, column] < FAILED) & (after.values[:, column] > SUCCEEDED))
+    was, now = before.values[:, -1], after.values[:, -1]  # the score
+    better = np.flatnonzero((was < FAILED) & (now > SUCCEEDED))
     if not len(better):
-        better = np.argsort(before.values[:, column] - after.values[:, column], kind="stable")[: config.pictures]
+        better = np.argsort(was - now, kind="stable")[: config.pictures]
     runs = [("imitation", policy_agent(config, out, "pretrain"), before),
             ("DIPOLE", policy_agent(config, out, "dipole_navtrain"), after)]  # fmt: skip
     tokens = spread([records[before.tokens[i]] for i in better], config.pictures)
@@ -271,8 +260,8 @@ def draw_pictures(config: DemoConfig, out: Path, scored: dict[str, Evaluation]) 
         drawn = [DrawnPlan("recorded", record.plan())]
         for label, agent, evaluation in runs:
             plan = agent([record])[0]
-            values = dict(zip(SUB_SCORES, evaluation.values[evaluation.tokens.index(token)].tolist()))
-            drawn.append(DrawnPlan(label, plan.astype(np.float64), score_note(values)))
+            values = dict(zip(evaluation.columns, evaluation.values[evaluation.tokens.index(token)].tolist()))
+            drawn.append(DrawnPlan(label, plan.astype(np.float64), evaluation.metric.note(values)))
         path = out / "pictures" / f"{number:02d}_{token}.png"
         save_scene_picture(path, record, cache.load([token])[0], root, drawn, f"{record.log_name}  {token}")
 

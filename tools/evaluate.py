@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dpvla import cli
 from dpvla.cli import reporting_errors
@@ -24,13 +24,15 @@ from navsim_bridge.evaluation.run import (
     evaluate,
     identity,
     keep_whole,
+    recorded_scenes,
     scenes_from_cache,
     write_evaluation,
 )
 from navsim_bridge.files import roots
-from navsim_bridge.metric_cache import MetricCache, MetricName
+from navsim_bridge.metric_cache import MetricCache
 from navsim_bridge.metric_cache.builder import require_scorable
-from navsim_bridge.metrics.metric import EPDMS, PDMS, Metric
+from navsim_bridge.metrics.pdms import PDMSConfig
+from navsim_bridge.metrics.registry import MetricChoice, make_metric
 from navsim_bridge.splits.coverage import usable_scenes
 from navsim_bridge.splits.scene_filter import load_split
 
@@ -40,13 +42,15 @@ LEARNED = ("checkpoint", "omega", "seed", "batch_size")
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score an agent on a split with the PDM score (NAVSIM v1) or EPDMS (v2), one plan a scene."""
+    """Score an agent on a split with the PDM score (NAVSIM v1), EPDMS (v2) or a metric of yours, one plan a scene."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"human_filter": "metric.human_filter"}
 
     agent: Literal["constant_velocity", "stand_still", "human", "dpvla"]  # who drives
     split: str  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
     out: str  # folder for scores.csv and summary.json; the same command again replaces its own
-    metric: MetricName = "pdms"  # NAVSIM v1, or v2 in one stage with recorded traffic
-    human_filter: Literal["v2.1.2", "fixed"] = "v2.1.2"  # epdms: as released, or as corrected later
+    metric: MetricChoice = field(default_factory=PDMSConfig)  # what to score with
+    plugin: tuple[str, ...] = ()  # modules of yours with further names, such as of a metric
     checkpoint: str = ""  # dpvla: checkpoint or model directory
     omega: NotNegative | None = None  # dpvla: greediness of the guided combination; default: what it was trained with
     seed: Whole = 0  # dpvla: of the sampling noise
@@ -70,20 +74,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.refuse_given(options, LEARNED, "--agent dpvla")
     elif not options.checkpoint:
         raise ValueError("--agent dpvla needs --checkpoint")
-    epdms = options.metric == "epdms"
-    if not epdms:
-        cli.refuse_given(options, ["human_filter"], "--metric epdms")
     check_folder(options.out)
     device = usable_device(options.device)
-    metric: Metric = EPDMS(options.human_filter) if epdms else PDMS()
+    metric = make_metric(options.metric)
     data_root = roots.data_root(options.data_root)
     split = load_split(options.split, data_root, options.data_split)
     cache = MetricCache(options.metric_cache) if options.metric_cache else None
     if cache is not None:
-        cache.require_metric(options.metric)
-    else:
-        require_scorable(split, options.metric)
-    maps_root = None if cache else roots.maps_root(options.maps_root)
+        cache.require_metric(metric)
+    elif metric.scene_rules is not None:
+        require_scorable(split, metric.scene_rules)
+        maps_root = roots.maps_root(options.maps_root)
     agent: Agent
     if learned:
         agent = PolicyAgent.from_checkpoint(
@@ -113,16 +114,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         if cache is not None:
             records, coverage = cache.usable(records, coverage, options.allow_missing)
             load_scenes = scenes_from_cache(cache)
+        elif metric.scene_rules is not None:
+            load_scenes = ScenesFromLogs(records, data_root, maps_root, metric.scene_rules)
         else:
-            assert maps_root is not None
-            load_scenes = ScenesFromLogs(records, data_root, maps_root, options.metric)
+            load_scenes = recorded_scenes
         keep_whole(options.out, coverage, options.overwrite)
         evaluation = evaluate(
             agent, records, load_scenes, metric=metric, device=device, allow_failures=options.allow_failures
         )
         keep_whole(options.out, coverage.without("failed", len(evaluation.failures)), options.overwrite)
         summary = write_evaluation(options.out, evaluation, records=records, cache=cache, coverage=coverage, **about)
-    print(describe(summary))
+    print(describe(summary, metric))
     print(f"written: {Path(options.out) / SCORES}, {Path(options.out) / SUMMARY}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,11 @@ from dpvla.training.run_directory import TrainedOn
 from navsim_bridge.data.dataset import NavsimDataset
 from navsim_bridge.files.roots import DEMO_WORLD, LOGS, data_root, maps_root
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
-from navsim_bridge.metrics.reward import PDMReward
+from navsim_bridge.metrics.pdms import PDMSConfig
+from navsim_bridge.metrics.registry import MetricChoice, make_metric
+from navsim_bridge.metrics.reward import MetricReward
+from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
+from navsim_bridge.metrics.scenes import RecordedScenes, Scenes
 from navsim_bridge.splits.coverage import Coverage, usable_scenes
 from navsim_bridge.splits.scene_filter import Split, is_named, load_split
 from navsim_bridge.splits.scenes import SceneRecord
@@ -37,6 +41,8 @@ class DataConfig:
     data_split: str | None = None  # folder below navsim_logs/ (default: what the split says, or that of its scenes)
     data_root: str | None = None  # holds navsim_logs/ (default: OPENSCENE_DATA_ROOT, then the demo world)
     maps_root: str | None = None  # holds the maps (default: NUPLAN_MAPS_ROOT, then the demo world's)
+    metric: MetricChoice = field(default_factory=PDMSConfig)  # what plans are scored by: reward and validation
+    plugin: tuple[str, ...] = ()  # modules of yours with further names, such as of a metric
     # what tools/cache_metrics.py wrote (default: one below DATA_ROOT/metric_cache, made if absent)
     metric_cache: str | None = None
     image_cache: str | None = None  # folder for images decoded once at the model's size (default: decode every time)
@@ -55,7 +61,7 @@ class TrainingData:
     validation: NavsimDataset | None
     reward: RewardFunction | None
     coverage: Coverage  # how much of the split source and validation are together
-    learns_from: str | None = None  # hash of what the metric scenes were made from whose scores are learned from
+    learns_from: str | None = None  # hash of what the metric scenes whose scores are learned from were made of, if any
 
     def trained_on(self, stage: str) -> TrainedOn:
         """What to keep with weights that learn from ``source``."""
@@ -142,7 +148,10 @@ def open_training_data(
         split = load_split(config.split, root, config.data_split)
         records, part = usable_scenes(split, root, cameras, config.allow_missing, workers, (__name__,))
         train, held_out = hold_out(records, config.validation_logs)
+        metric = make_metric(config.metric)
         given = MetricCache(config.metric_cache) if config.metric_cache is not None else None
+        if given is not None:
+            given.require_metric(metric)
         if given is not None and reward_on == "source":
             train, part = given.usable(train, part, config.allow_missing)
         elif given is not None and held_out:
@@ -158,11 +167,15 @@ def open_training_data(
                 dataset.cache_images(config.image_cache, progress=accelerator.is_main_process)
         scored = source if reward_on == "source" else validation
         if scored is not None:
-            cache = given
-            if cache is None:
-                cache = own_metric_cache(split, root, maps, workers, config.allow_missing)
-            made_from = str(cache.index["data_fingerprint"]) if scored is source else None
-            data = replace(data, reward=PDMReward(cache, accelerator.device, scored.tokens), learns_from=made_from)
+            scenes: Scenes
+            if metric.scene_rules is None:
+                scenes, made_from = RecordedScenes(scored.records), None
+            else:
+                scenes = given or own_metric_cache(split, root, maps, workers, config.allow_missing, metric.scene_rules)
+                made_from = str(scenes.index["data_fingerprint"]) if scored is source else None
+            data = replace(
+                data, reward=MetricReward(metric, scenes, accelerator.device, scored.tokens), learns_from=made_from
+            )
     return data
 
 
@@ -177,20 +190,29 @@ def make_demo_world_if_needed(config: DataConfig) -> None:
     make_demo_world(DemoWorldConfig(root=str(DEMO_WORLD)))
 
 
-def own_metric_cache(split: Split, root: Path, maps: Path, workers: int, allow_missing: bool = False) -> MetricCache:
-    """The cache of the split below ``root``, which is made or completed first."""
+def own_metric_cache(
+    split: Split, root: Path, maps: Path, workers: int, allow_missing: bool = False, rules: SceneRules = NAVSIM_V1
+) -> MetricCache:
+    """The cache of the split's scenes of ``rules`` below ``root``, which is made or completed first."""
     own = root / "metric_cache"
+    more: dict[str, Any] = {"allow_missing": allow_missing, "rules": rules}
     if not is_named(split, root):  # lists of the same name, such as scores.csv, must not replace each other's
-        rules = hashlib.sha256(repr((split.data_split, split.scene_filter)).encode()).hexdigest()[:12]
-        return build_metric_cache(root, maps, split, own / f"{split.name}-{rules}", workers, allow_missing)
-    whole = own / f"{split.name}_all"
+        of = hashlib.sha256(repr((split.data_split, split.scene_filter)).encode()).hexdigest()[:12]
+        return build_metric_cache(root, maps, split, own / f"{split.name}-{of}{rules.suffix}", workers, **more)
+    whole = own / f"{split.name}_all{rules.suffix}"
     if (whole / "index.json").is_file():  # the demo world keeps one cache for a filtered and its unfiltered split
-        return up_to_date_cache(whole, load_split(whole.name, root), root, maps, workers, allow_missing)
-    return build_metric_cache(root, maps, split, own / split.name, workers, allow_missing)
+        return up_to_date_cache(whole, load_split(f"{split.name}_all", root), root, maps, workers, **more)
+    return build_metric_cache(root, maps, split, own / f"{split.name}{rules.suffix}", workers, **more)
 
 
 def up_to_date_cache(
-    path: Path, split: Split, root: Path, maps: Path, workers: int, allow_missing: bool = False
+    path: Path,
+    split: Split,
+    root: Path,
+    maps: Path,
+    workers: int,
+    allow_missing: bool = False,
+    rules: SceneRules = NAVSIM_V1,
 ) -> MetricCache:
     """The cache at ``path`` when it is whole and its logs and maps are unchanged, else made again."""
     try:
@@ -199,7 +221,7 @@ def up_to_date_cache(
         return cache
     except CacheError as error:
         print(f"making {path} again: {error}")
-        return build_metric_cache(root, maps, split, path, workers, allow_missing)
+        return build_metric_cache(root, maps, split, path, workers, allow_missing, rules=rules)
 
 
 def hold_out(records: list[SceneRecord], logs: int) -> tuple[list[SceneRecord], list[SceneRecord]]:

@@ -9,8 +9,9 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -24,25 +25,26 @@ from dpvla.plan import NUM_POSES
 from dpvla.provenance import collect
 from navsim_bridge.agents import Agent
 from navsim_bridge.files.logs import log_path
-from navsim_bridge.metric_cache.builder import MetricName, scene_builder
+from navsim_bridge.metric_cache.builder import scene_builder
 from navsim_bridge.metric_cache.cache import MetricCache
 from navsim_bridge.metric_cache.store import file_hash
-from navsim_bridge.metrics.metric import PDMS, Metric, SceneScore
-from navsim_bridge.metrics.reward import SUB_SCORES
+from navsim_bridge.metrics.metric import Metric, Result
+from navsim_bridge.metrics.pdms import PDMS
+from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
+from navsim_bridge.pdm.chunks import join, mapped
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.splits.coverage import Coverage
 from navsim_bridge.splits.scene_filter import Split
 from navsim_bridge.splits.scenes import SceneRecord, by_log
 from navsim_bridge.splits.token_list import SUFFIXES
 
-COLUMNS = ("token", "valid", *SUB_SCORES, "reason")
-"""Columns of scores.csv for the PDM score v1: the devkit's, then what cost the points."""
 SCORES, SUMMARY = "scores.csv", "summary.json"
 CHOOSE = "choose another --out, or replace them with --overwrite"
 SCENES_AT_ONCE = 256
 PDMS_V1 = PDMS()
 
-LoadScenes = Callable[[Sequence[SceneRecord]], Sequence[MetricScene]]
+LoadScenes = Callable[[Sequence[SceneRecord]], Sequence[Any]]
+"""From records to scenes as the metric takes them."""
 
 
 class SceneFailureError(ValueError):
@@ -66,42 +68,138 @@ class ResultsError(ValueError):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one agent, in the order of the records."""
+    """Scores of one agent, one plan a scene."""
 
-    tokens: tuple[str, ...]
-    valid: NDArray[np.bool_]  # (scene,) False where the scene failed
-    values: NDArray[np.float64]  # (scene, column), NaN where the scene failed or, for EPDMS, has no previous frame
+    metric: Metric[Any]
+    records: tuple[SceneRecord, ...]  # all that were asked for
+    parts: tuple[ScoredPart, ...]  # those that did not fail, in the order of the records
     failures: dict[str, str] = field(default_factory=dict)  # token -> error
-    metric: dict[str, Any] = field(default_factory=dict)  # reference, centrelines, fingerprint of the metric scenes
-    columns: tuple[str, ...] = SUB_SCORES  # names of the values
-    average_row: str = "average"  # token of the last row of the CSV
-    reasons: dict[str, str] = field(default_factory=dict)  # token -> what cost the points
     device: str = "cpu"  # where it was scored
 
     @property
+    def tokens(self) -> tuple[str, ...]:
+        """Of all scenes."""
+        return tuple(r.token for r in self.records)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the values."""
+        return tuple(column.name for column in self.metric.columns)
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(scene,) False where the scene failed."""
+        return np.array([token not in self.failures for token in self.tokens], dtype=bool)
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """(scene, column), NaN where the scene failed, or has no value (an optional column without other frames)."""
+        values = np.full((len(self.records), len(self.columns)), np.nan)
+        if self.parts:
+            values[self._rows] = self._result.rows
+        return values
+
+    @property
     def averages(self) -> dict[str, float]:
-        """Mean of every sub-score over the scenes that did not fail; NaN for one that no scene has.
+        """What the scenes that did not fail come to, by column; NaN for one that no scene has.
 
         Raises ValueError when all failed.
         """
-        if not self.valid.any():
+        if not self.parts:
             raise ValueError(f"all {len(self.tokens)} scenes failed; there is no average")
-        found = [column[~np.isnan(column)] for column in self.values[self.valid].T]
-        return {name: float(column.mean()) if len(column) else np.nan for name, column in zip(self.columns, found)}
+        return dict(self._result.summary)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Token -> what cost the points."""
+        tokens = self.tokens
+        return {tokens[row]: reason for part in self.parts for row, reason in zip(part.rows, part.reasons)}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The metric, and for metric scenes their reference plans, centerlines and a fingerprint."""
+        origins = [origin for part in self.parts for origin in part.origins]
+        digest = hashlib.sha256(b"".join(origin.digest for origin in origins))
+        found = {
+            "reference": dict(Counter(o.reference for o in origins)),
+            "centerlines": dict(Counter(o.centerline for o in origins)),
+        }
+        return {
+            **self.metric.about,
+            **(found if self.metric.scene_rules else {}),
+            "scenes_fingerprint": digest.hexdigest(),
+        }
+
+    @cached_property
+    def _rows(self) -> list[int]:
+        return [row for part in self.parts for row in part.rows]
+
+    @cached_property
+    def _result(self) -> Result:
+        terms = join([part.terms for part in self.parts], dim=0)
+        return self.metric.finish([self.records[row] for row in self._rows], terms)
+
+    def restricted(self, tokens: Collection[str]) -> Evaluation:
+        """The part of it that concerns ``tokens``, as if they alone had been evaluated."""
+        place = {row: i for i, row in enumerate(i for i, r in enumerate(self.records) if r.token in tokens)}
+        parts = [part.only([i for i, row in enumerate(part.rows) if row in place]) for part in self.parts]
+        return replace(
+            self,
+            records=tuple(self.records[row] for row in place),
+            parts=tuple(replace(p, rows=tuple(place[row] for row in p.rows)) for p in parts if p.rows),
+            failures={token: why for token, why in self.failures.items() if token in tokens},
+        )
 
     def to_csv(self, whole_split: bool = True) -> str:
         """One row per scene and a last one with the averages; missing sub-scores are empty.
 
         The last row is valid when every scene is and they are the whole split.
         """
-        text = io.StringIO()
+        text, reasons, valid = io.StringIO(), self.reasons, self.valid
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["token", "valid", *self.columns, "reason"])
-        for token, valid, row in zip(self.tokens, self.valid.tolist(), self.values.tolist()):
-            writer.writerow([token, valid, *map(_cell, row), self.reasons.get(token, "")])
-        valid = whole_split and bool(self.valid.all())
-        writer.writerow([self.average_row, valid, *map(_cell, self.averages.values()), ""])
+        for token, good, row in zip(self.tokens, valid.tolist(), self.values.tolist()):
+            writer.writerow([token, good, *map(_cell, row), reasons.get(token, "")])
+        averages = [self.averages[column] for column in self.columns]
+        writer.writerow([self.metric.average_row, whole_split and bool(valid.all()), *map(_cell, averages), ""])
         return text.getvalue()
+
+
+@dataclass(frozen=True)
+class ScoredPart:
+    """Scenes that were scored together."""
+
+    rows: tuple[int, ...]  # places among the records
+    terms: Any  # of the metric, on the CPU; (scene, 1) and more
+    reasons: tuple[str, ...]  # what cost the points; empty when nothing did
+    origins: tuple[Origin, ...]
+
+    def only(self, kept: Sequence[int]) -> ScoredPart:
+        """The scenes at ``kept``."""
+        index = torch.tensor(kept, dtype=torch.int64)
+        return ScoredPart(
+            tuple(self.rows[i] for i in kept),
+            mapped(self.terms, lambda tensor: tensor[index]),
+            tuple(self.reasons[i] for i in kept),
+            tuple(self.origins[i] for i in kept),
+        )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a plan was scored in."""
+
+    digest: bytes  # of all that the score reads of the scene
+    reference: str = ""  # plan of its metric scene
+    centerline: str = ""
+
+    @classmethod
+    def of(cls, scene: MetricScene | SceneRecord) -> Origin:
+        """Of a scene as the metric gets it."""
+        if isinstance(scene, SceneRecord):
+            return cls(hashlib.sha256(scene.token.encode() + scene.plan().tobytes()).digest())
+        about = scene.provenance
+        return cls(_scene_bytes(scene), about.get("reference", "unknown"), about.get("centerline", "unknown"))
 
 
 def _cell(value: float) -> float | str:
@@ -113,6 +211,11 @@ def scenes_from_cache(cache: MetricCache) -> LoadScenes:
     return lambda records: cache.load([r.token for r in records])
 
 
+def recorded_scenes(records: Sequence[SceneRecord]) -> Sequence[SceneRecord]:
+    """The records themselves: what a metric without scene rules is scored in."""
+    return records
+
+
 class ScenesFromLogs:
     """Metric scenes built on the way, a log at a time; records of one log should come together."""
 
@@ -121,10 +224,10 @@ class ScenesFromLogs:
         records: Sequence[SceneRecord],
         data_root: Path | str,
         maps_root: Path | str,
-        metric: MetricName = "pdms",
+        rules: SceneRules = NAVSIM_V1,
     ) -> None:
         """``records``: all scenes of the split, since scenes depend on the ones before them in their log."""
-        self._of_log, self._roots, self._metric = by_log(records), (data_root, maps_root), metric
+        self._of_log, self._roots, self._rules = by_log(records), (data_root, maps_root), rules
         self._log: tuple[str, str] | None = None
         self._built: dict[str, MetricScene] = {}
         self._failed: dict[str, ValueError] = {}
@@ -143,7 +246,7 @@ class ScenesFromLogs:
     def _build(self, log: tuple[str, str]) -> None:
         if log != self._log:
             of_log = self._of_log[log]
-            builder = scene_builder(of_log, *self._roots, self._metric)
+            builder = scene_builder(of_log, *self._roots, self._rules)
             self._failed = {}
             self._built = {scene.token: scene for scene in builder.build(of_log, failed=self._failed)}
             self._log = log
@@ -154,7 +257,7 @@ def evaluate(
     records: Sequence[SceneRecord],
     load_scenes: LoadScenes,
     *,
-    metric: Metric = PDMS_V1,
+    metric: Metric[Any] = PDMS_V1,
     device: torch.device | str = "cpu",
     allow_failures: bool = False,
     progress: bool = True,
@@ -164,7 +267,8 @@ def evaluate(
     Args:
         agent: from records to plans (scene, 8, 3).
         records: the scenes; order them by log.
-        load_scenes: from records to their metric scenes, e.g. `scenes_from_cache`, `ScenesFromLogs`.
+        load_scenes: from records to scenes as the metric takes them: `scenes_from_cache`, `ScenesFromLogs`, or
+            `recorded_scenes`.
         metric: what to score with.
         device: where to score.
         allow_failures: count a scene that fails as failed and go on, instead of stopping.
@@ -173,86 +277,70 @@ def evaluate(
     Raises:
         SceneFailureError: a scene failed and ``allow_failures`` is off; names the token.
     """
-    scores: dict[int, SceneScore] = {}
+    parts: list[ScoredPart] = []
     failures: dict[str, str] = {}
-    centerlines: Counter[str] = Counter()
-    references: Counter[str] = Counter()
-    digest = hashlib.sha256()
+    judge = _Judge(agent, load_scenes, metric, torch.device(device), records)
     with tqdm(total=len(records), desc="scenes", unit="scene", disable=not progress) as bar:
         for first in range(0, len(records), SCENES_AT_ONCE):
-            chunk = records[first : first + SCENES_AT_ONCE]
-            judge = _Judge(agent, load_scenes, metric, torch.device(device))
-            for offset, scored in _score_chunk(judge, chunk, allow_failures):
-                if isinstance(scored, Exception):
-                    failures[chunk[offset].token] = f"{type(scored).__name__}: {scored}"
-                    continue
-                scores[first + offset], scene = scored
-                references[scene.provenance.get("reference", "unknown")] += 1
-                centerlines[scene.provenance.get("centerline", "unknown")] += 1
-                digest.update(_scene_bytes(scene))
-            bar.update(len(chunk))
-    tokens = tuple(r.token for r in records)
-    about = metric.about | {
-        "reference": dict(references),
-        "centerlines": dict(centerlines),
-        "scenes_fingerprint": digest.hexdigest(),
-    }
-    return Evaluation(
-        tokens=tokens,
-        valid=np.array([token not in failures for token in tokens], dtype=bool),
-        values=metric.finish(records, scores),
-        failures=failures,
-        metric=about,
-        columns=metric.columns,
-        average_row=metric.average_row,
-        reasons={tokens[index]: score.reason for index, score in scores.items()},
-        device=str(device),
-    )
+            rows = range(first, min(first + SCENES_AT_ONCE, len(records)))
+            for found in _score(judge, rows, allow_failures):
+                if isinstance(found, ScoredPart):
+                    parts.append(found)
+                else:
+                    failures[found.token] = f"{type(found.error).__name__}: {found.error}"
+            bar.update(len(rows))
+    return Evaluation(metric, tuple(records), tuple(parts), failures, str(device))
 
 
 @dataclass(frozen=True)
 class _Judge:
     agent: Agent
     load: LoadScenes
-    metric: Metric
+    metric: Metric[Any]
     device: torch.device
+    records: Sequence[SceneRecord]
 
-    def __call__(self, records: Sequence[SceneRecord]) -> list[Scored]:
+    def __call__(self, rows: Sequence[int]) -> ScoredPart:
+        records = [self.records[row] for row in rows]
         plans = np.asarray(self.agent(records), dtype=np.float64)
         if plans.shape != (len(records), NUM_POSES, 3):
             raise ValueError(f"the agent gave plans of shape {plans.shape}, expected {(len(records), NUM_POSES, 3)}")
         scenes = self.load(records)
-        scored = self.metric.score(scenes, torch.from_numpy(plans), self.device)
-        for record, found in zip(records, scored):
-            if not np.isfinite(found.values[-1]):
+        packed = self.metric.pack(scenes).to(self.device)
+        on_device = torch.from_numpy(plans)[:, None].to(self.device)
+        terms = self.metric.judge(packed, on_device)
+        for record, score in zip(records, self.metric.values(terms)["score"][:, 0].tolist()):
+            if not np.isfinite(score):
                 raise ValueError(f"scene {record.token} got a score that is not finite")
-        return list(zip(scored, scenes))
+        reasons = tuple(why[0] for why in self.metric.explain(packed, on_device, terms))
+        terms = mapped(terms, lambda tensor: tensor.cpu())
+        return ScoredPart(tuple(rows), terms, reasons, tuple(map(Origin.of, scenes)))
 
 
-Scored = tuple[SceneScore, MetricScene]
+@dataclass(frozen=True)
+class _Failure:
+    token: str
+    error: Exception
 
 
-def _score_chunk(
-    judge: _Judge, records: Sequence[SceneRecord], allow_failures: bool
-) -> Iterator[tuple[int, Scored | Exception]]:
-    """Index and result of each record; when the chunk fails, scene by scene to find out which one."""
+def _score(judge: _Judge, rows: Sequence[int], allow_failures: bool) -> Iterator[ScoredPart | _Failure]:
+    """The scored scenes at ``rows``; when that fails, scene by scene to find out which one."""
     try:
-        yield from enumerate(judge(records))
+        yield judge(rows)
         return
     except Exception as error:
-        if len(records) == 1:
+        if len(rows) == 1:
+            record = judge.records[rows[0]]
             if not allow_failures:
-                raise SceneFailureError(
-                    f"scene {records[0].token} (log {records[0].log_name}) failed: {error}"
-                ) from error
-            yield 0, error
+                raise SceneFailureError(f"scene {record.token} (log {record.log_name}) failed: {error}") from error
+            yield _Failure(record.token, error)
             return
         together = error
     any_failed = False
-    for i, record in enumerate(records):
-        for _, scored in _score_chunk(judge, [record], allow_failures):
-            any_failed = any_failed or isinstance(scored, Exception)
-            yield i, scored
+    for row in rows:
+        for found in _score(judge, [row], allow_failures):
+            any_failed = any_failed or isinstance(found, _Failure)
+            yield found
     if not any_failed:  # not one scene's fault, e.g. out of memory
         raise together
 
@@ -280,7 +368,7 @@ def write_evaluation(
     precision = weights_of(checkpoint)[1] if checkpoint else None
     part = (coverage or Coverage.whole(len(records))).without("failed", len(evaluation.failures))
     summary = {
-        **identity(agent, split, data_root, evaluation.metric, seed, omega, checkpoint),
+        **identity(agent, split, data_root, evaluation.about, seed, omega, checkpoint),
         "precision": precision,
         "scenes": len(evaluation.tokens),
         "scenes_scored": part.used,
@@ -288,7 +376,7 @@ def write_evaluation(
         "failed": len(evaluation.failures),
         "failures": evaluation.failures,
         "averages": {name: None if np.isnan(mean) else mean for name, mean in evaluation.averages.items()},
-        "metric": evaluation.metric,
+        "metric": evaluation.about,
         "metric_cache": cache.provenance if cache else None,
         "data_fingerprint": data_fingerprint(records, data_root),
         "trained_on": trained_on,
@@ -416,17 +504,11 @@ def data_fingerprint(records: Sequence[SceneRecord], data_root: Path | str) -> s
     return hashlib.sha256(json.dumps([[r.token for r in records], content]).encode()).hexdigest()
 
 
-def describe(summary: dict[str, Any]) -> str:
+def describe(summary: dict[str, Any], metric: Metric[Any] = PDMS_V1) -> str:
     """What to print of a summary."""
     means = summary["averages"]
-    short = {"no_at_fault_collisions": "NC", "drivable_area_compliance": "DAC", "driving_direction_compliance": "DDC",
-             "traffic_light_compliance": "TLC", "ego_progress": "EP", "time_to_collision_within_bound": "TTC",
-             "comfort": "C", "lane_keeping": "LK", "history_comfort": "HC",
-             "two_frame_extended_comfort": "EC"}  # fmt: skip
-    numbers = "  ".join(f"{short[n]} {100 * mean:.1f}" for n, mean in means.items() if n in short and mean is not None)
-    human_filter = summary["metric"].get("human_filter")
-    total = "PDMS" if human_filter is None else f"EPDMS (human filter {human_filter})"
-    numbers = f"{numbers}  {total} {100 * means['score']:.1f}"
+    columns = (*metric.columns[:-1], replace(metric.columns[-1], label=metric.title))
+    numbers = "  ".join(column.shown(means[column.name]) for column in columns if means.get(column.name) is not None)
     part = Coverage(summary["scenes_scored"], summary["scenes_in_split"], summary["left_out"])
     lines = [f"{summary['agent']} on {summary['split']} ({part}): {numbers}"]
     if summary["weights"] is not None:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from navsim_bridge.golden.v1 import golden_fields, golden_scene
-from navsim_bridge.pdm.epdms_rules import motion_of
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES, EPDMSInputs, MetricScene
 from navsim_bridge.pdm.simulate import simulate
+from navsim_bridge.pdm.terms.comfort import motion_of
 
 _RED = "red_light_"
 

@@ -1,5 +1,4 @@
-"""`MetricScene`s from logs and maps, by the rules of the devkit's metric caching: version 1.1 for the PDM score, 2.1.2
-for EPDMS.
+"""`MetricScene`s from logs and maps, by the rules of the devkit's metric caching that a metric asks for.
 
 Objects, route, centreline, drivable area and the plan of the reference planner (PDM-Closed) are the devkit's own.
 """
@@ -9,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -17,41 +15,32 @@ from dpvla.parallel import torch_threads
 from navsim_bridge.ego import REAR_AXLE_TO_CENTER
 from navsim_bridge.files.logs import Log, annotated, log_path, open_log
 from navsim_bridge.files.maps import Polygon, VectorMap, flatten, open_map
-from navsim_bridge.metric_cache.epdms_inputs import V2_KEY_FRAMES, epdms_inputs, observe_v2
+from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm.simulate import ego_state_as_read_back
 from navsim_bridge.pdm_closed.forecast import forecast
 from navsim_bridge.pdm_closed.inputs import PlannerScene, PresentObjects, ReferencePlan, red_lights_on_route
-from navsim_bridge.pdm_closed.planner import Version, plan_references
+from navsim_bridge.pdm_closed.planner import plan_references
 from navsim_bridge.pdm_closed.route import MAP_RADIUS, OfficialRoute, official_route
 from navsim_bridge.splits.scene_filter import Split, require_future
 from navsim_bridge.splits.scenes import SceneRecord, by_log
-from navsim_bridge.traffic.log_replay import KEY_FRAMES, observe
+from navsim_bridge.traffic.log_replay import observe
 
-MetricName = Literal["pdms", "epdms"]
-"""The PDM score of NAVSIM v1, or EPDMS of v2."""
-REFERENCE: dict[MetricName, str] = {"pdms": "PDM-Closed (navsim 1.1)", "epdms": "PDM-Closed (navsim 2.1.2)"}
-VERSION: dict[MetricName, Version] = {"pdms": "v1", "epdms": "v2"}
 WHOLE_ROUTE = "lanes of the corrected route to its end"
 LONGEST = "longest chain of lanes of the corrected route"
 
 
-def require_scorable(split: Split, metric: MetricName) -> None:
-    """Raise SplitError when the scenes of ``split`` are too short to be scored with ``metric``."""
-    require_future(split, _key_frames(metric) - 1, "scoring")
-
-
-def _key_frames(metric: MetricName) -> int:
-    return KEY_FRAMES if metric == "pdms" else V2_KEY_FRAMES
+def require_scorable(split: Split, rules: SceneRules) -> None:
+    """Raise SplitError when the scenes of ``split`` are too short for metric scenes of ``rules``."""
+    require_future(split, rules.key_frames - 1, "scoring")
 
 
 class SceneBuilder:
     """Builds the metric scenes of one log."""
 
-    def __init__(self, log: Log, maps: Mapping[str, VectorMap], metric: MetricName = "pdms") -> None:
+    def __init__(self, log: Log, maps: Mapping[str, VectorMap], rules: SceneRules = NAVSIM_V1) -> None:
         """``maps``: location -> map, for every location of the log."""
-        self._log, self._maps, self._metric = log, maps, metric
-        self._key_frames = _key_frames(metric)
+        self._log, self._maps, self._rules = log, maps, rules
         self._last: tuple[list[str], frozenset[str]] | None = None  # all scenes planned so far, what is ignored then
 
     def build(
@@ -83,7 +72,7 @@ class SceneBuilder:
                 self._fail(record, error, failed)
         with torch_threads(1):
             plans = plan_references(
-                [scene for _, scene, _ in drafts], version=VERSION[self._metric], ignored=self._ignored_after(before)
+                [scene for _, scene, _ in drafts], version=self._rules.planner, ignored=self._ignored_after(before)
             )
         scenes: dict[str, MetricScene] = {}
         if plans:
@@ -115,10 +104,10 @@ class SceneBuilder:
     def _planner_scene(self, record: SceneRecord) -> tuple[PlannerScene, OfficialRoute]:
         now = record.first_frame + record.now
         future = len(record.poses) - record.num_history
-        if future < self._key_frames - 1:
+        if future < self._rules.key_frames - 1:
             raise ValueError(
-                f"it has {future} future frames; scoring needs {self._key_frames - 1}: use a split with "
-                f"num_future_frames: {self._key_frames - 1}"
+                f"it has {future} future frames; scoring needs {self._rules.key_frames - 1}: use a split with "
+                f"num_future_frames: {self._rules.key_frames - 1}"
             )
         ego_state = np.zeros(11)
         ego_state[:3] = record.pose
@@ -167,38 +156,21 @@ class SceneBuilder:
         self, record: SceneRecord, scene: PlannerScene, route: OfficialRoute, plan: ReferencePlan
     ) -> MetricScene:
         now = record.first_frame + record.now
-        frames = slice(now, now + self._key_frames)
-        states = np.zeros((self._key_frames, 11))
+        frames = slice(now, now + self._rules.key_frames)
+        states = np.zeros((self._rules.key_frames, 11))
         states[:, :3] = self._log.poses[frames]
         poses = ego_state_as_read_back(states)[:, :3]
         boxes = annotated(self._log.annotations[frames], self._log, now)
-        epdms = self._metric == "epdms"
-        observation = observe_v2(boxes, poses) if epdms else observe(boxes, poses)
-        return MetricScene(
-            token=record.token,
-            log_name=record.log_name,
-            ego_state=scene.ego_state,
-            ego_time_us=scene.ego_time_us,
+        observation, inputs = observe(boxes, poses), self._rules.inputs
+        return scene.metric_scene(
             reference_states=plan.states,
             reference_times_us=plan.times_us,
-            polygon_tokens=scene.polygon_tokens,
-            polygon_types=scene.polygon_types,
-            polygon_ring_offsets=scene.polygon_ring_offsets,
-            ring_offsets=scene.ring_offsets,
-            vertices=scene.vertices,
-            route_lane_ids=scene.route_lane_ids,
-            centerline=scene.centerline,
-            frame_offsets=observation.frame_offsets,
-            object_track=observation.object_track,
-            object_boxes=observation.object_boxes,
-            track_tokens=observation.track_tokens,
-            track_types=observation.track_types,
-            track_first_speed=observation.track_first_speed,
+            **vars(observation),
             provenance={
-                "reference": REFERENCE[self._metric],
+                "reference": self._rules.reference,
                 "centerline": WHOLE_ROUTE if route.reaches_end else LONGEST,
             },
-            v2=epdms_inputs(self._log, self._maps[record.location], record, route.given_lanes) if epdms else None,
+            v2=inputs and inputs(self._log, self._maps[record.location], record, route.given_lanes),
         )
 
 
@@ -206,7 +178,7 @@ def build_scenes(
     records: Sequence[SceneRecord],
     data_root: Path | str,
     maps_root: Path | str,
-    metric: MetricName = "pdms",
+    rules: SceneRules = NAVSIM_V1,
     before: Sequence[SceneRecord] = (),
 ) -> Iterator[MetricScene]:
     """Metric scenes of ``records``, log by log in order of first appearance, in this process.
@@ -216,13 +188,13 @@ def build_scenes(
     """
     earlier = by_log(before)
     for key, of_log in by_log(records).items():
-        yield from scene_builder(of_log, data_root, maps_root, metric).build(of_log, earlier.get(key, ()))
+        yield from scene_builder(of_log, data_root, maps_root, rules).build(of_log, earlier.get(key, ()))
 
 
 def scene_builder(
-    of_log: Sequence[SceneRecord], data_root: Path | str, maps_root: Path | str, metric: MetricName = "pdms"
+    of_log: Sequence[SceneRecord], data_root: Path | str, maps_root: Path | str, rules: SceneRules = NAVSIM_V1
 ) -> SceneBuilder:
     """The builder for scenes of one log."""
     first = of_log[0]
     log = open_log(log_path(data_root, first.data_split, first.log_name))
-    return SceneBuilder(log, {r.location: open_map(maps_root, r.location) for r in of_log}, metric)
+    return SceneBuilder(log, {r.location: open_map(maps_root, r.location) for r in of_log}, rules)

@@ -22,14 +22,15 @@ except ImportError:  # not on Windows
 
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.files.maps import map_path, share_maps, use_shared_maps
-from navsim_bridge.metric_cache.builder import REFERENCE, MetricName, require_scorable, scene_builder
+from navsim_bridge.metric_cache.builder import require_scorable, scene_builder
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.index import INDEX, read_index, write_index
 from navsim_bridge.metric_cache.jobs import in_parts, log_entry, num_processes, run_log_jobs
 from navsim_bridge.metric_cache.store import FORMAT, SUFFIX, SceneFile, file_hash
-from navsim_bridge.pdm.epdms import METRIC_V2
+from navsim_bridge.metrics.metric import Metric
+from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
+from navsim_bridge.metrics.scenes import refuse_text
 from navsim_bridge.pdm.metric_scene import MetricScene
-from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.splits.coverage import Coverage, coverage, missing_logs
 from navsim_bridge.splits.scene_filter import Split, load_split
 from navsim_bridge.splits.scenes import SceneRecord, Selection, by_log, find_scenes
@@ -39,9 +40,6 @@ SHARED_MAPS = ".maps"
 """Folder in the cache in which worker processes find the maps while they run."""
 BUILDER = 3
 """Raise when the builder's results change: caches of another builder are made again."""
-METRIC = "PDMS v1 (navsim 1.1)"
-METRICS: dict[MetricName, str] = {"pdms": METRIC, "epdms": METRIC_V2}
-"""What a cache says its scenes are for."""
 
 
 class MetricCache:
@@ -73,15 +71,18 @@ class MetricCache:
 
     @property
     def metric(self) -> str:
-        """What the scenes are for, one of `METRICS`."""
+        """What the scenes are for: the name of their `SceneRules`."""
         return str(self.index["metric"])
 
-    def require_metric(self, metric: MetricName) -> None:
-        """Raise CacheError when the scenes are for the other metric."""
-        if self.metric != METRICS[metric]:
+    def require_metric(self, metric: Metric[Any]) -> None:
+        """Raise CacheError when ``metric`` is not scored in scenes such as these."""
+        name, rules = metric.config.name, metric.scene_rules
+        if rules is None:
+            raise CacheError(f"--metric {name} needs no metric scenes: leave out --metric-cache ({self.path})")
+        if self.metric != rules.name:
             raise CacheError(
-                f"{self.path} holds scenes of {self.metric}, not of {METRICS[metric]}; make another cache with "
-                f"tools/cache_metrics.py --metric {metric}"
+                f"{self.path} holds scenes of {self.metric}, not of {rules.name}, which --metric {name} scores in; "
+                f"make another cache with tools/cache_metrics.py --metric {name}, or choose another --metric"
             )
 
     @property
@@ -148,10 +149,6 @@ class MetricCache:
             scenes[token] = scene
         return [scenes[token] for token in tokens]
 
-    def batch(self, tokens: Sequence[str]) -> SceneBatch:
-        """The scenes of ``tokens``, packed for scoring."""
-        return SceneBatch.from_scenes(self.load(tokens))
-
     def verify(self) -> None:
         """Check every byte of every file; raises CacheError naming the first that is damaged or missing."""
         for log in self.index["logs"]:
@@ -202,7 +199,7 @@ def build_metric_cache(
     workers: int = 1,
     allow_missing: bool = False,
     progress: bool = True,
-    metric: MetricName = "pdms",
+    rules: SceneRules = NAVSIM_V1,
     shard: Shard | None = None,
 ) -> MetricCache:
     """Write the metric scenes of a split to ``out``; logs that are already there and unchanged are kept.
@@ -214,25 +211,25 @@ def build_metric_cache(
         workers: processes.
         allow_missing: cache what there is when logs or tokens of the split are missing.
         progress: show a progress bar.
-        metric: what the scenes are for: "pdms" (NAVSIM v1) or "epdms" (v2).
+        rules: how the scenes are made: ``scene_rules`` of the metric that they are for.
         shard: build this part alone, in the folder `Shard.folder` of ``out``; `merge_caches` joins the parts.
 
     Raises:
-        CacheError: ``out`` holds the cache of another split or metric.
+        CacheError: ``out`` holds the cache of another split, or of other rules.
         FileNotFoundError, ValueError: see `require_scorable`, `find_scenes`, `open_map` and `SceneBuilder.build`.
     """
     split = load_split(split, data_root) if isinstance(split, str) else split
-    require_scorable(split, metric)
+    require_scorable(split, rules)
     out, maps_root = Path(out), Path(maps_root)
     about: dict[str, Any] = {
-        "metric": METRICS[metric],
+        "metric": rules.name,
         "split": split.name,
         "data_split": split.data_split,
-        "reference": REFERENCE[metric],
+        "reference": rules.reference,
     }
     if shard is not None:
         out = out / shard.folder
-    refuse_other_split(out, split.name, split.data_split, metric)
+    refuse_other_split(out, split.name, split.data_split, rules.name)
     found = find_scenes(split, data_root, allow_missing, workers, shard, (__name__,))
     records, gone = found.records, missing_logs(split, data_root)
     if shard is None:
@@ -242,7 +239,7 @@ def build_metric_cache(
     maps = _map_entries(maps_root, sorted({r.location for r in records}))
     hashes = {location: entry["source_sha256"] for location, entry in maps.items()}
     jobs = [
-        _LogJob(Path(data_root), maps_root, tuple(of_log), out / f"{log_name}{SUFFIX}", metric, hashes)
+        _LogJob(Path(data_root), maps_root, tuple(of_log), out / f"{log_name}{SUFFIX}", rules, hashes)
         for (_, log_name), of_log in by_log(records).items()
     ]
     title = f"metric cache of {split.name}" + (f", shard {shard}" if shard else "")
@@ -286,7 +283,7 @@ class _LogJob:
     maps_root: Path
     records: tuple[SceneRecord, ...]
     out: Path
-    metric: MetricName
+    rules: SceneRules
     map_hashes: dict[str, str]  # location -> SHA-256
 
     @property
@@ -307,7 +304,7 @@ class _LogJob:
         return {**entry, "stamp": _stamp(path), "source_sha256": sha256}
 
     def _build(self) -> Callable[[slice], list[MetricScene]]:
-        builder = scene_builder(self.records, self.data_root, self.maps_root, self.metric)
+        builder = scene_builder(self.records, self.data_root, self.maps_root, self.rules)
         return lambda part: builder.build(self.records[part], self.records[: part.start])
 
     def _source(self, log_hash: str) -> str:
@@ -315,7 +312,7 @@ class _LogJob:
         maps = {at: self.map_hashes[at] for at in {r.location for r in self.records}}
         parts = {
             "builder": BUILDER,
-            "metric": self.metric,
+            "metric": self.rules.key,
             "log": log_hash,
             "maps": dict(sorted(maps.items())),
             "windows": [(r.token, r.first_frame, r.num_history, len(r.poses)) for r in self.records],
@@ -325,7 +322,10 @@ class _LogJob:
 
 def finish(out: Path, logs: dict[str, dict[str, Any]], about: dict[str, Any], maps: dict[str, Any]) -> None:
     """Write the index, which makes the scene files in ``out`` a cache; remove files of an earlier index or a killed
-    run."""
+    run.
+
+    ``about`` says at least ``metric`` (what the scenes are for: the name of their rules), ``split`` and ``data_split``.
+    """
     centerlines: Counter[str] = Counter()
     for entry in logs.values():
         centerlines.update(entry.pop("centerlines"))
@@ -333,7 +333,6 @@ def finish(out: Path, logs: dict[str, dict[str, Any]], about: dict[str, Any], ma
     index = {
         "format": FORMAT,
         "builder": BUILDER,
-        "metric": METRIC,  # unless ``about`` says another
         **about,
         "num_scenes": sum(len(entry["tokens"]) for entry in logs.values()),
         "centerlines": dict(centerlines),
@@ -377,23 +376,18 @@ def describe_shard(shard: Shard, split: Split, found: Selection, missing: int, a
     }
 
 
-def refuse_other_split(out: Path, split: str, data_split: str, metric: MetricName = "pdms") -> None:
-    """Raise CacheError when ``out`` holds the cache of another split or metric; a damaged index is no cache."""
+def refuse_other_split(out: Path, split: str, data_split: str, scenes_of: str) -> None:
+    """Raise CacheError when ``out`` holds the cache of another split, or one whose rules have another name than
+    ``scenes_of``; a damaged index is no cache."""
     try:
         found = json.loads((out / INDEX).read_text(encoding="utf-8"))
         there = found["split"], found["data_split"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if found.get("metric", METRIC) != METRICS[metric]:
-        raise CacheError(f"{out} holds scenes of {found['metric']}; choose another folder for {METRICS[metric]}")
+    if found.get("metric", scenes_of) != scenes_of:
+        raise CacheError(f"{out} holds scenes of {found['metric']}; choose another folder for {scenes_of}")
     if there != (split, data_split):
         raise CacheError(f"{out} holds the metric cache of split {there[0]}; choose another folder for {split}")
-
-
-def refuse_text(tokens: object) -> None:
-    """Raise TypeError for one text, which would be taken letter by letter."""
-    if isinstance(tokens, str | bytes):
-        raise TypeError(f"tokens must be a sequence of texts, found one: {tokens!r:.80}; put it in a list")
 
 
 def _most_open_files() -> int:

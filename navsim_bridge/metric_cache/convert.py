@@ -10,6 +10,7 @@ from navsim_bridge.metric_cache import cache as packed
 from navsim_bridge.metric_cache.jobs import log_entry, run_log_jobs
 from navsim_bridge.metric_cache.official import REFERENCE, OfficialCache, OfficialCacheError, read_official_cache
 from navsim_bridge.metric_cache.store import SUFFIX, file_hash
+from navsim_bridge.metrics.scene_rules import NAVSIM_V1
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.splits.coverage import Coverage
 
@@ -32,7 +33,7 @@ def convert_official_cache(
     """
     official, out = OfficialCache(source), Path(out)
     name = f"official cache {official.folder.resolve().name}"
-    packed.refuse_other_split(out, name, "")
+    packed.refuse_other_split(out, name, "", NAVSIM_V1.name)
     jobs = [
         _OfficialJob(tuple(official.files[token] for token in tokens), out / f"{log}{SUFFIX}")
         for log, tokens in official.by_log().items()
@@ -43,7 +44,8 @@ def convert_official_cache(
         (out / logs.pop(log)["file"]).unlink()
     if not logs:
         raise OfficialCacheError(f"none of {len(official)} scenes could be converted; first: {problems[0]}")
-    about = {"split": name, "data_split": "", "reference": REFERENCE, "unreadable": len(problems)}
+    about: dict[str, Any] = {"metric": NAVSIM_V1.name, "split": name, "data_split": "", "reference": REFERENCE}
+    about |= {"unreadable": len(problems)}
     about |= Coverage.whole(len(official)).without("failed", len(problems)).as_dict()
     packed.finish(out, logs, about, maps={})
     if problems:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from navsim_bridge.metric_cache.cache import BUILDER, METRICS, MetricCache, finish, refuse_other_split
+from navsim_bridge.metric_cache.cache import BUILDER, MetricCache, finish, refuse_other_split
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.index import read_index
 from navsim_bridge.metric_cache.jobs import entry_of
@@ -39,8 +39,7 @@ def merge_caches(folders: Sequence[Path | str], out: Path | str, allow_missing: 
     shards = _read(_find(folders))
     first = next(iter(shards.values()))[1]
     _check(shards, allow_missing)
-    metric = next(name for name, described in METRICS.items() if described == first["metric"])
-    refuse_other_split(out, first["split"], first["data_split"], metric)
+    refuse_other_split(out, first["split"], first["data_split"], first["metric"])
     logs: dict[str, dict[str, Any]] = {}
     maps: dict[str, Any] = {}
     for folder, index in shards.values():

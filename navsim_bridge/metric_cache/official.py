@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from navsim_bridge.ego import REAR_AXLE_TO_CENTER
 from navsim_bridge.files.pickles import UnsafePickleError, unpickle_plain
 from navsim_bridge.metric_cache.tracks import interpolated_between_key_frames
-from navsim_bridge.pdm.metric_scene import NUM_FRAMES, OBJECT_TYPES, MetricScene
+from navsim_bridge.pdm.metric_scene import AGENT_TYPES, NUM_FRAMES, OBJECT_TYPES, MetricScene
 from navsim_bridge.pdm.packing import pack_scenes
 
 FILE = "metric_cache.pkl"
@@ -36,7 +36,6 @@ SNAP = 1e-7
 MAP_LAYERS = {0: "LANE", 1: "INTERSECTION", 5: "DRIVABLE_AREA", 11: "LANE_CONNECTOR", 15: "CARPARK_AREA",
               17: "ROADBLOCK", 18: "ROADBLOCK_CONNECTOR"}  # fmt: skip
 """nuPlan's numbers of the map layers that a drivable-area map may hold."""
-_MOVING_TYPES = ("VEHICLE", "PEDESTRIAN", "BICYCLE", "EGO")
 _VERSION_2_FIELDS = (b"human_trajectory", b"map_parameters", b"past_detections_tracks", b"current_tracked_objects")
 
 
@@ -322,7 +321,7 @@ def _object_type(found: Any) -> str:
 
 
 def _speed(found: Any, kind: str) -> float:
-    return float(np.hypot(found._velocity._x, found._velocity._y)) if kind in _MOVING_TYPES else 0.0
+    return float(np.hypot(found._velocity._x, found._velocity._y)) if kind in AGENT_TYPES else 0.0
 
 
 def _boxes(wkb: Sequence[bytes]) -> NDArray[np.float64]:

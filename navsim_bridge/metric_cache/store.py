@@ -1,6 +1,6 @@
 """Many `MetricScene`s in one file: flat arrays with offsets, nothing lost and little stored twice.
 
-A file holds scenes of the PDM score v1 or scenes of EPDMS, which have fewer object frames and further inputs.
+All scenes of a file have the same number of object frames, and either all have the inputs of NAVSIM v2 or none.
 
 Scenes of one log share most map polygons and centrelines, so each distinct one is stored once. Objects are stored as
 `tracks` codes them; sizes once per track where they do not change; text as UTF-8; indexes in as few bytes as they
@@ -26,7 +26,6 @@ from navsim_bridge.metric_cache.tracks import KeyFrames, code, constant_sizes, m
 from navsim_bridge.pdm.epdms_scene import lights_as_map
 from navsim_bridge.pdm.metric_scene import (
     EPDMS_FRAMES,
-    NUM_FRAMES,
     OBJECT_TYPES,
     POLYGON_TYPES,
     EPDMSInputs,
@@ -44,20 +43,19 @@ def write_scenes(path: Path | str, scenes: Sequence[MetricScene], source: str) -
     ``source`` identifies what they were made from; `SceneFile.source` gives it back.
 
     Raises:
-        ValueError: scenes of both metrics, or one whose object frames are not those of its metric.
+        ValueError: scenes made by different rules.
     """
-    epdms = bool(scenes) and scenes[0].v2 is not None
     for scene in scenes:
-        if (scene.v2 is not None) != epdms:
-            raise ValueError(f"scene {scene.token}: one file holds scenes of the PDM score v1 or of EPDMS, not of both")
-        if len(scene.frame_offsets) != _num_frames(epdms) + 1:
-            frames, expected = len(scene.frame_offsets) - 1, _num_frames(epdms)
-            raise ValueError(f"scene {scene.token} has {frames} object frames; its metric needs {expected}")
-    arrays = _pack(scenes, epdms)
-    exponents = _pack_columns(arrays, epdms)
+        if (scene.v2 is None) != (scenes[0].v2 is None) or len(scene.frame_offsets) != len(scenes[0].frame_offsets):
+            raise ValueError(
+                f"scene {scene.token} was made by other rules than scene {scenes[0].token}: one file holds scenes "
+                "of one metric"
+            )
+    arrays = _pack(scenes)
+    exponents = _pack_columns(arrays)
     header = {
         "format": FORMAT,
-        "epdms": epdms,
+        "epdms": bool(scenes) and scenes[0].v2 is not None,  # what the format calls the inputs of v2
         "source": source,
         "provenance": _distinct([s.provenance for s in scenes])[0],
         "exponents": exponents,
@@ -84,15 +82,14 @@ class SceneFile:
         if header["format"] != FORMAT:
             raise CacheError(f"{self.path}: format {header['format']}, expected {FORMAT}; make the cache again")
         self.source: str = header["source"]
-        self.epdms: bool = header["epdms"]
-        self._num_frames = _num_frames(self.epdms)
+        self._has_v2: bool = header["epdms"]
         self._provenance: list[dict[str, str]] = header["provenance"]
-        _unpack_columns(self._arrays, header["exponents"])
+        self.num_bytes = _unpack_columns(self._arrays, header["exponents"])  # the rest is mapped
+        self._num_frames = self._arrays["frame_count"].shape[1]
         self._index()
 
     def _index(self) -> None:
         a = self._arrays
-        self.num_bytes = sum(a[name].nbytes for name in _columns(self.epdms))  # unpacked; the rest is mapped
         self.tokens = _lines(a["token"])
         self._log_names = _lines(a["log_name"])
         self._polygon_tokens = _lines(a["polygon_token"])
@@ -110,7 +107,7 @@ class SceneFile:
         self._resized = a["track_size_varies"].astype(bool)
         # where each scene's part of an array begins and ends
         names = ["reference", "scene_polygon", "route_lane", "object", "track", "free_xy", "free_size"]
-        if self.epdms:
+        if self._has_v2:
             names += ["past", "light_polygon"]
         self._parts = {name: _offsets(a[f"{name}_count"].astype(np.int64)).tolist() for name in names}
         self._centerlines = _offsets(a["centerline_count"].astype(np.int64)).tolist()
@@ -155,7 +152,7 @@ class SceneFile:
             track_types=tuple(self._track_types[tracks]),
             track_first_speed=a["track_first_speed"][tracks],
             provenance=self._provenance[int(a["provenance"][row])],
-            v2=self._inputs(row, part) if self.epdms else None,
+            v2=self._inputs(row, part) if self._has_v2 else None,
         )
 
     def _rings(self, polygons: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
@@ -203,11 +200,7 @@ class SceneFile:
         return boxes
 
 
-def _num_frames(epdms: bool) -> int:
-    return EPDMS_FRAMES if epdms else NUM_FRAMES
-
-
-def _pack(scenes: Sequence[MetricScene], epdms: bool) -> dict[str, NDArray[Any]]:
+def _pack(scenes: Sequence[MetricScene]) -> dict[str, NDArray[Any]]:
     lights = [lights_as_map(s, s.v2) for s in scenes if s.v2 is not None]  # polygons of the map, too
     polygon_rows, polygon_table = _polygon_table([*scenes, *lights])
     polygon_rows, light_rows = polygon_rows[: len(scenes)], polygon_rows[len(scenes) :]
@@ -219,7 +212,8 @@ def _pack(scenes: Sequence[MetricScene], epdms: bool) -> dict[str, NDArray[Any]]
         shape = (0, columns) if columns else (0,)
         return np.concatenate([np.zeros(shape, dtype=np.asarray(parts[0]).dtype), *parts]) if parts else np.zeros(shape)
 
-    objects = [_object_arrays(s, _num_frames(epdms)) for s in scenes]
+    num_frames = len(scenes[0].frame_offsets) - 1 if scenes else 0
+    objects = [_object_arrays(s, num_frames) for s in scenes]
     inputs = [s.v2 for s in scenes if s.v2 is not None]
     further = {
         "human_plan": np.array([np.zeros((NUM_POSES, 3)) if v.human_plan is None else v.human_plan for v in inputs]),
@@ -232,7 +226,7 @@ def _pack(scenes: Sequence[MetricScene], epdms: bool) -> dict[str, NDArray[Any]]
         "light_red": joined((np.asarray(v.light_red, dtype=np.uint8).T for v in inputs), EPDMS_FRAMES),
     }
     return {
-        **(further if epdms else {}),
+        **(further if inputs else {}),
         **polygon_table,
         "token": _text(s.token for s in scenes),
         "log_name": _text(s.log_name for s in scenes),
@@ -248,7 +242,7 @@ def _pack(scenes: Sequence[MetricScene], epdms: bool) -> dict[str, NDArray[Any]]
         "centerline": np.frombuffer(b"".join(lines), dtype=np.float64).reshape(-1, 3),
         "centerline_count": _small([len(line) // 24 for line in lines]),
         "scene_centerline": _small(scene_line),
-        "frame_count": _small([np.diff(s.frame_offsets) for s in scenes]).reshape(-1, _num_frames(epdms)),
+        "frame_count": _small([np.diff(s.frame_offsets) for s in scenes]).reshape(len(scenes), num_frames),
         "object_count": _small([len(s.object_track) for s in scenes]),
         "object_track": _small(joined(s.object_track for s in scenes)),
         "object_heading": joined(np.asarray(s.object_boxes, dtype=np.float64)[:, 2] for s in scenes),
@@ -268,21 +262,17 @@ def _pack(scenes: Sequence[MetricScene], epdms: bool) -> dict[str, NDArray[Any]]
     }
 
 
-_COLUMNS = {"vertices": 2, "centerline": 3, "reference_states": 3, "key_xy": 2, "free_xy": 2}
-"""Arrays whose first two columns are coordinates, with their number of columns."""
+COORDINATES = ("vertices", "centerline", "reference_states", "key_xy", "free_xy", "past_states")
+"""Arrays whose first two columns are coordinates; ``past_states`` where there are inputs of v2."""
 
 
-def _columns(epdms: bool) -> dict[str, int]:
-    return _COLUMNS | {"past_states": 11} if epdms else _COLUMNS
-
-
-def _pack_columns(arrays: dict[str, NDArray[Any]], epdms: bool) -> dict[str, list[int | None]]:
+def _pack_columns(arrays: dict[str, NDArray[Any]]) -> dict[str, list[int | None]]:
     """Replace coordinates by packed columns where that is possible; the exponents say where."""
     exponents: dict[str, list[int | None]] = {}
-    for name, columns in _columns(epdms).items():
+    for name in (name for name in COORDINATES if name in arrays):
         table = arrays.pop(name)
         exponents[name] = []
-        for column in range(columns):
+        for column in range(table.shape[1]):
             values = np.ascontiguousarray(table[:, column])
             packed = pack_column(values) if column < 2 else None
             exponents[name].append(packed[0] if packed else None)
@@ -291,8 +281,8 @@ def _pack_columns(arrays: dict[str, NDArray[Any]], epdms: bool) -> dict[str, lis
     return exponents
 
 
-def _unpack_columns(arrays: dict[str, NDArray[Any]], exponents: dict[str, list[int | None]]) -> None:
-    """Undo `_pack_columns`."""
+def _unpack_columns(arrays: dict[str, NDArray[Any]], exponents: dict[str, list[int | None]]) -> int:
+    """Undo `_pack_columns`; returns the bytes that the unpacked arrays take."""
     for name, of_columns in exponents.items():
         columns = []
         for column, exponent in enumerate(of_columns):
@@ -303,6 +293,7 @@ def _unpack_columns(arrays: dict[str, NDArray[Any]], exponents: dict[str, list[i
                 parts = {part: arrays.pop(prefix + part) for part in ("steps", "large_at", "large")}
                 columns.append(unpack_column(exponent, parts))
         arrays[name] = np.stack(columns, axis=1)
+    return sum(arrays[name].nbytes for name in exponents)
 
 
 def _object_arrays(scene: MetricScene, num_frames: int) -> dict[str, NDArray[Any]]:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-STEPS = 5
-"""Frames of 0.1 s from one key frame to the next."""
+from navsim_bridge.traffic.log_replay import STEPS
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]

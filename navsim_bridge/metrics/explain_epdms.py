@@ -7,9 +7,9 @@ import math
 import torch
 
 from navsim_bridge.pdm.epdms import TERMS, EPDMSTerms
+from navsim_bridge.pdm.simulate import STEP_SECONDS
 from navsim_bridge.pdm.terms.comfort import BOUNDS
 
-_DT = 0.1  # [s]
 _NON_DRIVABLE = 1  # column of EPDMSTerms.ego_areas
 
 
@@ -60,4 +60,4 @@ def _detail(terms: EPDMSTerms, scene: int, candidate: int, name: str, value: flo
 
 
 def _seconds(index: float) -> str:
-    return f"{index * _DT:.1f} s" if math.isfinite(index) else "an unknown time"
+    return f"{index * STEP_SECONDS:.1f} s" if math.isfinite(index) else "an unknown time"

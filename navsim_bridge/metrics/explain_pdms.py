@@ -10,27 +10,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from navsim_bridge.pdm.formula import PDM_SCORE
 from navsim_bridge.pdm.geometry import REAR_AXLE, ego_points, points_in_polygons
 from navsim_bridge.pdm.scene import SceneBatch, SceneNames
 from navsim_bridge.pdm.score import PDMScores, check_plans, score_plans, simulate_plans
+from navsim_bridge.pdm.simulate import STEP_SECONDS
 from navsim_bridge.pdm.terms.areas import EgoAreas, ego_areas
 from navsim_bridge.pdm.terms.collision import judge_contacts
 from navsim_bridge.pdm.terms.comfort import BOUNDS, comfort_values
 from navsim_bridge.pdm.terms.progress import against_route
 from navsim_bridge.pdm.terms.ttc import judge_threats
 
-_LABELS = {
-    "no_at_fault_collisions": "NC",
-    "drivable_area_compliance": "DAC",
-    "ego_progress": "EP",
-    "time_to_collision_within_bound": "TTC",
-    "comfort": "C",
-    "driving_direction_compliance": "DDC",
-}
+_LABELS = {column.name: column.label for column in PDM_SCORE}
 _CORNERS = ("front left", "rear left", "rear right", "front right")
 _WHOLE = 1 - 1e-6  # progress from here on counts as one
 _PAIRS_AT_ONCE = 128
-_DT = 0.1  # [s]
 
 
 @dataclass(frozen=True)
@@ -109,8 +103,8 @@ class _Values:
         self.direction = scores.driving_direction_compliance.numpy()
         self.raw = scores.progress_raw.numpy()
         self.scale = scores.progress_scale.numpy()
-        self.collision_time = scores.collision_time_index.numpy() * _DT
-        self.ttc_time = scores.ttc_time_index.numpy() * _DT
+        self.collision_time = scores.collision_time_index.numpy() * STEP_SECONDS
+        self.ttc_time = scores.ttc_time_index.numpy() * STEP_SECONDS
         self.lost = (self.progress < _WHOLE) | (
             np.stack((self.collision, self.drivable, self.ttc, self.comfort, self.direction)) < 1
         ).any(axis=0)
@@ -171,12 +165,17 @@ def _collisions(
         told = [decisive, *[hit for hit in found if hit[1] < decisive[1]][:1]]  # a static hit first, then an agent
         names = _names(scenes, row)
         cause = " and ".join(
-            f"hits {names.track_types[track]} {names.track_tokens[track]} at t = {key * _DT:.1f} s{how}"
+            f"hits {names.track_types[track]} {names.track_tokens[track]} at t = {key * STEP_SECONDS:.1f} s{how}"
             for key, _, track, how in told
         )
         key, _, track, _ = decisive
         losses[row] = Loss(
-            "no_at_fault_collisions", value, cause, key * _DT, names.track_tokens[track], names.track_types[track]
+            "no_at_fault_collisions",
+            value,
+            cause,
+            key * STEP_SECONDS,
+            names.track_tokens[track],
+            names.track_types[track],
         )
     return losses
 
@@ -208,7 +207,7 @@ def _drivable_area(scenes: SceneBatch, states: Tensor, areas: EgoAreas, values: 
         names = _names(part, i)
         polygon = left[i][out[0]].index(True) if key > 0 and any(left[i][out[0]]) else None
         cause = (
-            f"{'leaves' if key else 'starts off'} the drivable area at t = {key * _DT:.1f} s, "
+            f"{'leaves' if key else 'starts off'} the drivable area at t = {key * STEP_SECONDS:.1f} s, "
             f"{_corners(out)} at x = {ego_x[i][out[0]]:.2f} m "
             f"y = {ego_y[i][out[0]]:.2f} m in the ego frame of t = 0"
         )
@@ -216,7 +215,7 @@ def _drivable_area(scenes: SceneBatch, states: Tensor, areas: EgoAreas, values: 
         if polygon is not None:
             token = names.polygon_tokens[polygon]
             cause += f", out of {names.polygon_types[polygon]} {token}"
-        losses[row_index] = Loss("drivable_area_compliance", 0.0, cause, key * _DT, polygon_token=token)
+        losses[row_index] = Loss("drivable_area_compliance", 0.0, cause, key * STEP_SECONDS, polygon_token=token)
     return losses
 
 
@@ -261,7 +260,7 @@ def _time_to_collision(
         key, steps, track, ahead, off_road, between = first[row]
         names, polygon = _names(scenes, row), None
         kind, token = names.track_types[track], names.track_tokens[track]
-        what = f"would hit {kind} {token} within {steps * _DT:.1f} s" if steps else f"touches {kind} {token}"
+        what = f"would hit {kind} {token} within {steps * STEP_SECONDS:.1f} s" if steps else f"touches {kind} {token}"
         if ahead:
             where = "ahead"
         elif off_road or between:
@@ -269,8 +268,8 @@ def _time_to_collision(
         else:
             polygon = _intersection_at(scenes, states, row, key)
             where = f"beside it while in INTERSECTION {polygon}"
-        cause = f"{what} {where} at t = {key * _DT:.1f} s"
-        losses[row] = Loss("time_to_collision_within_bound", value, cause, key * _DT, token, kind, polygon)
+        cause = f"{what} {where} at t = {key * STEP_SECONDS:.1f} s"
+        losses[row] = Loss("time_to_collision_within_bound", value, cause, key * STEP_SECONDS, token, kind, polygon)
     return losses
 
 
@@ -293,7 +292,7 @@ def _comfort(states: Tensor, values: NDArray) -> dict[int, Loss]:
             worst = int(excess.argmax())
             if excess[worst] >= 0:
                 limit = bound.high if course[worst] > 0 else bound.low
-                times.append(worst * _DT)
+                times.append(worst * STEP_SECONDS)
                 causes.append(
                     f"{bound.quantity} {course[worst]:.4g} {bound.unit} beyond {limit:g} at t = {times[-1]:.1f} s"
                 )
@@ -309,7 +308,7 @@ def _direction(states: Tensor, areas: EgoAreas, values: NDArray) -> dict[int, Lo
     losses = {}
     for row in np.flatnonzero(values < 1).tolist():
         worst = int(course[row].argmax())
-        time = (worst + 1) * _DT
+        time = (worst + 1) * STEP_SECONDS
         cause = f"{course[row, worst]:.1f} m off the lanes of the route within a second at t = {time:.1f} s (no weight)"
         losses[row] = Loss("driving_direction_compliance", float(values[row]), cause, time)
     return losses

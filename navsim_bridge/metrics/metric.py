@@ -1,161 +1,162 @@
-"""The two metrics an agent can be evaluated with, behind one interface: PDMS (NAVSIM v1) and EPDMS (v2)."""
+"""What a metric is: to add one, write one file with a subclass of `Metric` and name it in `registry.METRICS`.
+
+``examples/metric.py`` is a metric to copy. A file of your own needs no other change::
+
+    METRICS["mine"] = MyMetric            # at its end; name the file with --plugin my_metric
+
+Then ``--metric mine`` evaluates with it (tools/evaluate.py), fine-tunes on it (tools/rl_finetune.py, ``score`` is the
+reward) and, where it has scene rules, caches its scenes (tools/cache_metrics.py). Tables, pictures, legends and the
+lines that tools print take names and labels from ``columns``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from navsim_bridge.metric_cache.builder import MetricName
-from navsim_bridge.metric_cache.cache import METRIC
-from navsim_bridge.metric_cache.epdms_inputs import SYNTHETIC_TOKEN
-from navsim_bridge.metrics.explain_epdms import reasons
-from navsim_bridge.metrics.explain_pdms import explain
-from navsim_bridge.metrics.reward import SUB_SCORES
-from navsim_bridge.pdm import (
-    EPDMS_SUB_SCORES,
-    EPDMSBatch,
-    EPDMSTerms,
-    MetricScene,
-    SceneBatch,
-    combine,
-    epdms_terms,
-    score_plans,
-    two_frame_extended_comfort,
-)
-from navsim_bridge.pdm.chunks import join
-from navsim_bridge.pdm.epdms import METRIC_V2, HumanFilter
+from navsim_bridge.metrics.scene_rules import SceneRules
+from navsim_bridge.pdm import formula
+from navsim_bridge.pdm.formula import Column
+from navsim_bridge.pdm.score import check_plans
 from navsim_bridge.splits.scenes import SceneRecord
 
-ADJACENT = (0.05, 0.55)
-"""[s] A frame of the same log this much earlier is the previous frame of two-frame comfort."""
+
+@dataclass(frozen=True)
+class MetricConfig:
+    """Options of a metric; each has its own subclass, and a ``name`` that is the one in the registry."""
+
+    name: str
+
+
+Options = TypeVar("Options", bound=MetricConfig)
+Terms = Any
+"""A dataclass whose fields are tensors, scene axis first: what a metric finds, which everything else is made of."""
+
+
+class Packed(Protocol):
+    """Scenes as tensors."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def tokens(self) -> tuple[str, ...]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def to(self, device: torch.device | str) -> Any: ...
+
+    def select(self, index: NDArray[np.int64]) -> Any: ...
 
 
 @dataclass(frozen=True)
-class SceneScore:
-    """What one scene adds to an evaluation."""
+class Result:
+    """What an evaluation comes to."""
 
-    values: NDArray[np.float64]  # (column,) of the metric's columns; NaN where other frames decide
-    reason: str  # what cost the points; empty when nothing did
-    terms: EPDMSTerms | None = None  # what EPDMS compares with the next frame
-
-
-class Metric(Protocol):
-    """Scores plans, one a scene."""
-
-    @property
-    def key(self) -> MetricName:
-        """The option that chooses it; its scenes are cached under this name."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Sub-scores in the devkit's names and order; the last is the score."""
-
-    @property
-    def average_row(self) -> str:
-        """What the devkit calls the row of averages."""
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Name, version and options, for provenance."""
-
-    def score(self, scenes: Sequence[MetricScene], plans: Tensor, device: torch.device) -> list[SceneScore]:
-        """Score plans (scene, 8, 3)."""
-
-    def finish(self, records: Sequence[SceneRecord], scored: Mapping[int, SceneScore]) -> NDArray[np.float64]:
-        """Values (record, column) once all scenes are scored; NaN where ``scored`` lacks the record's index."""
+    rows: NDArray[np.float64]  # (record, column) NaN where a record has no value
+    summary: Mapping[str, float]  # column -> value over all records; NaN where there is none
 
 
-class PDMS:
-    """The PDM score of NAVSIM v1."""
+class Metric(ABC, Generic[Options]):
+    """Scores plans in scenes.
 
-    key: MetricName = "pdms"
-    columns = SUB_SCORES
-    average_row = "average"
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Name, version and options, for provenance."""
-        return {"name": METRIC}
-
-    def score(self, scenes: Sequence[MetricScene], plans: Tensor, device: torch.device) -> list[SceneScore]:
-        """Score plans (scene, 8, 3) and explain what they lost."""
-        batch, plans = SceneBatch.from_scenes(scenes).to(device), plans[:, None].to(device)
-        scores = score_plans(batch, plans)
-        table = torch.stack([getattr(scores, name)[:, 0].double() for name in self.columns], dim=-1).cpu().numpy()
-        explained = explain(batch, plans, scores)
-        return [SceneScore(row, why[0].text) for row, why in zip(table, explained)]
-
-    def finish(self, records: Sequence[SceneRecord], scored: Mapping[int, SceneScore]) -> NDArray[np.float64]:
-        """Scenes do not influence each other."""
-        values = np.full((len(records), len(self.columns)), np.nan)
-        for index, score in scored.items():
-            values[index] = score.values
-        return values
-
-
-@dataclass(frozen=True)
-class EPDMS:
-    """EPDMS of NAVSIM v2: one stage, log-replay traffic."""
-
-    human_filter: HumanFilter = "v2.1.2"
-    key: ClassVar[MetricName] = "epdms"
-    columns = EPDMS_SUB_SCORES
-    average_row = "average_all_frames"
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Name, version and options, for provenance."""
-        return {"name": METRIC_V2, "human_filter": self.human_filter}
-
-    def score(self, scenes: Sequence[MetricScene], plans: Tensor, device: torch.device) -> list[SceneScore]:
-        """Score plans (scene, 8, 3); the two-frame term and the score follow in ``finish``."""
-        terms = epdms_terms(EPDMSBatch.from_scenes(scenes).to(device), plans[:, None].to(device))
-        table = self._table(combine(terms, self.human_filter))
-        whys = reasons(terms)
-        fields = {f.name: getattr(terms, f.name).cpu() for f in dataclasses.fields(terms)}
-        return [
-            SceneScore(row, whys[i][0], EPDMSTerms(**{name: value[i : i + 1] for name, value in fields.items()}))
-            for i, row in enumerate(table)
-        ]
-
-    def finish(self, records: Sequence[SceneRecord], scored: Mapping[int, SceneScore]) -> NDArray[np.float64]:
-        """Compare each plan with the one of the frame before it, where that is among the scored ones."""
-        values = np.full((len(records), len(self.columns)), np.nan)
-        order = sorted(scored)
-        if not order:
-            return values
-        terms = join([found for i in order if (found := scored[i].terms) is not None], dim=0)
-        previous, seconds = previous_frames([records[i] for i in order])
-        comfort = two_frame_extended_comfort(terms.motion, terms.motion[previous], seconds)
-        values[order] = self._table(combine(terms, self.human_filter, comfort))
-        return values
-
-    def _table(self, scores: Any) -> NDArray[np.float64]:
-        return torch.stack([getattr(scores, name)[:, 0] for name in self.columns], dim=-1).cpu().numpy()
-
-
-def previous_frames(records: Sequence[SceneRecord]) -> tuple[Tensor, Tensor]:
-    """For each record, which one is the frame before it and how many seconds earlier: (record,) each.
-
-    As in the devkit: the record before it in its log, if that is less than 0.55 s earlier; synthetic scenes have
-    none. Without a previous frame the seconds are NaN.
+    A scene is a `MetricScene` made by ``scene_rules``. A metric without rules needs nothing but plan and recording, and
+    its scenes are `SceneRecord`s.
     """
-    index = torch.zeros(len(records), dtype=torch.int64)
-    seconds = torch.full((len(records),), torch.nan, dtype=torch.float64)
-    times = [int(r.times_us[r.now]) for r in records]
-    original = [i for i, r in enumerate(records) if len(r.token) != SYNTHETIC_TOKEN]
-    order = sorted(original, key=lambda i: (records[i].data_split, records[i].log_name, times[i]))
-    for before, after in pairwise(order):
-        one, two = records[before], records[after]
-        apart = (times[after] - times[before]) * 1e-6
-        if (one.data_split, one.log_name) == (two.data_split, two.log_name) and ADJACENT[0] < apart < ADJACENT[1]:
-            index[after], seconds[after] = before, apart
-    return index, seconds
+
+    Config: ClassVar[type[MetricConfig]]
+    """Its options, a frozen dataclass."""
+    version: ClassVar[str]
+    """What results say that they are of: change it when numbers change."""
+    columns: ClassVar[tuple[Column, ...]]
+    """Its sub-scores in the order of tables, and last ``score``: the total, of which more is better."""
+    scene_rules: ClassVar[SceneRules | None] = None
+    """How its scenes are made, or None."""
+    average_row: ClassVar[str] = "average"
+    """What the row of averages in scores.csv is called."""
+
+    def __init__(self, config: Options | None = None) -> None:
+        """``config``: the defaults if not given."""
+        self.config: Options = self.Config() if config is None else config  # type: ignore[call-arg,assignment]
+
+    @abstractmethod
+    def pack(self, scenes: Sequence[Any]) -> Packed:
+        """Scenes as tensors, such as ``SceneBatch.from_scenes(scenes)`` or ``RecordedPlans.of(scenes)``."""
+
+    @abstractmethod
+    def terms(self, scenes: Any, plans: Tensor) -> Terms:
+        """Score plans (scene, candidate, 8, 3), float64 and checked, each as if it were its scene's only one."""
+
+    @abstractmethod
+    def values(self, terms: Terms) -> dict[str, Tensor]:
+        """Every column (scene, candidate), float64; an optional one is NaN here: no other frame is known."""
+
+    def explain(self, scenes: Any, plans: Tensor, terms: Terms) -> list[list[str]]:
+        """Per scene and candidate what cost points, as one line; empty when nothing did."""
+        return [[""] * plans.shape[1] for _ in range(len(scenes))]
+
+    def finish(self, records: Sequence[SceneRecord], terms: Terms) -> Result:
+        """The rows and the summary of an evaluation.
+
+        Args:
+            records: the scored scenes, in order.
+            terms: of their plans, one a scene.
+        """
+        return self.means(self.values(terms))
+
+    def total(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The score that sub-scores come to, by the columns' weights and multipliers."""
+        return formula.total(self.columns[:-1], values)
+
+    # what follows is the same for all metrics
+
+    def judge(self, scenes: Packed, plans: Tensor | NDArray[Any]) -> Terms:
+        """``terms`` of plans (scene, candidate, 8, 3) of any float type.
+
+        Raises:
+            TypeError: plans that are neither a tensor nor an array of numbers.
+            ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
+        """
+        return self.terms(scenes, check_plans(scenes, plans))
+
+    def means(self, values: Mapping[str, Tensor]) -> Result:
+        """Every scene a row of the first candidate's values, and the mean of those that there are."""
+        rows = torch.stack([values[column.name][:, 0] for column in self.columns], dim=-1).cpu().numpy()
+        found = [column[~np.isnan(column)] for column in rows.T]
+        summary = {c.name: float(some.mean()) if len(some) else np.nan for c, some in zip(self.columns, found)}
+        return Result(rows, summary)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The config without its name."""
+        return {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config) if f.name != "name"}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Version and options, for provenance."""
+        return {"name": self.version, **self.options}
+
+    @property
+    def title(self) -> str:
+        """'PDMS', 'EPDMS (human filter v2.1.2)'."""
+        options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.options.items())
+        return self.columns[-1].label + (f" ({options})" if options else "")
+
+    @property
+    def legend(self) -> str:
+        """What the labels mean: 'NC: no collision at fault (multiplier); ...'."""
+        return "; ".join(f"{c.label}: {c.meaning} ({c.counts_for})" for c in self.columns[:-1])
+
+    def note(self, values: Mapping[str, float]) -> str:
+        """'PDMS 0.42 (DAC 0)' of one plan: the score, and what counts and is not full."""
+        lost = [f"{c.label} {values[c.name]:.2g}" for c in self.columns[:-1]
+                if (c.multiplies or c.weight) and values[c.name] < 1 - 1e-6]  # fmt: skip
+        return f"{self.columns[-1].label} {values['score']:.2f}" + (f" ({', '.join(lost)})" if lost else "")

@@ -3,16 +3,16 @@
 batch = SceneBatch.from_scenes(scenes)          # list of MetricScene
 scores = score_plans(batch, plans).score        # plans (scene, candidate, 8, 3) -> (scene, candidate)
 
-EPDMS: ``combine(epdms_terms(EPDMSBatch.from_scenes(scenes), plans), human_filter).score``, see ``epdms``.
+EPDMS: ``epdms_scores(epdms_terms(EPDMSBatch.from_scenes(scenes), plans), human_filter).score``, see ``epdms``.
 """
 
-from navsim_bridge.pdm.epdms import EPDMS_SUB_SCORES, EPDMSScores, EPDMSTerms, combine, epdms_terms
-from navsim_bridge.pdm.epdms_rules import two_frame_extended_comfort
+from navsim_bridge.pdm.epdms import EPDMS_SUB_SCORES, EPDMSScores, EPDMSTerms, epdms_scores, epdms_terms
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.metric_scene import EPDMSInputs, MetricScene
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.score import SUB_SCORES, PDMScores, score_plans, simulate_plans
-from navsim_bridge.pdm.simulate import ego_state_as_read_back, reference_from_plan
+from navsim_bridge.pdm.simulate import ego_state_as_read_back
+from navsim_bridge.pdm.terms.comfort import two_frame_extended_comfort
 
 __all__ = [
     "EPDMS_SUB_SCORES",
@@ -24,10 +24,9 @@ __all__ = [
     "MetricScene",
     "PDMScores",
     "SceneBatch",
-    "combine",
     "ego_state_as_read_back",
+    "epdms_scores",
     "epdms_terms",
-    "reference_from_plan",
     "score_plans",
     "simulate_plans",
     "two_frame_extended_comfort",

@@ -62,8 +62,13 @@ def _by_scenes(score: Callable[[Any, Tensor], Result], scenes: Scenes, plans: Te
         rows = order[start : start + per_chunk]
         parts.append(score(scenes.select(rows), plans[torch.from_numpy(rows).to(plans.device)]))
     back = torch.from_numpy(np.argsort(order)).to(plans.device)
-    joined: Any = join(parts, dim=0)
-    return dataclasses.replace(joined, **{f.name: getattr(joined, f.name)[back] for f in dataclasses.fields(joined)})
+    return mapped(join(parts, dim=0), lambda tensor: tensor[back])
+
+
+def mapped(result: Result, function: Callable[[Tensor], Tensor]) -> Result:
+    """``result`` with ``function`` of each of its tensors: some of its scenes, or another device."""
+    fields: Any = dataclasses.fields(result)  # type: ignore[arg-type]
+    return dataclasses.replace(result, **{f.name: function(getattr(result, f.name)) for f in fields})  # type: ignore[type-var]
 
 
 def join(parts: list[Result], dim: int) -> Result:

@@ -2,7 +2,7 @@
 
 batch = EPDMSBatch.from_scenes(scenes)                  # MetricScenes that carry v2
 terms = epdms_terms(batch, plans)                       # plans (scene, candidate, 8, 3)
-scores = combine(terms, human_filter="v2.1.2")          # .score (scene, candidate)
+scores = epdms_scores(terms, human_filter="v2.1.2")     # .score (scene, candidate)
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from navsim_bridge.pdm.chunks import PER_SCENE, score_in_chunks
-from navsim_bridge.pdm.epdms_rules import history_comfort_flags, lane_keeping, motion_of, traffic_light_compliance
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
+from navsim_bridge.pdm.formula import EXTENDED_PDM_SCORE, total
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES
 from navsim_bridge.pdm.score import check_plans, simulate_plans
 from navsim_bridge.pdm.terms.areas import EgoAreas, drivable_area_compliance, ego_areas
 from navsim_bridge.pdm.terms.collision import no_at_fault_collisions
+from navsim_bridge.pdm.terms.comfort import history_comfort_flags, motion_of
+from navsim_bridge.pdm.terms.lanes import lane_keeping
+from navsim_bridge.pdm.terms.lights import traffic_light_compliance
 from navsim_bridge.pdm.terms.progress import (
-    ENOUGH_PROGRESS,
     driving_direction_compliance,
+    normalize_raw_progress,
     progress_along_centerline,
     progress_scale,
 )
@@ -32,25 +35,11 @@ from navsim_bridge.pdm.terms.ttc import LOOKAHEAD, time_to_collision
 HumanFilter = Literal["v2.1.2", "fixed", "off"]
 """How sub-scores that the recorded driver fails are forgiven: as released, as corrected later, or not at all."""
 
-METRIC_V2 = "EPDMS v2 (navsim 2.1.2, one stage, non-reactive traffic)"
-
-MULTIPLIERS = (
-    "no_at_fault_collisions",
-    "drivable_area_compliance",
-    "driving_direction_compliance",
-    "traffic_light_compliance",
-)
-WEIGHTS = {
-    "ego_progress": 5.0,
-    "time_to_collision_within_bound": 5.0,
-    "lane_keeping": 2.0,
-    "history_comfort": 2.0,
-}
-EXTENDED_COMFORT = "two_frame_extended_comfort"
-EXTENDED_COMFORT_WEIGHT = 2.0
-TERMS = (*MULTIPLIERS, *WEIGHTS)
+EXTENDED_COMFORT = next(column.name for column in EXTENDED_PDM_SCORE if column.optional)
+TERMS = tuple(column.name for column in EXTENDED_PDM_SCORE if not column.optional)
 """The sub-scores of one frame, in the devkit's order."""
-EPDMS_SUB_SCORES = (*TERMS, EXTENDED_COMFORT, "score")
+MULTIPLIERS = tuple(column.name for column in EXTENDED_PDM_SCORE if column.multiplies)
+EPDMS_SUB_SCORES = (*(column.name for column in EXTENDED_PDM_SCORE), "score")
 """The columns of the devkit's one-stage result, in its order."""
 
 
@@ -75,15 +64,15 @@ class EPDMSTerms:
 class EPDMSScores:
     """Columns named as in the devkit, after the human filter; (scene, candidate) float64."""
 
-    no_at_fault_collisions: Tensor  # 0, 0.5 or 1; multiplier
-    drivable_area_compliance: Tensor  # 0 or 1; multiplier
-    driving_direction_compliance: Tensor  # 0, 0.5 or 1; multiplier
-    traffic_light_compliance: Tensor  # 0 or 1; multiplier
-    ego_progress: Tensor  # in [0, 1]; weight 5; normalised by {reference, candidate}
-    time_to_collision_within_bound: Tensor  # 0 or 1; weight 5
-    lane_keeping: Tensor  # 0 or 1; weight 2
-    history_comfort: Tensor  # 0 or 1; weight 2
-    two_frame_extended_comfort: Tensor  # 0 or 1; weight 2; NaN without a previous frame
+    no_at_fault_collisions: Tensor  # 0, 0.5 or 1
+    drivable_area_compliance: Tensor  # 0 or 1
+    driving_direction_compliance: Tensor  # 0, 0.5 or 1
+    traffic_light_compliance: Tensor  # 0 or 1
+    ego_progress: Tensor  # in [0, 1], of the further of reference and candidate
+    time_to_collision_within_bound: Tensor  # 0 or 1
+    lane_keeping: Tensor  # 0 or 1
+    history_comfort: Tensor  # 0 or 1
+    two_frame_extended_comfort: Tensor  # 0 or 1; NaN without a previous frame
     pdm_score: Tensor  # the devkit's column of that name: one frame alone
     score: Tensor  # EPDMS; without a previous frame equal to score_without_ec
     score_without_ec: Tensor  # EPDMS without the two-frame term
@@ -136,8 +125,10 @@ def _terms_of_chunk(scenes: EPDMSBatch, plans: Tensor) -> EPDMSTerms:
     comfort = torch.ones_like(raw[:, 1:])  # the devkit judges the recorded driver without its past: always comfortable
     comfort[:, :last] = comfortable.all(-1).to(torch.float64)
     progress = torch.ones_like(raw[:, 1:])  # and it is its own reference
-    progress[:, :last] = _progress(raw[:, 1:-1], product[:, 1:-1], raw[:, 0] * product[:, 0])
-    weighted = torch.stack((progress, ttc.score, lane_keeping(scenes, own_states, own_areas), comfort), dim=-1)
+    progress[:, :last] = normalize_raw_progress(
+        raw[:, 1:-1], progress_scale((raw * product)[:, 1:-1], raw[:, 0] * product[:, 0])
+    )
+    weighted = torch.stack((progress, ttc.score, lane_keeping(batch, own_states, own_areas), comfort), dim=-1)
     values = torch.cat((multipliers[:, 1:], weighted), dim=-1)
     return EPDMSTerms(
         values=values[:, :last],
@@ -153,14 +144,7 @@ def _terms_of_chunk(scenes: EPDMSBatch, plans: Tensor) -> EPDMSTerms:
     )
 
 
-def _progress(raw: Tensor, product: Tensor, reference_weighted: Tensor) -> Tensor:
-    """As in v1, but a plan's own multipliers only set the scale, and nobody is judged when that is short."""
-    scale = progress_scale(raw * product, reference_weighted)
-    judged = scale > ENOUGH_PROGRESS
-    return torch.where(judged, (raw / torch.where(judged, scale, 1.0)).clamp(0.0, 1.0), 1.0)
-
-
-def combine(
+def epdms_scores(
     terms: EPDMSTerms, human_filter: HumanFilter = "v2.1.2", extended_comfort: Tensor | None = None
 ) -> EPDMSScores:
     """Apply the human filter and weigh the sub-scores.
@@ -198,12 +182,8 @@ def combine(
 
 
 def _total(values: Tensor, extended_comfort: Tensor | None) -> Tensor:
-    """Product of the multipliers times the weighted mean of the others (..., 8) -> (...); NaN comfort has no weight."""
-    product = values[..., : len(MULTIPLIERS)].prod(-1)
-    weights = torch.tensor(tuple(WEIGHTS.values()), dtype=values.dtype, device=values.device)
-    weighted, total = (values[..., len(MULTIPLIERS) :] * weights).sum(-1), weights.sum()
+    """EPDMS (...) of sub-scores (..., 8), columns of TERMS."""
+    named = dict(zip(TERMS, values.unbind(-1)))
     if extended_comfort is not None:
-        known = ~torch.isnan(extended_comfort)
-        weighted = weighted + EXTENDED_COMFORT_WEIGHT * extended_comfort.nan_to_num(0.0)
-        total = total + EXTENDED_COMFORT_WEIGHT * known
-    return product * weighted / total
+        named[EXTENDED_COMFORT] = extended_comfort
+    return total(EXTENDED_PDM_SCORE, named)

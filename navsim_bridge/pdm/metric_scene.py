@@ -14,12 +14,6 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
-STATE_COLUMNS = (
-    "x", "y", "heading", "velocity_x", "velocity_y", "acceleration_x", "acceleration_y",
-    "steering_angle", "steering_rate", "angular_velocity", "angular_acceleration",
-)  # fmt: skip
-"""Columns of a state vector: rear-axle pose [m, m, rad], velocities and accelerations in vehicle axes."""
-
 NUM_FRAMES = 51
 """Object frames per scene of the PDM score v1: 0 s to 5 s every 0.1 s."""
 EPDMS_FRAMES = 41
@@ -29,6 +23,8 @@ POLYGON_TYPES = ("ROADBLOCK", "ROADBLOCK_CONNECTOR", "LANE", "LANE_CONNECTOR", "
                  "CARPARK_AREA", "DRIVABLE_AREA")  # fmt: skip
 OBJECT_TYPES = ("VEHICLE", "PEDESTRIAN", "BICYCLE", "TRAFFIC_CONE", "BARRIER", "CZONE_SIGN",
                 "GENERIC_OBJECT", "EGO")  # fmt: skip
+AGENT_TYPES = ("VEHICLE", "PEDESTRIAN", "BICYCLE", "EGO")
+"""Those of `OBJECT_TYPES` that move by themselves."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +51,16 @@ class MetricScene:
     Objects differ between the versions, as they do in the devkit's caches: v1 scenes hold 51 frames
     interpolated from annotations up to 5 s, scenes of EPDMS 41 frames up to 4 s and ``v2``.
 
+    The columns of a state are x, y, heading, velocity (x, y), acceleration (x, y), steering angle, steering rate,
+    angular velocity and angular acceleration: the pose of the rear axle, the rest in vehicle axes.
+
     Offsets follow the CSR habit: item ``i`` owns rows ``offsets[i]:offsets[i + 1]``. Rings are open
     (first vertex not repeated); the first ring of a polygon is its outline, the others are holes.
     """
 
     token: str
     log_name: str
-    ego_state: Float  # (11,) rear axle at t = 0 as the devkit reads it back (STATE_COLUMNS)
+    ego_state: Float  # (11,) rear axle at t = 0 as the devkit reads it back
     ego_time_us: int  # time stamp of t = 0 [us]
 
     reference_states: Float  # (knot, 3) x, y, heading of the reference plan's knots, first at t = 0

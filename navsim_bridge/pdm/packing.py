@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.pdm.metric_scene import NUM_FRAMES, OBJECT_TYPES, POLYGON_TYPES, MetricScene
+from navsim_bridge.pdm.metric_scene import AGENT_TYPES, NUM_FRAMES, OBJECT_TYPES, POLYGON_TYPES, MetricScene
 
 CHAIN_EDGES = 10
 """Edges per polygon chain; more means fewer bounding-box tests and more exact edge tests."""
@@ -17,7 +18,6 @@ STOPPED_SPEED = 0.05
 
 _DRIVABLE = ("ROADBLOCK", "INTERSECTION", "DRIVABLE_AREA", "CARPARK_AREA")
 _LANE = ("LANE", "LANE_CONNECTOR")
-_AGENTS = ("VEHICLE", "PEDESTRIAN", "BICYCLE", "EGO")
 
 
 class SceneSizes(NamedTuple):
@@ -198,10 +198,7 @@ def pack_map(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[str, ND
     chains[chain_scene, position] = vertices
     owners[chain_scene, position] = polygon_position[chain_polygon]
 
-    def flags(values: NDArray) -> NDArray:
-        padded = np.zeros((len(scenes), polygon_counts.max()), dtype=bool)
-        padded[polygon_scene, polygon_position] = values
-        return padded
+    flags = partial(_padded_flags, (len(scenes), polygon_counts.max()), (polygon_scene, polygon_position))
 
     def kind_in(names: tuple[str, ...]) -> NDArray:
         return np.isin(kinds, [codes[name] for name in names])
@@ -266,14 +263,10 @@ def _pack_objects(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[st
         raise scene_error(item.token, f"unknown object type {name!r}; expected one of {', '.join(OBJECT_TYPES)}")
     speed = np.concatenate([np.asarray(item.track_first_speed, dtype=np.float64) for item in scenes])
     red_light = np.array(["red_light" in name for item in scenes for name in item.track_tokens], dtype=bool)
-    agent = np.isin(kinds, [codes[name] for name in _AGENTS])
+    agent = np.isin(kinds, [codes[name] for name in AGENT_TYPES])
     check_finite("track_first_speed", np.where(agent, speed, 0.0), track_scene, tokens)  # others have none
 
-    def flags(values: NDArray) -> NDArray:
-        padded = np.zeros((num_scenes, counts.max()), dtype=bool)
-        padded[track_scene, track_position] = values
-        return padded
-
+    flags = partial(_padded_flags, (num_scenes, counts.max()), (track_scene, track_position))
     parts |= {
         "object_boxes": boxes,
         "object_mask": mask,
@@ -282,6 +275,13 @@ def _pack_objects(scenes: Sequence[MetricScene], origin: NDArray, parts: dict[st
         "track_stopped": flags(~agent | (speed <= STOPPED_SPEED)),
         "track_skipped": flags(red_light),
     }
+
+
+def _padded_flags(shape: tuple[int, int], places: tuple[NDArray, NDArray], values: NDArray) -> NDArray[np.bool_]:
+    """``values`` at ``places`` (scene, position) of a table of False."""
+    padded = np.zeros(shape, dtype=bool)
+    padded[places] = values
+    return padded
 
 
 def _object_columns(

@@ -58,7 +58,7 @@ class SceneBatch:
     sizes: NDArray[np.int64]  # (scene, 5) columns of SceneSizes, kept on the CPU to avoid device syncs
 
     origin: Tensor  # (scene, 2) global position of the ego rear axle at t = 0 [m]
-    ego_state: Tensor  # (scene, 11) STATE_COLUMNS, x = y = 0
+    ego_state: Tensor  # (scene, 11) as in ``MetricScene``, x = y = 0
     ego_time_us: Tensor  # (scene,) int64
 
     reference_poses: Tensor  # (scene, knot, 3) global heading, position relative to origin

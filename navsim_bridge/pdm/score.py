@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpvla.plan import NUM_POSES
-from navsim_bridge.pdm.chunks import PER_SCENE, score_in_chunks
+from navsim_bridge.pdm.chunks import PER_SCENE, mapped, score_in_chunks
+from navsim_bridge.pdm.formula import PDM_SCORE, total
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.simulate import simulate
 from navsim_bridge.pdm.terms.areas import drivable_area_compliance, ego_areas
@@ -27,18 +28,9 @@ from navsim_bridge.pdm.terms.progress import (
 )
 from navsim_bridge.pdm.terms.ttc import time_to_collision
 
-_PROGRESS_WEIGHT, _TTC_WEIGHT, _COMFORT_WEIGHT = 5.0, 5.0, 2.0  # driving direction has weight zero in v1
 _FARTHEST_POSE = 1e7  # [m] beyond it the tracker's float64 sums lose their meaning
 
-SUB_SCORES = (
-    "no_at_fault_collisions",
-    "drivable_area_compliance",
-    "ego_progress",
-    "time_to_collision_within_bound",
-    "comfort",
-    "driving_direction_compliance",
-    "score",
-)
+SUB_SCORES = (*(column.name for column in PDM_SCORE), "score")
 """The devkit's columns, score included, in its order; all are fields of ``PDMScores``."""
 
 
@@ -46,12 +38,12 @@ SUB_SCORES = (
 class PDMScores:
     """Sub-scores named as in the devkit, and what explains them; float64 unless said otherwise."""
 
-    no_at_fault_collisions: Tensor  # (scene, candidate) 0, 0.5 or 1; multiplier
-    drivable_area_compliance: Tensor  # (scene, candidate) 0 or 1; multiplier
-    ego_progress: Tensor  # (scene, candidate) in [0, 1]; weight 5
-    time_to_collision_within_bound: Tensor  # (scene, candidate) 0 or 1; weight 5
-    comfort: Tensor  # (scene, candidate) 0 or 1; weight 2
-    driving_direction_compliance: Tensor  # (scene, candidate) 0, 0.5 or 1; weight 0
+    no_at_fault_collisions: Tensor  # (scene, candidate) 0, 0.5 or 1
+    drivable_area_compliance: Tensor  # (scene, candidate) 0 or 1
+    ego_progress: Tensor  # (scene, candidate) in [0, 1]
+    time_to_collision_within_bound: Tensor  # (scene, candidate) 0 or 1
+    comfort: Tensor  # (scene, candidate) 0 or 1
+    driving_direction_compliance: Tensor  # (scene, candidate) 0, 0.5 or 1
     score: Tensor  # (scene, candidate) in [0, 1]
 
     progress_raw: Tensor  # (scene, candidate) [m] along the centreline, before any factor
@@ -65,13 +57,22 @@ class PDMScores:
 
     def to(self, device: torch.device | str) -> PDMScores:
         """The same scores on another device."""
-        return PDMScores(**{name: getattr(self, name).to(device) for name in _SCORE_FIELDS})
+        return mapped(self, lambda tensor: tensor.to(device))
 
 
-_SCORE_FIELDS = tuple(field.name for field in dataclasses.fields(PDMScores))
+class NamedScenes(Protocol):
+    """As much of packed scenes as telling what is wrong with plans takes."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def tokens(self) -> tuple[str, ...]: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
-def check_plans(scenes: SceneBatch, plans: Tensor | NDArray[Any]) -> Tensor:
+def check_plans(scenes: NamedScenes, plans: Tensor | NDArray[Any]) -> Tensor:
     """Plans as float64 on the scenes' device.
 
     Raises:
@@ -137,18 +138,19 @@ def _score_chunk(scenes: SceneBatch, plans: Tensor) -> PDMScores:
     plan_areas = type(areas)(*(flag[:, 1:] for flag in areas))
     ttc = time_to_collision(scenes, plan_states, plan_areas)
     comfortable = comfort_flags(plan_states)
-    comfort = comfortable.all(-1).to(torch.float64)
     weighted = raw * product
     scale = progress_scale(weighted[:, 1:], weighted[:, 0])
-    progress = normalize_progress(weighted[:, 1:], product[:, 1:], scale)
+    values = {
+        "no_at_fault_collisions": collision.score[:, 1:],
+        "drivable_area_compliance": drivable_area_compliance(plan_areas),
+        "ego_progress": normalize_progress(weighted[:, 1:], product[:, 1:], scale),
+        "time_to_collision_within_bound": ttc.score,
+        "comfort": comfortable.all(-1).to(torch.float64),
+        "driving_direction_compliance": driving_direction_compliance(plan_states, plan_areas),
+    }
     return PDMScores(
-        no_at_fault_collisions=collision.score[:, 1:],
-        drivable_area_compliance=drivable_area_compliance(plan_areas),
-        ego_progress=progress,
-        time_to_collision_within_bound=ttc.score,
-        comfort=comfort,
-        driving_direction_compliance=driving_direction_compliance(plan_states, plan_areas),
-        score=_total(product[:, 1:], progress, ttc.score, comfort),
+        **values,
+        score=total(PDM_SCORE, values),
         progress_raw=raw[:, 1:],
         progress_scale=scale,
         reference_progress_raw=raw[:, 0],
@@ -160,18 +162,14 @@ def _score_chunk(scenes: SceneBatch, plans: Tensor) -> PDMScores:
     )
 
 
-def _total(product: Tensor, progress: Tensor, ttc: Tensor, comfort: Tensor) -> Tensor:
-    weighted = _PROGRESS_WEIGHT * progress + _TTC_WEIGHT * ttc + _COMFORT_WEIGHT * comfort
-    return product * weighted / (_PROGRESS_WEIGHT + _TTC_WEIGHT + _COMFORT_WEIGHT)
-
-
-def _normalise_by_pool(scores: PDMScores) -> PDMScores:
+def _normalize_by_pool(scores: PDMScores) -> PDMScores:
     """The scores of one devkit call with the reference and all candidates of a scene."""
     product = scores.no_at_fault_collisions * scores.drivable_area_compliance
     weighted = scores.progress_raw * product
     scale = pooled_progress_scale(weighted, scores.reference_progress_raw * scores.reference_multiplier)
     progress = normalize_progress(weighted, product, scale)
-    score = _total(product, progress, scores.time_to_collision_within_bound, scores.comfort)
+    values = {column.name: getattr(scores, column.name) for column in PDM_SCORE} | {"ego_progress": progress}
+    score = total(PDM_SCORE, values)
     return dataclasses.replace(scores, ego_progress=progress, progress_scale=scale, score=score)
 
 
@@ -180,7 +178,7 @@ def score_plans(
     scenes: SceneBatch,
     plans: Tensor | NDArray[Any],
     *,
-    normalise: Literal["pair", "pool"] = "pair",
+    normalize: Literal["pair", "pool"] = "pair",
     max_plans_in_flight: int | None = None,
 ) -> PDMScores:
     """PDM score v1 of every plan.
@@ -189,7 +187,7 @@ def score_plans(
         scenes: the scenes, on the device to compute on.
         plans: (scene, candidate, 8, 3) x [m], y [m], heading [rad] in the ego rear-axle frame at t = 0,
             0.5 s apart, first at 0.5 s; tensor or numpy array of any float type (computed in float64).
-        normalise: what progress is measured by. "pair": each plan as if it were alone with the reference, as in
+        normalize: what progress is measured by. "pair": each plan as if it were alone with the reference, as in
             the devkit's evaluation. "pool": by the furthest of the reference and all candidates of the scene, as
             in one devkit call with all of them; a plan's score then depends on the other candidates.
         max_plans_in_flight: bound on plans (reference included) computed at once, which bounds the memory;
@@ -199,8 +197,8 @@ def score_plans(
         TypeError: plans that are neither tensor nor array of numbers.
         ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
     """
-    if normalise not in ("pair", "pool"):
-        raise ValueError(f"normalise must be 'pair' or 'pool', found {normalise!r}")
+    if normalize not in ("pair", "pool"):
+        raise ValueError(f"normalize must be 'pair' or 'pool', found {normalize!r}")
     plans = check_plans(scenes, plans)
     scores = score_in_chunks(_score_chunk, scenes, plans, max_plans_in_flight)
-    return scores if normalise == "pair" else _normalise_by_pool(scores)
+    return scores if normalize == "pair" else _normalize_by_pool(scores)

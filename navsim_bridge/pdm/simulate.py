@@ -20,9 +20,9 @@ from navsim_bridge.ego import WHEEL_BASE
 from navsim_bridge.pdm.geometry import read_back_rear_axle, wrap_angle
 
 NUM_STEPS = 40
-"""Simulated steps of 0.1 s; trajectories have ``NUM_STEPS + 1`` states."""
+"""Simulated steps; trajectories have ``NUM_STEPS + 1`` states."""
+STEP_SECONDS = 0.1
 
-_TRACKER_DT = 0.1  # [s]
 _MOTION_DT = 100000 * 1e-6  # [s] 0.09999999999999999: the bicycle converts from microseconds
 _HORIZON = 10  # tracker look-ahead in steps
 _STOPPED_SPEED = 0.2  # [m/s] below it the tracker brakes with a proportional controller
@@ -70,32 +70,6 @@ def query_times_us(ego_time_us: Tensor) -> Tensor:
     """The 41 sample times [us] of the simulation: (scene, 41) int64, truncated like the knots."""
     seconds = torch.from_numpy(np.arange(0, 4.1, 0.1)[: NUM_STEPS + 1]).to(ego_time_us.device)
     return ((seconds + ego_time_us.to(torch.float64).unsqueeze(-1) * 1e-6) * 1e6).to(torch.int64)
-
-
-def reference_from_plan(
-    plan: NDArray[np.floating], ego_state: NDArray[np.float64], ego_time_us: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Reference knots from a plan, exactly as the devkit would treat it as a model trajectory.
-
-    Lets a recorded driver's future serve as ``MetricScene.reference_states`` and ``reference_times_us``.
-
-    Args:
-        plan: (pose, 3) ego rear-axle frame, 0.5 s apart, first at 0.5 s.
-        ego_state: (11,) or (3,) global rear-axle state at t = 0 as read back by the devkit.
-        ego_time_us: time stamp of t = 0 [us].
-
-    Returns:
-        (pose + 1, 3) global poses and (pose + 1,) int64 times [us], the first at t = 0.
-    """
-    poses = np.asarray(plan, dtype=np.float64)
-    if poses.ndim != 2 or poses.shape[1] != 3 or len(poses) == 0:
-        raise ValueError(f"a plan must have shape (pose, 3) with at least one pose, found {poses.shape}")
-    if not np.isfinite(poses).all():
-        raise ValueError("the plan holds NaN or infinite values")
-    pose = torch.from_numpy(np.array(ego_state[:3], dtype=np.float64))[None]
-    knots = plan_knots(pose, torch.from_numpy(poses)[None, None])[0, 0]
-    times = plan_times_us(torch.tensor(int(ego_time_us)), len(poses))
-    return knots.numpy(), times.numpy()
 
 
 def ego_state_as_read_back(ego_state: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -158,14 +132,14 @@ def _speed_fit_matrix() -> NDArray[np.float64]:
     difference between the last two.
     """
     n = NUM_STEPS
-    displacement = np.tril(np.full((n, n), _TRACKER_DT**2), 0)  # row i: 0.1 v0 + 0.01 (a_1 + ... + a_i)
-    displacement[:, 0] = _TRACKER_DT
+    displacement = np.tril(np.full((n, n), STEP_SECONDS**2), 0)  # row i: 0.1 v0 + 0.01 (a_1 + ... + a_i)
+    displacement[:, 0] = STEP_SECONDS
     broken = np.zeros((n - 2, n))
     broken[np.arange(n - 2), np.arange(n - 2) + 1] = -1.0
     broken[-1, -1] = 1.0
     normal = displacement.T @ displacement + 1e-4 * broken.T @ broken
     fit = np.linalg.solve(normal, displacement.T)
-    integrate = np.tril(np.full((n, n), _TRACKER_DT))
+    integrate = np.tril(np.full((n, n), STEP_SECONDS))
     integrate[:, 0] = 1.0
     return integrate @ fit
 
@@ -187,7 +161,7 @@ def fit_curvature(poses: Tensor, speed: Tensor) -> Tensor:
     positive terms, so nothing cancels even when the plan stands still and 1e-10 alone holds kappa_0.
     """
     turn = wrap_angle(poses[..., 1:, 2] - poses[..., :-1, 2])
-    reach = _TRACKER_DT * speed
+    reach = STEP_SECONDS * speed
     weight, target = (reach * reach).unbind(-1), (reach * turn).unbind(-1)
     last = NUM_STEPS - 1
     pivot = [weight[last]]  # pivot minus one, from the far end
@@ -218,7 +192,7 @@ def track(ego_state: Tensor, poses: Tensor) -> Tensor:
     j = torch.arange(_HORIZON, dtype=torch.float64, device=device)
     later_steps = _HORIZON - 1 - j  # how many tracker steps follow step j, and the sum of their indices
     later_index_sum = (_HORIZON - 1) * _HORIZON / 2 - j * (j + 1) / 2
-    input_gain = _TRACKER_DT * j / WHEEL_BASE  # a unit steering rate has turned the wheel by 0.1 j at step j
+    input_gain = STEP_SECONDS * j / WHEEL_BASE  # a unit steering rate has turned the wheel by 0.1 j at step j
 
     start = ego_state.unsqueeze(1).expand(-1, poses.shape[1], -1)
     x, y, heading, vx, _, ax, _, delta, _, yaw_rate, _ = start.unbind(-1)
@@ -242,7 +216,7 @@ def track(ego_state: Tensor, poses: Tensor) -> Tensor:
         heading_error = heading - ref_heading[k]
         heading_error = torch.atan2(heading_error.sin(), heading_error.cos())
         # ten linear steps of the lateral error dynamics, summed in closed form
-        base, slope = (_TRACKER_DT * vx).unsqueeze(-1), (_TRACKER_DT * _TRACKER_DT * accel).unsqueeze(-1)
+        base, slope = (STEP_SECONDS * vx).unsqueeze(-1), (STEP_SECONDS * STEP_SECONDS * accel).unsqueeze(-1)
         advance = base + slope * j  # distance driven in step j
         remaining = base * later_steps + slope * later_index_sum  # distance driven after step j
         turning = advance * (delta.unsqueeze(-1) / WHEEL_BASE - padded_kappa[..., k : k + _HORIZON])

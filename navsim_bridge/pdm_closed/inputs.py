@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from navsim_bridge.files.logs import Annotations, to_global
 from navsim_bridge.files.maps import Polygon
-from navsim_bridge.pdm.metric_scene import OBJECT_TYPES
+from navsim_bridge.pdm.metric_scene import OBJECT_TYPES, MetricScene
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -48,7 +49,7 @@ class PlannerScene:
 
     token: str
     log_name: str
-    ego_state: Float  # (11,) rear axle at t = 0 as the devkit reads it back (STATE_COLUMNS)
+    ego_state: Float  # (11,) rear axle at t = 0 as the devkit reads it back
     ego_time_us: int
     centerline: Float  # (point >= 2, 3) x, y, heading of the base lines' points
     speed_limit: float  # [m/s] of the lane that the centreline starts in; NaN where the map has none
@@ -60,6 +61,11 @@ class PlannerScene:
     vertices: Float
     present: PresentObjects
     red_lights: tuple[Polygon, ...]  # on-route lane connectors that are red at t = 0
+
+    def metric_scene(self, **others: Any) -> MetricScene:
+        """The same scene for the scorer, with its ``others``: reference plan, objects, provenance."""
+        shared = {field.name for field in fields(MetricScene)} & {field.name for field in fields(self)}
+        return MetricScene(**{name: getattr(self, name) for name in shared}, **others)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import shapely
 from numpy.typing import NDArray
 
 from navsim_bridge.ego import EGO_LENGTH
+from navsim_bridge.pdm.simulate import STEP_SECONDS
 from navsim_bridge.pdm_closed.boxes import EGO_HALF, box_distance, corners, ego_centers
 from navsim_bridge.pdm_closed.forecast import FRAME_STEP, NUM_FORECASTS, Forecast
 from navsim_bridge.pdm_closed.inputs import PlannerScene
@@ -24,7 +25,6 @@ NUM_PATHS, NUM_POLICIES = len(LATERAL_OFFSETS), len(SPEED_FRACTIONS)
 PROPOSAL_STEPS = 40
 """Steps of 0.1 s that are scored; the chosen proposal is then continued to `PLAN_STEPS`."""
 PLAN_STEPS = 50
-_DT = 0.1  # [s]
 _FALLBACK_SPEED = 15.0  # [m/s] where the map has no limit
 _MIN_GAP = 1.0  # [m]
 _HEADWAY = 1.5  # [s]
@@ -114,8 +114,8 @@ class Proposals:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             accel = _MAX_ACCEL * (1 - (speed / target) ** _EXPONENT - (wanted_gap / gap) ** 2)
         accel = np.clip(accel, -_MAX_DECEL, _MAX_ACCEL)
-        self._progress[path, step, policies] = progress + _DT * speed
-        self._speed[path, step, policies] = speed + _DT * accel
+        self._progress[path, step, policies] = progress + STEP_SECONDS * speed
+        self._speed[path, step, policies] = speed + STEP_SECONDS * accel
         self._poses[path, step, policies] = self._paths.at(rows, self._progress[path, step, policies])
 
     def _find_leads(self, rows: Int, frame: int, progress: Float, poses: Float) -> Float:
@@ -196,7 +196,7 @@ class Proposals:
 
     def _corridors_from(self, start: Float) -> NDArray[np.object_]:
         """(path,) corridors as long as the fastest policy gets."""
-        reach = np.abs(self._target.max(axis=1)) * PLAN_STEPS * _DT
+        reach = np.abs(self._target.max(axis=1)) * PLAN_STEPS * STEP_SECONDS
         corridors = np.empty(len(start), dtype=object)
         for row, (begin, far) in enumerate(zip(start, start + reach)):
             corridors[row] = self._paths.corridor(row, begin, far)

@@ -15,19 +15,21 @@ from torch import Tensor
 
 from dpvla.plan import NUM_POSES
 from navsim_bridge.files.maps import Polygon, flatten
-from navsim_bridge.pdm.epdms import WEIGHTS
-from navsim_bridge.pdm.epdms_rules import lane_keeping, traffic_light_compliance
+from navsim_bridge.pdm.epdms import MULTIPLIERS
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
+from navsim_bridge.pdm.formula import EXTENDED_PDM_SCORE, PDM_SCORE, total
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES, NUM_FRAMES, MetricScene
 from navsim_bridge.pdm.packing import pack_map
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.terms.areas import EgoAreas, drivable_area_compliance, ego_areas
 from navsim_bridge.pdm.terms.collision import no_at_fault_collisions
 from navsim_bridge.pdm.terms.comfort import comfort_flags
+from navsim_bridge.pdm.terms.lanes import lane_keeping
+from navsim_bridge.pdm.terms.lights import traffic_light_compliance
 from navsim_bridge.pdm.terms.progress import (
-    ENOUGH_PROGRESS,
     driving_direction_compliance,
     normalize_progress,
+    normalize_raw_progress,
     progress_along_centerline,
 )
 from navsim_bridge.pdm.terms.ttc import LOOKAHEAD, time_to_collision
@@ -40,13 +42,16 @@ def scores_v1(scenes: Sequence[PlannerScene], forecasts: Sequence[Forecast], sta
     batch = SceneBatch.from_scenes([_as_metric_scene(scene, seen) for scene, seen in zip(scenes, forecasts)])
     states = _in_frames_of(batch, states)
     areas = ego_areas(batch, states)
-    product = no_at_fault_collisions(batch, states, areas).score * drivable_area_compliance(areas)
+    values = {
+        "no_at_fault_collisions": no_at_fault_collisions(batch, states, areas).score,
+        "drivable_area_compliance": drivable_area_compliance(areas),
+        "time_to_collision_within_bound": time_to_collision(batch, states, areas).score,
+        "comfort": comfort_flags(states).all(-1).to(torch.float64),
+    }
+    product = values["no_at_fault_collisions"] * values["drivable_area_compliance"]
     weighted = progress_along_centerline(batch, states) * product
-    scale = weighted.amax(-1, keepdim=True).expand_as(weighted)
-    progress = normalize_progress(weighted, product, scale)
-    ttc = time_to_collision(batch, states, areas).score
-    comfort = comfort_flags(states).all(-1).to(torch.float64)
-    return product * ((5.0 * progress + 5.0 * ttc + 2.0 * comfort) / 12.0)
+    values["ego_progress"] = normalize_progress(weighted, product, weighted.amax(-1, keepdim=True).expand_as(weighted))
+    return total(PDM_SCORE, values)
 
 
 def scores_v2(scenes: Sequence[PlannerScene], forecasts: Sequence[Forecast], states: Tensor) -> Tensor:
@@ -57,21 +62,22 @@ def scores_v2(scenes: Sequence[PlannerScene], forecasts: Sequence[Forecast], sta
     with_lights = _with_lights(batch, as_metric, [scene.red_lights for scene in scenes])
     areas = ego_areas(batch, states)
     off_route = areas._replace(oncoming=areas.oncoming & ~areas.center_in_intersection)
-    product = (
-        no_at_fault_collisions(batch, states, areas).score
-        * drivable_area_compliance(areas)
-        * traffic_light_compliance(with_lights, states)
-        * driving_direction_compliance(states, off_route)
-    )
-    raw = progress_along_centerline(batch, states)
-    scale = (raw * product).amax(-1, keepdim=True)
-    judged = scale > ENOUGH_PROGRESS
-    progress = torch.where(judged, (raw / torch.where(judged, scale, 1.0)).clamp(0.0, 1.0), 1.0)
     seen = EPDMS_FRAMES - max(LOOKAHEAD)
-    ttc = time_to_collision(batch, states[:, :, :seen], EgoAreas(*(flag[:, :, :seen] for flag in areas))).score
-    values = (progress, ttc, lane_keeping(with_lights, states, areas), torch.ones_like(raw))
-    weighted = sum(weight * value for weight, value in zip(WEIGHTS.values(), values)) / sum(WEIGHTS.values())
-    return product * weighted
+    raw = progress_along_centerline(batch, states)
+    values = {
+        "no_at_fault_collisions": no_at_fault_collisions(batch, states, areas).score,
+        "drivable_area_compliance": drivable_area_compliance(areas),
+        "driving_direction_compliance": driving_direction_compliance(states, off_route),
+        "traffic_light_compliance": traffic_light_compliance(with_lights, states),
+        "time_to_collision_within_bound": time_to_collision(
+            batch, states[:, :, :seen], EgoAreas(*(flag[:, :, :seen] for flag in areas))
+        ).score,
+        "lane_keeping": lane_keeping(batch, states, areas),
+        "history_comfort": torch.ones_like(raw),
+    }
+    product = torch.stack([values[name] for name in MULTIPLIERS]).prod(0)
+    values["ego_progress"] = normalize_raw_progress(raw, (raw * product).amax(-1, keepdim=True))
+    return total(EXTENDED_PDM_SCORE, values)
 
 
 def _in_frames_of(batch: SceneBatch, states: Tensor) -> Tensor:
@@ -87,20 +93,9 @@ def _as_metric_scene(scene: PlannerScene, seen: Forecast) -> MetricScene:
     centers = seen.centers(np.arange(NUM_FRAMES) // FRAME_STEP)[:, kept]
     shape = np.broadcast_to(seen.boxes[kept, 2:], (NUM_FRAMES, len(kept), 3))
     pose = scene.ego_state[:3]
-    return MetricScene(
-        token=scene.token,
-        log_name=scene.log_name,
-        ego_state=scene.ego_state,
-        ego_time_us=scene.ego_time_us,
+    return scene.metric_scene(
         reference_states=np.stack([pose, pose]),  # nothing is compared with a reference here
         reference_times_us=np.array([scene.ego_time_us, scene.ego_time_us + 1]),
-        polygon_tokens=scene.polygon_tokens,
-        polygon_types=scene.polygon_types,
-        polygon_ring_offsets=scene.polygon_ring_offsets,
-        ring_offsets=scene.ring_offsets,
-        vertices=scene.vertices,
-        route_lane_ids=scene.route_lane_ids,
-        centerline=scene.centerline,
         frame_offsets=np.arange(NUM_FRAMES + 1) * len(kept),
         object_track=np.tile(np.arange(len(kept)), NUM_FRAMES),
         object_boxes=np.concatenate([centers, shape], axis=-1).reshape(-1, 5),

@@ -1,8 +1,9 @@
 """Objects around the ego every 0.1 s from boxes annotated every 0.5 s, by the devkit's rules.
 
-Version 1.1 of the devkit: eleven key frames (0 to 5 s) become 51 frames. An object is interpolated between the
-first and the last key frame that show it, across gaps; one that is shown once stands still in all frames. Size
-and type are those of the first sighting, and so is the speed that the score looks at.
+Version 1.1 of the devkit looks at eleven key frames (0 to 5 s), which become 51 frames; version 2 at nine (0 to 4 s),
+which become 41. An object is interpolated between the first and the last key frame that show it, across gaps; one
+that is shown once stands still in all frames. Size and type are those of the first sighting, and so is the speed that
+the score looks at.
 """
 
 from __future__ import annotations
@@ -14,19 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_bridge.files.logs import Annotations, to_global
-from navsim_bridge.pdm.metric_scene import NUM_FRAMES, OBJECT_TYPES
+from navsim_bridge.pdm.metric_scene import AGENT_TYPES, OBJECT_TYPES
 
-KEY_FRAMES = 11
-"""Key frames of an observation: 0 s to 5 s every 0.5 s."""
-_STEPS = (NUM_FRAMES - 1) // (KEY_FRAMES - 1)  # 0.1 s frames between key frames
-_MOVING_TYPES = [OBJECT_TYPES.index(name) for name in ("VEHICLE", "PEDESTRIAN", "BICYCLE", "EGO")]
+STEPS = 5
+"""Frames of 0.1 s from one key frame to the next."""
+_AGENTS = [OBJECT_TYPES.index(name) for name in AGENT_TYPES]
 
 
 @dataclass(frozen=True)
 class Observation:
     """The object fields of a `MetricScene`."""
 
-    frame_offsets: NDArray[np.int64]  # (52,)
+    frame_offsets: NDArray[np.int64]  # (frame + 1,)
     object_track: NDArray[np.int64]  # (row,)
     object_boxes: NDArray[np.float64]  # (row, 5) centre x, y, heading, length, width; global frame
     track_tokens: tuple[str, ...]  # (track,)
@@ -35,17 +35,17 @@ class Observation:
 
 
 def observe(annotations: Sequence[Annotations], poses: NDArray[np.float64]) -> Observation:
-    """Interpolate the boxes of eleven key frames.
+    """Interpolate the boxes of key frames 0.5 s apart.
 
     Args:
         annotations: boxes of the key frames, each in its own ego frame.
-        poses: (11, 3) global rear-axle poses of the key frames, as the devkit reads them back.
+        poses: (key frame, 3) global rear-axle poses of the key frames, as the devkit reads them back.
 
     Raises:
-        ValueError: not eleven key frames, or a track that a key frame shows twice.
+        ValueError: another number of poses than of key frames, or a track that a key frame shows twice.
     """
-    if len(annotations) != KEY_FRAMES or poses.shape != (KEY_FRAMES, 3):
-        raise ValueError(f"expected {KEY_FRAMES} key frames, found {len(annotations)} and poses {poses.shape}")
+    if poses.shape != (len(annotations), 3):
+        raise ValueError(f"expected a pose (3,) for each of {len(annotations)} key frames, found {poses.shape}")
     tracks: dict[str, int] = {}
     rows: list[NDArray[np.int64]] = []  # per key frame: track of each box
     for annotation in annotations:
@@ -55,20 +55,20 @@ def observe(annotations: Sequence[Annotations], poses: NDArray[np.float64]) -> O
         rows.append(np.array([tracks[token] for token in annotation.track_tokens], dtype=np.int64))
         if len(set(annotation.track_tokens)) < len(rows[-1]):
             raise ValueError(f"key frame {len(rows) - 1} shows one track twice: {_repeated(annotation.track_tokens)}")
-    num_tracks = len(tracks)
-    key_poses = np.zeros((KEY_FRAMES, num_tracks, 3))
-    seen = np.zeros((KEY_FRAMES, num_tracks), dtype=bool)
+    num_tracks, num_keys = len(tracks), len(annotations)
+    key_poses = np.zeros((num_keys, num_tracks, 3))
+    seen = np.zeros((num_keys, num_tracks), dtype=bool)
     size, speed = np.zeros((num_tracks, 2)), np.zeros(num_tracks)
     types = np.zeros(num_tracks, dtype=np.int64)
-    for k in reversed(range(KEY_FRAMES)):  # backwards, so that the first sighting's size, speed and type stay
+    for k in reversed(range(num_keys)):  # backwards, so that the first sighting's size, speed and type stay
         boxes, of = annotations[k].boxes, rows[k]
         key_poses[k, of], seen[k, of] = to_global(boxes, poses[k]), True
         size[of], types[of], speed[of] = boxes[:, 3:5], annotations[k].types, annotations[k].speeds
-    speed[~np.isin(types, _MOVING_TYPES)] = 0.0
+    speed[~np.isin(types, _AGENTS)] = 0.0
     frames, present = _interpolate(key_poses, seen)
 
     order = np.argsort(types, kind="stable")
-    boxes = np.concatenate([frames, np.broadcast_to(size, (NUM_FRAMES, num_tracks, 2))], axis=-1)[:, order]
+    boxes = np.concatenate([frames, np.broadcast_to(size, (len(frames), num_tracks, 2))], axis=-1)[:, order]
     present = present[:, order]
     tokens = list(tracks)
     return Observation(
@@ -84,26 +84,27 @@ def observe(annotations: Sequence[Annotations], poses: NDArray[np.float64]) -> O
 def _interpolate(
     key_poses: NDArray[np.float64], seen: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """(51, track, 3) poses and (51, track) presence from key poses (11, track, 3) and sightings (11, track)."""
-    keys = np.arange(KEY_FRAMES)[:, None]
+    """(frame, track, 3) poses and (frame, track) presence from key poses (key, track, 3) and sightings (key, track)."""
+    num_keys = len(seen)
+    keys = np.arange(num_keys)[:, None]
     previous = np.maximum.accumulate(np.where(seen, keys, -1), axis=0)  # last sighting up to a key frame
-    following = np.minimum.accumulate(np.where(seen, keys, KEY_FRAMES)[::-1], axis=0)[::-1]  # first from it on
+    following = np.minimum.accumulate(np.where(seen, keys, num_keys)[::-1], axis=0)[::-1]  # first from it on
     first, last = following[0], previous[-1]
     track = np.arange(seen.shape[1])[None]
     # Headings are unwrapped over the sightings alone: gaps repeat the value before them.
     filled = key_poses[np.maximum(previous, first), track]
     filled[..., 2] = np.unwrap(filled[..., 2], axis=0)
 
-    frame = np.arange(NUM_FRAMES)[:, None]
-    before = np.clip(previous[frame[:, 0] // _STEPS], first, last)
-    after = np.where(before < last, following[np.minimum(before + 1, KEY_FRAMES - 1), track], before)
+    frame = np.arange(STEPS * (num_keys - 1) + 1)[:, None]
+    before = np.clip(previous[frame[:, 0] // STEPS], first, last)
+    after = np.where(before < last, following[np.minimum(before + 1, num_keys - 1), track], before)
     start, end = filled[before, track], filled[after, track]
     span = np.where(after > before, (after - before) * 0.5, 1.0)
     elapsed = np.where(after > before, frame * 0.1 - before * 0.5, 0.0)
     poses = (end - start) / span[..., None] * elapsed[..., None] + start
     once = first == last
     poses[..., 2] = np.where(once, poses[..., 2], np.arctan2(np.sin(poses[..., 2]), np.cos(poses[..., 2])))
-    present = once | ((first * _STEPS <= frame) & (frame <= last * _STEPS))
+    present = once | ((first * STEPS <= frame) & (frame <= last * STEPS))
     return poses, present
 
 

@@ -12,8 +12,9 @@ import torch
 from navsim_bridge.golden.v1 import GoldenScene, read_golden
 from navsim_bridge.golden.v2 import GoldenEPDMS, read_golden_epdms
 from navsim_bridge.metrics import reward
-from navsim_bridge.metrics.metric import EPDMS, PDMS
-from navsim_bridge.pdm import EPDMSBatch, SceneBatch, combine, epdms_terms, score_plans, two_frame_extended_comfort
+from navsim_bridge.metrics.epdms import EPDMS
+from navsim_bridge.metrics.pdms import PDMS
+from navsim_bridge.pdm import EPDMSBatch, SceneBatch, epdms_scores, epdms_terms, score_plans, two_frame_extended_comfort
 from navsim_bridge.pdm.terms import comfort
 from tests.gpu.pretended import PretendedGPU, value
 from tests.paths import FIXTURES
@@ -51,14 +52,14 @@ def assert_equal(found: object, expected: object) -> None:
             torch.testing.assert_close(value(one), two, rtol=0, atol=0, equal_nan=True, msg=field.name)
 
 
-@pytest.mark.parametrize("normalise", ["pair", "pool"])
-def test_pdm_scores_on_a_gpu_equal_those_on_the_cpu(golden: list[GoldenScene], normalise: str) -> None:
+@pytest.mark.parametrize("normalize", ["pair", "pool"])
+def test_pdm_scores_on_a_gpu_equal_those_on_the_cpu(golden: list[GoldenScene], normalize: str) -> None:
     batch, plans = SceneBatch.from_scenes([file.scene for file in golden]), plans_of(golden)
-    expected = score_plans(batch, plans, normalise=normalise)  # type: ignore[arg-type]
+    expected = score_plans(batch, plans, normalize=normalize)  # type: ignore[arg-type]
     gpu = PretendedGPU()
     with gpu():
         moved = batch.to(gpu.device)
-        scores = score_plans(moved, plans, normalise=normalise)  # type: ignore[arg-type]
+        scores = score_plans(moved, plans, normalize=normalize)  # type: ignore[arg-type]
         assert scores.score.device == gpu.device
     assert_equal(scores, expected)
 
@@ -83,13 +84,13 @@ def test_epdms_on_a_gpu_equals_that_on_the_cpu(golden_v2: list[GoldenEPDMS]) -> 
     seconds = torch.tensor([0.5, torch.nan], dtype=torch.float64)
     expected = epdms_terms(batch, plans)
     change = two_frame_extended_comfort(expected.motion, expected.motion.roll(1, 1), seconds)
-    total = combine(expected, "fixed", change)
+    total = epdms_scores(expected, "fixed", change)
     gpu = PretendedGPU()
     with gpu():
         terms = epdms_terms(batch.to(gpu.device), plans)
         assert terms.values.device == gpu.device
         change = two_frame_extended_comfort(terms.motion, terms.motion.roll(1, 1), seconds.to(gpu.device))
-        scores = combine(terms, "fixed", change)
+        scores = epdms_scores(terms, "fixed", change)
     assert_equal(terms, expected)
     assert_equal(scores, total)
 
@@ -98,15 +99,17 @@ def test_epdms_on_a_gpu_equals_that_on_the_cpu(golden_v2: list[GoldenEPDMS]) -> 
 def test_an_evaluation_scores_and_explains_on_a_gpu(
     metric: PDMS | EPDMS, golden: list[GoldenScene], golden_v2: list[GoldenEPDMS]
 ) -> None:
-    files: list = golden if metric.key == "pdms" else golden_v2
-    scenes, plans = [file.scene for file in files], plans_of(files)[:, 1]
-    expected = metric.score(scenes, plans, torch.device("cpu"))
+    files: list = golden if isinstance(metric, PDMS) else golden_v2
+    packed, plans = metric.pack([file.scene for file in files]), plans_of(files)[:, 1:2]
+    expected = metric.judge(packed, plans)
     gpu = PretendedGPU()
     with gpu():
-        found = metric.score(scenes, plans, gpu.device)
-    for one, two in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one.values, two.values)
-        assert one.reason == two.reason
+        on_device = packed.to(gpu.device)
+        terms = metric.judge(on_device, plans)
+        values, reasons = metric.values(terms), metric.explain(on_device, plans.to(gpu.device), terms)
+    for name, score in metric.values(expected).items():
+        np.testing.assert_array_equal(value(values[name]), score, err_msg=name)
+    assert reasons == metric.explain(packed, plans, expected)
 
 
 class Scenes:
@@ -121,16 +124,14 @@ class Scenes:
 
     def require(self, tokens: tuple[str, ...]) -> None: ...
 
-    def require_metric(self, name: str) -> None: ...
-
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
 def test_the_reward_scores_on_a_gpu(golden: list[GoldenScene], keep_bytes: int) -> None:
     cache, plans = Scenes(golden), plans_of(golden[:2])
-    expected = reward.PDMReward(cache, keep_bytes=keep_bytes)(cache.tokens[:2], plans)  # type: ignore[arg-type]
+    expected = reward.MetricReward(PDMS(), cache, keep_bytes=keep_bytes)(cache.tokens[:2], plans)
     gpu = PretendedGPU()
     with gpu():
-        scores = reward.PDMReward(cache, gpu.device, keep_bytes=keep_bytes)(cache.tokens[:2], plans)  # type: ignore[arg-type]
+        scores = reward.MetricReward(PDMS(), cache, gpu.device, keep_bytes=keep_bytes)(cache.tokens[:2], plans)
         assert all(score.device == gpu.device for score in scores.values())
     for name, score in expected.items():
         assert torch.equal(value(scores[name]), score), name

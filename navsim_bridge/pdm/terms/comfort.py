@@ -1,4 +1,5 @@
-"""Comfort: six smoothed motion quantities of the rear axle within bounds at every step."""
+"""Comfort: six smoothed motion quantities within bounds at every step; EPDMS judges them with the past before them, and
+compares the plans of two frames."""
 
 from __future__ import annotations
 
@@ -12,7 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from navsim_bridge.ego import REAR_AXLE_TO_CENTER
+from navsim_bridge.pdm.epdms_scene import EPDMSBatch
+
 NUM_STATES = 41
+_MOTION_COLUMNS = (2, 5, 6)  # of a state: heading, longitudinal and lateral acceleration
+_LATEST_PREVIOUS = 0.55  # [s]
+_LARGEST_RMS = (0.7, 0.5, 0.1, 0.1)  # |a| [m/s^2], jerk [m/s^3], yaw rate [rad/s], yaw acceleration [rad/s^2]
 
 
 class Bound(NamedTuple):
@@ -112,3 +119,93 @@ def within_bounds(values: Sequence[Tensor]) -> Tensor:
 def comfort_flags(states: Tensor) -> Tensor:
     """Which quantities stay strictly within BOUNDS: (..., 6) bool for states (..., 41, 11)."""
     return within_bounds(comfort_values(states))
+
+
+def history_comfort_flags(scenes: EPDMSBatch, states: Tensor) -> Tensor:
+    """Which quantities of ``BOUNDS`` hold over past and plan: (scene, candidate, 6) bool.
+
+    Unlike in v1, accelerations are those of the centre (with the devkit's signs: both terms along x), jerk takes a
+    window of 15, and the recorded past precedes the states (scene, candidate, 41, 11). Past states have no yaw rate.
+    """
+    spin = states[..., 9].square() + states[..., 10]
+    columns = {
+        "accel_x": states[..., 5] + REAR_AXLE_TO_CENTER * spin,
+        "accel_y": states[..., 6],
+        "magnitude": torch.hypot(states[..., 5], states[..., 6]),
+        "heading": states[..., 2],
+    }
+    past_heading, past_x, past_y = scenes.past.unbind(-1)
+    before = {
+        "accel_x": past_x,
+        "accel_y": past_y,
+        "magnitude": torch.hypot(past_x, past_y),
+        "heading": past_heading,
+    }
+    flags = torch.zeros((*states.shape[:2], len(BOUNDS)), dtype=torch.bool, device=states.device)
+    for count in torch.unique(scenes.past_count).tolist():
+        rows = (scenes.past_count == count).nonzero().squeeze(-1)
+        whole = {
+            name: torch.cat((before[name][rows, None, :count].expand(-1, states.shape[1], -1), values[rows]), dim=-1)
+            for name, values in columns.items()
+        }
+        accel_x = smooth(whole["accel_x"], 8, 2)
+        heading = unwrap(whole["heading"])
+        values = (
+            accel_x,
+            smooth(whole["accel_y"], 8, 2),
+            smooth(smooth(whole["magnitude"], 8, 2), 15, 2, derivative=1),
+            smooth(accel_x, 15, 2, derivative=1),
+            smooth(heading, 5, 3, derivative=2),
+            smooth(heading, 5, 2, derivative=1),
+        )
+        flags[rows] = within_bounds(values)
+    return flags
+
+
+def motion_of(states: Tensor) -> Tensor:
+    """Heading, longitudinal and lateral acceleration (..., 41, 3) of states: what two frames are compared by."""
+    return states[..., _MOTION_COLUMNS]
+
+
+def two_frame_extended_comfort(motion: Tensor, previous: Tensor, seconds: Tensor) -> Tensor:
+    """1 where a plan moves as the plan of the frame before it would have, else 0; NaN without one.
+
+    Args:
+        motion: (scene, candidate, 41, 3) from ``motion_of`` the simulated plans.
+        previous: (scene, candidate, 41, 3) the same of the plans that were made ``seconds`` earlier.
+        seconds: (scene,) [s]; NaN where there is no previous frame.
+
+    Raises:
+        ValueError: a previous frame that is not at most 0.55 s, and at least one 0.1 s step, earlier.
+    """
+    known = ~torch.isnan(seconds)
+    shift = torch.round(seconds / 0.1)  # half to even, as Python does
+    bad = known & ~((seconds < _LATEST_PREVIOUS) & (shift >= 1))
+    if bool(bad.any()):
+        raise ValueError(
+            f"the previous plan of scene {int(bad.nonzero()[0])} is {float(seconds[bad][0]):.3f} s earlier; two-frame "
+            f"comfort compares plans at least one step of 0.1 s and less than {_LATEST_PREVIOUS} s apart"
+        )
+    result = torch.full(motion.shape[:2], torch.nan, dtype=torch.float64, device=motion.device)
+    for steps in torch.unique(shift[known]).to(torch.int64).tolist():
+        rows = (known & (shift == steps)).nonzero().squeeze(-1)
+        now = _extended_features(motion[rows, :, :-steps])
+        then = _extended_features(previous[rows, :, steps:])
+        smoothness = [
+            (one - two).square().mean(-1).sqrt() <= largest for one, two, largest in zip(now, then, _LARGEST_RMS)
+        ]
+        result[rows] = torch.stack(smoothness).all(0).to(torch.float64)
+    return result
+
+
+def _extended_features(motion: Tensor) -> tuple[Tensor, ...]:
+    """|a|, its jerk, yaw rate and yaw acceleration of (..., time, 3)."""
+    heading, accel_x, accel_y = motion.unbind(-1)
+    accel = smooth(torch.hypot(accel_x, accel_y), 8, 2)
+    heading = unwrap(heading)
+    return (
+        accel,
+        smooth(accel, 15, 2, derivative=1),
+        smooth(heading, 5, 2, derivative=1),
+        smooth(heading, 5, 2, derivative=2),
+    )

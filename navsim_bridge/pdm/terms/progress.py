@@ -53,6 +53,18 @@ def normalize_progress(weighted: Tensor, product: Tensor, scale: Tensor) -> Tens
     return torch.where(judged, weighted / torch.where(judged, scale, 1.0), unjudged)
 
 
+def normalize_raw_progress(raw: Tensor, scale: Tensor) -> Tensor:
+    """As ``normalize_progress`` by the rule of v2: a plan's own multipliers only set the scale, and nobody is judged
+    when that is short.
+
+    Args:
+        raw: (scene, candidate) metres.
+        scale: (scene, candidate or 1) [m].
+    """
+    judged = scale > ENOUGH_PROGRESS
+    return torch.where(judged, (raw / torch.where(judged, scale, 1.0)).clamp(0.0, 1.0), 1.0)
+
+
 def against_route(states: Tensor, areas: EgoAreas) -> Tensor:
     """Metres (scene, candidate, 40) driven off the route's lanes within the window that ends at each step."""
     center = ego_center(states)

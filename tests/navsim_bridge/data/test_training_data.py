@@ -153,11 +153,11 @@ def test_lists_of_one_name_have_metric_caches_of_their_own(opened, data):
         (data / folder).mkdir()
         lists.append(data / folder / "scores.csv")
         lists[-1].write_text("\n".join(("token", *some)))
-    caches = [opened("source", split=str(path)).reward.cache for path in lists]
+    caches = [opened("source", split=str(path)).reward.scenes for path in lists]
     assert [len(cache) for cache in caches] == [3, 2]
     assert all(cache.path.name.startswith("scores-") for cache in caches)
     caches[0].verify()  # the second has not replaced it
-    assert opened("source").reward.cache.path == data / "metric_cache/three"
+    assert opened("source").reward.scenes.path == data / "metric_cache/three"
 
 
 def test_too_many_validation_logs_are_refused_with_a_number_that_works(opened):

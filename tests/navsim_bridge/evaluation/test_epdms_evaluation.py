@@ -15,8 +15,9 @@ from navsim_bridge.evaluation.run import SceneFailureError, ScenesFromLogs, desc
 from navsim_bridge.files.logs import read_log
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes
 from navsim_bridge.metric_cache.store import write_scenes
-from navsim_bridge.metrics.metric import EPDMS, previous_frames
-from navsim_bridge.metrics.reward import PDMReward
+from navsim_bridge.metrics.epdms import EPDMS, EPDMSConfig, previous_frames
+from navsim_bridge.metrics.pdms import PDMS
+from navsim_bridge.metrics.scene_rules import NAVSIM_V2
 from navsim_bridge.pdm import EPDMS_SUB_SCORES
 from navsim_bridge.splits.scene_filter import SceneFilter, Split, load_split
 from navsim_bridge.splits.scenes import select_scenes
@@ -24,6 +25,7 @@ from tests.navsim_bridge.conftest import FIXTURE, LOG
 from tools import cache_metrics
 from tools import evaluate as tool
 
+FIXED = EPDMS(EPDMSConfig(human_filter="fixed"))
 TWO_FRAMES_DECIDE = ("two_frame_extended_comfort", "score")
 SPLIT = """
 data_split: mini
@@ -71,8 +73,8 @@ def test_every_score_equals_the_devkits(agent, world, split_file, tmp_path, caps
 
 
 def test_a_lost_sub_score_has_a_reason(world, records):
-    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
-    result = evaluate(constant_velocity, records, load, metric=EPDMS("fixed"), progress=False)
+    load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
+    result = evaluate(constant_velocity, records, load, metric=FIXED, progress=False)
     for token, row in zip(result.tokens, result.values):
         terms = dict(zip(result.columns, row))
         if terms["drivable_area_compliance"] == 0:
@@ -81,8 +83,8 @@ def test_a_lost_sub_score_has_a_reason(world, records):
 
 
 def test_the_summary_says_what_the_numbers_are(world, records, tmp_path):
-    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
-    result = evaluate(constant_velocity, records[:2], load, metric=EPDMS("fixed"), progress=False)
+    load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
+    result = evaluate(constant_velocity, records[:2], load, metric=FIXED, progress=False)
     summary = write_evaluation(tmp_path, result, agent="x", split=world.split, records=records[:2],
                                data_root=world.root, seed=3)  # fmt: skip
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
@@ -95,7 +97,7 @@ def test_the_summary_says_what_the_numbers_are(world, records, tmp_path):
 
 
 def test_without_any_previous_frame_the_average_of_its_term_is_missing(world, records, tmp_path):
-    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
+    load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
     result = evaluate(constant_velocity, records[::2], load, metric=EPDMS(), progress=False)
     summary = write_evaluation(tmp_path, result, agent="x", split=world.split, records=records[::2],
                                data_root=world.root, seed=0)  # fmt: skip
@@ -105,7 +107,7 @@ def test_without_any_previous_frame_the_average_of_its_term_is_missing(world, re
 
 
 def test_order_and_chunks_of_the_records_do_not_matter(world, records, monkeypatch):
-    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
+    load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
     whole = evaluate(constant_velocity, records, load, metric=EPDMS(), progress=False)
     monkeypatch.setattr(evaluating, "SCENES_AT_ONCE", 5)
     order = np.random.default_rng(0).permutation(len(records))
@@ -126,13 +128,13 @@ def test_weights_trained_on_the_split_are_said_and_stored_to_be(world, records, 
     stage = dataclasses.asdict(TrainedOn("dipole", "navtrain", 1, (LOG,)))
     monkeypatch.setattr(evaluating, "training_stages", lambda checkpoint: [stage])
     monkeypatch.setattr(evaluating, "weights_of", lambda checkpoint: ("weights", "no"))
-    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
+    load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
     result = evaluate(constant_velocity, records[:1], load, metric=EPDMS(), progress=False)
     summary = write_evaluation(tmp_path, result, agent="dpvla", split=world.split, records=records[:1],
                                data_root=world.root, seed=0, checkpoint=tmp_path)  # fmt: skip
     assert json.loads((tmp_path / "summary.json").read_text())["trained_on_evaluation_split"] is True
     assert summary["trained_on"] == [stage]
-    assert "trained_on_evaluation_split: true" in describe(summary)
+    assert "trained_on_evaluation_split: true" in describe(summary, EPDMS())
 
 
 def test_a_log_without_traffic_lights_cannot_be_scored(world, records, tmp_path):
@@ -145,9 +147,11 @@ def test_a_log_without_traffic_lights_cannot_be_scored(world, records, tmp_path)
     target.write_bytes(pickle.dumps(frames))
     assert set(read_log(target).red_lights) == {None}
     with pytest.raises(ValueError, match=f"scene {records[0].token} .*no 'traffic_lights', which the reference"):
-        list(build_scenes(records[:1], tmp_path, world.maps, "epdms"))
+        list(build_scenes(records[:1], tmp_path, world.maps, NAVSIM_V2))
     with pytest.raises(SceneFailureError, match=records[0].token):
-        evaluate(constant_velocity, records[:1], ScenesFromLogs(records, tmp_path, world.maps, "epdms"), metric=EPDMS())
+        evaluate(
+            constant_velocity, records[:1], ScenesFromLogs(records, tmp_path, world.maps, NAVSIM_V2), metric=EPDMS()
+        )
 
 
 def test_bad_traffic_lights_are_refused_by_frame(tmp_path, frame):
@@ -159,9 +163,10 @@ def test_bad_traffic_lights_are_refused_by_frame(tmp_path, frame):
     assert read_log(path).red_lights == (("7",),)
 
 
-def test_the_human_filter_of_the_other_metric_is_refused():
-    with pytest.raises(SystemExit, match="--human-filter belongs to --metric epdms"):
+def test_the_human_filter_of_the_other_metric_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
         tool.main(["--agent", "human", "--split", "x", "--out", "y", "--human-filter", "fixed"])
+    assert "Unrecognized options: --metric.human-filter" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +178,7 @@ def packed(world, split_file, tmp_path_factory):
 
 
 def test_scenes_of_epdms_are_stored_exactly(world, records, packed):
-    built = list(build_scenes(records, world.root, world.maps, "epdms"))
+    built = list(build_scenes(records, world.root, world.maps, NAVSIM_V2))
     assert any(len(scene.v2.light_tokens) for scene in built)
     for scene, loaded in zip(built, packed.load([r.token for r in records])):
         for one, two in ((scene, loaded), (scene.v2, loaded.v2)):
@@ -187,7 +192,7 @@ def test_four_seconds_of_future_are_enough(world, records):
     rules = SceneFilter(num_history_frames=4, num_future_frames=8, frame_interval=1, max_scenes=12)
     shorter = select_scenes(Split("adjacent", "mini", rules), world.root)
     long, short = (
-        evaluate(constant_velocity, some, ScenesFromLogs(some, world.root, world.maps, "epdms"), metric=EPDMS(),
+        evaluate(constant_velocity, some, ScenesFromLogs(some, world.root, world.maps, NAVSIM_V2), metric=EPDMS(),
                  progress=False)
         for some in (records, shorter)
     )  # fmt: skip
@@ -198,7 +203,7 @@ def test_four_seconds_of_future_are_enough(world, records):
 def test_a_packed_cache_gives_the_scores_of_the_logs(world, records, packed, split_file, tmp_path):
     tool.main(["--metric", "epdms", "--agent", "constant_velocity", "--split", str(split_file), "--out", str(tmp_path),
                "--data-root", str(world.root), "--metric-cache", str(packed.path)])  # fmt: skip
-    load = ScenesFromLogs(records, world.root, world.maps, "epdms")
+    load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
     expected = evaluate(constant_velocity, records, load, metric=EPDMS(), progress=False)
     assert (tmp_path / "scores.csv").read_text() == expected.to_csv()
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -210,15 +215,15 @@ def test_a_cache_of_the_other_metric_is_refused(world, packed, split_file, tmp_p
         tool.main(["--agent", "human", "--split", str(split_file), "--out", str(tmp_path),
                    "--data-root", str(world.root), "--metric-cache", str(packed.path)])  # fmt: skip
     with pytest.raises(CacheError, match="holds scenes of EPDMS"):
-        PDMReward(packed)
+        packed.require_metric(PDMS())
     with pytest.raises(CacheError, match=r"holds scenes of EPDMS .*choose another folder for PDMS v1"):
         build_metric_cache(world.root, world.maps, load_split(split_file), packed.path, progress=False)
 
 
 def test_scenes_of_both_metrics_do_not_share_a_file(world, records, tmp_path):
-    scenes = list(build_scenes(records[:1], world.root, world.maps, "epdms"))
+    scenes = list(build_scenes(records[:1], world.root, world.maps, NAVSIM_V2))
     scenes += build_scenes(records[1:2], world.root, world.maps)
-    with pytest.raises(ValueError, match=f"scene {records[1].token}: one file holds"):
+    with pytest.raises(ValueError, match=f"scene {records[1].token} was made by other rules than scene "):
         write_scenes(tmp_path / "x.scenes", scenes, "test")
-    with pytest.raises(ValueError, match="has 51 object frames; its metric needs 41"):
-        write_scenes(tmp_path / "x.scenes", [dataclasses.replace(scenes[1], v2=scenes[0].v2)], "test")
+    with pytest.raises(ValueError, match="one file holds scenes of one metric"):
+        write_scenes(tmp_path / "x.scenes", [scenes[0], dataclasses.replace(scenes[1], v2=scenes[0].v2)], "test")

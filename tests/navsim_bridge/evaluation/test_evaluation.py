@@ -10,7 +10,6 @@ import torch
 from dpvla.training.run_directory import TrainedOn
 from navsim_bridge.agents import constant_velocity, stand_still
 from navsim_bridge.evaluation.run import (
-    COLUMNS,
     SceneFailureError,
     ScenesFromLogs,
     describe,
@@ -20,7 +19,9 @@ from navsim_bridge.evaluation.run import (
     write_evaluation,
 )
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
-from navsim_bridge.metrics.reward import SUB_SCORES, PDMReward
+from navsim_bridge.metrics.pdms import PDMS
+from navsim_bridge.metrics.reward import MetricReward
+from navsim_bridge.pdm import SUB_SCORES
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
 from tests.navsim_bridge.conftest import FIXTURE, LOG
 from tools import evaluate as tool
@@ -45,7 +46,7 @@ def test_the_tool_writes_scores_as_the_devkit_does(world, cache, tmp_path, capsy
     roots = ("--data-root", world.root, "--maps-root", world.maps)
     run("--agent", "constant_velocity", "--split", "small", "--out", tmp_path / "a", *roots)
     rows = read_rows(tmp_path / "a/scores.csv")
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == ("token", "valid", *SUB_SCORES, "reason")
     assert [row["token"] for row in rows] == [*(r.token for r in world.records), "average"]
     official = {row["token"]: row for row in read_rows(FIXTURE / "constant_velocity.csv")}
     for row in rows[:-1]:
@@ -94,7 +95,7 @@ def test_a_token_that_the_cache_lacks_is_an_error(world, tmp_path):
         run("--agent", "stand_still", "--split", world.split_file, "--out", tmp_path / "out", "--data-root", world.root,
             "--metric-cache", tmp_path)  # fmt: skip
     with pytest.raises(CacheError, match=world.records[1].token):
-        PDMReward(MetricCache(tmp_path), tokens=[world.records[1].token])
+        MetricReward(PDMS(), MetricCache(tmp_path), tokens=[world.records[1].token])
 
 
 def broken(token):
@@ -177,7 +178,7 @@ def test_dpvla_needs_a_checkpoint_and_others_take_none(tmp_path):
 
 
 def test_rewards_take_numpy_plans_and_no_single_text_as_tokens(world, cache):
-    reward = PDMReward(cache)
+    reward = MetricReward(PDMS(), cache)
     tokens = [r.token for r in world.records[:2]]
     plans = np.stack([constant_velocity(world.records[:2])], axis=1)
     plans.flags.writeable = False
@@ -186,14 +187,14 @@ def test_rewards_take_numpy_plans_and_no_single_text_as_tokens(world, cache):
         assert torch.equal(values, expected[name])
     with pytest.raises(TypeError, match="plans must be a tensor or a numpy array, found list"):
         reward(tokens, plans.tolist())
-    for call in (lambda: reward(tokens[0], plans), lambda: PDMReward(cache, tokens=tokens[0]),
+    for call in (lambda: reward(tokens[0], plans), lambda: MetricReward(PDMS(), cache, tokens=tokens[0]),
                  lambda: cache.load(tokens[0])):  # fmt: skip
         with pytest.raises(TypeError, match=f"tokens must be a sequence of texts, found one: '{tokens[0]}'"):
             call()
 
 
 def test_rewards_take_any_floats_and_any_iterable_of_tokens(world, cache):
-    reward = PDMReward(cache.path)  # a folder will do
+    reward = MetricReward(PDMS(), cache)
     tokens = [r.token for r in world.records[:2]]
     plans = np.stack([constant_velocity(world.records[:2])], axis=1)
     expected = reward(tokens, plans)["score"]
@@ -206,12 +207,12 @@ def test_rewards_take_any_floats_and_any_iterable_of_tokens(world, cache):
     with pytest.raises(ValueError, match="plans must be floating point, found"):
         reward(tokens, plans.astype(">i4"))
     with pytest.raises(ValueError, match="there are no scenes to score"):
-        PDMReward(cache, tokens=[])
+        MetricReward(PDMS(), cache, tokens=[])
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
 def test_rewards_equal_the_evaluation_for_any_group_and_order(world, cache, keep_bytes):
-    reward = PDMReward(cache, keep_bytes=keep_bytes)
+    reward = MetricReward(PDMS(), cache, keep_bytes=keep_bytes)
     order = [5, 2, 2, 0]
     records = [world.records[i] for i in order]
     plans = np.stack([constant_velocity(records), stand_still(records)], axis=1)

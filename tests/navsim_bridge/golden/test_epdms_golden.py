@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from navsim_bridge.golden.v2 import FRAGILE_COLUMNS, read_golden_epdms
-from navsim_bridge.pdm import EPDMSBatch, SceneBatch, combine, epdms_terms, score_plans, two_frame_extended_comfort
+from navsim_bridge.pdm import EPDMSBatch, SceneBatch, epdms_scores, epdms_terms, score_plans, two_frame_extended_comfort
 from navsim_bridge.pdm.epdms import EXTENDED_COMFORT, MULTIPLIERS, TERMS
 from tests.paths import GOLDEN_V2
 
@@ -60,21 +60,21 @@ def test_fixtures_hold_every_case(golden):
 
 @pytest.mark.parametrize("name", [*TERMS, "pdm_score"])
 def test_sub_scores_before_the_human_filter_equal_the_official_ones(golden, name):
-    golden.expect(getattr(combine(golden.terms, "off"), name), f"unf_{name}")
+    golden.expect(getattr(epdms_scores(golden.terms, "off"), name), f"unf_{name}")
 
 
 @pytest.mark.parametrize("name", [*TERMS, EXTENDED_COMFORT, "pdm_score", "score", "score_without_ec"])
 def test_released_columns_equal_the_official_ones(golden, name):
-    golden.expect(getattr(combine(golden.terms, "v2.1.2", golden.comfort), name), f"res_{name}")
+    golden.expect(getattr(epdms_scores(golden.terms, "v2.1.2", golden.comfort), name), f"res_{name}")
 
 
 @pytest.mark.parametrize("name", ["score", "score_without_ec"])
 def test_scores_of_the_corrected_filter_equal_the_official_ones(golden, name):
-    golden.expect(getattr(combine(golden.terms, "fixed", golden.comfort), name), f"main_{name}")
+    golden.expect(getattr(epdms_scores(golden.terms, "fixed", golden.comfort), name), f"main_{name}")
 
 
 def test_the_corrected_product_equals_the_official_one(golden):
-    fixed = combine(golden.terms, "fixed")
+    fixed = epdms_scores(golden.terms, "fixed")
     product = torch.stack([getattr(fixed, name) for name in MULTIPLIERS]).prod(0)
     golden.expect(product, "main_multiplicative_metrics_prod")
 

@@ -114,7 +114,7 @@ def test_the_broken_comfort_bounds_are_the_official_ones(golden):
 
 def test_progress_is_told_against_what_it_was_measured_by(golden):
     _, batch, plans, scores, _ = golden
-    pool = score_plans(batch, plans, normalise="pool")
+    pool = score_plans(batch, plans, normalize="pool")
     for result, explained in ((scores, golden[-1]), (pool, explain(batch, plans, pool))):
         told = 0
         for row, candidate in (result.ego_progress < 1 - 1e-6).nonzero().tolist():

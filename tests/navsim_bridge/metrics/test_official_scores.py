@@ -8,7 +8,7 @@ import torch
 
 from navsim_bridge.agents import BASELINES
 from navsim_bridge.metric_cache import build_scenes
-from navsim_bridge.metrics.reward import SUB_SCORES
+from navsim_bridge.pdm import SUB_SCORES
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.score import score_plans
 from tests.navsim_bridge.conftest import FIXTURE

@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from navsim_bridge.pdm import reference_from_plan
 from navsim_bridge.pdm.metric_scene import MetricScene
+from navsim_bridge.pdm.simulate import plan_knots, plan_times_us
 
 
 def road(**changes) -> MetricScene:
@@ -34,6 +35,14 @@ def road(**changes) -> MetricScene:
         provenance={},
     )  # fmt: skip
     return dataclasses.replace(scene, **changes)
+
+
+def reference_from_plan(
+    plan: NDArray[np.float64], ego_state: NDArray[np.float64], ego_time_us: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Knots and times of a plan (pose, 3) as the devkit treats a model's, to be the reference of a scene."""
+    knots = plan_knots(torch.from_numpy(ego_state[None, :3]), torch.from_numpy(plan)[None, None])[0, 0]
+    return knots.numpy(), plan_times_us(torch.tensor(ego_time_us), len(plan)).numpy()
 
 
 def with_objects(scene: MetricScene, boxes, types=None, speeds=None, tokens=None) -> MetricScene:

@@ -14,14 +14,14 @@ from navsim_bridge.pdm import (
     EPDMSInputs,
     EPDMSTerms,
     MetricScene,
-    combine,
+    epdms_scores,
     epdms_terms,
-    reference_from_plan,
     two_frame_extended_comfort,
 )
 from navsim_bridge.pdm.epdms import TERMS
 from navsim_bridge.pdm.epdms_scene import _sample_past
 from navsim_bridge.pdm.geometry import near_polyline
+from tests.navsim_bridge.pdm.pdm_worlds import reference_from_plan
 
 ORIGIN = np.array([586000.25, 4512000.5])
 TIME = 1_600_000_000_000_000
@@ -99,7 +99,7 @@ def value(terms, name):
 def test_a_plain_drive_loses_nothing():
     terms = terms_of(road())
     assert terms.values.flatten().tolist() == pytest.approx([1.0] * 8)
-    assert combine(terms).score.item() == pytest.approx(1.0)
+    assert epdms_scores(terms).score.item() == pytest.approx(1.0)
     assert reasons(terms) == [[""]]
 
 
@@ -224,7 +224,7 @@ def test_the_released_filter_changes_columns_and_the_corrected_one_the_score():
     values = [1.0, 0.0, 1.0, 1.0, 0.8, 1.0, 0.0, 1.0]
     human = [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0]
     terms = made_up(values, human)
-    released, fixed, off = (combine(terms, name) for name in ("v2.1.2", "fixed", "off"))
+    released, fixed, off = (epdms_scores(terms, name) for name in ("v2.1.2", "fixed", "off"))
     for scores in (released, fixed):
         assert scores.drivable_area_compliance.item() == scores.lane_keeping.item() == 1.0
     assert (off.drivable_area_compliance.item(), off.lane_keeping.item()) == (0.0, 0.0)
@@ -238,15 +238,15 @@ def test_the_released_filter_changes_columns_and_the_corrected_one_the_score():
 def test_half_a_collision_of_the_driver_and_synthetic_scenes_forgive_nothing():
     values = [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0]
     for human in ([0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [math.nan] * 8):
-        fixed = combine(made_up(values, human), "fixed")
+        fixed = epdms_scores(made_up(values, human), "fixed")
         assert (fixed.no_at_fault_collisions.item(), fixed.lane_keeping.item()) == (0.5, 0.0)
 
 
 def test_without_a_previous_frame_the_two_frame_term_has_no_weight():
     terms = made_up([1.0, 1.0, 1.0, 1.0, 0.6, 1.0, 1.0, 1.0], [math.nan] * 8)
-    assert combine(terms).score.item() == pytest.approx((3 + 5 + 2 + 2) / 14)
+    assert epdms_scores(terms).score.item() == pytest.approx((3 + 5 + 2 + 2) / 14)
     for comfort in (0.0, 1.0):
-        scores = combine(terms, extended_comfort=torch.tensor([[comfort]]))
+        scores = epdms_scores(terms, extended_comfort=torch.tensor([[comfort]]))
         assert scores.score.item() == pytest.approx((3 + 5 + 2 + 2 + 2 * comfort) / 16)
         assert scores.score_without_ec.item() == pytest.approx((3 + 5 + 2 + 2) / 14)
 
@@ -293,4 +293,4 @@ def test_bad_inputs_are_refused_by_name(change, problem):
 
 def test_an_unknown_human_filter_is_refused():
     with pytest.raises(ValueError, match=r"v2\.1\.2, fixed, off"):
-        combine(made_up([1.0] * 8, [1.0] * 8), "main")
+        epdms_scores(made_up([1.0] * 8, [1.0] * 8), "main")

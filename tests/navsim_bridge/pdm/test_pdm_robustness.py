@@ -31,7 +31,7 @@ def test_pool_normalisation_measures_by_the_furthest_candidate():
     # worked out by hand from the metres: the reference drives 10 m/s, the candidates 5, 15 and 12 (off the road)
     scene = road()
     plans = (straight(5.0), straight(15.0), straight(12.0, sideways=9.0))
-    pair, pool = (score(scene, *plans, normalise=mode) for mode in ("pair", "pool"))
+    pair, pool = (score(scene, *plans, normalize=mode) for mode in ("pair", "pool"))
     metres, reference = pair.progress_raw[0].tolist(), pair.reference_progress_raw.item()
     assert metres[0] < reference < metres[1] and pair.drivable_area_compliance[0].tolist() == [1, 1, 0]
     torch.testing.assert_close(pair.ego_progress[0], torch.tensor([metres[0] / reference, 1.0, 0.0]).double())
@@ -46,21 +46,21 @@ def test_pool_normalisation_measures_by_the_furthest_candidate():
 
 def test_pool_of_one_is_the_pair_and_chunks_do_not_split_the_pool():
     scene, plans = road(), [straight(speed) for speed in (3.0, 7.0, 14.0)]
-    alone = score(scene, plans[0], normalise="pool")
+    alone = score(scene, plans[0], normalize="pool")
     assert torch.equal(alone.score, score(scene, plans[0]).score)
-    pool = score(scene, *plans, normalise="pool")
-    torch.testing.assert_close(pool.score, score(scene, *plans, normalise="pool", max_plans_in_flight=2).score)
+    pool = score(scene, *plans, normalize="pool")
+    torch.testing.assert_close(pool.score, score(scene, *plans, normalize="pool", max_plans_in_flight=2).score)
     assert pool.ego_progress[0, 0] < alone.ego_progress[0, 0]
-    assert score_plans(SceneBatch.from_scenes([scene]), plans[0][:, :0], normalise="pool").score.shape == (1, 0)
+    assert score_plans(SceneBatch.from_scenes([scene]), plans[0][:, :0], normalize="pool").score.shape == (1, 0)
     with pytest.raises(ValueError, match="'pair' or 'pool'"):
-        score(scene, plans[0], normalise="batch")
+        score(scene, plans[0], normalize="batch")
 
 
 def test_a_short_pool_is_not_judged_for_progress():
     state = road().ego_state.copy()
     state[3] = 0.0
     scene = road(ego_state=state, reference_states=np.tile(state[:3], (9, 1)))
-    scores = score(scene, straight(0.3), straight(0.6), normalise="pool")
+    scores = score(scene, straight(0.3), straight(0.6), normalize="pool")
     assert scores.progress_scale.max() < 5 and scores.ego_progress.tolist() == [[1.0, 1.0]]
 
 

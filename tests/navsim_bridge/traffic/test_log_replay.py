@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from navsim_bridge.files.logs import OBJECT_NAMES, Annotations
-from navsim_bridge.traffic.log_replay import KEY_FRAMES, observe
+from navsim_bridge.traffic.log_replay import observe
 
+KEY_FRAMES = 11
 EGO_AT_ORIGIN = np.zeros((KEY_FRAMES, 3))
 
 

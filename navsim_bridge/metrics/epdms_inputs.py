@@ -6,42 +6,24 @@ states of the last 1.5 s, and lane connectors whose light is red are kept for ev
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.files.logs import Annotations, Log
+from navsim_bridge.files.logs import Log
 from navsim_bridge.files.maps import VectorMap, flatten
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES, EPDMSInputs
 from navsim_bridge.pdm.simulate import ego_state_as_read_back
 from navsim_bridge.splits.scenes import SceneRecord
-from navsim_bridge.traffic.log_replay import KEY_FRAMES, Observation, observe
+from navsim_bridge.traffic.log_replay import STEPS
 
-V2_KEY_FRAMES = 9
-"""Key frames of a v2 observation: 0 s to 4 s every 0.5 s."""
+KEY_FRAMES = (EPDMS_FRAMES - 1) // STEPS + 1
+"""0 s to 4 s every 0.5 s."""
 PAST_FRAMES = 4
 """Recorded states that history comfort starts from: -1.5 s to 0 s every 0.5 s."""
 SYNTHETIC_TOKEN = 17
 """Length of a synthetic scene's token; the devkit knows them by it."""
-_STEPS = (EPDMS_FRAMES - 1) // (V2_KEY_FRAMES - 1)  # 0.1 s frames between key frames
-_NOTHING = Annotations(np.zeros((0, 7)), np.zeros(0, dtype=np.int64), np.zeros((0, 2)), ())
-
-
-def observe_v2(annotations: Sequence[Annotations], poses: NDArray[np.float64]) -> Observation:
-    """As `observe`, for nine key frames and 41 frames: nothing is seen after 4 s, so no track is interpolated towards
-    later sightings."""
-    unseen = KEY_FRAMES - V2_KEY_FRAMES
-    seen = observe([*annotations, *[_NOTHING] * unseen], np.concatenate([poses, np.zeros((unseen, 3))]))
-    rows = int(seen.frame_offsets[EPDMS_FRAMES])
-    return Observation(
-        frame_offsets=seen.frame_offsets[: EPDMS_FRAMES + 1],
-        object_track=seen.object_track[:rows],
-        object_boxes=seen.object_boxes[:rows],
-        track_tokens=seen.track_tokens,
-        track_types=seen.track_types,
-        track_first_speed=seen.track_first_speed,
-    )
 
 
 def epdms_inputs(log: Log, vector_map: VectorMap, record: SceneRecord, lanes: Collection[str]) -> EPDMSInputs:
@@ -82,7 +64,7 @@ def epdms_inputs(log: Log, vector_map: VectorMap, record: SceneRecord, lanes: Co
 def _lights(log: Log, now: int, lanes: set[str]) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
     """Those of ``lanes`` that are red in some key frame, and when (41, light)."""
     frames: list[set[str]] = []
-    for index in range(now, now + V2_KEY_FRAMES):
+    for index in range(now, now + KEY_FRAMES):
         red = log.red_lights[index]
         if red is None:
             raise ValueError(
@@ -91,5 +73,5 @@ def _lights(log: Log, now: int, lanes: set[str]) -> tuple[tuple[str, ...], NDArr
         frames.append(lanes & set(red))
     tokens = tuple(sorted(set().union(*frames)))
     by_key_frame = np.array([[token in red for token in tokens] for red in frames], dtype=bool)
-    by_key_frame = by_key_frame.reshape(V2_KEY_FRAMES, len(tokens))
-    return tokens, by_key_frame[np.arange(EPDMS_FRAMES) // _STEPS]
+    by_key_frame = by_key_frame.reshape(KEY_FRAMES, len(tokens))
+    return tokens, by_key_frame[np.arange(EPDMS_FRAMES) // STEPS]

@@ -1,0 +1,90 @@
+"""What the PDM scores are made of: their sub-scores, what each counts for, and the one way they make a total.
+
+It stands here and not with the metrics, which state it as their columns: the scorer and PDM-Closed lie below them and
+total by it as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number that a metric gives to a plan."""
+
+    name: str  # the devkit's, and that of results and log keys
+    label: str  # short: tables, pictures, explanations
+    meaning: str  # in a few words: legends
+    multiplies: bool = False  # the mean of those with a weight is multiplied by it
+    weight: float = 0.0  # in that mean
+    optional: bool = False  # hangs on other frames, and is NaN without them: then it has no weight
+    unit: str = ""  # of the values, such as "m"; none: a share of one, shown in percent
+
+    @property
+    def counts_for(self) -> str:
+        """'multiplier', 'weight 5', or 'no weight'."""
+        return "multiplier" if self.multiplies else f"weight {self.weight:g}" if self.weight else "no weight"
+
+    def shown(self, value: float) -> str:
+        """Label and value as text: 'NC 98.5', 'ADE 0.71 m'."""
+        return f"{self.label} {value:.2f} {self.unit}" if self.unit else f"{self.label} {100 * value:.1f}"
+
+
+_COLLISIONS = Column("no_at_fault_collisions", "NC", "no collision at fault", multiplies=True)
+_DRIVABLE_AREA = Column("drivable_area_compliance", "DAC", "stays in the drivable area", multiplies=True)
+_PROGRESS = Column("ego_progress", "EP", "progress along the route", weight=5.0)
+_TIME_TO_COLLISION = Column("time_to_collision_within_bound", "TTC", "time to collision within bound", weight=5.0)
+
+PDM_SCORE = (
+    _COLLISIONS,
+    _DRIVABLE_AREA,
+    _PROGRESS,
+    _TIME_TO_COLLISION,
+    Column("comfort", "C", "comfort", weight=2.0),
+    Column("driving_direction_compliance", "DDC", "keeps to the driving direction"),
+)
+"""Sub-scores of NAVSIM v1 in the devkit's order."""
+
+EXTENDED_PDM_SCORE = (
+    _COLLISIONS,
+    _DRIVABLE_AREA,
+    Column("driving_direction_compliance", "DDC", "keeps to the driving direction", multiplies=True),
+    Column("traffic_light_compliance", "TLC", "stops at red lights", multiplies=True),
+    _PROGRESS,
+    _TIME_TO_COLLISION,
+    Column("lane_keeping", "LK", "keeps its lane", weight=2.0),
+    Column("history_comfort", "HC", "comfort, counting the past", weight=2.0),
+    Column("two_frame_extended_comfort", "EC", "moves as planned a frame before", weight=2.0, optional=True),
+)
+"""Sub-scores of NAVSIM v2 in the devkit's order."""
+
+
+def total(columns: Sequence[Column], values: Mapping[str, Tensor]) -> Tensor:
+    """The multipliers' product times the weighted mean of the others; one stands for a mean of none.
+
+    Args:
+        columns: in the order of the sums.
+        values: by name of column, all of one shape; optional ones may be left out.
+    """
+    product: Any = 1.0
+    weighted: Any = 0.0
+    weights: Any = 0.0
+    for column in columns:
+        if column.optional and column.name not in values:
+            continue
+        if column.multiplies:
+            product = product * values[column.name]
+        elif column.optional:
+            known = ~values[column.name].isnan()
+            weighted = weighted + column.weight * values[column.name].nan_to_num(0.0)
+            weights = weights + column.weight * known
+        elif column.weight:
+            weighted = weighted + column.weight * values[column.name]
+            weights = weights + column.weight
+    result: Tensor = product if isinstance(weighted, float) else product * weighted / weights
+    return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,6 @@ PALETTE = Palette(
         "BARRIER": "#a0522d", "CZONE_SIGN": "#e67e22", "GENERIC_OBJECT": "#7f8c8d",
     },
 )  # fmt: skip
-LABELS = {
-    "no_at_fault_collisions": "NC",
-    "drivable_area_compliance": "DAC",
-    "time_to_collision_within_bound": "TTC",
-    "comfort": "C",
-}
 REACH = 60.0
 """Map and objects within so many metres are drawn, unless the view goes farther."""
 
@@ -94,9 +88,3 @@ def birds_eye(scene: MetricScene, reach: float = REACH) -> BirdsEyeScene:
 def _to_ego(points: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:
     cos, sin = np.cos(origin[2]), np.sin(origin[2])
     return (points - origin[:2]) @ np.array([[cos, -sin], [sin, cos]])
-
-
-def score_note(scores: Mapping[str, float]) -> str:
-    """'PDMS 0.42 (DAC 0)': the score, and the sub-scores that are not full."""
-    lost = [f"{name} {scores[key]:g}" for key, name in LABELS.items() if scores[key] < 1]
-    return f"PDMS {scores['score']:.2f}" + (f" ({', '.join(lost)})" if lost else "")

@@ -1,0 +1,172 @@
+"""Metrics of one's own, plugged in by name, evaluated and learned from by the real tools; and EPDMS as a reward."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from navsim_bridge.metric_cache import MetricCache, jobs
+from navsim_bridge.metrics.epdms import EPDMS
+from navsim_bridge.metrics.registry import METRICS
+from navsim_bridge.pdm import SUB_SCORES
+from navsim_bridge.splits.scene_filter import load_split
+from navsim_bridge.splits.scenes import select_scenes
+from tests.paths import ROOT
+from tests.tools.test_going_on import DIPOLE, PRETRAIN, call, newest, refused
+from tests.tools.test_main_job import TOY_WORLD
+
+WEIGHTS = "adapters/positive/adapter_model.safetensors"
+EXAMPLE = str(ROOT / "examples" / "metric.py")
+OTHER_WEIGHTS = '''
+"""The PDM score with other weights, in scenes of its own kind."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from navsim_bridge.metrics.epdms_inputs import epdms_inputs
+from navsim_bridge.metrics.metric import MetricConfig
+from navsim_bridge.metrics.pdms import PDMS
+from navsim_bridge.metrics.registry import METRICS
+from navsim_bridge.metrics.scene_rules import NAVSIM_V1
+
+
+@dataclass(frozen=True)
+class BraveConfig(MetricConfig):
+    name: str = "brave"  # its name
+
+
+def inputs(log, vector_map, record, lanes):
+    return epdms_inputs(log, vector_map, record, lanes)
+
+
+class Brave(PDMS):
+    Config = BraveConfig
+    version = "PDMS for the brave"
+    columns = tuple(
+        dataclasses.replace(column, weight=10.0 * (column.name == "ego_progress")) for column in PDMS.columns
+    )
+    scene_rules = dataclasses.replace(NAVSIM_V1, key="brave", name="the brave", inputs=inputs, suffix="-b")
+
+
+METRICS["brave"] = Brave
+'''
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A toy world, a pretrained policy runs/pre, and a plug-in; what plug-ins add is gone afterwards."""
+    folder = tmp_path_factory.mktemp("metrics")
+    call("make_demo_world.py", *TOY_WORLD, cwd=folder)
+    (folder / "pretrain.yaml").write_text(yaml.safe_dump(PRETRAIN))
+    (folder / "dipole.yaml").write_text(yaml.safe_dump(DIPOLE))
+    (folder / "brave_metric.py").write_text(OTHER_WEIGHTS)
+    call("pretrain.py", "--config", "pretrain.yaml", "--out", "runs/pre", cwd=folder)
+    yield folder
+    for name, module in {"ade": "metric", "brave": "brave_metric"}.items():
+        METRICS.pop(name, None)
+        sys.modules.pop(module, None)
+
+
+def scores(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "scores.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def learn(place: Path, out: str, *options: str) -> dict[str, Any]:
+    """Two updates with a stop in between, equal to two at a stretch; returns the buffer's scores."""
+    words = ("--config", "dipole.yaml", *options)
+    stopped = ("--loop.stop-after-step", "1", "--loop.save-every", "1")
+    text = call("rl_finetune.py", *words, "--out", f"runs/{out}", *stopped, cwd=place, status=(130,))
+    assert "the same command goes on from there" in text
+    call("rl_finetune.py", *words, "--out", f"runs/{out}", "--loop.save-every", "1", cwd=place)
+    call("rl_finetune.py", *words, "--out", f"runs/{out}_whole", "--loop.save-every", "1", cwd=place)
+    one, two = (load_file(newest(place, name) / WEIGHTS) for name in (out, f"{out}_whole"))
+    assert newest(place, out).name.endswith("2") and all((one[key] == two[key]).all() for key in one)
+    buffer = load_file(newest(place, out) / "trainer_state/buffer.safetensors")
+    return {key.removeprefix("scores."): value for key, value in buffer.items() if key.startswith("scores.")}
+
+
+def test_a_metric_of_plan_and_recording_alone_is_evaluated_with(place: Path) -> None:
+    words = ("--plugin", EXAMPLE, "--metric", "ade", "--split", "navtest")
+    text = call("evaluate.py", *words, "--agent", "human", "--out", "scores/human", cwd=place)
+    assert "ADE 0.00 m  FDE 0.00 m  exp(-ADE) (scale 2.0) 100.0" in text
+    call("evaluate.py", *words, "--agent", "stand_still", "--out", "scores/still", "--metric.scale", "4", cwd=place)
+    root = place / "data/demo_world"
+    records = select_scenes(load_split("navtest", root), root)
+    for record, row in zip(records, scores(place / "scores/still"), strict=False):
+        away = np.hypot(*record.plan()[:, :2].T)
+        assert float(row["ade"]) == pytest.approx(away.mean()) and float(row["fde"]) == pytest.approx(away[-1])
+        assert float(row["score"]) == pytest.approx(np.exp(-away.mean() / 4))
+    summary = json.loads((place / "scores/still/summary.json").read_text())
+    assert summary["metric"].items() >= {"name": "displacement from the recorded driver", "scale": 4.0}.items()
+    assert summary["metric_cache"] is None and "reference" not in summary["metric"]
+    other = refused("evaluate.py", *words, "--agent", "human", "--out", "scores/still", cwd=place)
+    assert "scale 4.0" in other and "scale 2.0" in other
+
+
+def test_a_metric_of_plan_and_recording_alone_is_learned_from(place: Path) -> None:
+    found = learn(place, "ade", "--plugin", EXAMPLE, "--metric", "ade")
+    assert sorted(found) == ["ade", "fde", "score"]
+    assert (found["score"] - (-found["ade"] / 2).exp()).abs().max() < 1e-12
+    content = yaml.safe_load((place / "runs/ade/run.yaml").read_text())
+    assert content["config"]["metric"] == {"name": "ade", "scale": 2.0}
+    words = ("--config", "dipole.yaml", "--plugin", EXAMPLE, "--metric", "ade", "--out", "runs/none")
+    text = refused("rl_finetune.py", *words, "--metric-cache", str(own_cache(place)), cwd=place)
+    assert "--metric ade needs no metric scenes: leave out --metric-cache" in text
+    assert "nothing to cache" in refused("cache_metrics.py", *words[2:6], "--split", "navtest", "--out", "x", cwd=place)
+    call("evaluate.py", "--agent", "dpvla", "--checkpoint", "runs/ade", "--split", "navtest", "--out", "scores/of_ade",
+         cwd=place)  # fmt: skip
+
+
+def own_cache(place: Path) -> Path:
+    return place / "data/demo_world/metric_cache/navtest_all"
+
+
+def test_a_metric_with_scenes_of_its_own_is_cached_by_several_processes_and_evaluated_with(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "SCENES_PER_PROCESS", 1)
+    words = ("--plugin", "brave_metric", "--metric", "brave", "--split", "navtrain")
+    call("cache_metrics.py", *words, "--out", "caches/brave", "--workers", "2", cwd=place)
+    cache = MetricCache(place / "caches/brave")
+    assert (cache.metric, len(cache.index["logs"])) == ("the brave", 2)
+    assert all(scene.v2 is not None for scene in cache.load(cache.tokens))
+    options = ("--agent", "constant_velocity", "--split", "navtrain")
+    call("evaluate.py", *words[:4], *options, "--metric-cache", "caches/brave", "--out", "scores/brave", cwd=place)
+    call("evaluate.py", *words[:4], *options, "--out", "scores/built", cwd=place)
+    assert scores(place / "scores/brave") == scores(place / "scores/built")
+    call("evaluate.py", *options, "--out", "scores/plain", cwd=place)
+    for brave, plain in zip(scores(place / "scores/brave"), scores(place / "scores/plain"), strict=True):
+        row = {name: float(brave[name]) for name in SUB_SCORES}
+        assert {k: v for k, v in row.items() if k != "score"} == {k: float(plain[k]) for k in SUB_SCORES[:-1]}
+        if brave["token"] != "average":
+            product = row["no_at_fault_collisions"] * row["drivable_area_compliance"]
+            assert row["score"] == pytest.approx(product * row["ego_progress"])
+    text = refused("evaluate.py", *options, "--metric-cache", "caches/brave", "--out", "scores/no", cwd=place)
+    assert "holds scenes of the brave, not of PDMS v1" in text and "--metric pdms" in text
+
+
+def test_epdms_is_learned_from(place: Path) -> None:
+    found = learn(place, "epdms", "--metric", "epdms", "--metric.human-filter", "fixed")
+    assert set(found) == {*(c.name for c in EPDMS.columns if not c.optional)}
+    assert ((found["score"] >= 0) & (found["score"] <= 1)).all()
+    cache = MetricCache(place / "data/demo_world/metric_cache/navtrain-epdms")
+    assert cache.metric == EPDMS.version
+    words = ("--config", "dipole.yaml", "--out", "runs/none", "--metric-cache", str(cache.path))
+    assert "choose another --metric" in refused("rl_finetune.py", *words, cwd=place)
+
+
+def test_pretraining_is_validated_by_the_metric_it_is_told(place: Path) -> None:
+    words = ("--config", "pretrain.yaml", "--validation-logs", "1", "--imitation.epochs", "1", "--loop.log-every", "1")
+    call("pretrain.py", *words, "--out", "runs/validated", "--plugin", EXAMPLE, "--metric", "ade", cwd=place)
+    header = (place / "runs/validated/metrics.csv").read_text()
+    assert "validation/fde" in header and "validation/ego_progress" not in header

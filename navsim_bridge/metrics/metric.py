@@ -150,11 +150,6 @@ class Metric(ABC, Generic[Options]):
         options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.options.items())
         return self.columns[-1].label + (f" ({options})" if options else "")
 
-    @property
-    def legend(self) -> str:
-        """What the labels mean: 'NC: no collision at fault (multiplier); ...'."""
-        return "; ".join(f"{c.label}: {c.meaning} ({c.counts_for})" for c in self.columns[:-1])
-
     def note(self, values: Mapping[str, float]) -> str:
         """'PDMS 0.42 (DAC 0)' of one plan: the score, and what counts and is not full."""
         lost = [f"{c.label} {values[c.name]:.2g}" for c in self.columns[:-1]

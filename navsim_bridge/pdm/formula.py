@@ -25,11 +25,6 @@ class Column:
     optional: bool = False  # hangs on other frames, and is NaN without them: then it has no weight
     unit: str = ""  # of the values, such as "m"; none: a share of one, shown in percent
 
-    @property
-    def counts_for(self) -> str:
-        """'multiplier', 'weight 5', or 'no weight'."""
-        return "multiplier" if self.multiplies else f"weight {self.weight:g}" if self.weight else "no weight"
-
     def shown(self, value: float) -> str:
         """Label and value as text: 'NC 98.5', 'ADE 0.71 m'."""
         return f"{self.label} {value:.2f} {self.unit}" if self.unit else f"{self.label} {100 * value:.1f}"

@@ -5,7 +5,7 @@
 
 Works on files without results as well; then it only writes the scores. Exits with 1 when a case that is
 not fragile disagrees. A case is fragile when the official scorer itself changes its mind after a shift of
-the simulated states by a micrometre; the flags are in the v1 files. FILE.provenance.json says what made FILE.json.
+the simulated states by a micrometer; the flags are in the v1 files. FILE.provenance.json says what made FILE.json.
 
 With --metric epdms, FILE.json holds what the devkit 2.1.2 gives (human filter as released), `unf_*` before the
 human filter, and `main_*` with the corrected filter; NaN is null.

@@ -46,7 +46,7 @@ from navsim_bridge.splits.scene_filter import Split, load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
 
 TOLERANCE = 1e-6
-"""Largest difference that counts as equal: metres, radians, parts of a score."""
+"""Largest difference that counts as equal: meters, radians, parts of a score."""
 AGENTS = ("human", "constant_velocity")
 SCORES_EQUAL = 0.99
 """Share of scenes whose scores must be equal; everything else must be equal everywhere."""
@@ -235,7 +235,7 @@ def _cure(
 ) -> str:
     """Which parts of the official cache give the official score in the place of ours."""
     mine, theirs = scenes[record.token], official[record.token]
-    for parts in [(part,) for part in PARTS] + [("centreline", "reference plan"), PARTS]:
+    for parts in [(part,) for part in PARTS] + [("centerline", "reference plan"), PARTS]:
         mixed = with_part_of(mine, theirs, parts)
         found = values([record], lambda _, scene=mixed: scene).values[0]
         if (_gaps(found, expected) <= TOLERANCE).all():

@@ -17,7 +17,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
                     "track_first_speed"),
     "route lanes": ("route_lane_ids",),
     "drivable polygons": ("polygon_tokens", "polygon_types", "polygon_ring_offsets", "ring_offsets", "vertices"),
-    "centreline": ("centerline",),
+    "centerline": ("centerline",),
     "reference plan": ("reference_states", "reference_times_us"),
 }  # fmt: skip
 """Parts of a scene and the fields of `MetricScene` that make them up."""
@@ -34,7 +34,7 @@ def differences(ours: MetricScene, theirs: MetricScene) -> dict[str, Difference]
         "observation": _observation(ours, theirs),
         "route lanes": _route(ours, theirs),
         "drivable polygons": _polygons(ours, theirs),
-        "centreline": _line("point", ours.centerline, theirs.centerline),
+        "centerline": _line("point", ours.centerline, theirs.centerline),
         "reference plan": _reference(ours, theirs),
     }
 

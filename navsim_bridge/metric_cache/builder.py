@@ -1,6 +1,6 @@
 """`MetricScene`s from logs and maps, by the rules of the devkit's metric caching that a metric asks for.
 
-Objects, route, centreline, drivable area and the plan of the reference planner (PDM-Closed) are the devkit's own.
+Objects, route, centerline, drivable area and the plan of the reference planner (PDM-Closed) are the devkit's own.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class MetricCache:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the cache was made from and how: split, metric, reference plan, centrelines, hashes."""
+        """What the cache was made from and how: split, metric, reference plan, centerlines, hashes."""
         return {key: value for key, value in self.index.items() if key not in ("logs", "maps")}
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Columns of coordinates in fewer bytes, without losing a bit.
 
 Map coordinates in float64 are whole multiples of a small power of two (2^-34 m for eastings, 2^-30 m for northings),
-and neighbours in a column are metres apart: their differences, counted in that unit, fit in about five bytes. Single
+and neighbors in a column are meters apart: their differences, counted in that unit, fit in about five bytes. Single
 larger steps are listed apart. A column for which this does not hold is kept as it is.
 """
 

@@ -220,9 +220,9 @@ class _Reader:
 
 
 def _rear_axle(ego: Any) -> tuple[float, float, float]:
-    """Pose as the scorer reads it: the stored centre, moved back along the heading."""
-    centre = ego._car_footprint._center
-    x, y, heading = float(centre.x), float(centre.y), float(centre.heading)
+    """Pose as the scorer reads it: the stored center, moved back along the heading."""
+    center = ego._car_footprint._center
+    x, y, heading = float(center.x), float(center.y), float(center.heading)
     stored = vars(ego._car_footprint).get("rear_axle")  # there when the devkit has asked for it before
     if stored is not None:
         return float(stored.x), float(stored.y), float(stored.heading)
@@ -325,7 +325,7 @@ def _speed(found: Any, kind: str) -> float:
 
 
 def _boxes(wkb: Sequence[bytes]) -> NDArray[np.float64]:
-    """(box, 5) centre, heading, length and width of rectangles whose corners start front left and go round by rear
+    """(box, 5) center, heading, length and width of rectangles whose corners start front left and go round by rear
     left, as nuPlan writes them."""
     if len(wkb) == 0:
         return np.zeros((0, 5))
@@ -342,5 +342,5 @@ def _boxes(wkb: Sequence[bytes]) -> NDArray[np.float64]:
     by_along = np.arctan2(along[:, 1], along[:, 0])
     by_across = np.arctan2(-across[:, 0], across[:, 1])
     heading = np.where(length >= width, by_along, by_across)
-    centre = rear_right + (along + across) / 2
-    return np.column_stack([centre, heading, length, width])
+    center = rear_right + (along + across) / 2
+    return np.column_stack([center, heading, length, width])

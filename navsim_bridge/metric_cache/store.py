@@ -2,7 +2,7 @@
 
 All scenes of a file have the same number of object frames, and either all have the inputs of NAVSIM v2 or none.
 
-Scenes of one log share most map polygons and centrelines, so each distinct one is stored once. Objects are stored as
+Scenes of one log share most map polygons and centerlines, so each distinct one is stored once. Objects are stored as
 `tracks` codes them; sizes once per track where they do not change; text as UTF-8; indexes in as few bytes as they
 need; columns of coordinates as `fixed_point` packs them. What is read back equals what was written, bit by bit.
 """

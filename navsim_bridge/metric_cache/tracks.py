@@ -74,7 +74,7 @@ def code(frame: Int, track: Int, xy: Float, num_tracks: int, num_frames: int) ->
 
     Args:
         frame, track: (row,) of each box.
-        xy: (row, 2) its centre.
+        xy: (row, 2) its center.
 
     Returns:
         (track,) masks, 0 for tracks that the interpolation does not give back exactly; (key, 2) positions at the
@@ -99,7 +99,7 @@ def code(frame: Int, track: Int, xy: Float, num_tracks: int, num_frames: int) ->
 
 def interpolated_between_key_frames(frame: Int, track: Int, boxes: Float, tolerance: float) -> Float:
     """``boxes`` (row, 5), with positions put on the line between their key frames where they lie within ``tolerance``
-    metres of it over a whole track."""
+    meters of it over a whole track."""
     if len(boxes) == 0:
         return boxes
     num_tracks, num_frames = int(track.max()) + 1, 51

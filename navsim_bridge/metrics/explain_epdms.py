@@ -54,7 +54,7 @@ def _detail(terms: EPDMSTerms, scene: int, candidate: int, name: str, value: flo
     if name == "time_to_collision_within_bound":
         return f"would hit something within 0.9 s of {_seconds(terms.ttc_time_index[at].item())}"
     if name == "lane_keeping":
-        return "is more than 0.5 m off the centreline for 2 s"
+        return "is more than 0.5 m off the centerline for 2 s"
     broken = [b.quantity for b, held in zip(BOUNDS, terms.comfort_flags[at].tolist()) if not held]
     return f"uncomfortable with its past: {', '.join(broken)}"
 

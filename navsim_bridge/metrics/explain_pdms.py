@@ -229,11 +229,11 @@ def _progress(values: _Values, at: tuple[NDArray[np.int64], ...]) -> dict[int, L
     product = values.collision[at] * values.drivable[at]
     losses = {}
     for row in np.flatnonzero(values.progress[at] < _WHOLE).tolist():
-        metres, best, value = (float(column[at][row]) for column in (values.raw, values.scale, values.progress))
+        meters, best, value = (float(column[at][row]) for column in (values.raw, values.scale, values.progress))
         if product[row] == 0:
-            cause = f"{metres:.1f} m along the centreline count for nothing after a failed multiplier"
+            cause = f"{meters:.1f} m along the centerline count for nothing after a failed multiplier"
         else:
-            cause = f"{metres:.1f} m along the centreline"
+            cause = f"{meters:.1f} m along the centerline"
             cause += "" if product[row] == 1 else f" times {product[row]:g} for the collision"
             cause += f" against {best:.1f} m"
         losses[row] = Loss("ego_progress", value, cause)

@@ -51,7 +51,7 @@ class EPDMSTerms:
     human: Tensor = field(metadata=PER_SCENE)  # (scene, 8) of the recorded driver; NaN in synthetic scenes
     motion: Tensor  # (scene, candidate, 41, 3) of the simulated plans, for two_frame_extended_comfort
 
-    progress_raw: Tensor  # (scene, candidate) [m] along the centreline, before any factor
+    progress_raw: Tensor  # (scene, candidate) [m] along the centerline, before any factor
     reference_progress_raw: Tensor = field(metadata=PER_SCENE)  # (scene,) [m]
     reference_multiplier: Tensor = field(metadata=PER_SCENE)  # (scene,) product of the reference's multipliers
     collision_time_index: Tensor  # (scene, candidate) 0..40 of the first at-fault contact, inf if none

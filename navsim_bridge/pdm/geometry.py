@@ -28,9 +28,9 @@ def wrap_angle(angle: Tensor) -> Tensor:
 
 
 def read_back_rear_axle(poses: Tensor) -> Tensor:
-    """Rear-axle poses (..., 3) after the devkit's round trip over the vehicle centre.
+    """Rear-axle poses (..., 3) after the devkit's round trip over the vehicle center.
 
-    The devkit's ego state stores the centre and recomputes the rear axle from it, which can move a
+    The devkit's ego state stores the center and recomputes the rear axle from it, which can move a
     map-sized coordinate by one rounding unit. Poses must be in the global frame to reproduce it.
     """
     x, y, heading = poses.unbind(-1)
@@ -42,7 +42,7 @@ def read_back_rear_axle(poses: Tensor) -> Tensor:
 def ego_points(states: Tensor) -> Tensor:
     """Points of the ego box for rear-axle states (..., >=3): returns (..., 6, 2).
 
-    Order: front left, rear left, rear right, front right, centre, rear axle.
+    Order: front left, rear left, rear right, front right, center, rear axle.
     """
     x, y, heading = states[..., 0], states[..., 1], states[..., 2]
     cos, sin = torch.cos(heading), torch.sin(heading)
@@ -78,7 +78,7 @@ def boxes_intersect(
     """Whether two oriented boxes share at least one point (touching counts); separating axes.
 
     Args:
-        center_a, center_b: (..., 2) box centres [m].
+        center_a, center_b: (..., 2) box centers [m].
         heading_a, heading_b: (...) [rad].
         half_a: half length and half width of the first box [m]; (0, w) is a segment across the heading.
         half_b: (..., 2) half length and half width of the second box [m].
@@ -101,8 +101,8 @@ def boxes_intersect(
 def points_in_polygons(points: Tensor, chains: Tensor, chain_polygon: Tensor, num_polygons: int) -> Tensor:
     """Strict point-in-polygon tests with holes (even-odd), all points against all polygons of their scene.
 
-    Thousands of points of a scene share a few hundred square cells. The centre of each occupied cell is
-    tested against everything; a point then differs from its centre by the parity of edges between the two,
+    Thousands of points of a scene share a few hundred square cells. The center of each occupied cell is
+    tested against everything; a point then differs from its center by the parity of edges between the two,
     and only edges that cross the cell can lie there.
 
     Args:
@@ -143,7 +143,7 @@ def points_in_polygons(points: Tensor, chains: Tensor, chain_polygon: Tensor, nu
 def _occupied_cells(points: Tensor) -> tuple[Tensor, Tensor]:
     """Centres (scene, cell, 2) of the cells that hold points, -inf as padding, and each point's flat cell."""
     num_scenes, device = len(points), points.device
-    # the offset keeps centres off the round coordinates on which edges like to lie
+    # the offset keeps centers off the round coordinates on which edges like to lie
     grid = torch.floor((points.clamp(-_FAR, _FAR) - _CELL_OFFSET) / _CELL).to(torch.int64) + (1 << 23)
     scene = torch.arange(num_scenes, device=device).unsqueeze(-1)
     key = (scene << 48) | (grid[..., 0] << 24) | grid[..., 1]
@@ -162,9 +162,9 @@ def _occupied_cells(points: Tensor) -> tuple[Tensor, Tensor]:
 def _cell_centers_in_polygons(
     centers: Tensor, chains: Tensor, chain_polygon: Tensor, num_polygons: int
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
-    """Test cell centres, and list the edges that cross each cell.
+    """Test cell centers, and list the edges that cross each cell.
 
-    The parity of crossings of a chain with the ray from a centre towards -x needs no look at its edges when
+    The parity of crossings of a chain with the ray from a center towards -x needs no look at its edges when
     the chain's bounding box is clear of the cell: it is zero, or tells whether the chain's two ends lie on
     different sides of the ray. The other (cell, chain) pairs are counted edge by edge.
 
@@ -224,7 +224,7 @@ def _count_crossings_from_center(
     end_x: Tensor,
     end_y: Tensor,
 ) -> Tensor:
-    """1 where the way from centre to point crosses the edge, 0 where not, _BOUNDARY where the point is on it.
+    """1 where the way from center to point crosses the edge, 0 where not, _BOUNDARY where the point is on it.
 
     An edge counts when its ends lie on different sides of the way's line (a vertex always on the same side
     for both of its edges) and the way's ends on different sides of the edge's line.
@@ -273,7 +273,7 @@ def project_on_polyline(points: Tensor, line: Tensor, mask: Tensor) -> Tensor:
 
 
 def near_polyline(points: Tensor, line: Tensor, mask: Tensor, limit: float) -> Tensor:
-    """(scene, point) bool: whether a polyline comes within ``limit`` metres; arguments as in ``project_on_polyline``.
+    """(scene, point) bool: whether a polyline comes within ``limit`` meters; arguments as in ``project_on_polyline``.
 
     Only segments whose midpoint is close enough for that are measured.
     """

@@ -1,7 +1,7 @@
 """One scene as the PDM score needs it: plain ragged numpy arrays in the global map frame.
 
 This is the hand-over between whatever reads a scene (logs and maps, official metric caches, stored
-reference scores) and the scorer, which packs many of them into a padded, ego-centred ``SceneBatch``.
+reference scores) and the scorer, which packs many of them into a padded, ego-centered ``SceneBatch``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class EPDMSInputs:
 
 @dataclass(frozen=True)
 class MetricScene:
-    """Inputs of the PDM score for one scene, global map frame, metres, seconds, radians.
+    """Inputs of the PDM score for one scene, global map frame, meters, seconds, radians.
 
     Objects differ between the versions, as they do in the devkit's caches: v1 scenes hold 51 frames
     interpolated from annotations up to 5 s, scenes of EPDMS 41 frames up to 4 s and ``v2``.
@@ -76,7 +76,7 @@ class MetricScene:
 
     frame_offsets: Int  # (52,), for EPDMS (42,): frame -> rows of object_track and object_boxes
     object_track: Int  # (row,) index into track_tokens; a token may occur twice in a frame
-    object_boxes: Float  # (row, 5) centre x, centre y, heading, length, width
+    object_boxes: Float  # (row, 5) center x, center y, heading, length, width
     track_tokens: tuple[str, ...]  # (track,)
     track_types: tuple[str, ...]  # (track,) names from OBJECT_TYPES, of the first-seen object
     track_first_speed: Float  # (track,) [m/s] of the first-seen object

@@ -1,4 +1,4 @@
-"""Metric scenes -> padded numpy arrays: checks and vectorised packing behind ``SceneBatch.from_scenes``."""
+"""Metric scenes -> padded numpy arrays: checks and vectorized packing behind ``SceneBatch.from_scenes``."""
 
 from __future__ import annotations
 

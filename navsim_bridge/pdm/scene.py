@@ -1,4 +1,4 @@
-"""``SceneBatch``: many metric scenes packed into padded, ego-centred tensors."""
+"""``SceneBatch``: many metric scenes packed into padded, ego-centered tensors."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class SceneBatch:
     centerline: Tensor  # (scene, point, 2)
     centerline_mask: Tensor  # (scene, point) bool
 
-    object_boxes: Tensor  # (scene, 51, object, 5) centre x, centre y, heading, half length, half width
+    object_boxes: Tensor  # (scene, 51, object, 5) center x, center y, heading, half length, half width
     object_mask: Tensor  # (scene, 51, object) bool
     object_track: Tensor  # (scene, object) int64 column of the object's track (itself, except for repeats)
     track_is_agent: Tensor  # (scene, object) bool, moving kind of object at first sight
@@ -132,7 +132,7 @@ class SceneBatch:
 
     @classmethod
     def from_scenes(cls, scenes: Sequence[MetricScene]) -> SceneBatch:
-        """Pack scenes. Cost per scene is a few array appends; everything per row is vectorised.
+        """Pack scenes. Cost per scene is a few array appends; everything per row is vectorized.
 
         Raises:
             ValueError: no scenes, or a scene with NaN, missing or inconsistent arrays; names its token.

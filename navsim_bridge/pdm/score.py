@@ -46,7 +46,7 @@ class PDMScores:
     driving_direction_compliance: Tensor  # (scene, candidate) 0, 0.5 or 1
     score: Tensor  # (scene, candidate) in [0, 1]
 
-    progress_raw: Tensor  # (scene, candidate) [m] along the centreline, before any factor
+    progress_raw: Tensor  # (scene, candidate) [m] along the centerline, before any factor
     progress_scale: Tensor  # (scene, candidate) [m] weighted progress of the furthest plan, which counts as one
     reference_progress_raw: Tensor = field(metadata=PER_SCENE)  # (scene,) [m]
     reference_multiplier: Tensor = field(metadata=PER_SCENE)  # (scene,) collision times drivable area
@@ -107,7 +107,7 @@ def check_plans(scenes: NamedScenes, plans: Tensor | NDArray[Any]) -> Tensor:
         scene, candidate = too_far.nonzero()[0].tolist()
         raise ValueError(
             f"plan of scene {scenes.tokens[scene]!r}, candidate {candidate} lies more than "
-            f"{_FARTHEST_POSE:.0e} m away; plans are in metres around the ego"
+            f"{_FARTHEST_POSE:.0e} m away; plans are in meters around the ego"
         )
     return plans
 

@@ -73,14 +73,14 @@ def query_times_us(ego_time_us: Tensor) -> Tensor:
 
 
 def ego_state_as_read_back(ego_state: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The ego state (..., 11) with its rear axle after the devkit's round trip over the vehicle centre."""
+    """The ego state (..., 11) with its rear axle after the devkit's round trip over the vehicle center."""
     state = np.array(ego_state, dtype=np.float64)
     state[..., :3] = read_back_rear_axle(torch.from_numpy(state[..., :3].copy())).numpy()
     return state
 
 
 def interpolate(knots: Tensor, knot_times_us: Tensor, knot_count: Tensor, times_us: Tensor) -> Tensor:
-    """Poses at the query times, linear in integer microseconds between knots, read back from the centre.
+    """Poses at the query times, linear in integer microseconds between knots, read back from the center.
 
     Args:
         knots: (scene, candidate, knot, 3) global poses.
@@ -127,7 +127,7 @@ def _speed_fit_matrix() -> NDArray[np.float64]:
     """Constant (40, 40) map from displacements along the heading to the fitted speed profile.
 
     The devkit stacks cosine and sine rows per displacement; since cos^2 + sin^2 = 1 the normal matrix does
-    not depend on the plan. Its regulariser was meant to penalise jerk, but the helper that builds the
+    not depend on the plan. Its regularizer was meant to penalize jerk, but the helper that builds the
     difference matrix overwrites the +1 diagonal: what remains is a ridge on the accelerations and one
     difference between the last two.
     """

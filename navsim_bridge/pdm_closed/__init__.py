@@ -1,1 +1,1 @@
-"""PDM-Closed, the rule-based planner whose plan and centreline the PDM score is measured against."""
+"""PDM-Closed, the rule-based planner whose plan and centerline the PDM score is measured against."""

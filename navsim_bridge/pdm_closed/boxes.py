@@ -23,7 +23,7 @@ def corners(centers: Float, headings: Float, half: Float) -> Float:
 
 
 def ego_centers(poses: Float) -> Float:
-    """(..., 2) centre of the ego box for rear-axle poses (..., 3)."""
+    """(..., 2) center of the ego box for rear-axle poses (..., 3)."""
     heading = poses[..., 2]
     return poses[..., :2] + REAR_AXLE_TO_CENTER * np.stack([np.cos(heading), np.sin(heading)], axis=-1)
 

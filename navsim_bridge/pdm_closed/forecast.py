@@ -19,7 +19,7 @@ FRAME_STEP = 2
 """Steps of 0.1 s between forecast frames; a step in between looks at the frame before it."""
 NUM_FORECASTS = NUM_FRAMES // FRAME_STEP + 1
 RADIUS = 100.0
-"""[m] between the centres of ego and object; farther ones are not looked at."""
+"""[m] between the centers of ego and object; farther ones are not looked at."""
 RED_LIGHT = "red_light_"
 _MOST_MOVING = {"VEHICLE": 50, "PEDESTRIAN": 25, "BICYCLE": 10}
 _MOST_STATIC = 50
@@ -32,7 +32,7 @@ class Forecast:
 
     tokens: tuple[str, ...]  # (object,)
     types: tuple[str, ...]  # (object,)
-    boxes: Float  # (object, 5) centre x, y, heading, length, width at t = 0
+    boxes: Float  # (object, 5) center x, y, heading, length, width at t = 0
     velocity: Float  # (object, 2) [m/s] along the heading, or against it for objects that go backwards
     speed: Float  # (object,) [m/s]
     is_agent: NDArray[np.bool_]  # (object,) road users

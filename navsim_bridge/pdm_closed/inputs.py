@@ -23,7 +23,7 @@ class PresentObjects:
 
     tokens: tuple[str, ...]  # (object,) track tokens, each once
     types: tuple[str, ...]  # (object,) names from OBJECT_TYPES
-    boxes: Float  # (object, 5) centre x, centre y, heading, length, width
+    boxes: Float  # (object, 5) center x, center y, heading, length, width
     velocities: Float  # (object, 2) global axes [m/s]; not read of things that are no road users
 
     @classmethod
@@ -44,7 +44,7 @@ class PresentObjects:
 class PlannerScene:
     """Inputs of PDM-Closed for one scene, global frame; map fields as in `MetricScene`.
 
-    Route, centreline and speed limit are those of the planner's own, corrected route.
+    Route, centerline and speed limit are those of the planner's own, corrected route.
     """
 
     token: str
@@ -52,7 +52,7 @@ class PlannerScene:
     ego_state: Float  # (11,) rear axle at t = 0 as the devkit reads it back
     ego_time_us: int
     centerline: Float  # (point >= 2, 3) x, y, heading of the base lines' points
-    speed_limit: float  # [m/s] of the lane that the centreline starts in; NaN where the map has none
+    speed_limit: float  # [m/s] of the lane that the centerline starts in; NaN where the map has none
     route_lane_ids: tuple[str, ...]
     polygon_tokens: tuple[str, ...]
     polygon_types: tuple[str, ...]

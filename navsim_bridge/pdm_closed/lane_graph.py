@@ -1,7 +1,7 @@
 """Searches on the road graph, with the devkit's order among equals.
 
 Roadblocks are searched breadth first by number of blocks, lanes by length (Dijkstra). Where several answers are
-equally short, the one that the devkit's queues bring up is taken, because the centreline depends on it.
+equally short, the one that the devkit's queues bring up is taken, because the centerline depends on it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def link_blocks(
     Both are kept here per level without the repetition, which takes the same decisions and stays small.
 
     Args:
-        blocks: of the map. A block that is only named as a neighbour is a dead end.
+        blocks: of the map. A block that is only named as a neighbor is a dead end.
         start: where the search begins; it is itself the answer when it is a target.
         targets: ids, any of which ends the search.
         max_blocks: longest chain that is looked at.
@@ -40,18 +40,18 @@ def link_blocks(
             for parents in reversed(before):
                 chain.append(parents[chain[-1]])
             return tuple(reversed(chain) if forward else chain)
-        by_first = list(dict.fromkeys(n for i in by_first for n in _neighbours(blocks, i, forward)))
+        by_first = list(dict.fromkeys(n for i in by_first for n in _neighbors(blocks, i, forward)))
         parents = {}
         for i in by_last:
-            for neighbour in _neighbours(blocks, i, forward):
-                parents.pop(neighbour, None)  # to the end of the dict
-                parents[neighbour] = i
+            for neighbor in _neighbors(blocks, i, forward):
+                parents.pop(neighbor, None)  # to the end of the dict
+                parents[neighbor] = i
         by_last = list(parents)
         before.append(parents)
     return None
 
 
-def _neighbours(blocks: Mapping[str, Block], block: str, forward: bool) -> tuple[str, ...]:
+def _neighbors(blocks: Mapping[str, Block], block: str, forward: bool) -> tuple[str, ...]:
     if block not in blocks:
         return ()
     return blocks[block].outgoing if forward else blocks[block].incoming
@@ -66,7 +66,7 @@ def chain_lanes(
 ) -> tuple[tuple[str, ...], bool]:
     """The shortest chain of lanes from ``start`` to any lane of a roadblock.
 
-    The first lane counts as one metre, whatever its length. Of equally long ways, the one whose lane was met first
+    The first lane counts as one meter, whatever its length. Of equally long ways, the one whose lane was met first
     goes on.
 
     Args:

@@ -1,4 +1,4 @@
-"""The paths that proposals follow: the centreline and lines beside it, looked up by distance along them."""
+"""The paths that proposals follow: the centerline and lines beside it, looked up by distance along them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from navsim_bridge.ego import EGO_WIDTH
 Float = NDArray[np.float64]
 
 LATERAL_OFFSETS = (0.0, -1.0, 1.0)
-"""[m] to the left of the centreline, in the devkit's order."""
+"""[m] to the left of the centerline, in the devkit's order."""
 _SHORTEST = 1e-5  # [m] lookups start here, past a first point that is there twice
 _ROUND_SEGMENTS = 16  # per quarter circle of a corridor's bends, as shapely's method has it
 
@@ -33,7 +33,7 @@ class Paths:
 
     @classmethod
     def beside(cls, centerlines: Sequence[Float]) -> Paths:
-        """`LATERAL_OFFSETS` paths for each centreline (point, 3), scene after scene."""
+        """`LATERAL_OFFSETS` paths for each centerline (point, 3), scene after scene."""
         paths = []
         for line in centerlines:
             normal = line[:, 2] + np.pi / 2

@@ -65,7 +65,7 @@ class Proposals:
         shape = (num_paths, PLAN_STEPS + 1, NUM_POLICIES)
         self._progress, self._speed = np.zeros(shape), np.zeros(shape)
         self._poses = np.zeros((*shape, 3))
-        self._lead = np.zeros((*shape, 3))  # progress [m], speed [m/s], length behind its centre [m]
+        self._lead = np.zeros((*shape, 3))  # progress [m], speed [m/s], length behind its center [m]
         self._progress[:, 0] = start[:, None]
         self._speed[:, 0] = np.repeat(ego[:, 3], NUM_PATHS)[:, None]
         self._poses[:, 0] = self._paths.at(rows, start[:, None])

@@ -1,8 +1,8 @@
-"""Route and centreline of a scene as the devkit's reference planner (PDM-Closed) makes them.
+"""Route and centerline of a scene as the devkit's reference planner (PDM-Closed) makes them.
 
 The scene's roadblock ids are corrected to begin where the ego is and to have no gaps and loops; a starting lane is
 chosen among the lanes of the corrected route; the shortest chain of its lanes to the end of the route gives the
-centreline. Rules, parameters and what is not deterministic: ``docs/official_centerline.md``. Versions 1.1 and 2 of
+centerline. Rules, parameters and what is not deterministic: ``docs/official_centerline.md``. Versions 1.1 and 2 of
 the devkit do the same.
 """
 
@@ -34,7 +34,7 @@ FORWARD_TARGETS = 3
 LOOP_AREA = 1.0
 """[m^2] of overlap between two roadblock connectors beyond which the route has come back to where it was."""
 MAX_BLOCKS = 30
-"""The centreline leads to at most this many roadblocks, counted from the starting lane's."""
+"""The centerline leads to at most this many roadblocks, counted from the starting lane's."""
 MAP_RADIUS = 100.0
 """Half-width [m] of the square in which the devkit keeps polygons; only decides between equally good lanes."""
 _NODE_CAPACITY = 10
@@ -59,7 +59,7 @@ class OfficialRoute:
     speed_limit: float
     """[m/s] of the starting lane; NaN where the map has none."""
     centerline_lanes: tuple[str, ...]
-    """Chain of lanes behind the centreline, beginning with the starting lane."""
+    """Chain of lanes behind the centerline, beginning with the starting lane."""
     reaches_end: bool
     """Whether the chain reaches the last roadblock that it was to lead to; else it is the longest one, by lanes."""
     centerline: Float
@@ -69,9 +69,9 @@ class OfficialRoute:
 
 
 def official_route(vector_map: VectorMap, roadblock_ids: Sequence[str], pose: Float) -> OfficialRoute:
-    """Corrected route, its lanes and the centreline of one scene.
+    """Corrected route, its lanes and the centerline of one scene.
 
-    What neighbouring scenes share is kept per map, for the last few maps.
+    What neighboring scenes share is kept per map, for the last few maps.
 
     Args:
         vector_map: map of the scene's location.
@@ -92,7 +92,7 @@ def _finder(vector_map: VectorMap) -> RouteFinder:
 
 
 class RouteFinder:
-    """Finds official routes on one map; searches that neighbouring scenes share are done once."""
+    """Finds official routes on one map; searches that neighboring scenes share are done once."""
 
     def __init__(self, vector_map: VectorMap) -> None:
         self._map = vector_map
@@ -115,7 +115,7 @@ class RouteFinder:
         given_lanes = self._route_lanes(given)
         forward = ego_centers(np.array([0.0, 0.0, pose[2]]))
         center = pose[:2] + forward
-        rear = np.append(center - forward, pose[2])  # the devkit stores the centre and computes the rear axle from it
+        rear = np.append(center - forward, pose[2])  # the devkit stores the center and computes the rear axle from it
         roadblocks = self._corrected(given, *self._blocks_at(rear, given))
         lanes = self._route_lanes(roadblocks)
         start = self._starting_lane(lanes, rear, center)
@@ -157,9 +157,9 @@ class RouteFinder:
             displacement, heading_error = self._errors(block, rear)
             nearest.append(min(displacement, default=np.inf))
             suits = on_route if block in route else off_route
-            for metres, radians in zip(displacement, heading_error):
-                if radians < MAX_HEADING_ERROR and metres < MAX_DISPLACEMENT:
-                    suits.append((metres, block))
+            for meters, radians in zip(displacement, heading_error):
+                if radians < MAX_HEADING_ERROR and meters < MAX_DISPLACEMENT:
+                    suits.append((meters, block))
         for suits in (on_route, off_route):
             if suits:
                 return min(suits, key=lambda pair: pair[0])[1], tuple(dict.fromkeys(block for _, block in suits))
@@ -173,7 +173,7 @@ class RouteFinder:
             return ()
         distances = shapely.distance(shapes, shapely.Point(rear[0], rear[1]))
         # The devkit sorts all distances by numpy's default (unstable) sort; equal ones are common, because
-        # neighbouring roadblocks share corners.
+        # neighboring roadblocks share corners.
         return (self._map.polygons[layer][int(np.argsort(distances)[0])].token,)
 
     def _errors(self, block: str, rear: Float) -> tuple[list[float], list[float]]:
@@ -249,7 +249,7 @@ class RouteFinder:
             if not self._map.drivable(center[0], center[1], MAP_RADIUS):
                 raise MapError(
                     f"{self._map.path}: nothing drivable within {MAP_RADIUS:g} m of the ego at x {center[0]:.1f}, "
-                    f"y {center[1]:.1f}; the devkit has no centreline there either"
+                    f"y {center[1]:.1f}; the devkit has no centerline there either"
                 )
             return self._map.lanes[self._lane_at_footprint(lanes, rear[2], center)]
         errors = [self._heading_error(lane, rear) for lane in here]
@@ -274,7 +274,7 @@ class RouteFinder:
         return min(lanes, key=lambda lane: order.index(lane.id))
 
     def _lane_at_footprint(self, lanes: tuple[str, ...], heading: float, center: Float) -> str:
-        """The first lane around the vehicle's centre; else the first that is nearest to its outline."""
+        """The first lane around the vehicle's center; else the first that is nearest to its outline."""
         if not lanes:
             raise MapError(f"{self._map.path}: no roadblock of the route has a lane")
         layer = {True: "LANE_CONNECTOR", False: "LANE"}

@@ -28,7 +28,7 @@ class Observation:
 
     frame_offsets: NDArray[np.int64]  # (frame + 1,)
     object_track: NDArray[np.int64]  # (row,)
-    object_boxes: NDArray[np.float64]  # (row, 5) centre x, y, heading, length, width; global frame
+    object_boxes: NDArray[np.float64]  # (row, 5) center x, y, heading, length, width; global frame
     track_tokens: tuple[str, ...]  # (track,)
     track_types: tuple[str, ...]  # (track,)
     track_first_speed: NDArray[np.float64]  # (track,) [m/s]; 0 for things that are no road users

@@ -51,7 +51,7 @@ def test_a_world_without_official_results_says_so(official_world, tmp_path, caps
     assert status == 0
     assert all(row["missing"] for row in rows.values())
     assert rows["v2 scenes"]["missing"] == "no split_v2.yaml or no data/navsim_logs"
-    assert "v1 centreline" in capsys.readouterr().out
+    assert "v1 centerline" in capsys.readouterr().out
 
 
 def test_scenes_that_differ_are_listed_with_size_and_cause(official_world, tmp_path, capsys, monkeypatch):
@@ -125,8 +125,8 @@ def test_equal_scenes_do_not_differ_whatever_the_order_of_their_polygons_and_lan
         ("route lanes", lambda s: {"route_lane_ids": s.route_lane_ids[1:]}, np.inf, "only in the first"),
         ("drivable polygons", lambda s: {"vertices": s.vertices + 0.25}, 0.25, "polygon"),
         ("drivable polygons", lambda s: {"polygon_tokens": ("x", *s.polygon_tokens[1:])}, np.inf, "only in the second"),
-        ("centreline", lambda s: {"centerline": s.centerline + (2 * np.pi + 0.1) * np.eye(3)[2]}, 0.1, "from point 0"),
-        ("centreline", lambda s: {"centerline": s.centerline[:-1]}, np.inf, "points"),
+        ("centerline", lambda s: {"centerline": s.centerline + (2 * np.pi + 0.1) * np.eye(3)[2]}, 0.1, "from point 0"),
+        ("centerline", lambda s: {"centerline": s.centerline[:-1]}, np.inf, "points"),
         ("reference plan", lambda s: {"reference_times_us": s.reference_times_us + 7}, np.inf, "up to 7 us"),
         ("reference plan", lambda s: {"reference_states": s.reference_states + 2.0 * np.eye(3)[0]}, 2.0, "up to 2 m"),
     ],

@@ -19,9 +19,9 @@ class EgoAreas(NamedTuple):
 
     multiple_lanes: Tensor  # corners touch several lane polygons and none holds all four
     non_drivable: Tensor  # at least one corner is in no drivable polygon
-    oncoming: Tensor  # the centre is in no on-route lane; always true when the route is empty
+    oncoming: Tensor  # the center is in no on-route lane; always true when the route is empty
     in_intersection: Tensor  # the rear axle is strictly inside an intersection
-    center_in_intersection: Tensor  # the centre is; only EPDMS asks
+    center_in_intersection: Tensor  # the center is; only EPDMS asks
 
 
 def ego_areas(scenes: SceneBatch, states: Tensor) -> EgoAreas:

@@ -56,7 +56,7 @@ def first_hits(
     devkit's ignore list for good, and after a charged one further contacts change nothing.
 
     Args:
-        centers: (scene, candidate, time, lookahead, 2) ego box centres.
+        centers: (scene, candidate, time, lookahead, 2) ego box centers.
         headings: (scene, candidate, time).
         lookahead: object frame minus time index, for each entry of the lookahead axis.
         active: (scene, candidate, time) False where contacts are not looked at.
@@ -71,7 +71,7 @@ def first_hits(
     flat_frames = frames.view(-1)
     boxes = scenes.object_boxes.index_select(1, flat_frames)
     usable = scenes.object_mask & ~torch.gather(scenes.track_skipped, 1, scenes.object_track).unsqueeze(1)
-    # a contact needs the centres closer than both circumradii; a hopeless reach rules out absent objects
+    # a contact needs the centers closer than both circumradii; a hopeless reach rules out absent objects
     reach = torch.linalg.vector_norm(scenes.object_boxes[..., 3:], dim=-1) + (EGO_RADIUS + 1e-6)
     reach = torch.where(usable, reach * reach, -1.0).index_select(1, flat_frames).unsqueeze(1)
     ego = centers.view(num_scenes, num_candidates, num_times * num_ahead, 1, 2)

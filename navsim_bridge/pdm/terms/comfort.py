@@ -53,7 +53,7 @@ def savgol_matrix(
     """
     half = window // 2
     even = window % 2 == 0
-    # centred positions keep the least squares well conditioned
+    # centered positions keep the least squares well conditioned
     positions = np.arange(window) - (window - 1) / 2
     fit = np.linalg.pinv(np.vander(positions, order + 1, increasing=True))  # window values -> coefficients
 
@@ -124,7 +124,7 @@ def comfort_flags(states: Tensor) -> Tensor:
 def history_comfort_flags(scenes: EPDMSBatch, states: Tensor) -> Tensor:
     """Which quantities of ``BOUNDS`` hold over past and plan: (scene, candidate, 6) bool.
 
-    Unlike in v1, accelerations are those of the centre (with the devkit's signs: both terms along x), jerk takes a
+    Unlike in v1, accelerations are those of the center (with the devkit's signs: both terms along x), jerk takes a
     window of 15, and the recorded past precedes the states (scene, candidate, 41, 11). Past states have no yaw rate.
     """
     spin = states[..., 9].square() + states[..., 10]

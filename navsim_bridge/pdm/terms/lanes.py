@@ -14,9 +14,9 @@ _LANE_STEPS = 20  # consecutive steps off the lane that fail
 
 
 def lane_keeping(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> Tensor:
-    """0 where the centre stays further than 0.5 m from the centerline for 20 steps in a row, else 1.
+    """0 where the center stays further than 0.5 m from the centerline for 20 steps in a row, else 1.
 
-    Steps with the centre in an intersection are passed over: they neither count nor end a row.
+    Steps with the center in an intersection are passed over: they neither count nor end a row.
     """
     num_scenes, num_candidates, num_times = states.shape[:3]
     points = ego_center(states).view(num_scenes, -1, 2)

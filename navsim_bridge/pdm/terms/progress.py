@@ -1,4 +1,4 @@
-"""Progress along the centreline, and driving against the route's direction."""
+"""Progress along the centerline, and driving against the route's direction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ONCOMING_LIMITS = (2.0, 6.0)  # [m] below: 1, below: 0.5, else 0
 
 
 def progress_along_centerline(scenes: SceneBatch, states: Tensor) -> Tensor:
-    """Metres (scene, candidate) the ego centre advances along the centreline, not below zero."""
+    """Metres (scene, candidate) the ego center advances along the centerline, not below zero."""
     ends = ego_center(states[:, :, [0, -1]])
     num_scenes, num_candidates = states.shape[:2]
     at = project_on_polyline(ends.view(num_scenes, -1, 2), scenes.centerline, scenes.centerline_mask)
@@ -28,7 +28,7 @@ def progress_scale(weighted: Tensor, reference_weighted: Tensor) -> Tensor:
     """Metres (scene, candidate) that count as full progress: the further of candidate and reference.
 
     Args:
-        weighted: (scene, candidate) metres times the product of the multipliers.
+        weighted: (scene, candidate) meters times the product of the multipliers.
         reference_weighted: (scene,) the same of the reference.
     """
     return torch.maximum(weighted, reference_weighted.unsqueeze(-1))
@@ -44,7 +44,7 @@ def normalize_progress(weighted: Tensor, product: Tensor, scale: Tensor) -> Tens
     """Ego progress (scene, candidate) as a part of ``scale``; not judged when even that is short.
 
     Args:
-        weighted: (scene, candidate) metres times the product, so a halved product halves the progress as well.
+        weighted: (scene, candidate) meters times the product, so a halved product halves the progress as well.
         product: (scene, candidate) of the multipliers.
         scale: (scene, candidate) [m].
     """
@@ -58,7 +58,7 @@ def normalize_raw_progress(raw: Tensor, scale: Tensor) -> Tensor:
     when that is short.
 
     Args:
-        raw: (scene, candidate) metres.
+        raw: (scene, candidate) meters.
         scale: (scene, candidate or 1) [m].
     """
     judged = scale > ENOUGH_PROGRESS
@@ -75,7 +75,7 @@ def against_route(states: Tensor, areas: EgoAreas) -> Tensor:
 
 
 def driving_direction_compliance(states: Tensor, areas: EgoAreas) -> Tensor:
-    """1, 0.5 or 0 (scene, candidate) by the most metres driven off the route's lanes within a window."""
+    """1, 0.5 or 0 (scene, candidate) by the most meters driven off the route's lanes within a window."""
     worst = against_route(states, areas).amax(-1)
     minor, major = _ONCOMING_LIMITS
     return torch.where(worst < minor, 1.0, torch.where(worst < major, 0.5, 0.0)).to(torch.float64)

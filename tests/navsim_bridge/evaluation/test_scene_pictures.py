@@ -92,6 +92,6 @@ def test_a_picture_is_written_whole(world, scene, tmp_path):
     file = save_scene_picture(tmp_path / "out/x.png", record, scene, tmp_path, plans, "title")
     with Image.open(io.BytesIO(file.read_bytes())) as image:
         assert image.size[0] > 1000
-        colours = {image.convert("RGB").getpixel((x, y)) for x in range(0, image.size[0], 9)
+        colors = {image.convert("RGB").getpixel((x, y)) for x in range(0, image.size[0], 9)
                    for y in range(0, image.size[1], 9)}  # fmt: skip
-    assert (0xC9, 0xCC, 0xD1) in colours  # road
+    assert (0xC9, 0xCC, 0xD1) in colors  # road

@@ -104,7 +104,7 @@ def test_objects_that_overlap_the_ego_at_the_start_are_left_out_as_officially(go
     assert some
 
 
-def test_scores_do_not_depend_on_neighbours_or_chunks(golden):
+def test_scores_do_not_depend_on_neighbors_or_chunks(golden):
     whole = golden.terms
     few = [5, 0, 3]
     for limit in (2, 8):

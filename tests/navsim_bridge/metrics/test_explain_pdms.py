@@ -119,11 +119,11 @@ def test_progress_is_told_against_what_it_was_measured_by(golden):
         told = 0
         for row, candidate in (result.ego_progress < 1 - 1e-6).nonzero().tolist():
             (loss,) = [each for each in explained[row][candidate].losses if each.sub_score == "ego_progress"]
-            metres = re.fullmatch(r"([\d.]+) m along.*?(0\.5)?(?: for the collision)? against ([\d.]+) m", loss.cause)
-            if metres is None:
+            meters = re.fullmatch(r"([\d.]+) m along.*?(0\.5)?(?: for the collision)? against ([\d.]+) m", loss.cause)
+            if meters is None:
                 assert loss.value == 0 and "failed multiplier" in loss.cause
                 continue
-            done, factor, scale = (float(group or 1) for group in metres.groups())
+            done, factor, scale = (float(group or 1) for group in meters.groups())
             assert done * factor / scale == pytest.approx(loss.value, abs=0.02)
             told += 1
         assert told > 50

@@ -41,7 +41,7 @@ class Straightness(Metric[Any]):
 
     Config = EPDMSConfig
     version = "straight or not"
-    columns = (Column("off", "OFF", "metres to the side", unit="m"), Column("score", "S", "minus that"))
+    columns = (Column("off", "OFF", "meters to the side", unit="m"), Column("score", "S", "minus that"))
     average_row = "worst"
 
     def pack(self, scenes: Sequence[SceneRecord]) -> RecordedPlans:

@@ -21,7 +21,7 @@ def scenes(world):
 
 @pytest.fixture(scope="module")
 def references():
-    """Reference plan and centreline of the official metric cache, by token."""
+    """Reference plan and centerline of the official metric cache, by token."""
     with np.load(FIXTURE / "official_references.npz") as file:
         lines = np.split(file["centerlines"], np.cumsum(file["centerline_counts"])[:-1])
         return dict(zip(file["tokens"].tolist(), zip(file["states"], file["times_us"], lines)))
@@ -47,7 +47,7 @@ def test_scores_equal_the_devkits_on_every_scene(agent, world, scenes):
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_reference_plans_and_centrelines_equal_the_devkits(scenes, references):
+def test_reference_plans_and_centerlines_equal_the_devkits(scenes, references):
     for scene in scenes:
         states, times, line = references[scene.token]
         np.testing.assert_allclose(scene.reference_states, states, rtol=0, atol=1e-6)

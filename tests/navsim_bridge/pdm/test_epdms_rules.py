@@ -149,7 +149,7 @@ def test_an_object_that_overlaps_the_ego_at_the_start_is_ignored_for_good():
     assert value(overlapping, "time_to_collision_within_bound") == [1.0]
 
 
-def test_two_seconds_off_the_centreline_fail_lane_keeping():
+def test_two_seconds_off_the_centerline_fail_lane_keeping():
     # 0.4 m aside is fine; 1 m aside from early on is not
     assert value(terms_of(road(), straight(lateral=0.4), straight(lateral=1.0, turn_in=2)), "lane_keeping") == [
         1.0,

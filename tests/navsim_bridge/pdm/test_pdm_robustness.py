@@ -21,24 +21,24 @@ def score(scene, *plans, **options):
 
 
 def along(scene, points):
-    """The scene with a centreline through points (n, 2) relative to the ego."""
+    """The scene with a centerline through points (n, 2) relative to the ego."""
     line = np.zeros((len(points), 3))
     line[:, :2] = np.asarray(points) + scene.ego_state[:2]
     return dataclasses.replace(scene, centerline=line)
 
 
-def test_pool_normalisation_measures_by_the_furthest_candidate():
-    # worked out by hand from the metres: the reference drives 10 m/s, the candidates 5, 15 and 12 (off the road)
+def test_pool_normalization_measures_by_the_furthest_candidate():
+    # worked out by hand from the meters: the reference drives 10 m/s, the candidates 5, 15 and 12 (off the road)
     scene = road()
     plans = (straight(5.0), straight(15.0), straight(12.0, sideways=9.0))
     pair, pool = (score(scene, *plans, normalize=mode) for mode in ("pair", "pool"))
-    metres, reference = pair.progress_raw[0].tolist(), pair.reference_progress_raw.item()
-    assert metres[0] < reference < metres[1] and pair.drivable_area_compliance[0].tolist() == [1, 1, 0]
-    torch.testing.assert_close(pair.ego_progress[0], torch.tensor([metres[0] / reference, 1.0, 0.0]).double())
-    torch.testing.assert_close(pool.ego_progress[0], torch.tensor([metres[0] / metres[1], 1.0, 0.0]).double())
+    meters, reference = pair.progress_raw[0].tolist(), pair.reference_progress_raw.item()
+    assert meters[0] < reference < meters[1] and pair.drivable_area_compliance[0].tolist() == [1, 1, 0]
+    torch.testing.assert_close(pair.ego_progress[0], torch.tensor([meters[0] / reference, 1.0, 0.0]).double())
+    torch.testing.assert_close(pool.ego_progress[0], torch.tensor([meters[0] / meters[1], 1.0, 0.0]).double())
     assert pair.comfort[0, 0] == pool.comfort[0, 0] == 1
-    assert pool.score[0, 0].item() == pytest.approx((5 * metres[0] / metres[1] + 5 + 2) / 12)
-    assert pair.score[0, 0].item() == pytest.approx((5 * metres[0] / reference + 5 + 2) / 12)
+    assert pool.score[0, 0].item() == pytest.approx((5 * meters[0] / meters[1] + 5 + 2) / 12)
+    assert pair.score[0, 0].item() == pytest.approx((5 * meters[0] / reference + 5 + 2) / 12)
     assert torch.equal(pair.score[0, 1:], pool.score[0, 1:])
     for name in ("no_at_fault_collisions", "time_to_collision_within_bound", "comfort", "progress_raw"):
         assert torch.equal(getattr(pair, name), getattr(pool, name))
@@ -74,13 +74,13 @@ def test_plans_that_are_not_finite_are_refused_by_every_entry(bad):
 
 
 @pytest.mark.parametrize("points", [[(20.0, 1.0)] * 2, [(20.0, 1.0)] * 5])
-def test_a_centreline_of_one_repeated_point_has_no_progress_to_judge(points):
+def test_a_centerline_of_one_repeated_point_has_no_progress_to_judge(points):
     scores = score(along(road(), points), straight(), straight(sideways=9.0))
     assert scores.progress_raw.tolist() == [[0.0, 0.0]]
     assert scores.ego_progress.tolist() == [[1.0, 0.0]]  # the second leaves the road
 
 
-def test_a_centreline_of_one_point_is_refused():
+def test_a_centerline_of_one_point_is_refused():
     with pytest.raises(ValueError, match=r"'road'.*point >= 2"):
         SceneBatch.from_scenes([along(road(), [(0.0, 0.0)])])
 
@@ -95,7 +95,7 @@ def test_a_centreline_of_one_point_is_refused():
         [(60.0, 0.0), (0.0, 0.0)],  # runs the other way
     ],
 )
-def test_odd_centrelines_are_measured_as_shapely_does(points):
+def test_odd_centerlines_are_measured_as_shapely_does(points):
     scene, plans = along(road(), points), torch.cat([straight(speed) for speed in (2.0, 6.0, 11.0)], dim=1)
     batch = SceneBatch.from_scenes([scene])
     centers = ego_center(simulate_plans(batch, plans))[0, 1:, [0, 40]].numpy()

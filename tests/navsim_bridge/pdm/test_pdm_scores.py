@@ -394,7 +394,7 @@ def test_reference_from_plan_is_tracked_like_the_plan_itself():
 def test_reading_the_rear_axle_back_moves_it_by_rounding_only():
     rng = np.random.default_rng(0)
     raw = rng.uniform(-1, 1, (200, 11)) * 1e6
-    raw[:, 0] = 2.0**19 - rng.uniform(0, 1, 200)  # the centre has a coarser floating-point grid than the axle
+    raw[:, 0] = 2.0**19 - rng.uniform(0, 1, 200)  # the center has a coarser floating-point grid than the axle
     back = ego_state_as_read_back(raw)
     assert 0 < np.abs(back - raw).max() < 1e-9
     np.testing.assert_array_equal(back[:, 2:], raw[:, 2:])

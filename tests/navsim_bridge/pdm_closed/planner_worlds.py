@@ -18,7 +18,7 @@ def rectangle(x_from, x_to, y_from, y_to):
 
 
 def road(speed=8.0, x=0.0, y=0.0, heading=0.0, end=180.0, limit=12.0, **changes) -> PlannerScene:
-    """A straight road along x with three lanes of 4 m; its centreline is that of the middle lane, from -20 m on."""
+    """A straight road along x with three lanes of 4 m; its centerline is that of the middle lane, from -20 m on."""
     vertices = [rectangle(-50, 300, low, high) for low, high in ((-6, 6), (-6, -2), (-2, 2), (2, 6))]
     state = np.zeros(11)
     state[:2], state[2], state[3] = ORIGIN + np.array([x, y]), heading, speed

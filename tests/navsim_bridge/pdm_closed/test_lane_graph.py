@@ -6,7 +6,7 @@ from navsim_bridge.pdm_closed.lane_graph import chain_lanes, link_blocks
 
 
 def graph(links):
-    """Blocks from (before, after) pairs; neighbours in the order of the pairs."""
+    """Blocks from (before, after) pairs; neighbors in the order of the pairs."""
     names = dict.fromkeys(i for pair in links for i in pair)
     return {
         i: Block(i, False, (), tuple(a for a, b in links if b == i), tuple(b for a, b in links if a == i))
@@ -82,10 +82,10 @@ def shortest_ways(lanes, start, allowed, length):
     """Lane -> shortest way to it and its length, by following every way without a repeated lane."""
     best, todo = {}, [([start], 0.0)]
     while todo:
-        way, metres = todo.pop()
-        if way[-1] not in best or metres < best[way[-1]][1]:
-            best[way[-1]] = (way, metres)
-        todo += [([*way, n], metres + length[n]) for n in lanes[way[-1]].outgoing if n in allowed and n not in way]
+        way, meters = todo.pop()
+        if way[-1] not in best or meters < best[way[-1]][1]:
+            best[way[-1]] = (way, meters)
+        todo += [([*way, n], meters + length[n]) for n in lanes[way[-1]].outgoing if n in allowed and n not in way]
     return best
 
 
@@ -106,7 +106,7 @@ def test_the_chain_is_the_shortest_of_all_or_else_the_one_with_most_lanes():
             reached += len(chain) > 2
         else:
             most = max(len(way) for way, _ in ways.values())
-            expected = min((metres, way) for way, metres in ways.values() if len(way) == most)[1]
+            expected = min((meters, way) for way, meters in ways.values() if len(way) == most)[1]
             assert chain == tuple(expected)
             missed += len(chain) > 2
     assert min(reached, missed) > 20

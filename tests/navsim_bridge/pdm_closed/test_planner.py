@@ -61,7 +61,7 @@ def test_the_first_step_brakes_as_if_something_stood_at_the_start():
     assert (speed[0, 4::5, 2] > speed[0, 4::5, 1]).all()
 
 
-def test_no_speed_limit_means_fifteen_metres_a_second():
+def test_no_speed_limit_means_fifteen_meters_a_second():
     without, fifteen = (plan(road(speed=14.0, limit=limit)) for limit in (float("nan"), 15.0))
     np.testing.assert_array_equal(without.states, fifteen.states)
 
@@ -113,14 +113,14 @@ def test_what_touches_the_ego_is_ignored_in_this_and_in_later_scenes():
     np.testing.assert_array_equal(again.states, second.states)
 
 
-def test_the_plan_stays_on_a_short_centreline_and_brakes_towards_its_end():
+def test_the_plan_stays_on_a_short_centerline_and_brakes_towards_its_end():
     result = plan(road(end=30.0))
     assert along(result)[-1] < 30.0
     assert np.diff(along(result))[-1] < 0.3
 
 
 @pytest.mark.parametrize("end", [-3.0, 0.5, 1.0])
-def test_a_centreline_that_ends_at_or_behind_the_ego_still_gives_a_plan(end):
+def test_a_centerline_that_ends_at_or_behind_the_ego_still_gives_a_plan(end):
     result = plan(road(speed=3.0, end=end))
     assert np.isfinite(result.states).all()
     assert along(result).max() <= end + 1.0

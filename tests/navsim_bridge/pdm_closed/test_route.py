@@ -29,7 +29,7 @@ def ids(*numbers):
     return tuple(map(str, numbers))
 
 
-def test_centrelines_are_those_of_the_official_cache(world):
+def test_centerlines_are_those_of_the_official_cache(world):
     vector_map = open_map(world.maps, LOCATION)
     with np.load(FIXTURE / "official_references.npz") as file:
         tokens, lines = (
@@ -46,7 +46,7 @@ def test_centrelines_are_those_of_the_official_cache(world):
     assert compared == 7
 
 
-def test_the_centreline_leads_from_the_ego_lane_to_the_end_of_the_route(street):
+def test_the_centerline_leads_from_the_ego_lane_to_the_end_of_the_route(street):
     found = official_route(street, ids(1, 101, 2), at(5))
     assert found.roadblocks == ids(1, 101, 2)
     assert found.lanes == found.given_lanes == found.centerline_lanes == ids(11, 201, 12)
@@ -70,7 +70,7 @@ def test_base_lines_keep_the_heading_of_their_last_step_at_the_joints(tmp_path):
     assert line[-1, 2] == line[-2, 2]
 
 
-def test_scenes_share_a_centreline_that_cannot_be_written_to(street):
+def test_scenes_share_a_centerline_that_cannot_be_written_to(street):
     one, other = (official_route(street, ids(1, 101, 2), at(x)).centerline for x in (5, 6))
     assert one is other
     with pytest.raises(ValueError, match="read-only"):
@@ -125,7 +125,7 @@ def test_gaps_are_filled(street):
     assert official_route(street, ids(1, 3, 103), at(5)).roadblocks == ids(1, 101, 2, 102, 3, 103)
 
 
-def test_a_gap_that_no_road_closes_stays_and_ends_the_centreline(street):
+def test_a_gap_that_no_road_closes_stays_and_ends_the_centerline(street):
     found = official_route(street, ids(2, 102, 3, 1), at(35))
     assert found.roadblocks == ids(2, 102, 3, 1)
     assert found.centerline_lanes == ids(12, 202, 13)
@@ -145,7 +145,7 @@ def test_a_route_ends_before_it_crosses_itself(tmp_path):
 
 
 @pytest.mark.parametrize(("overlap", "cut"), [(0.9, False), (1.1, True)])
-def test_junctions_may_overlap_by_a_square_metre(tmp_path, overlap, cut):
+def test_junctions_may_overlap_by_a_square_meter(tmp_path, overlap, cut):
     tiny = chain(*STREET[:2])
     tiny.road(3, {13: [(60, 0), (80, 0)]})
     reach = 30 - overlap / 3.5  # junction 101 covers x from 20 to 30, 3.5 m wide
@@ -214,7 +214,7 @@ def two_lanes(tmp_path_factory):
     return tiny.write(tmp_path_factory.mktemp("two"))
 
 
-def test_off_the_lanes_the_one_around_the_vehicle_centre_is_taken_then_the_first_touched(two_lanes):
+def test_off_the_lanes_the_one_around_the_vehicle_center_is_taken_then_the_first_touched(two_lanes):
     route = ids(1, 101, 2)
     assert official_route(two_lanes, route, at(-1.0, 2.5)).starting_lane == "12"
     assert official_route(two_lanes, route, at(-1.6, 2.5)).starting_lane == "11"
@@ -225,7 +225,7 @@ def test_off_the_road_the_lane_nearest_to_the_vehicle_is_taken(two_lanes):
     assert official_route(two_lanes, ids(1, 101, 2), at(70, 20)).starting_lane == "13"
 
 
-def test_a_lane_that_does_not_go_on_ends_the_centreline(two_lanes):
+def test_a_lane_that_does_not_go_on_ends_the_centerline(two_lanes):
     found = official_route(two_lanes, ids(1, 101, 2), at(5, 0))
     assert found.centerline_lanes == ("11",)
     assert not found.reaches_end
@@ -234,7 +234,7 @@ def test_a_lane_that_does_not_go_on_ends_the_centreline(two_lanes):
 
 
 @pytest.mark.parametrize(("detour", "by"), [(201, 13), (202, 12)])
-def test_the_centreline_takes_the_shorter_way(tmp_path, detour, by):
+def test_the_centerline_takes_the_shorter_way(tmp_path, detour, by):
     tiny = TinyMap()
     tiny.road(1, {11: [(0, 0), (20, 0)]})
     tiny.road(2, {12: [(40, -2), (60, -2)], 13: [(40, 2), (60, 2)]})
@@ -248,7 +248,7 @@ def test_the_centreline_takes_the_shorter_way(tmp_path, detour, by):
     assert found.centerline_lanes == ids(11, by + 189, by, by + 191, 14)
 
 
-def test_the_centreline_ends_after_thirty_roadblocks(street):
+def test_the_centerline_ends_after_thirty_roadblocks(street):
     route = [str(i) for k in range(1, 17) for i in (k, 100 + k)][:-1]
     found = official_route(street, route, at(5))
     assert found.roadblocks == tuple(route)
@@ -256,7 +256,7 @@ def test_the_centreline_ends_after_thirty_roadblocks(street):
     assert official_route(street, route, at(35)).centerline_lanes[-1] == "26"
 
 
-def test_the_centreline_ends_with_the_route_though_the_road_goes_on(street):
+def test_the_centerline_ends_with_the_route_though_the_road_goes_on(street):
     assert official_route(street, ["1"], at(5)).centerline_lanes == ("11",)
 
 

@@ -20,7 +20,7 @@ Point = tuple[float, float]
 
 
 class TinyMap:
-    """Roads and junctions in metres from `ORIGIN`; ids are the caller's numbers."""
+    """Roads and junctions in meters from `ORIGIN`; ids are the caller's numbers."""
 
     def __init__(self) -> None:
         self._tables = _Tables(next_fid=90_000)

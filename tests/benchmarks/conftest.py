@@ -1,7 +1,12 @@
 """Shared by the tests of the PDM score."""
 
+from __future__ import annotations
+
 import importlib.util
 import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -13,12 +18,13 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def load_benchmark():
+def load_benchmark() -> Iterator[Callable[..., Any]]:
     """Import a file of benchmarks/ by name, as if run from there."""
     loaded = []
 
-    def load(name):
+    def load(name: str) -> ModuleType:
         specification = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        assert specification is not None and specification.loader is not None
         module = importlib.util.module_from_spec(specification)
         sys.modules[name] = module
         loaded.append(name)

@@ -1,7 +1,12 @@
 """The parity benchmark for EPDMS as its users run it."""
 
+from __future__ import annotations
+
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +22,12 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def main(load_benchmark):
+def main(load_benchmark: Callable[..., Any]) -> Callable[..., Any]:
     return load_benchmark("pdm_parity").main
 
 
 @pytest.fixture
-def golden(tmp_path):
+def golden(tmp_path: Path) -> Path:
     """One scene with results in golden_v2/, and its v1 file in golden_v1/ beside it."""
     for version in ("golden_v1", "golden_v2"):
         (tmp_path / version).mkdir()
@@ -30,19 +35,21 @@ def golden(tmp_path):
     return tmp_path / "golden_v2"
 
 
-def rewrite(path, change):
+def rewrite(path: Path, change: Callable[..., Any]) -> None:
     with np.load(path) as file:
         fields = {name: file[name] for name in file.files}
     np.savez(path, **change(fields))
 
 
-def run(main, golden, *more):
+def run(main: Callable[..., Any], golden: Path, *more: str) -> tuple[int, dict[str, list[float]]]:
     out = golden.parent / "scores.json"
     status = main(["--metric", "epdms", "--golden", str(golden), "--out", str(out), *more])
     return status, json.loads(out.read_text())[STEM]
 
 
-def test_every_column_is_written_and_equals_the_official_one(main, golden, capsys):
+def test_every_column_is_written_and_equals_the_official_one(
+    main: Callable[..., Any], golden: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, scores = run(main, golden)
     assert status == 0
     with np.load(golden / f"{STEM}.npz") as file:
@@ -55,7 +62,9 @@ def test_every_column_is_written_and_equals_the_official_one(main, golden, capsy
         assert label in printed
 
 
-def test_what_made_the_file_lies_beside_it(main, golden, capsys):
+def test_what_made_the_file_lies_beside_it(
+    main: Callable[..., Any], golden: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(main, golden)
     about = json.loads((golden.parent / "scores.provenance.json").read_text())
     assert about["metric"].startswith("EPDMS v2 (navsim 2.1.2")
@@ -66,8 +75,10 @@ def test_what_made_the_file_lies_beside_it(main, golden, capsys):
     assert set(about["provenance"]["blas"]) == {"numpy", "torch"}
 
 
-def test_a_disagreement_fails_unless_the_v1_file_calls_it_fragile(main, golden, capsys):
-    def falsify(fields):
+def test_a_disagreement_fails_unless_the_v1_file_calls_it_fragile(
+    main: Callable[..., Any], golden: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def falsify(fields: dict[str, Any]) -> dict[str, Any]:
         fields["res_history_comfort"] = 1.0 - fields["res_history_comfort"]
         return fields
 
@@ -82,12 +93,14 @@ def test_a_disagreement_fails_unless_the_v1_file_calls_it_fragile(main, golden, 
     assert run(main, golden, "--golden-v1", str(moved))[0] == 0
 
 
-def test_files_without_results_are_scored(main, golden, capsys):
+def test_files_without_results_are_scored(
+    main: Callable[..., Any], golden: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with np.load(golden / f"{STEM}.npz") as file:
         expected = file["res_score"]
     results = ("res_", "unf_", "main_", "dbg_", "sim_", "prev_sim", "weighted_", "removed_", "two_frame", "human_")
 
-    def strip(fields):
+    def strip(fields: dict[str, Any]) -> dict[str, Any]:
         inputs = ("human_trajectory", "human_kind")
         return {name: value for name, value in fields.items() if not name.startswith(results) or name in inputs}
 
@@ -98,7 +111,9 @@ def test_files_without_results_are_scored(main, golden, capsys):
     np.testing.assert_allclose(scores["score"], expected, atol=1e-6)
 
 
-def test_an_official_cache_does_not_go_with_epdms(main, golden, capsys):
+def test_an_official_cache_does_not_go_with_epdms(
+    main: Callable[..., Any], golden: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         run(main, golden, "--official-cache", str(golden))
     assert "use it with --metric pdms" in capsys.readouterr().err

@@ -1,7 +1,12 @@
 """The parity benchmark as its users run it."""
 
+from __future__ import annotations
+
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +18,19 @@ FIXTURES = sorted((ROOT / "tests" / "fixtures" / "golden_v1").glob("*.npz"))
 
 
 @pytest.fixture(scope="module")
-def main(load_benchmark):
+def main(load_benchmark: Callable[..., Any]) -> Callable[..., Any]:
     return load_benchmark("pdm_parity").main
 
 
-def rewrite(source, target, change):
+def rewrite(source: Path, target: Path, change: Callable[..., Any]) -> None:
     with np.load(source) as file:
         fields = {name: file[name] for name in file.files}
     np.savez(target, **change(fields))
 
 
-def test_agreement_table_is_printed_and_every_score_written(main, tmp_path, capsys):
+def test_agreement_table_is_printed_and_every_score_written(
+    main: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in FIXTURES[:2]:
         shutil.copy(path, tmp_path)
     out = tmp_path / "new" / "scores.json"
@@ -38,8 +45,10 @@ def test_agreement_table_is_printed_and_every_score_written(main, tmp_path, caps
     assert all(name in printed for name in SUB_SCORES)
 
 
-def test_files_without_results_and_with_few_plans_are_scored(main, tmp_path, capsys):
-    def strip(fields):
+def test_files_without_results_and_with_few_plans_are_scored(
+    main: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def strip(fields: dict[str, Any]) -> dict[str, Any]:
         kept = {name: value for name, value in fields.items() if not name.startswith(("res_", "dbg_", "sim_"))}
         return kept | {"proposals": fields["proposals"][:5]}
 
@@ -51,13 +60,15 @@ def test_files_without_results_and_with_few_plans_are_scored(main, tmp_path, cap
         np.testing.assert_allclose(scores["bare"]["score"], file["res_score"][:5], atol=1e-6)
 
 
-def test_a_disagreement_fails_unless_it_is_fragile(main, tmp_path, capsys):
-    def falsify(fields):
+def test_a_disagreement_fails_unless_it_is_fragile(
+    main: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def falsify(fields: dict[str, Any]) -> dict[str, Any]:
         fields["res_comfort"] = fields["res_comfort"].copy()
         fields["res_comfort"][3] = 1.0 - fields["res_comfort"][3]
         return fields
 
-    def excuse(fields):
+    def excuse(fields: dict[str, Any]) -> dict[str, Any]:
         fields = falsify(fields)
         fields["dbg_fragile"] = np.ones_like(fields["dbg_fragile"])
         return fields
@@ -70,7 +81,9 @@ def test_a_disagreement_fails_unless_it_is_fragile(main, tmp_path, capsys):
     assert main(arguments) == 0
 
 
-def test_an_empty_directory_is_refused(main, tmp_path, capsys):
+def test_an_empty_directory_is_refused(
+    main: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         main(["--golden", str(tmp_path), "--out", str(tmp_path / "scores.json")])
     assert "no .npz files" in capsys.readouterr().err

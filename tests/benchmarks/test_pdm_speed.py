@@ -1,7 +1,13 @@
 """The speed benchmark as its users run it."""
 
+from __future__ import annotations
+
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -12,18 +18,20 @@ FIXTURES = sorted(GOLDEN_V1.glob("*.npz"))
 
 
 @pytest.fixture(scope="module")
-def speed(load_benchmark):
+def speed(load_benchmark: Callable[..., Any]) -> ModuleType:
     return load_benchmark("pdm_speed")
 
 
 @pytest.fixture
-def golden(tmp_path):
+def golden(tmp_path: Path) -> Path:
     for path in FIXTURES[:2]:
         shutil.copy(path, tmp_path)
     return tmp_path
 
 
-def test_rows_are_measured_printed_and_written(speed, golden, capsys):
+def test_rows_are_measured_printed_and_written(
+    speed: ModuleType, golden: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     threads = torch.get_num_threads()
     out = golden / "new" / "speed.json"
     try:
@@ -40,7 +48,7 @@ def test_rows_are_measured_printed_and_written(speed, golden, capsys):
     assert "simulate / areas / collision / ttc / comfort" in capsys.readouterr().out
 
 
-def test_measuring_the_stages_leaves_the_score_as_it_was(speed):
+def test_measuring_the_stages_leaves_the_score_as_it_was(speed: ModuleType) -> None:
     files = [speed.read_golden(path) for path in FIXTURES[:1]]
     batch = speed.SceneBatch.from_scenes([file.scene for file in files])
     before = {name: getattr(speed.score, name) for name in speed.STAGES.values()}
@@ -49,13 +57,15 @@ def test_measuring_the_stages_leaves_the_score_as_it_was(speed):
 
 
 @pytest.mark.parametrize("rows", [["24"], ["0x24"], ["axb"], ["1x2x3"]])
-def test_odd_sizes_are_refused(speed, golden, capsys, rows):
+def test_odd_sizes_are_refused(
+    speed: ModuleType, golden: Path, capsys: pytest.CaptureFixture[str], rows: list[str]
+) -> None:
     with pytest.raises(SystemExit):
         speed.main(["--golden", str(golden), "--rows", *rows, "--json", str(golden / "x.json")])
     assert "120x24" in capsys.readouterr().err
 
 
-def test_an_empty_directory_is_refused(speed, tmp_path, capsys):
+def test_an_empty_directory_is_refused(speed: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         speed.main(["--golden", str(tmp_path), "--json", str(tmp_path / "x.json")])
     assert "no .npz files" in capsys.readouterr().err

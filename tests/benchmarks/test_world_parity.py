@@ -1,8 +1,13 @@
 """Our scenes and scores equal the devkit's on a log with its official metric cache, and differences are told."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,25 +15,30 @@ import pytest
 from benchmarks import world_parity
 from navsim_bridge.golden.compare import PARTS, differences, with_part_of
 from navsim_bridge.metric_cache import build_metric_cache, build_scenes, builder, jobs
+from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm_closed import planner
-from navsim_bridge.pdm_closed.forecast import forecast
+from navsim_bridge.pdm_closed.forecast import Forecast, forecast
+from navsim_bridge.pdm_closed.inputs import PlannerScene, ReferencePlan
 from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.scenes import select_scenes
+from tests.navsim_bridge.conftest import World
 
 
-def run(root, tmp_path):
+def run(root: Path, tmp_path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, Any]]:
     status = world_parity.main(["--world", str(root), "--out", str(tmp_path / "parity.json")])
     table = json.loads((tmp_path / "parity.json").read_text())
     return status, {row["name"].split(" (ours")[0]: row for row in table["rows"]}, table
 
 
-def copy_without(root, tmp_path, *left_out):
+def copy_without(root: Path, tmp_path: Path, *left_out: str) -> Path:
     copy = tmp_path / "world"
     shutil.copytree(root, copy, ignore=shutil.ignore_patterns(*left_out))
     return copy
 
 
-def test_a_world_equals_what_the_devkit_made_of_it(official_world, tmp_path, capsys):
+def test_a_world_equals_what_the_devkit_made_of_it(
+    official_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, rows, table = run(official_world, tmp_path)
     assert status == 0
     for name in ("v1 scenes of the cache", *(f"v1 {part}" for part in PARTS), "v1 human: score",
@@ -45,7 +55,9 @@ def test_a_world_equals_what_the_devkit_made_of_it(official_world, tmp_path, cap
     assert "below the required" not in printed
 
 
-def test_a_world_without_official_results_says_so(official_world, tmp_path, capsys):
+def test_a_world_without_official_results_says_so(
+    official_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = copy_without(official_world, tmp_path, "*.csv", "official_metric_cache", "split_v2.yaml")
     status, rows, _ = run(root, tmp_path)
     assert status == 0
@@ -54,10 +66,12 @@ def test_a_world_without_official_results_says_so(official_world, tmp_path, caps
     assert "v1 centerline" in capsys.readouterr().out
 
 
-def test_scenes_that_differ_are_listed_with_size_and_cause(official_world, tmp_path, capsys, monkeypatch):
+def test_scenes_that_differ_are_listed_with_size_and_cause(
+    official_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = builder.plan_references
 
-    def ahead_of_time(scenes, **options):
+    def ahead_of_time(scenes: list[PlannerScene], **options: Any) -> list[ReferencePlan]:
         plans = plan(scenes, **options)
         states = plans[3].states.copy()
         states[1:, :2] += 0.8 * (states[1:, :2] - states[0, :2])
@@ -80,7 +94,7 @@ def test_scenes_that_differ_are_listed_with_size_and_cause(official_world, tmp_p
     assert f"v1 human: score: {wrong['token']}: ego_progress" in printed
 
 
-def test_missing_and_foreign_scenes_are_counted(official_world, tmp_path):
+def test_missing_and_foreign_scenes_are_counted(official_world: Path, tmp_path: Path) -> None:
     root = copy_without(official_world, tmp_path, "v2_*.csv", "split_v2.yaml", "official_metric_cache")
     lines = (root / "human.csv").read_text().splitlines()
     (root / "human.csv").write_text("\n".join([*lines[:-1], lines[-1].replace(lines[-1].split(",")[1], "beef")]))
@@ -92,11 +106,11 @@ def test_missing_and_foreign_scenes_are_counted(official_world, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def scene(world):
+def scene(world: World) -> MetricScene:
     return next(iter(build_scenes(world.records[:1], world.root, world.maps)))
 
 
-def test_equal_scenes_do_not_differ_whatever_the_order_of_their_polygons_and_lanes(scene):
+def test_equal_scenes_do_not_differ_whatever_the_order_of_their_polygons_and_lanes(scene: MetricScene) -> None:
     assert {size for size, _ in differences(scene, scene).values()} == {0.0}
     order = [1, 0]
     rings, ends = scene.polygon_ring_offsets, scene.ring_offsets
@@ -131,7 +145,9 @@ def test_equal_scenes_do_not_differ_whatever_the_order_of_their_polygons_and_lan
         ("reference plan", lambda s: {"reference_states": s.reference_states + 2.0 * np.eye(3)[0]}, 2.0, "up to 2 m"),
     ],
 )
-def test_each_part_is_told_apart(scene, part, change, size, told):
+def test_each_part_is_told_apart(
+    scene: MetricScene, part: str, change: Callable[..., Any], size: float, told: str
+) -> None:
     changed = dataclasses.replace(scene, **change(scene))
     found = differences(scene, changed)
     assert found[part][0] == pytest.approx(size, rel=1e-6)
@@ -140,14 +156,16 @@ def test_each_part_is_told_apart(scene, part, change, size, told):
     assert differences(scene, with_part_of(changed, scene, [part]))[part][0] == 0
 
 
-def test_a_log_in_parts_remembers_what_touched_the_ego_in_earlier_scenes(official_world, tmp_path, monkeypatch):
+def test_a_log_in_parts_remembers_what_touched_the_ego_in_earlier_scenes(
+    official_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan, ignored = builder.plan_references, []
 
-    def recorded(scenes, **options):
+    def recorded(scenes: list[PlannerScene], **options: Any) -> list[ReferencePlan]:
         ignored.append(options["ignored"])
         return plan(scenes, **options)
 
-    def touched(scene, ignored=()):
+    def touched(scene: PlannerScene, ignored: Any = ()) -> Forecast:
         return dataclasses.replace(forecast(scene, ignored), newly_ignored=(scene.token,))
 
     monkeypatch.setattr(builder, "forecast", touched)  # for scenes that an earlier run has built

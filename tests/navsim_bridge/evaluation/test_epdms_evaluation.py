@@ -1,9 +1,14 @@
 """EPDMS from logs and maps: equal to the devkit's own scores, and what is written about them."""
 
+from __future__ import annotations
+
 import csv
 import dataclasses
 import json
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +25,8 @@ from navsim_bridge.metrics.pdms import PDMS
 from navsim_bridge.metrics.scene_rules import NAVSIM_V2
 from navsim_bridge.pdm import EPDMS_SUB_SCORES
 from navsim_bridge.splits.scene_filter import SceneFilter, Split, load_split
-from navsim_bridge.splits.scenes import select_scenes
-from tests.navsim_bridge.conftest import FIXTURE, LOG
+from navsim_bridge.splits.scenes import SceneRecord, select_scenes
+from tests.navsim_bridge.conftest import FIXTURE, LOG, World
 from tools import cache_metrics
 from tools import evaluate as tool
 
@@ -34,25 +39,27 @@ scene_filter: {num_history_frames: 4, num_future_frames: 10, frame_interval: 1, 
 
 
 @pytest.fixture(scope="module")
-def split_file(tmp_path_factory):
+def split_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("splits") / "adjacent.yaml"
     path.write_text(SPLIT)
     return path
 
 
 @pytest.fixture(scope="module")
-def records(world):
+def records(world: World) -> list[SceneRecord]:
     rules = SceneFilter(num_history_frames=4, num_future_frames=10, frame_interval=1, max_scenes=12)
     return select_scenes(Split("adjacent", "mini", rules), world.root)
 
 
-def rows_of(path):
+def rows_of(path: Path) -> list[dict[str, str]]:
     with open(path) as file:
         return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("agent", ["human", "constant_velocity"])
-def test_every_score_equals_the_devkits(agent, world, split_file, tmp_path, capsys):
+def test_every_score_equals_the_devkits(
+    agent: str, world: World, split_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tool.main(["--metric", "epdms", "--agent", agent, "--split", str(split_file), "--out", str(tmp_path),
                "--data-root", str(world.root), "--maps-root", str(world.maps)])  # fmt: skip
     ours = rows_of(tmp_path / "scores.csv")
@@ -72,7 +79,7 @@ def test_every_score_equals_the_devkits(agent, world, split_file, tmp_path, caps
     assert "EPDMS (human filter v2.1.2)" in capsys.readouterr().out
 
 
-def test_a_lost_sub_score_has_a_reason(world, records):
+def test_a_lost_sub_score_has_a_reason(world: World, records: list[SceneRecord]) -> None:
     load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
     result = evaluate(constant_velocity, records, load, metric=FIXED, progress=False)
     for token, row in zip(result.tokens, result.values):
@@ -82,7 +89,7 @@ def test_a_lost_sub_score_has_a_reason(world, records):
     assert (result.values[:, 1] == 0).any()
 
 
-def test_the_summary_says_what_the_numbers_are(world, records, tmp_path):
+def test_the_summary_says_what_the_numbers_are(world: World, records: list[SceneRecord], tmp_path: Path) -> None:
     load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
     result = evaluate(constant_velocity, records[:2], load, metric=FIXED, progress=False)
     summary = write_evaluation(tmp_path, result, agent="x", split=world.split, records=records[:2],
@@ -96,7 +103,9 @@ def test_the_summary_says_what_the_numbers_are(world, records, tmp_path):
     assert {"numpy", "torch"} <= set(summary["provenance"]["packages"])
 
 
-def test_without_any_previous_frame_the_average_of_its_term_is_missing(world, records, tmp_path):
+def test_without_any_previous_frame_the_average_of_its_term_is_missing(
+    world: World, records: list[SceneRecord], tmp_path: Path
+) -> None:
     load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
     result = evaluate(constant_velocity, records[::2], load, metric=EPDMS(), progress=False)
     summary = write_evaluation(tmp_path, result, agent="x", split=world.split, records=records[::2],
@@ -106,7 +115,9 @@ def test_without_any_previous_frame_the_average_of_its_term_is_missing(world, re
     assert 0 <= summary["averages"]["score"] <= 1
 
 
-def test_order_and_chunks_of_the_records_do_not_matter(world, records, monkeypatch):
+def test_order_and_chunks_of_the_records_do_not_matter(
+    world: World, records: list[SceneRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
     load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
     whole = evaluate(constant_velocity, records, load, metric=EPDMS(), progress=False)
     monkeypatch.setattr(evaluating, "SCENES_AT_ONCE", 5)
@@ -115,7 +126,7 @@ def test_order_and_chunks_of_the_records_do_not_matter(world, records, monkeypat
     np.testing.assert_allclose(shuffled.values, whole.values[order], rtol=0, atol=1e-9)
 
 
-def test_a_frame_follows_the_one_half_a_second_before_it_in_its_log(records):
+def test_a_frame_follows_the_one_half_a_second_before_it_in_its_log(records: list[SceneRecord]) -> None:
     other_log = dataclasses.replace(records[2], log_name="other")
     synthetic = dataclasses.replace(records[4], token="f" * 17)
     index, seconds = previous_frames([records[1], records[0], other_log, records[3], synthetic])
@@ -124,7 +135,9 @@ def test_a_frame_follows_the_one_half_a_second_before_it_in_its_log(records):
     assert seconds[1:].isnan().all()
 
 
-def test_weights_trained_on_the_split_are_said_and_stored_to_be(world, records, tmp_path, monkeypatch):
+def test_weights_trained_on_the_split_are_said_and_stored_to_be(
+    world: World, records: list[SceneRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage = dataclasses.asdict(TrainedOn("dipole", "navtrain", 1, (LOG,)))
     monkeypatch.setattr(evaluating, "training_stages", lambda checkpoint: [stage])
     monkeypatch.setattr(evaluating, "weights_of", lambda checkpoint: ("weights", "no"))
@@ -137,7 +150,9 @@ def test_weights_trained_on_the_split_are_said_and_stored_to_be(world, records, 
     assert "trained_on_evaluation_split: true" in describe(summary, EPDMS())
 
 
-def test_a_log_without_traffic_lights_cannot_be_scored(world, records, tmp_path):
+def test_a_log_without_traffic_lights_cannot_be_scored(
+    world: World, records: list[SceneRecord], tmp_path: Path
+) -> None:
     source = world.root / f"navsim_logs/mini/{LOG}.pkl"
     frames = pickle.loads(source.read_bytes())  # our own fixture
     for frame in frames:
@@ -154,7 +169,7 @@ def test_a_log_without_traffic_lights_cannot_be_scored(world, records, tmp_path)
         )
 
 
-def test_bad_traffic_lights_are_refused_by_frame(tmp_path, frame):
+def test_bad_traffic_lights_are_refused_by_frame(tmp_path: Path, frame: Callable[..., Any]) -> None:
     path = tmp_path / "log.pkl"
     path.write_bytes(pickle.dumps([frame(0, traffic_lights=[(7, True), 8])]))
     with pytest.raises(ValueError, match=r"frame 0 .*traffic_lights.*lane connector id, is red"):
@@ -163,32 +178,34 @@ def test_bad_traffic_lights_are_refused_by_frame(tmp_path, frame):
     assert read_log(path).red_lights == (("7",),)
 
 
-def test_the_human_filter_of_the_other_metric_is_refused(capsys):
+def test_the_human_filter_of_the_other_metric_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         tool.main(["--agent", "human", "--split", "x", "--out", "y", "--human-filter", "fixed"])
     assert "Unrecognized options: --metric.human-filter" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
-def packed(world, split_file, tmp_path_factory):
+def packed(world: World, split_file: Path, tmp_path_factory: pytest.TempPathFactory) -> MetricCache:
     out = tmp_path_factory.mktemp("packed")
     cache_metrics.main(["--metric", "epdms", "--split", str(split_file), "--out", str(out),
                         "--data-root", str(world.root), "--maps-root", str(world.maps)])  # fmt: skip
     return MetricCache(out)
 
 
-def test_scenes_of_epdms_are_stored_exactly(world, records, packed):
+def test_scenes_of_epdms_are_stored_exactly(world: World, records: list[SceneRecord], packed: MetricCache) -> None:
     built = list(build_scenes(records, world.root, world.maps, NAVSIM_V2))
-    assert any(len(scene.v2.light_tokens) for scene in built)
+    assert any(scene.v2 and len(scene.v2.light_tokens) for scene in built)
     for scene, loaded in zip(built, packed.load([r.token for r in records])):
-        for one, two in ((scene, loaded), (scene.v2, loaded.v2)):
+        assert scene.v2 is not None and loaded.v2 is not None
+        pairs: list[tuple[Any, Any]] = [(scene, loaded), (scene.v2, loaded.v2)]
+        for one, two in pairs:
             for name in (f.name for f in dataclasses.fields(one) if f.name != "v2"):
                 mine, theirs = getattr(one, name), getattr(two, name)
                 np.testing.assert_array_equal(mine, theirs, err_msg=name)
                 assert np.asarray(mine).dtype == np.asarray(theirs).dtype, name
 
 
-def test_four_seconds_of_future_are_enough(world, records):
+def test_four_seconds_of_future_are_enough(world: World, records: list[SceneRecord]) -> None:
     rules = SceneFilter(num_history_frames=4, num_future_frames=8, frame_interval=1, max_scenes=12)
     shorter = select_scenes(Split("adjacent", "mini", rules), world.root)
     long, short = (
@@ -200,7 +217,9 @@ def test_four_seconds_of_future_are_enough(world, records):
     np.testing.assert_array_equal(short.values, long.values)
 
 
-def test_a_packed_cache_gives_the_scores_of_the_logs(world, records, packed, split_file, tmp_path):
+def test_a_packed_cache_gives_the_scores_of_the_logs(
+    world: World, records: list[SceneRecord], packed: MetricCache, split_file: Path, tmp_path: Path
+) -> None:
     tool.main(["--metric", "epdms", "--agent", "constant_velocity", "--split", str(split_file), "--out", str(tmp_path),
                "--data-root", str(world.root), "--metric-cache", str(packed.path)])  # fmt: skip
     load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
@@ -210,7 +229,9 @@ def test_a_packed_cache_gives_the_scores_of_the_logs(world, records, packed, spl
     assert summary["metric_cache"]["metric"] == summary["metric"]["name"]
 
 
-def test_a_cache_of_the_other_metric_is_refused(world, packed, split_file, tmp_path):
+def test_a_cache_of_the_other_metric_is_refused(
+    world: World, packed: MetricCache, split_file: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SystemExit, match=r"holds scenes of EPDMS .*, not of PDMS v1 .*--metric pdms"):
         tool.main(["--agent", "human", "--split", str(split_file), "--out", str(tmp_path),
                    "--data-root", str(world.root), "--metric-cache", str(packed.path)])  # fmt: skip
@@ -220,7 +241,7 @@ def test_a_cache_of_the_other_metric_is_refused(world, packed, split_file, tmp_p
         build_metric_cache(world.root, world.maps, load_split(split_file), packed.path, progress=False)
 
 
-def test_scenes_of_both_metrics_do_not_share_a_file(world, records, tmp_path):
+def test_scenes_of_both_metrics_do_not_share_a_file(world: World, records: list[SceneRecord], tmp_path: Path) -> None:
     scenes = list(build_scenes(records[:1], world.root, world.maps, NAVSIM_V2))
     scenes += build_scenes(records[1:2], world.root, world.maps)
     with pytest.raises(ValueError, match=f"scene {records[1].token} was made by other rules than scene "):

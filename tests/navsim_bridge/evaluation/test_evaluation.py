@@ -1,11 +1,16 @@
+from __future__ import annotations
+
 import csv
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dpvla.training.run_directory import TrainedOn
 from navsim_bridge.agents import constant_velocity, stand_still
@@ -23,26 +28,29 @@ from navsim_bridge.metrics.pdms import PDMS
 from navsim_bridge.metrics.reward import MetricReward
 from navsim_bridge.pdm import SUB_SCORES
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
-from tests.navsim_bridge.conftest import FIXTURE, LOG
+from navsim_bridge.splits.scenes import SceneRecord
+from tests.navsim_bridge.conftest import FIXTURE, LOG, World
 from tools import evaluate as tool
 
 
 @pytest.fixture(scope="module")
-def cache(world, tmp_path_factory):
+def cache(world: World, tmp_path_factory: pytest.TempPathFactory) -> MetricCache:
     out = tmp_path_factory.mktemp("cache")
     return build_metric_cache(world.root, world.maps, world.split, out, progress=False)
 
 
-def run(*arguments):
+def run(*arguments: str | Path) -> None:
     tool.main([str(a) for a in arguments])
 
 
-def read_rows(path):
+def read_rows(path: Path) -> list[dict[str, str]]:
     with open(path) as file:
         return list(csv.DictReader(file))
 
 
-def test_the_tool_writes_scores_as_the_devkit_does(world, cache, tmp_path, capsys):
+def test_the_tool_writes_scores_as_the_devkit_does(
+    world: World, cache: MetricCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     roots = ("--data-root", world.root, "--maps-root", world.maps)
     run("--agent", "constant_velocity", "--split", "small", "--out", tmp_path / "a", *roots)
     rows = read_rows(tmp_path / "a/scores.csv")
@@ -74,13 +82,13 @@ def test_the_tool_writes_scores_as_the_devkit_does(world, cache, tmp_path, capsy
     assert "PDMS" in capsys.readouterr().out
 
 
-def test_an_agent_that_stands_still_scores_between_nothing_and_all(world, cache):
+def test_an_agent_that_stands_still_scores_between_nothing_and_all(world: World, cache: MetricCache) -> None:
     result = evaluate(stand_still, world.records, scenes_from_cache(cache), progress=False)
     assert 0 < result.averages["score"] < 1
     assert result.averages["no_at_fault_collisions"] == 1
 
 
-def test_scores_do_not_depend_on_where_the_metric_scenes_come_from(world, cache):
+def test_scores_do_not_depend_on_where_the_metric_scenes_come_from(world: World, cache: MetricCache) -> None:
     from_cache = evaluate(constant_velocity, world.records, scenes_from_cache(cache), progress=False)
     from_logs = ScenesFromLogs(world.records, world.root, world.maps)
     built = evaluate(constant_velocity, world.records, from_logs, progress=False)
@@ -88,7 +96,7 @@ def test_scores_do_not_depend_on_where_the_metric_scenes_come_from(world, cache)
     assert built.metric == from_cache.metric
 
 
-def test_a_token_that_the_cache_lacks_is_an_error(world, tmp_path):
+def test_a_token_that_the_cache_lacks_is_an_error(world: World, tmp_path: Path) -> None:
     fewer = dataclasses.replace(world.split, scene_filter=SceneFilter(frame_interval=8))
     build_metric_cache(world.root, world.maps, fewer, tmp_path, progress=False)
     with pytest.raises(SystemExit, match="3 of 7 scenes are not in the metric cache"):
@@ -98,8 +106,8 @@ def test_a_token_that_the_cache_lacks_is_an_error(world, tmp_path):
         MetricReward(PDMS(), MetricCache(tmp_path), tokens=[world.records[1].token])
 
 
-def broken(token):
-    def agent(records):
+def broken(token: str) -> Callable[..., Any]:
+    def agent(records: list[SceneRecord]) -> NDArray[Any]:
         plans = constant_velocity(records)
         for plan, record in zip(plans, records):
             if record.token == token:
@@ -109,13 +117,13 @@ def broken(token):
     return agent
 
 
-def test_a_scene_that_fails_stops_the_run_with_its_token(world, cache):
+def test_a_scene_that_fails_stops_the_run_with_its_token(world: World, cache: MetricCache) -> None:
     token = world.records[3].token
     with pytest.raises(SceneFailureError, match=f"scene {token} .* failed: .*NaN"):
         evaluate(broken(token), world.records, scenes_from_cache(cache), progress=False)
 
 
-def test_failed_scenes_are_counted_and_never_scored_zero(world, cache, tmp_path):
+def test_failed_scenes_are_counted_and_never_scored_zero(world: World, cache: MetricCache, tmp_path: Path) -> None:
     token = world.records[3].token
     load = scenes_from_cache(cache)
     result = evaluate(broken(token), world.records, load, allow_failures=True, progress=False)
@@ -132,7 +140,7 @@ def test_failed_scenes_are_counted_and_never_scored_zero(world, cache, tmp_path)
     assert rows[-1]["valid"] == "False"
 
 
-def test_a_scene_that_cannot_be_built_fails_alone(world, cache):
+def test_a_scene_that_cannot_be_built_fails_alone(world: World, cache: MetricCache) -> None:
     lost = dataclasses.replace(world.records[3], route=("nowhere",))
     records = [lost if r.token == lost.token else r for r in world.records]
     load = ScenesFromLogs(records, world.root, world.maps)
@@ -144,8 +152,8 @@ def test_a_scene_that_cannot_be_built_fails_alone(world, cache):
     np.testing.assert_array_equal(np.delete(result.values, 3, axis=0), np.delete(whole.values, 3, axis=0))
 
 
-def test_an_error_of_no_single_scene_is_not_hidden(world, cache):
-    def out_of_memory(records):
+def test_an_error_of_no_single_scene_is_not_hidden(world: World, cache: MetricCache) -> None:
+    def out_of_memory(records: Sequence[SceneRecord]) -> NDArray[Any]:
         if len(records) > 1:
             raise MemoryError("too many")
         return constant_velocity(records)
@@ -154,8 +162,8 @@ def test_an_error_of_no_single_scene_is_not_hidden(world, cache):
         evaluate(out_of_memory, world.records, scenes_from_cache(cache), allow_failures=True, progress=False)
 
 
-def test_weights_that_saw_the_split_or_its_logs_are_marked(world):
-    def stage(split, *logs):
+def test_weights_that_saw_the_split_or_its_logs_are_marked(world: World) -> None:
+    def stage(split: str, *logs: str) -> list[dict[str, Any]]:
         return [dataclasses.asdict(TrainedOn("dipole", split, 1, logs))]
 
     assert saw_split(stage("small", "other"), world.split, world.records) is True
@@ -171,13 +179,13 @@ def test_weights_that_saw_the_split_or_its_logs_are_marked(world):
     assert saw_split([unknown, *stage("other", LOG)], world.split, world.records) is True
 
 
-def test_dpvla_needs_a_checkpoint_and_others_take_none(tmp_path):
+def test_dpvla_needs_a_checkpoint_and_others_take_none(tmp_path: Path) -> None:
     for arguments in (["--agent", "dpvla"], ["--agent", "human", "--checkpoint", str(tmp_path)]):
         with pytest.raises(SystemExit, match=r"--checkpoint belongs to --agent dpvla|--agent dpvla needs --checkpoint"):
             run(*arguments, "--split", "small", "--out", tmp_path)
 
 
-def test_rewards_take_numpy_plans_and_no_single_text_as_tokens(world, cache):
+def test_rewards_take_numpy_plans_and_no_single_text_as_tokens(world: World, cache: MetricCache) -> None:
     reward = MetricReward(PDMS(), cache)
     tokens = [r.token for r in world.records[:2]]
     plans = np.stack([constant_velocity(world.records[:2])], axis=1)
@@ -193,15 +201,16 @@ def test_rewards_take_numpy_plans_and_no_single_text_as_tokens(world, cache):
             call()
 
 
-def test_rewards_take_any_floats_and_any_iterable_of_tokens(world, cache):
+def test_rewards_take_any_floats_and_any_iterable_of_tokens(world: World, cache: MetricCache) -> None:
     reward = MetricReward(PDMS(), cache)
     tokens = [r.token for r in world.records[:2]]
     plans = np.stack([constant_velocity(world.records[:2])], axis=1)
     expected = reward(tokens, plans)["score"]
     assert torch.equal(reward((token for token in tokens), plans)["score"], expected)
-    for kind in (">f4", ">f8", np.longdouble):
+    kinds: tuple[tuple[Any, ...], ...] = ((">f4", ">f8", np.longdouble), (object, "U9"))
+    for kind in kinds[0]:
         assert torch.equal(reward(tokens, plans.astype(kind))["score"], expected)
-    for kind in (object, "U9"):
+    for kind in kinds[1]:
         with pytest.raises(TypeError, match="plans must be floating point, found an array of "):
             reward(tokens, plans.astype(kind))
     with pytest.raises(ValueError, match="plans must be floating point, found"):
@@ -211,7 +220,9 @@ def test_rewards_take_any_floats_and_any_iterable_of_tokens(world, cache):
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
-def test_rewards_equal_the_evaluation_for_any_group_and_order(world, cache, keep_bytes):
+def test_rewards_equal_the_evaluation_for_any_group_and_order(
+    world: World, cache: MetricCache, keep_bytes: int
+) -> None:
     reward = MetricReward(PDMS(), cache, keep_bytes=keep_bytes)
     order = [5, 2, 2, 0]
     records = [world.records[i] for i in order]

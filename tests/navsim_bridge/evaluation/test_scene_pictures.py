@@ -1,7 +1,11 @@
 """Pictures hold what is around the ego: all of it, and no more."""
 
+from __future__ import annotations
+
 import dataclasses
 import io
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +15,17 @@ from dpvla.report.scene_picture import DrawnPlan, view
 from navsim_bridge.agents import constant_velocity
 from navsim_bridge.evaluation.pictures import birds_eye, save_scene_picture
 from navsim_bridge.metric_cache import build_metric_cache
+from navsim_bridge.pdm.metric_scene import MetricScene
+from tests.navsim_bridge.conftest import World
 
 
 @pytest.fixture(scope="module")
-def scene(world, tmp_path_factory):
+def scene(world: World, tmp_path_factory: pytest.TempPathFactory) -> MetricScene:
     cache = build_metric_cache(world.root, world.maps, world.split, tmp_path_factory.mktemp("cache"), progress=False)
     return cache.load([world.records[3].token])[0]
 
 
-def with_polygons(scene, rings):
+def with_polygons(scene: MetricScene, rings: list[Any]) -> MetricScene:
     """``scene`` with these polygons alone, given in the ego frame, each named after its place."""
     x, y, heading = scene.ego_state[:3]
     cos, sin = np.cos(heading), np.sin(heading)
@@ -34,11 +40,11 @@ def with_polygons(scene, rings):
     )
 
 
-def square(x, y, half):
+def square(x: int, y: int, half: float) -> list[Any]:
     return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
 
 
-def test_polygons_are_kept_by_their_distance_from_the_ego(scene):
+def test_polygons_are_kept_by_their_distance_from_the_ego(scene: MetricScene) -> None:
     rings = [
         square(10, 10, 1),  # near
         square(100, 0, 1),  # far ahead, with a coordinate near zero
@@ -55,13 +61,13 @@ def test_polygons_are_kept_by_their_distance_from_the_ego(scene):
     assert kept == [f"LAYER {i}" for i in (0, 2, 3, 4, 5, 6, 7)]
 
 
-def test_polygons_are_drawn_in_the_ego_frame(scene):
+def test_polygons_are_drawn_in_the_ego_frame(scene: MetricScene) -> None:
     ring = square(10, -5, 1)
     ((_, (drawn,)),) = birds_eye(with_polygons(scene, [ring])).areas
     np.testing.assert_allclose(drawn, ring, atol=1e-6)
 
 
-def test_objects_far_away_are_left_out(scene):
+def test_objects_far_away_are_left_out(scene: MetricScene) -> None:
     rows = slice(scene.frame_offsets[0], scene.frame_offsets[1])
     boxes = scene.object_boxes.copy()
     boxes[rows.start, :2] = scene.ego_state[:2] + np.array([200, 0])
@@ -72,7 +78,7 @@ def test_objects_far_away_are_left_out(scene):
     assert np.hypot(*far.boxes[:, :2].T).max() < 80 < np.hypot(*everything.boxes[:, :2].T).max()
 
 
-def test_the_map_reaches_as_far_as_the_view_of_a_fast_plan(scene):
+def test_the_map_reaches_as_far_as_the_view_of_a_fast_plan(scene: MetricScene) -> None:
     fast = np.zeros((8, 3))
     fast[:, 0] = 15 * np.arange(1, 9)
     ahead, side = view([DrawnPlan("fast", fast)])
@@ -82,7 +88,7 @@ def test_the_map_reaches_as_far_as_the_view_of_a_fast_plan(scene):
     assert len(birds_eye(beyond, reach=np.hypot(ahead, side)).areas) == 1
 
 
-def test_a_picture_is_written_whole(world, scene, tmp_path):
+def test_a_picture_is_written_whole(world: World, scene: MetricScene, tmp_path: Path) -> None:
     record = world.records[3]
     path = tmp_path / "sensor_blobs/mini" / record.cameras["CAM_F0"]
     path.parent.mkdir(parents=True)

@@ -1,8 +1,13 @@
 """EPDMS equals the official one on stored scenes, for both human filters."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from navsim_bridge.golden.v2 import FRAGILE_COLUMNS, read_golden_epdms
 from navsim_bridge.pdm import EPDMSBatch, SceneBatch, epdms_scores, epdms_terms, score_plans, two_frame_extended_comfort
@@ -15,7 +20,7 @@ CONTINUOUS = ("ego_progress", "score", "score_without_ec", "pdm_score")
 class Golden:
     """Every fixture, packed and scored once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         paths = sorted(GOLDEN_V2.glob("*.npz"))
         self.files = [read_golden_epdms(path) for path in paths]
         self.batch = EPDMSBatch.from_scenes([file.scene for file in self.files])
@@ -27,10 +32,10 @@ class Golden:
         v1 = GOLDEN_V2.parent / "golden_v1"
         self.fragile = np.stack([np.load(v1 / path.name)["dbg_fragile"] for path in paths])
 
-    def stored(self, name):
+    def stored(self, name: str) -> NDArray[np.float64]:
         return np.stack([file.results[name] for file in self.files])
 
-    def expect(self, ours, field):
+    def expect(self, ours: torch.Tensor, field: str) -> None:
         plain = field.removeprefix("unf_").removeprefix("res_").removeprefix("main_")
         firm = ~self.fragile[..., list(FRAGILE_COLUMNS[plain])].any(-1)
         assert firm.mean() > 0.95
@@ -40,11 +45,11 @@ class Golden:
 
 
 @pytest.fixture(scope="module")
-def golden():
+def golden() -> Golden:
     return Golden()
 
 
-def test_fixtures_hold_every_case(golden):
+def test_fixtures_hold_every_case(golden: Golden) -> None:
     assert {file.family for file in golden.files} == {
         "straight", "curve", "scurve", "turn90", "intersection", "carpark", "degenerate", "direct_tracks",
     }  # fmt: skip
@@ -59,32 +64,32 @@ def test_fixtures_hold_every_case(golden):
 
 
 @pytest.mark.parametrize("name", [*TERMS, "pdm_score"])
-def test_sub_scores_before_the_human_filter_equal_the_official_ones(golden, name):
+def test_sub_scores_before_the_human_filter_equal_the_official_ones(golden: Golden, name: str) -> None:
     golden.expect(getattr(epdms_scores(golden.terms, "off"), name), f"unf_{name}")
 
 
 @pytest.mark.parametrize("name", [*TERMS, EXTENDED_COMFORT, "pdm_score", "score", "score_without_ec"])
-def test_released_columns_equal_the_official_ones(golden, name):
+def test_released_columns_equal_the_official_ones(golden: Golden, name: str) -> None:
     golden.expect(getattr(epdms_scores(golden.terms, "v2.1.2", golden.comfort), name), f"res_{name}")
 
 
 @pytest.mark.parametrize("name", ["score", "score_without_ec"])
-def test_scores_of_the_corrected_filter_equal_the_official_ones(golden, name):
+def test_scores_of_the_corrected_filter_equal_the_official_ones(golden: Golden, name: str) -> None:
     golden.expect(getattr(epdms_scores(golden.terms, "fixed", golden.comfort), name), f"main_{name}")
 
 
-def test_the_corrected_product_equals_the_official_one(golden):
+def test_the_corrected_product_equals_the_official_one(golden: Golden) -> None:
     fixed = epdms_scores(golden.terms, "fixed")
     product = torch.stack([getattr(fixed, name) for name in MULTIPLIERS]).prod(0)
     golden.expect(product, "main_multiplicative_metrics_prod")
 
 
-def test_the_recorded_driver_scores_as_officially(golden):
+def test_the_recorded_driver_scores_as_officially(golden: Golden) -> None:
     official = np.stack([[file.results[f"human_{name}"] for name in TERMS] for file in golden.files])
     np.testing.assert_array_equal(golden.terms.human.numpy(), official)
 
 
-def test_debug_values_equal_the_official_ones(golden):
+def test_debug_values_equal_the_official_ones(golden: Golden) -> None:
     np.testing.assert_allclose(golden.terms.progress_raw, golden.stored("dbg_progress_raw"), rtol=0, atol=1e-6)
     firm = ~golden.fragile.any(-1)
     for ours, name in (
@@ -94,7 +99,7 @@ def test_debug_values_equal_the_official_ones(golden):
         np.testing.assert_array_equal(ours.numpy()[firm], golden.stored(name)[firm], err_msg=name)
 
 
-def test_objects_that_overlap_the_ego_at_the_start_are_left_out_as_officially(golden):
+def test_objects_that_overlap_the_ego_at_the_start_are_left_out_as_officially(golden: Golden) -> None:
     some = False
     for row, file in enumerate(golden.files):
         present = golden.batch.scenes.object_mask[row].any(0).numpy()
@@ -104,7 +109,7 @@ def test_objects_that_overlap_the_ego_at_the_start_are_left_out_as_officially(go
     assert some
 
 
-def test_scores_do_not_depend_on_neighbors_or_chunks(golden):
+def test_scores_do_not_depend_on_neighbors_or_chunks(golden: Golden) -> None:
     whole = golden.terms
     few = [5, 0, 3]
     for limit in (2, 8):
@@ -113,7 +118,7 @@ def test_scores_do_not_depend_on_neighbors_or_chunks(golden):
         torch.testing.assert_close(parts.human, whole.human[few], rtol=0, atol=1e-9, equal_nan=True)
 
 
-def test_reader_needs_no_results_and_names_missing_inputs(tmp_path):
+def test_reader_needs_no_results_and_names_missing_inputs(tmp_path: Path) -> None:
     source = sorted(GOLDEN_V2.glob("*.npz"))[0]
     with np.load(source) as file:
         fields = {name: file[name] for name in file.files}
@@ -133,7 +138,7 @@ def test_reader_needs_no_results_and_names_missing_inputs(tmp_path):
         read_golden_epdms(tmp_path / "broken.npz")
 
 
-def test_scenes_of_one_version_are_refused_by_the_other(golden):
+def test_scenes_of_one_version_are_refused_by_the_other(golden: Golden) -> None:
     scene = golden.files[0].scene
     with pytest.raises(ValueError, match=f"{scene.token}.*frame_offsets"):
         score_plans(SceneBatch.from_scenes([scene]), golden.plans[:1])

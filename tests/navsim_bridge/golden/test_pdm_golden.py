@@ -1,16 +1,23 @@
 """Equality with the official scorer on stored scenes."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, read_golden
+from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, GoldenScene, read_golden
 from navsim_bridge.pdm import SUB_SCORES, SceneBatch, score_plans, simulate_plans
+from navsim_bridge.pdm.score import PDMScores
 from tests.paths import GOLDEN_V1
 
 
 @pytest.fixture(scope="module")
-def golden():
+def golden() -> tuple[list[GoldenScene], SceneBatch, torch.Tensor, PDMScores]:
     """Every fixture, packed and scored once."""
     files = [read_golden(path) for path in sorted(GOLDEN_V1.glob("*.npz"))]
     batch = SceneBatch.from_scenes([file.scene for file in files])
@@ -18,11 +25,11 @@ def golden():
     return files, batch, plans, score_plans(batch, plans)
 
 
-def stored(files, name):
+def stored(files: list[GoldenScene], name: str) -> NDArray[Any]:
     return np.stack([file.results[name] for file in files])
 
 
-def test_fixtures_cover_every_family(golden):
+def test_fixtures_cover_every_family(golden: tuple[list[GoldenScene], SceneBatch, torch.Tensor, PDMScores]) -> None:
     families = {file.family for file in golden[0]}
     assert families == {
         "straight", "curve", "scurve", "turn90", "intersection", "carpark", "degenerate", "direct_tracks",
@@ -30,7 +37,9 @@ def test_fixtures_cover_every_family(golden):
 
 
 @pytest.mark.parametrize("name", SUB_SCORES)
-def test_sub_score_equals_the_official_one(golden, name):
+def test_sub_score_equals_the_official_one(
+    golden: tuple[list[GoldenScene], SceneBatch, torch.Tensor, PDMScores], name: str
+) -> None:
     files, _, _, scores = golden
     firm = ~stored(files, "dbg_fragile")[..., list(FRAGILE_COLUMNS[name])].any(-1)
     ours, official = getattr(scores, name).numpy(), stored(files, f"res_{name}")
@@ -39,7 +48,9 @@ def test_sub_score_equals_the_official_one(golden, name):
     np.testing.assert_allclose(ours[firm], official[firm], rtol=0, atol=tolerance)
 
 
-def test_explanations_equal_the_official_ones(golden):
+def test_explanations_equal_the_official_ones(
+    golden: tuple[list[GoldenScene], SceneBatch, torch.Tensor, PDMScores],
+) -> None:
     files, _, _, scores = golden
     fragile = stored(files, "dbg_fragile").any(-1)
     for ours, name in (
@@ -55,7 +66,9 @@ def test_explanations_equal_the_official_ones(golden):
     np.testing.assert_allclose(scores.reference_progress_raw, reference, rtol=0, atol=1e-6)
 
 
-def test_simulated_states_equal_the_official_ones(golden):
+def test_simulated_states_equal_the_official_ones(
+    golden: tuple[list[GoldenScene], SceneBatch, torch.Tensor, PDMScores],
+) -> None:
     files, batch, plans, _ = golden
     states = simulate_plans(batch, plans)
     states[..., :2] += batch.origin[:, None, None]
@@ -65,7 +78,7 @@ def test_simulated_states_equal_the_official_ones(golden):
         np.testing.assert_allclose(ours[0], file.results["ref_sim_states"], rtol=0, atol=1e-5)
 
 
-def test_reader_needs_no_results_and_names_missing_inputs(tmp_path):
+def test_reader_needs_no_results_and_names_missing_inputs(tmp_path: Path) -> None:
     source = sorted(GOLDEN_V1.glob("*.npz"))[0]
     with np.load(source) as file:
         fields = {name: file[name] for name in file.files}

@@ -1,8 +1,13 @@
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,26 +15,27 @@ import pytest
 from navsim_bridge.files.logs import log_path, read_log
 from navsim_bridge.files.pickles import load_plain_pickle
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes, cache, jobs
-from navsim_bridge.metric_cache.builder import scene_builder
+from navsim_bridge.metric_cache.builder import SceneBuilder, scene_builder
 from navsim_bridge.metric_cache.index import write_index
 from navsim_bridge.metric_cache.store import SceneFile, write_scenes
+from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
-from navsim_bridge.splits.scenes import record
-from tests.navsim_bridge.conftest import LOG
+from navsim_bridge.splits.scenes import SceneRecord, record
+from tests.navsim_bridge.conftest import LOG, World
 from tools import cache_metrics
 
 
 @pytest.fixture(scope="module")
-def scenes(world):
+def scenes(world: World) -> list[MetricScene]:
     return list(build_scenes(world.records, world.root, world.maps))
 
 
 @pytest.fixture
-def built(world, tmp_path):
+def built(world: World, tmp_path: Path) -> MetricCache:
     return build_metric_cache(world.root, world.maps, world.split, tmp_path / "cache", progress=False)
 
 
-def assert_equal(a, b):
+def assert_equal(a: MetricScene, b: MetricScene) -> None:
     for field in dataclasses.fields(a):
         mine, theirs = getattr(a, field.name), getattr(b, field.name)
         if isinstance(mine, np.ndarray):
@@ -39,14 +45,14 @@ def assert_equal(a, b):
             assert mine == theirs, field.name
 
 
-def test_stored_scenes_are_read_back_exactly(scenes, built):
+def test_stored_scenes_are_read_back_exactly(scenes: list[MetricScene], built: MetricCache) -> None:
     tokens = [s.token for s in scenes]
     order = [3, 0, 3, 6]
     for token, loaded in zip([tokens[i] for i in order], built.load([tokens[i] for i in order])):
         assert_equal(scenes[tokens.index(token)], loaded)
 
 
-def test_polygons_with_holes_and_empty_frames_survive(scenes, tmp_path):
+def test_polygons_with_holes_and_empty_frames_survive(scenes: list[MetricScene], tmp_path: Path) -> None:
     odd = dataclasses.replace(
         scenes[0],
         polygon_tokens=("a", "a"), polygon_types=("LANE", "LANE"),
@@ -61,8 +67,8 @@ def test_polygons_with_holes_and_empty_frames_survive(scenes, tmp_path):
         assert_equal(expected, file.scene(row))
 
 
-def test_a_second_run_keeps_what_is_there(built, world, monkeypatch):
-    def refuse(*_):
+def test_a_second_run_keeps_what_is_there(built: MetricCache, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
         raise AssertionError("built again")
 
     monkeypatch.setattr(cache, "scene_builder", refuse)
@@ -70,8 +76,10 @@ def test_a_second_run_keeps_what_is_there(built, world, monkeypatch):
     assert again.fingerprint == built.fingerprint
 
 
-def test_an_interrupted_run_leaves_no_cache_and_goes_on_later(world, tmp_path, monkeypatch):
-    def stop(*_, **__):
+def test_an_interrupted_run_leaves_no_cache_and_goes_on_later(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: int, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -84,7 +92,7 @@ def test_an_interrupted_run_leaves_no_cache_and_goes_on_later(world, tmp_path, m
     assert len(build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False)) == 7
 
 
-def test_a_damaged_file_is_named_and_made_again(built, world):
+def test_a_damaged_file_is_named_and_made_again(built: MetricCache, world: World) -> None:
     file = built.path / f"{LOG}.scenes"
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], whole[:5000] + b"\xff" * 64 + whole[5064:], b""):
@@ -99,20 +107,20 @@ def test_a_damaged_file_is_named_and_made_again(built, world):
         MetricCache(built.path).load(built.tokens[:1])
 
 
-def test_another_selection_of_the_same_split_is_built_anew(built, world):
+def test_another_selection_of_the_same_split_is_built_anew(built: MetricCache, world: World) -> None:
     fewer = dataclasses.replace(world.split, scene_filter=SceneFilter(frame_interval=8))
     rebuilt = build_metric_cache(world.root, world.maps, fewer, built.path, progress=False)
     assert rebuilt.tokens == built.tokens[::2]
     assert rebuilt.fingerprint != built.fingerprint
 
 
-def test_a_folder_holds_one_split(built, world):
+def test_a_folder_holds_one_split(built: MetricCache, world: World) -> None:
     other = Split("other", "mini", world.split.scene_filter)
     with pytest.raises(CacheError, match="holds the metric cache of split small; choose another folder for other"):
         build_metric_cache(world.root, world.maps, other, built.path, progress=False)
 
 
-def test_missing_tokens_and_foreign_indexes_are_refused(built):
+def test_missing_tokens_and_foreign_indexes_are_refused(built: MetricCache) -> None:
     with pytest.raises(CacheError, match=r"1 of 2 scenes are not in the metric cache .*first beef"):
         built.load([built.tokens[0], "beef"])
     index = built.path / "index.json"
@@ -124,7 +132,9 @@ def test_missing_tokens_and_foreign_indexes_are_refused(built):
         MetricCache(built.path)
 
 
-def test_open_files_are_let_go_beyond_the_memory_limit(built, scenes, tmp_path):
+def test_open_files_are_let_go_beyond_the_memory_limit(
+    built: MetricCache, scenes: list[MetricScene], tmp_path: Path
+) -> None:
     logs = {}
     for name, token in zip("ab", (scenes[0].token, "other")):
         crc = write_scenes(tmp_path / f"{name}.scenes", scenes[:1], "test")
@@ -137,7 +147,7 @@ def test_open_files_are_let_go_beyond_the_memory_limit(built, scenes, tmp_path):
     assert list(small._open) == ["b"]
 
 
-def test_scenes_that_cannot_be_scored_say_why(world):
+def test_scenes_that_cannot_be_scored_say_why(world: World) -> None:
     log = read_log(log_path(world.root, "mini", LOG))
     short = record(log, "mini", 0, 4, 8)
     with pytest.raises(ValueError, match=f"scene {short.token} of log {LOG}: it has 8 future frames; scoring needs 10"):
@@ -147,7 +157,7 @@ def test_scenes_that_cannot_be_scored_say_why(world):
         list(build_scenes([lost], world.root, world.maps))
 
 
-def test_the_tool_builds_a_cache(world, tmp_path, capsys):
+def test_the_tool_builds_a_cache(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "cache"
     arguments = ["--split", "small", "--out", str(out), "--data-root", str(world.root), "--maps-root", str(world.maps)]
     cache_metrics.main([*arguments, "--workers", "2"])
@@ -158,8 +168,8 @@ def test_the_tool_builds_a_cache(world, tmp_path, capsys):
 
 
 @pytest.fixture
-def two_logs(world):
-    def write(root):
+def two_logs(world: World) -> Callable[..., Any]:
+    def write(root: Path) -> None:
         for name in ("a", "b"):
             frames = load_plain_pickle(log_path(world.root, "mini", LOG))
             for frame in frames:
@@ -170,7 +180,9 @@ def two_logs(world):
     return write
 
 
-def test_several_processes_write_the_same_cache_as_one(world, tmp_path, monkeypatch, two_logs):
+def test_several_processes_write_the_same_cache_as_one(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_logs: Callable[..., Any]
+) -> None:
     two_logs(tmp_path)
     alone = build_metric_cache(tmp_path, world.maps, world.split, tmp_path / "alone", progress=False)
     monkeypatch.setattr(jobs, "SCENES_PER_PROCESS", 1)
@@ -179,7 +191,7 @@ def test_several_processes_write_the_same_cache_as_one(world, tmp_path, monkeypa
     assert len(together) == 14
 
 
-def test_changed_sources_are_noticed_and_touched_ones_are_not(world, tmp_path):
+def test_changed_sources_are_noticed_and_touched_ones_are_not(world: World, tmp_path: Path) -> None:
     for part in ("navsim_logs", "maps"):
         shutil.copytree(world.root / part, tmp_path / part)
     maps = tmp_path / "maps"
@@ -198,7 +210,7 @@ def test_changed_sources_are_noticed_and_touched_ones_are_not(world, tmp_path):
         built.check_sources(tmp_path, maps)
 
 
-def test_a_cache_of_an_older_format_is_built_anew(built, world):
+def test_a_cache_of_an_older_format_is_built_anew(built: MetricCache, world: World) -> None:
     old = built.path / f"{LOG}.npz"
     old.write_bytes(b"of format 1")
     index = {"format": 1, "builder": 1, "split": "small", "data_split": "mini", "logs": {LOG: {"file": old.name}}}
@@ -209,11 +221,13 @@ def test_a_cache_of_an_older_format_is_built_anew(built, world):
     assert sorted(p.name for p in built.path.iterdir()) == [f"{LOG}.scenes", "index.json"]
 
 
-def test_logs_that_were_done_when_a_run_was_killed_are_kept(world, tmp_path, monkeypatch, two_logs):
+def test_logs_that_were_done_when_a_run_was_killed_are_kept(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_logs: Callable[..., Any]
+) -> None:
     two_logs(tmp_path)
     built = []
 
-    def killed_at_the_second(records, *roots):
+    def killed_at_the_second(records: tuple[SceneRecord, ...], *roots: Any) -> SceneBuilder:
         built.append(records[0].log_name)
         if len(built) == 2:
             raise KeyboardInterrupt

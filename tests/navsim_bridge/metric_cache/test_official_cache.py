@@ -1,10 +1,15 @@
 """The devkit's own metric caches, read without the devkit."""
 
+from __future__ import annotations
+
 import lzma
 import os
 import pickle
 import shutil
 import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,20 +27,20 @@ CURVE, DIRECT_TRACKS, DEGENERATE = "726dad45000003e9", "a4011967000003ef", "7a45
 
 
 @pytest.fixture
-def moved(tmp_path):
+def moved(tmp_path: Path) -> OfficialCache:
     """A copy elsewhere; its metadata still names the paths of another machine."""
     folder = tmp_path / "moved"
     shutil.copytree(FIXTURE, folder)
     return OfficialCache(folder)
 
 
-def official_scores(token):
+def official_scores(token: str) -> dict[str, Any]:
     with np.load(FIXTURE / "scores" / f"{token}.npz") as file:
         return {name: file[name] for name in file.files}
 
 
 @pytest.mark.parametrize("token", [CURVE, DIRECT_TRACKS, DEGENERATE])
-def test_plans_get_the_scores_that_the_devkit_gave(token):
+def test_plans_get_the_scores_that_the_devkit_gave(token: str) -> None:
     expected = official_scores(token)
     scene = OfficialCache(FIXTURE).read(token)
     found = score_plans(SceneBatch.from_scenes([scene]), torch.from_numpy(expected["proposals"])[None])
@@ -47,14 +52,14 @@ def test_plans_get_the_scores_that_the_devkit_gave(token):
 
 
 @pytest.mark.parametrize("token", [CURVE, DIRECT_TRACKS, DEGENERATE])
-def test_boxes_are_taken_back_from_their_corners(token):
+def test_boxes_are_taken_back_from_their_corners(token: str) -> None:
     boxes, expected = OfficialCache(FIXTURE).read(token).object_boxes, official_scores(token)["obj_boxes"]
     np.testing.assert_allclose(boxes[:, [0, 1, 3, 4]], expected[:, [0, 1, 3, 4]], rtol=0, atol=2e-9)
     turn = np.mod(boxes[:, 2] - expected[:, 2] + np.pi, 2 * np.pi) - np.pi
     assert np.abs(turn).max() < 1e-8
 
 
-def test_a_moved_cache_needs_no_metadata(moved):
+def test_a_moved_cache_needs_no_metadata(moved: OfficialCache) -> None:
     assert "/data/navsim" in next((moved.folder / "metadata").iterdir()).read_text()
     assert sorted(moved.tokens) == sorted([CURVE, DIRECT_TRACKS, DEGENERATE])
     scene = moved.read(CURVE)
@@ -67,14 +72,14 @@ def test_a_moved_cache_needs_no_metadata(moved):
 class Foreign:
     """Pickles as a call of os.mkdir."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_class_that_is_not_known_is_refused_by_name_and_does_not_run(moved, tmp_path):
+def test_a_class_that_is_not_known_is_refused_by_name_and_does_not_run(moved: OfficialCache, tmp_path: Path) -> None:
     file = moved.files[CURVE]
     file.write_bytes(lzma.compress(pickle.dumps(Foreign(tmp_path / "made"))))
     name = rf"{os.mkdir.__module__}\.mkdir"
@@ -83,13 +88,13 @@ def test_a_class_that_is_not_known_is_refused_by_name_and_does_not_run(moved, tm
     assert not (tmp_path / "made").exists()
 
 
-def test_no_known_name_is_foreign_code():
+def test_no_known_name_is_foreign_code() -> None:
     for (module, _), stand_in in KNOWN.items():
         assert stand_in.__module__ == "navsim_bridge.metric_cache.official"
         assert module.split(".")[0] in ("navsim", "nuplan", "shapely", "pathlib")
 
 
-def test_a_cache_of_version_2_is_refused_as_such(moved):
+def test_a_cache_of_version_2_is_refused_as_such(moved: OfficialCache) -> None:
     data = lzma.decompress(moved.files[CURVE].read_bytes())
     field = b"\x8c\x0eroute_lane_ids"
     assert data.count(field) == 1
@@ -108,14 +113,14 @@ def test_a_cache_of_version_2_is_refused_as_such(moved):
         lzma.compress(pickle.dumps([np.zeros(3)])),
     ],
 )
-def test_a_bad_file_is_named_with_its_token(moved, content):
+def test_a_bad_file_is_named_with_its_token(moved: OfficialCache, content: bytes) -> None:
     moved.files[DEGENERATE].write_bytes(content)
     with pytest.raises(OfficialCacheError, match=rf"^token {DEGENERATE}: {moved.files[DEGENERATE]}: ") as raised:
         moved.read(DEGENERATE)
     assert "\n" not in str(raised.value)
 
 
-def test_values_that_cannot_be_scored_are_refused(moved):
+def test_values_that_cannot_be_scored_are_refused(moved: OfficialCache) -> None:
     data = lzma.decompress(moved.files[CURVE].read_bytes())
     number = moved.read(CURVE).centerline[5, 0]
     assert sum(data.count(struct.pack(order, number)) for order in ("<d", ">d")) > 0
@@ -126,14 +131,14 @@ def test_values_that_cannot_be_scored_are_refused(moved):
         moved.read(CURVE)
 
 
-def test_missing_fields_are_named(moved):
+def test_missing_fields_are_named(moved: OfficialCache) -> None:
     data = lzma.decompress(moved.files[CURVE].read_bytes())
     moved.files[CURVE].write_bytes(lzma.compress(data.replace(b"\x8c\x0eroute_lane_ids", b"\x8c\x0eroute_lane_idx")))
     with pytest.raises(OfficialCacheError, match="route_lane_ids"):
         moved.read(CURVE)
 
 
-def test_converted_scenes_score_as_the_files_do(moved, tmp_path):
+def test_converted_scenes_score_as_the_files_do(moved: OfficialCache, tmp_path: Path) -> None:
     packed = convert_official_cache(moved.folder, tmp_path / "packed", progress=False)
     assert packed.provenance["reference"].startswith("PDM-Closed")
     for scene in packed.load(moved.tokens):
@@ -143,7 +148,9 @@ def test_converted_scenes_score_as_the_files_do(moved, tmp_path):
     packed.check_sources(tmp_path, tmp_path)  # names no sources
 
 
-def test_the_converter_keeps_good_scenes_and_ends_with_one_line(moved, tmp_path, capsys):
+def test_the_converter_keeps_good_scenes_and_ends_with_one_line(
+    moved: OfficialCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = moved.files[CURVE].read_bytes()
     moved.files[CURVE].write_bytes(whole[: len(whole) // 2])
     arguments = ["--official-cache", str(moved.folder), "--out", str(tmp_path / "packed")]
@@ -160,20 +167,24 @@ def test_the_converter_keeps_good_scenes_and_ends_with_one_line(moved, tmp_path,
     assert len(MetricCache(tmp_path / "packed")) == 3
 
 
-def test_a_second_conversion_keeps_what_is_there(moved, tmp_path, monkeypatch):
+def test_a_second_conversion_keeps_what_is_there(
+    moved: OfficialCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = convert_official_cache(moved.folder, tmp_path / "packed", progress=False)
     monkeypatch.setattr("navsim_bridge.metric_cache.convert.read_official_cache", None)
     assert convert_official_cache(moved.folder, first.path, progress=False).fingerprint == first.fingerprint
 
 
-def test_several_processes_convert_to_the_same_cache_as_one(moved, tmp_path, monkeypatch):
+def test_several_processes_convert_to_the_same_cache_as_one(
+    moved: OfficialCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = convert_official_cache(moved.folder, tmp_path / "alone", progress=False)
     monkeypatch.setattr(jobs, "SCENES_PER_PROCESS", 1)
     together = convert_official_cache(moved.folder, tmp_path / "together", workers=2, progress=False)
     assert together.index == alone.index
 
 
-def test_a_folder_of_another_cache_is_left_alone(moved, tmp_path):
+def test_a_folder_of_another_cache_is_left_alone(moved: OfficialCache, tmp_path: Path) -> None:
     convert_official_cache(moved.folder, tmp_path / "packed", progress=False)
     other = tmp_path / "other"
     shutil.copytree(moved.folder, other)
@@ -181,6 +192,6 @@ def test_a_folder_of_another_cache_is_left_alone(moved, tmp_path):
         convert_official_cache(other, tmp_path / "packed", progress=False)
 
 
-def test_the_tool_wants_one_source(tmp_path):
+def test_the_tool_wants_one_source(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="give one of --split, --official-cache and --merge"):
         cache_metrics.main(["--out", str(tmp_path)])

@@ -1,11 +1,16 @@
 """The packed cache: nothing lost, little stored, and no damage unnoticed."""
 
+from __future__ import annotations
+
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from navsim_bridge.golden.v1 import read_golden
 from navsim_bridge.metric_cache import CacheError, MetricCache
@@ -14,6 +19,7 @@ from navsim_bridge.metric_cache.fixed_point import pack_column, unpack_column
 from navsim_bridge.metric_cache.jobs import log_entry
 from navsim_bridge.metric_cache.store import SceneFile, write_scenes
 from navsim_bridge.metric_cache.tracks import KeyFrames, code, mask_lengths, positions
+from navsim_bridge.pdm.metric_scene import MetricScene
 from tests.paths import GOLDEN_V1
 
 GOLDEN = sorted(GOLDEN_V1.glob("*.npz"))
@@ -22,12 +28,12 @@ FRAMES = 51
 
 
 @pytest.fixture(scope="module")
-def scenes():
+def scenes() -> list[MetricScene]:
     return [read_golden(path).scene for path in GOLDEN]
 
 
 @pytest.fixture
-def small(scenes, tmp_path):
+def small(scenes: list[MetricScene], tmp_path: Path) -> MetricCache:
     """A finished cache of one small scene in one file."""
     scene = min(scenes, key=lambda s: len(s.vertices) + len(s.object_boxes))
     logs = {"log": log_entry(tmp_path / "log.scenes", "source", 1, lambda: [scene])}
@@ -35,7 +41,7 @@ def small(scenes, tmp_path):
     return MetricCache(tmp_path)
 
 
-def assert_equal_bits(a, b):
+def assert_equal_bits(a: MetricScene, b: MetricScene) -> None:
     for field in dataclasses.fields(a):
         mine, theirs = getattr(a, field.name), getattr(b, field.name)
         if isinstance(mine, np.ndarray):
@@ -45,7 +51,7 @@ def assert_equal_bits(a, b):
             assert mine == theirs, field.name
 
 
-def test_every_kind_of_scene_is_read_back_bit_by_bit_from_60_kb(scenes, tmp_path):
+def test_every_kind_of_scene_is_read_back_bit_by_bit_from_60_kb(scenes: list[MetricScene], tmp_path: Path) -> None:
     sizes = []
     for scene in scenes:
         path = tmp_path / f"{scene.log_name}.scenes"
@@ -60,7 +66,7 @@ def test_every_kind_of_scene_is_read_back_bit_by_bit_from_60_kb(scenes, tmp_path
     assert (tmp_path / "all.scenes").stat().st_size < sum(sizes) * 1.5  # maps and lines are stored once
 
 
-def test_any_flipped_byte_of_a_scene_file_is_found(small):
+def test_any_flipped_byte_of_a_scene_file_is_found(small: MetricCache) -> None:
     path = small.path / "log.scenes"
     whole = path.read_bytes()
     small.verify()
@@ -73,7 +79,7 @@ def test_any_flipped_byte_of_a_scene_file_is_found(small):
             MetricCache(small.path).load(small.tokens)
 
 
-def test_any_flipped_byte_of_the_index_is_found(small):
+def test_any_flipped_byte_of_the_index_is_found(small: MetricCache) -> None:
     path = small.path / "index.json"
     whole = path.read_bytes()
     for at in range(0, len(whole), 3):
@@ -84,7 +90,7 @@ def test_any_flipped_byte_of_the_index_is_found(small):
             MetricCache(small.path)
 
 
-def test_a_file_cut_off_anywhere_is_found(small):
+def test_a_file_cut_off_anywhere_is_found(small: MetricCache) -> None:
     path = small.path / "log.scenes"
     whole = path.read_bytes()
     for length in (0, 1, 15, 16, 20, 1000, len(whole) // 2, len(whole) - 1):
@@ -96,20 +102,20 @@ def test_a_file_cut_off_anywhere_is_found(small):
         MetricCache(small.path).verify()
 
 
-def test_a_whole_file_of_other_scenes_is_refused(small, scenes):
+def test_a_whole_file_of_other_scenes_is_refused(small: MetricCache, scenes: list[MetricScene]) -> None:
     write_scenes(small.path / "log.scenes", scenes[:1], "source")
     with pytest.raises(CacheError, match=r"log\.scenes is not the file that the index lists"):
         MetricCache(small.path).load(small.tokens)
 
 
-def test_arrays_cannot_be_written_to_by_mistake(small):
+def test_arrays_cannot_be_written_to_by_mistake(small: MetricCache) -> None:
     with pytest.raises(ValueError, match="read-only"):
         small.load(small.tokens)[0].ego_state[0] = 0.0
 
 
 @given(st.lists(st.floats(width=64), max_size=40))
 @settings(max_examples=300, deadline=None)
-def test_a_packed_column_is_unpacked_bit_by_bit(values):
+def test_a_packed_column_is_unpacked_bit_by_bit(values: list[Any]) -> None:
     column = np.array(values, dtype=np.float64)
     packed = pack_column(column)
     if packed is not None:
@@ -118,20 +124,22 @@ def test_a_packed_column_is_unpacked_bit_by_bit(values):
 
 @given(st.floats(1e5, 5e6), st.lists(st.floats(-50, 50), min_size=1, max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_map_coordinates_are_packed(origin, steps):
+def test_map_coordinates_are_packed(origin: float, steps: list[float]) -> None:
     column = origin + np.cumsum(steps)
     packed = pack_column(column)
     assert packed is not None
     assert unpack_column(*packed).tobytes() == column.tobytes()
 
 
-def decode(mask, key_xy, frame, track):
+def decode(
+    mask: NDArray[Any], key_xy: NDArray[np.float64], frame: NDArray[np.int64], track: NDArray[np.int64]
+) -> NDArray[np.float64]:
     first = np.cumsum(mask_lengths(mask)) - mask_lengths(mask)
     masks = mask.astype(np.int64)
     return positions(KeyFrames.of(masks, FRAMES), key_xy, first[track], masks[track], frame)
 
 
-def line(keys, xy):
+def line(keys: list[int], xy: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Rows of one track seen at ``keys``: interpolated as the observation rules say."""
     frame = np.arange(keys[0] * 5, keys[-1] * 5 + 1)
     before = np.maximum.accumulate([max((k for k in keys if k * 5 <= f), default=keys[0]) for f in frame])
@@ -145,8 +153,8 @@ def line(keys, xy):
 
 @given(st.sets(st.integers(0, 10), min_size=2), st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
-def test_positions_between_sightings_are_given_back_exactly(keys, seed):
-    keys = sorted(keys)
+def test_positions_between_sightings_are_given_back_exactly(seen: set[int], seed: int) -> None:
+    keys = sorted(seen)
     xy = np.array([6.6e5, 4.0e6]) + np.random.default_rng(seed).uniform(-90, 90, (len(keys), 2))
     frame, rows = line(keys, xy)
     track = np.zeros_like(frame)
@@ -155,7 +163,7 @@ def test_positions_between_sightings_are_given_back_exactly(keys, seed):
     assert decode(mask, key_xy, frame, track).tobytes() == rows.tobytes()
 
 
-def test_tracks_that_do_not_follow_the_rule_are_kept_as_they_are():
+def test_tracks_that_do_not_follow_the_rule_are_kept_as_they_are() -> None:
     frame, rows = line([0, 3, 4], np.array([[0.0, 0.0], [30.0, 1.0], [40.0, 7.0]]))
     rows[7, 0] += 1e-9
     mask, key_xy = code(frame, np.zeros_like(frame), rows, 1, FRAMES)

@@ -1,7 +1,12 @@
+from __future__ import annotations
+
 import dataclasses
 import json
 import pickle
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +22,17 @@ from navsim_bridge.metric_cache import (
 )
 from navsim_bridge.metric_cache.builder import SceneBuilder, scene_builder
 from navsim_bridge.metric_cache.index import write_index
+from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
 from navsim_bridge.splits.shard import Shard
-from tests.navsim_bridge.conftest import LOG
+from tests.navsim_bridge.conftest import LOG, World
 from tools import cache_metrics
 
 RULES = SceneFilter(frame_interval=8)
 
 
 @pytest.fixture(scope="module")
-def five_logs(world, tmp_path_factory):
+def five_logs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five logs of four scenes each, with tokens of their own."""
     root = tmp_path_factory.mktemp("five")
     for name in "abcde":
@@ -39,8 +45,8 @@ def five_logs(world, tmp_path_factory):
 
 
 @pytest.fixture
-def build(five_logs, world, tmp_path):
-    def run(out, rules=RULES, **options):
+def build(five_logs: Path, world: World, tmp_path: Path) -> Callable[..., Any]:
+    def run(out: str, rules: SceneFilter = RULES, **options: Any) -> MetricCache:
         return build_metric_cache(
             five_logs, world.maps, Split("five", "mini", rules), tmp_path / out, progress=False, **options
         )
@@ -49,16 +55,16 @@ def build(five_logs, world, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(five_logs, world, tmp_path_factory):
+def whole(five_logs: Path, world: World, tmp_path_factory: pytest.TempPathFactory) -> MetricCache:
     out = tmp_path_factory.mktemp("whole")
     return build_metric_cache(five_logs, world.maps, Split("five", "mini", RULES), out, progress=False)
 
 
-def contents(folder):
+def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_shards_are_named_from_1_and_together_take_everything_once():
+def test_shards_are_named_from_1_and_together_take_everything_once() -> None:
     shards = [Shard(k, 3) for k in (1, 2, 3)]
     assert sorted(i for shard in shards for i in shard.take(range(11))) == list(range(11))
     assert Shard.parse("3/16") == Shard(3, 16)
@@ -70,7 +76,7 @@ def test_shards_are_named_from_1_and_together_take_everything_once():
             Shard.parse(wrong)
 
 
-def test_launched_processes_take_their_shard_from_the_environment(monkeypatch):
+def test_launched_processes_take_their_shard_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert Shard.from_environment() is None
@@ -85,7 +91,9 @@ def test_launched_processes_take_their_shard_from_the_environment(monkeypatch):
     assert Shard.from_environment() is None
 
 
-def test_merged_shards_are_the_cache_made_in_one_go_byte_for_byte(build, whole, tmp_path):
+def test_merged_shards_are_the_cache_made_in_one_go_byte_for_byte(
+    build: Callable[..., Any], whole: MetricCache, tmp_path: Path
+) -> None:
     for k in (2, 1, 3):
         build("out", shard=Shard(k, 3))
     merged = merge_caches([tmp_path / "out"], tmp_path / "out")
@@ -102,8 +110,13 @@ def test_merged_shards_are_the_cache_made_in_one_go_byte_for_byte(build, whole, 
     (4, (1, 7, -1), ("a", "b", "gone")),
 ])  # fmt: skip
 def test_merged_shards_say_as_much_of_the_split_as_the_cache_made_in_one_go(
-    build, whole, tmp_path, limit, listed, logs
-):
+    build: Callable[..., Any],
+    whole: MetricCache,
+    tmp_path: Path,
+    limit: int | None,
+    listed: tuple[Any, ...] | None,
+    logs: tuple[Any, ...] | None,
+) -> None:
     tokens = None if listed is None else tuple("beef" if i < 0 else whole.tokens[i] for i in listed)
     rules = dataclasses.replace(RULES, max_scenes=limit, tokens=tokens, log_names=logs)
     alone = build("alone", rules, allow_missing=True)
@@ -113,7 +126,7 @@ def test_merged_shards_say_as_much_of_the_split_as_the_cache_made_in_one_go(
     assert contents(merged.path) == contents(alone.path)
 
 
-def test_shards_of_an_older_version_are_made_again(build, tmp_path):
+def test_shards_of_an_older_version_are_made_again(build: Callable[..., Any], tmp_path: Path) -> None:
     for k in (1, 2):
         build("out", shard=Shard(k, 2))
     folder = tmp_path / "out/shard-2-of-2"
@@ -126,14 +139,14 @@ def test_shards_of_an_older_version_are_made_again(build, tmp_path):
     merge_caches([tmp_path / "out"], tmp_path / "out")
 
 
-def test_more_shards_than_logs_leave_some_empty(build, whole, tmp_path):
+def test_more_shards_than_logs_leave_some_empty(build: Callable[..., Any], whole: MetricCache, tmp_path: Path) -> None:
     for k in range(1, 8):
         build("out", shard=Shard(k, 7))
     assert len(MetricCache(tmp_path / "out/shard-7-of-7")) == 0
     assert merge_caches([tmp_path / "out"], tmp_path / "merged").index == whole.index
 
 
-def test_the_first_so_many_scenes_are_those_of_the_whole_split(build, tmp_path):
+def test_the_first_so_many_scenes_are_those_of_the_whole_split(build: Callable[..., Any], tmp_path: Path) -> None:
     rules = dataclasses.replace(RULES, max_scenes=6)
     alone = build("alone", rules)
     for k in (1, 2):
@@ -142,7 +155,7 @@ def test_the_first_so_many_scenes_are_those_of_the_whole_split(build, tmp_path):
     assert len(alone) == 6
 
 
-def test_what_does_not_belong_together_is_not_merged(build, tmp_path):
+def test_what_does_not_belong_together_is_not_merged(build: Callable[..., Any], tmp_path: Path) -> None:
     for k in (1, 3):
         build("out", shard=Shard(k, 3))
     out = tmp_path / "out"
@@ -162,7 +175,7 @@ def test_what_does_not_belong_together_is_not_merged(build, tmp_path):
         merge_caches([tmp_path / "all"], out)
 
 
-def test_a_damaged_shard_is_named(build, tmp_path):
+def test_a_damaged_shard_is_named(build: Callable[..., Any], tmp_path: Path) -> None:
     for k in (1, 2):
         build("out", shard=Shard(k, 2))
     file = tmp_path / "out/shard-1-of-2/c.scenes"
@@ -172,7 +185,9 @@ def test_a_damaged_shard_is_named(build, tmp_path):
     assert not (tmp_path / "merged/index.json").exists()
 
 
-def test_tokens_that_no_shard_has_are_counted_when_merging(build, whole, tmp_path):
+def test_tokens_that_no_shard_has_are_counted_when_merging(
+    build: Callable[..., Any], whole: MetricCache, tmp_path: Path
+) -> None:
     rules = dataclasses.replace(RULES, tokens=(*whole.tokens[:5], "beef"))
     for k in (1, 2):
         build("out", rules, shard=Shard(k, 2))
@@ -181,7 +196,7 @@ def test_tokens_that_no_shard_has_are_counted_when_merging(build, whole, tmp_pat
     assert len(merge_caches([tmp_path / "out"], tmp_path / "out", allow_missing=True)) == 5
 
 
-def test_a_token_in_two_logs_is_refused_when_merging(five_logs, world, tmp_path):
+def test_a_token_in_two_logs_is_refused_when_merging(five_logs: Path, world: World, tmp_path: Path) -> None:
     for name in "ab":
         path = log_path(tmp_path, "mini", name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,13 +208,17 @@ def test_a_token_in_two_logs_is_refused_when_merging(five_logs, world, tmp_path)
         merge_caches([tmp_path / "out"], tmp_path / "out")
 
 
-def test_a_killed_run_keeps_the_finished_part_of_a_long_log(world, tmp_path, monkeypatch):
+def test_a_killed_run_keeps_the_finished_part_of_a_long_log(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jobs, "SCENES_PER_PART", 3)
-    built = []
+    built: list[Any] = []
 
     build = SceneBuilder.build
 
-    def killed_at_the_third(builder, records, before):
+    def killed_at_the_third(
+        builder: SceneBuilder, records: tuple[Any, ...], before: tuple[Any, ...]
+    ) -> list[MetricScene]:
         if len(built) == 2:
             raise KeyboardInterrupt
         built.append([r.token for r in records])
@@ -211,7 +230,7 @@ def test_a_killed_run_keeps_the_finished_part_of_a_long_log(world, tmp_path, mon
             build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False)
     assert [len(part) for part in built] == [3, 3]
 
-    def only_the_rest(builder, records, before):
+    def only_the_rest(builder: SceneBuilder, records: tuple[Any, ...], before: tuple[Any, ...]) -> list[MetricScene]:
         built.append([r.token for r in records])
         return build(builder, records, before)
 
@@ -225,7 +244,9 @@ def test_a_killed_run_keeps_the_finished_part_of_a_long_log(world, tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{LOG}.scenes", "index.json"]
 
 
-def test_the_tool_makes_and_merges_shards(five_logs, world, tmp_path, capsys, monkeypatch):
+def test_the_tool_makes_and_merges_shards(
+    five_logs: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     split = tmp_path / "five.yaml"
     split.write_text(json.dumps({"data_split": "mini", "scene_filter": {"frame_interval": 40}}))
     out = str(tmp_path / "out")
@@ -247,8 +268,8 @@ def test_the_tool_makes_and_merges_shards(five_logs, world, tmp_path, capsys, mo
         cache_metrics.main([*arguments, "--merge", out])
 
 
-def test_a_log_in_parts_ignores_what_the_whole_log_ignores(world, monkeypatch):
-    looked_at_twice = []
+def test_a_log_in_parts_ignores_what_the_whole_log_ignores(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at_twice: list[Any] = []
     monkeypatch.setattr("navsim_bridge.metric_cache.builder.forecast", looked_at_twice.append)
     parts = scene_builder(world.records, world.root, world.maps)
     first, second = parts.build(world.records[:3]), parts.build(world.records[3:], world.records[:3])

@@ -1,14 +1,17 @@
 """Every lost point is explained, with the official scorer's times."""
 
+from __future__ import annotations
+
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from navsim_bridge.golden.v1 import read_golden
-from navsim_bridge.metrics.explain_pdms import explain
+from navsim_bridge.golden.v1 import GoldenScene, read_golden
+from navsim_bridge.metrics.explain_pdms import Loss, explain
 from navsim_bridge.pdm import SUB_SCORES, SceneBatch, score_plans, simulate_plans
 from navsim_bridge.pdm.geometry import ego_points
 from navsim_bridge.pdm.terms.comfort import BOUNDS
@@ -18,7 +21,7 @@ FIXTURES = sorted(GOLDEN_V1.glob("*.npz"))
 
 
 @pytest.fixture(scope="module")
-def golden():
+def golden() -> tuple[Any, ...]:
     """Every fixture with its scores and explanations."""
     files = [read_golden(path) for path in FIXTURES]
     batch = SceneBatch.from_scenes([file.scene for file in files])
@@ -27,7 +30,7 @@ def golden():
     return files, batch, plans, scores, explain(batch, plans, scores)
 
 
-def losses(golden, sub_score):
+def losses(golden: tuple[Any, ...], sub_score: str) -> list[tuple[GoldenScene, int, int, Loss]]:
     """(file, scene row, candidate, loss) of every loss in a sub-score."""
     files, _, _, _, explained = golden
     return [
@@ -40,7 +43,7 @@ def losses(golden, sub_score):
 
 
 @pytest.mark.parametrize("name", SUB_SCORES[:-1])
-def test_exactly_the_lost_sub_scores_are_named(golden, name):
+def test_exactly_the_lost_sub_scores_are_named(golden: tuple[Any, ...], name: str) -> None:
     *_, scores, explained = golden
     lost = getattr(scores, name) < 1 - 1e-6
     named = torch.tensor([[any(loss.sub_score == name for loss in plan.losses) for plan in row] for row in explained])
@@ -49,7 +52,7 @@ def test_exactly_the_lost_sub_scores_are_named(golden, name):
         assert loss.value == getattr(scores, name)[row, candidate] and loss.cause
 
 
-def test_the_text_is_one_line_and_empty_when_nothing_was_lost(golden):
+def test_the_text_is_one_line_and_empty_when_nothing_was_lost(golden: tuple[Any, ...]) -> None:
     *_, scores, explained = golden
     texts = np.array([[plan.text for plan in row] for row in explained])
     whole = torch.stack([getattr(scores, name) for name in SUB_SCORES[:-1]]).amin(0) >= 1 - 1e-6
@@ -61,13 +64,15 @@ def test_the_text_is_one_line_and_empty_when_nothing_was_lost(golden):
     "name, index",
     [("no_at_fault_collisions", "dbg_collision_time_idx"), ("time_to_collision_within_bound", "dbg_ttc_time_idx")],
 )
-def test_the_named_time_is_the_official_one_and_the_object_is_there(golden, name, index):
+def test_the_named_time_is_the_official_one_and_the_object_is_there(
+    golden: tuple[Any, ...], name: str, index: str
+) -> None:
     found = losses(golden, name)
     assert len(found) > 20
     for file, _, candidate, loss in found:
         if file.results["dbg_fragile"][candidate].any():
             continue
-        assert loss.time == pytest.approx(0.1 * file.results[index][candidate])
+        assert loss.time is not None and loss.time == pytest.approx(0.1 * file.results[index][candidate])
         track = file.scene.track_tokens.index(loss.object_token)
         assert loss.object_type == file.scene.track_types[track]
         frame = round(10 * loss.time)
@@ -77,13 +82,13 @@ def test_the_named_time_is_the_official_one_and_the_object_is_there(golden, name
         assert f"{loss.object_type} {loss.object_token}" in loss.cause and f"t = {loss.time:.1f} s" in loss.cause
 
 
-def test_a_static_hit_before_a_worse_one_names_both(golden):
+def test_a_static_hit_before_a_worse_one_names_both(golden: tuple[Any, ...]) -> None:
     worse = [loss for *_, loss in losses(golden, "no_at_fault_collisions") if loss.cause.count("hits ") == 2]
     static = ("TRAFFIC_CONE", "BARRIER", "CZONE_SIGN", "GENERIC_OBJECT")
     assert worse and all(loss.value == 0 and loss.object_type in static for loss in worse)
 
 
-def test_the_corner_off_the_road_is_where_the_text_says(golden):
+def test_the_corner_off_the_road_is_where_the_text_says(golden: tuple[Any, ...]) -> None:
     _, batch, plans, scores, _ = golden
     states = simulate_plans(batch, plans)[:, 1:]
     for file, row, candidate, loss in losses(golden, "drivable_area_compliance"):
@@ -99,7 +104,7 @@ def test_the_corner_off_the_road_is_where_the_text_says(golden):
         assert loss.polygon_token is None or loss.polygon_token in file.scene.polygon_tokens
 
 
-def test_the_broken_comfort_bounds_are_the_official_ones(golden):
+def test_the_broken_comfort_bounds_are_the_official_ones(golden: tuple[Any, ...]) -> None:
     for file, _, candidate, loss in losses(golden, "comfort"):
         official = file.results["dbg_comfort_flags"][candidate]
         for bound, kept in zip(BOUNDS, official):
@@ -112,7 +117,7 @@ def test_the_broken_comfort_bounds_are_the_official_ones(golden):
                 assert limit in (bound.low, bound.high) and abs(value) >= abs(limit) * (1 - 1e-3)
 
 
-def test_progress_is_told_against_what_it_was_measured_by(golden):
+def test_progress_is_told_against_what_it_was_measured_by(golden: tuple[Any, ...]) -> None:
     _, batch, plans, scores, _ = golden
     pool = score_plans(batch, plans, normalize="pool")
     for result, explained in ((scores, golden[-1]), (pool, explain(batch, plans, pool))):
@@ -129,7 +134,7 @@ def test_progress_is_told_against_what_it_was_measured_by(golden):
         assert told > 50
 
 
-def test_scores_are_computed_when_not_given_and_checked_when_given(golden):
+def test_scores_are_computed_when_not_given_and_checked_when_given(golden: tuple[Any, ...]) -> None:
     _, batch, plans, scores, explained = golden
     some = batch.select([1, 3])
     again = explain(some, plans[[1, 3]])
@@ -140,7 +145,7 @@ def test_scores_are_computed_when_not_given_and_checked_when_given(golden):
         explain(dataclasses.replace(some, names=None), plans[[1, 3]])
 
 
-def test_a_verdict_that_does_not_come_again_is_said_to_hang_on_the_edge(golden):
+def test_a_verdict_that_does_not_come_again_is_said_to_hang_on_the_edge(golden: tuple[Any, ...]) -> None:
     _, batch, plans, scores, _ = golden
     row, candidate = (scores.score > 0.9).nonzero()[0].tolist()
     lost = {

@@ -1,6 +1,10 @@
 """Hand-made scenes for the tests of the PDM score."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +14,7 @@ from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm.simulate import plan_knots, plan_times_us
 
 
-def road(**changes) -> MetricScene:
+def road(**changes: Any) -> MetricScene:
     """A straight road along x at a map-sized place, 200 m by 12 m with three lanes, ego at 10 m/s."""
     origin = np.array([586000.25, 4512000.5])
     squares = []
@@ -45,7 +49,13 @@ def reference_from_plan(
     return knots.numpy(), plan_times_us(torch.tensor(ego_time_us), len(plan)).numpy()
 
 
-def with_objects(scene: MetricScene, boxes, types=None, speeds=None, tokens=None) -> MetricScene:
+def with_objects(
+    scene: MetricScene,
+    boxes: NDArray[np.float64],
+    types: list[str] | None = None,
+    speeds: Sequence[float] | NDArray[np.float64] | None = None,
+    tokens: Sequence[str] | None = None,
+) -> MetricScene:
     """The scene with objects (51, n, 5) relative to the ego; NaN rows are absent."""
     boxes = np.asarray(boxes, dtype=np.float64)
     count = boxes.shape[1]
@@ -63,11 +73,11 @@ def with_objects(scene: MetricScene, boxes, types=None, speeds=None, tokens=None
     )
 
 
-def parked(x, y, heading=0.0, length=4.0, width=2.0):
+def parked(x: float, y: float, heading: float = 0.0, length: float = 4.0, width: float = 2.0) -> NDArray[np.float64]:
     return np.tile(np.array([x, y, heading, length, width]), (51, 1, 1))
 
 
-def straight(speed=10.0, sideways=0.0):
+def straight(speed: float = 10.0, sideways: float = 0.0) -> torch.Tensor:
     plan = torch.zeros((1, 1, 8, 3), dtype=torch.float64)
     plan[..., 0] = torch.arange(1, 9) * 0.5 * speed
     plan[..., 1] = torch.linspace(0, sideways, 9)[1:]
@@ -79,7 +89,7 @@ def moved(scene: MetricScene, angle: float, shift: float) -> MetricScene:
     center = scene.ego_state[:2].copy()
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
-    def move(poses, heading=None):
+    def move(poses: NDArray[np.float64], heading: int | None = None) -> NDArray[np.float64]:
         poses = poses.copy()
         poses[..., :2] = (poses[..., :2] - center) @ turn.T + center + [shift, -shift]
         if heading is not None:
@@ -96,7 +106,9 @@ def moved(scene: MetricScene, angle: float, shift: float) -> MetricScene:
     )
 
 
-def random_world(rng, num_objects=12, num_plans=4, spread=1.0):
+def random_world(
+    rng: np.random.Generator, num_objects: int = 12, num_plans: int = 4, spread: float = 1.0
+) -> tuple[MetricScene, torch.Tensor]:
     """A road full of moving and standing things, and plans on and off it; nothing lies exactly on anything."""
     start = np.stack((rng.uniform(-15, 60, num_objects), rng.uniform(-9, 9, num_objects)), axis=-1) * spread
     velocity = rng.normal(size=(num_objects, 2)) * [5.0, 1.0] * rng.integers(0, 2, (num_objects, 1))

@@ -1,12 +1,16 @@
 """The rules that only EPDMS has, on hand-made scenes with known answers, and its refusals."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import shapely
 import torch
+from numpy.typing import NDArray
 
 from navsim_bridge.metrics.explain_epdms import reasons
 from navsim_bridge.pdm import (
@@ -29,7 +33,7 @@ SPEED = 10.0  # [m/s]
 FRAMES = 41
 
 
-def straight(speed=SPEED, lateral=0.0, turn_in=8):
+def straight(speed: float = SPEED, lateral: float = 0.0, turn_in: int = 8) -> NDArray[np.float64]:
     """A plan along x that reaches ``lateral`` after ``turn_in`` poses."""
     plan = np.zeros((8, 3))
     plan[:, 0] = np.arange(1, 9) * 0.5 * speed
@@ -37,11 +41,13 @@ def straight(speed=SPEED, lateral=0.0, turn_in=8):
     return plan
 
 
-def rectangle(left, right, low, high):
+def rectangle(left: int, right: int, low: float, high: float) -> NDArray[np.float64]:
     return np.array([[left, low], [right, low], [right, high], [left, high]], dtype=np.float64) + ORIGIN
 
 
-def inputs(human=None, lights=(), red=None, synthetic=False):
+def inputs(
+    human: None = None, lights: Any = (), red: NDArray[np.bool_] | None = None, synthetic: bool = False
+) -> EPDMSInputs:
     """Extra inputs of an ego that came along x at constant speed; lights are rectangles."""
     states = np.zeros((4, 11))
     states[:, 0] = ORIGIN[0] - SPEED * np.array([1.5, 1.0, 0.5, 0.0])
@@ -59,9 +65,17 @@ def inputs(human=None, lights=(), red=None, synthetic=False):
     )
 
 
-def road(extra=None, objects=(), intersection=None, **changes):
+def road(
+    extra: EPDMSInputs | None = None,
+    objects: tuple[Any, ...] | list[tuple[Any, ...]] = (),
+    intersection: tuple[int, ...] | None = None,
+    **changes: Any,
+) -> MetricScene:
     """A road 200 m along x with one lane of 4 m; objects (x, y, length, width, token) stand still."""
-    kinds = {"block": ("ROADBLOCK", (-50, 150, -6, 6)), "lane": ("LANE", (-50, 150, -2, 2))}
+    kinds: dict[str, tuple[str, tuple[int, ...]]] = {
+        "block": ("ROADBLOCK", (-50, 150, -6, 6)),
+        "lane": ("LANE", (-50, 150, -2, 2)),
+    }
     if intersection is not None:
         kinds["crossing"] = ("INTERSECTION", intersection)
     state = np.zeros(11)
@@ -88,15 +102,15 @@ def road(extra=None, objects=(), intersection=None, **changes):
     return dataclasses.replace(scene, **changes)
 
 
-def terms_of(scene, *plans):
+def terms_of(scene: MetricScene, *plans: NDArray[np.float64]) -> EPDMSTerms:
     return epdms_terms(EPDMSBatch.from_scenes([scene]), torch.from_numpy(np.stack(plans or (straight(),)))[None])
 
 
-def value(terms, name):
+def value(terms: EPDMSTerms, name: str) -> list[float]:
     return terms.values[0, :, TERMS.index(name)].tolist()
 
 
-def test_a_plain_drive_loses_nothing():
+def test_a_plain_drive_loses_nothing() -> None:
     terms = terms_of(road())
     assert terms.values.flatten().tolist() == pytest.approx([1.0] * 8)
     assert epdms_scores(terms).score.item() == pytest.approx(1.0)
@@ -113,7 +127,9 @@ def test_a_plain_drive_loses_nothing():
         ((-60, 140, -6, 6), range(1), False),  # all around the ego at the start
     ],
 )
-def test_a_red_connector_counts_while_it_is_red_and_touched(light, red_frames, passes):
+def test_a_red_connector_counts_while_it_is_red_and_touched(
+    light: tuple[Any, ...], red_frames: Any, passes: bool
+) -> None:
     red = np.zeros((FRAMES, 1), dtype=bool)
     red[list(red_frames)] = True
     terms = terms_of(road(inputs(lights=[light], red=red)))
@@ -121,7 +137,7 @@ def test_a_red_connector_counts_while_it_is_red_and_touched(light, red_frames, p
     assert ("light is red" in reasons(terms)[0][0]) is not passes
 
 
-def test_a_red_connector_with_a_hole_does_not_count_inside_the_hole():
+def test_a_red_connector_with_a_hole_does_not_count_inside_the_hole() -> None:
     extra = inputs(lights=[(-60, 140, -6, 6)])
     hole = rectangle(-55, 130, -5, 5)
     extra = dataclasses.replace(
@@ -131,7 +147,7 @@ def test_a_red_connector_with_a_hole_does_not_count_inside_the_hole():
     assert value(terms_of(road(extra)), "traffic_light_compliance") == [1.0]
 
 
-def test_an_object_named_like_a_red_light_is_one_and_never_a_collision():
+def test_an_object_named_like_a_red_light_is_one_and_never_a_collision() -> None:
     scene = road(objects=[(30.0, 0.0, 4.0, 2.0, "red_light_7")])
     terms = terms_of(scene)
     assert value(terms, "traffic_light_compliance") == [0.0]
@@ -140,7 +156,7 @@ def test_an_object_named_like_a_red_light_is_one_and_never_a_collision():
     assert value(other, "traffic_light_compliance") == [1.0]
 
 
-def test_an_object_that_overlaps_the_ego_at_the_start_is_ignored_for_good():
+def test_an_object_that_overlaps_the_ego_at_the_start_is_ignored_for_good() -> None:
     ahead = terms_of(road(objects=[(30.0, 0.0, 4.0, 2.0, "car")]))
     assert value(ahead, "no_at_fault_collisions") == [0.0]
     assert "hits an agent at" in reasons(ahead)[0][0]
@@ -149,7 +165,7 @@ def test_an_object_that_overlaps_the_ego_at_the_start_is_ignored_for_good():
     assert value(overlapping, "time_to_collision_within_bound") == [1.0]
 
 
-def test_two_seconds_off_the_centerline_fail_lane_keeping():
+def test_two_seconds_off_the_centerline_fail_lane_keeping() -> None:
     # 0.4 m aside is fine; 1 m aside from early on is not
     assert value(terms_of(road(), straight(lateral=0.4), straight(lateral=1.0, turn_in=2)), "lane_keeping") == [
         1.0,
@@ -157,7 +173,7 @@ def test_two_seconds_off_the_centerline_fail_lane_keeping():
     ]
 
 
-def test_steps_in_an_intersection_neither_count_nor_end_a_row_off_the_lane():
+def test_steps_in_an_intersection_neither_count_nor_end_a_row_off_the_lane() -> None:
     plan = straight(lateral=3.0, turn_in=2)
     everywhere = terms_of(road(intersection=(-50, 150, -6, 6)), plan)
     assert value(everywhere, "lane_keeping") == [1.0]
@@ -165,20 +181,20 @@ def test_steps_in_an_intersection_neither_count_nor_end_a_row_off_the_lane():
     assert value(short, "lane_keeping") == [0.0]
 
 
-def test_driving_off_the_route_is_excused_in_an_intersection():
-    off_route = {"route_lane_ids": ()}
+def test_driving_off_the_route_is_excused_in_an_intersection() -> None:
+    off_route: dict[str, Any] = {"route_lane_ids": ()}
     assert value(terms_of(road(**off_route)), "driving_direction_compliance") == [0.0]
     assert value(terms_of(road(intersection=(-50, 150, -6, 6), **off_route)), "driving_direction_compliance") == [1.0]
 
 
-def test_progress_is_not_reduced_by_the_plans_own_failures_but_its_scale_is():
+def test_progress_is_not_reduced_by_the_plans_own_failures_but_its_scale_is() -> None:
     scene = road(objects=[(30.0, 0.0, 4.0, 2.0, "car")])  # the reference hits it, too: it sets no scale
     assert value(terms_of(scene), "ego_progress") == [1.0]
     half = value(terms_of(road(), straight(SPEED / 2)), "ego_progress")[0]
     assert 0.5 < half < 0.75
 
 
-def test_the_past_is_sampled_without_its_last_two_tenths():
+def test_the_past_is_sampled_without_its_last_two_tenths() -> None:
     samples = _sample_past(inputs())
     assert samples.shape == (14, 3)
     times = np.array([0, 494_000, 971_000, 1_496_000])
@@ -186,7 +202,7 @@ def test_the_past_is_sampled_without_its_last_two_tenths():
     assert len(_sample_past(dataclasses.replace(inputs(), past_times_us=TIME + times - [0, 0, 0, 96_001]))) == 13
 
 
-def test_a_brake_just_before_the_start_is_felt_by_history_comfort():
+def test_a_brake_just_before_the_start_is_felt_by_history_comfort() -> None:
     extra = inputs()
     braking = extra.past_states.copy()
     braking[2, 5] = -8.0
@@ -196,7 +212,7 @@ def test_a_brake_just_before_the_start_is_felt_by_history_comfort():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nearness_to_a_line_equals_shapely_also_on_folded_and_repeated_points(seed):
+def test_nearness_to_a_line_equals_shapely_also_on_folded_and_repeated_points(seed: int) -> None:
     rng = np.random.default_rng(seed)
     line = np.cumsum(rng.normal(size=(30, 2)) * 3, axis=0)
     line = np.concatenate((line, line[-1:], line[-6:-2][::-1]))
@@ -210,7 +226,7 @@ def test_nearness_to_a_line_equals_shapely_also_on_folded_and_repeated_points(se
     np.testing.assert_array_equal(ours, theirs)
 
 
-def made_up(values, human):
+def made_up(values: list[float], human: list[float]) -> EPDMSTerms:
     """Terms with given values of one plan and of the recorded driver."""
     empty = torch.zeros((1, 1))
     return EPDMSTerms(
@@ -220,7 +236,7 @@ def made_up(values, human):
     )  # fmt: skip
 
 
-def test_the_released_filter_changes_columns_and_the_corrected_one_the_score():
+def test_the_released_filter_changes_columns_and_the_corrected_one_the_score() -> None:
     values = [1.0, 0.0, 1.0, 1.0, 0.8, 1.0, 0.0, 1.0]
     human = [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0]
     terms = made_up(values, human)
@@ -235,14 +251,14 @@ def test_the_released_filter_changes_columns_and_the_corrected_one_the_score():
     assert [s.human_filter for s in (released, fixed, off)] == ["v2.1.2", "fixed", "off"]
 
 
-def test_half_a_collision_of_the_driver_and_synthetic_scenes_forgive_nothing():
+def test_half_a_collision_of_the_driver_and_synthetic_scenes_forgive_nothing() -> None:
     values = [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0]
     for human in ([0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [math.nan] * 8):
         fixed = epdms_scores(made_up(values, human), "fixed")
         assert (fixed.no_at_fault_collisions.item(), fixed.lane_keeping.item()) == (0.5, 0.0)
 
 
-def test_without_a_previous_frame_the_two_frame_term_has_no_weight():
+def test_without_a_previous_frame_the_two_frame_term_has_no_weight() -> None:
     terms = made_up([1.0, 1.0, 1.0, 1.0, 0.6, 1.0, 1.0, 1.0], [math.nan] * 8)
     assert epdms_scores(terms).score.item() == pytest.approx((3 + 5 + 2 + 2) / 14)
     for comfort in (0.0, 1.0):
@@ -251,7 +267,7 @@ def test_without_a_previous_frame_the_two_frame_term_has_no_weight():
         assert scores.score_without_ec.item() == pytest.approx((3 + 5 + 2 + 2) / 14)
 
 
-def test_two_frames_are_compared_where_they_overlap():
+def test_two_frames_are_compared_where_they_overlap() -> None:
     generator = torch.Generator().manual_seed(0)
     motion = torch.rand((1, 1, 41, 3), generator=generator, dtype=torch.float64)
     earlier = torch.zeros_like(motion)
@@ -266,7 +282,7 @@ def test_two_frames_are_compared_where_they_overlap():
 
 
 @pytest.mark.parametrize("seconds", [0.0, -0.5, 0.55, 0.04])
-def test_a_previous_frame_too_near_or_far_is_refused(seconds):
+def test_a_previous_frame_too_near_or_far_is_refused(seconds: float) -> None:
     motion = torch.zeros((1, 1, 41, 3), dtype=torch.float64)
     with pytest.raises(ValueError, match="previous plan of scene 0"):
         two_frame_extended_comfort(motion, motion, torch.tensor([seconds]))
@@ -283,14 +299,15 @@ def test_a_previous_frame_too_near_or_far_is_refused(seconds):
         ({"v2": {"light_tokens": ("one",)}}, "light_red"),
     ],
 )
-def test_bad_inputs_are_refused_by_name(change, problem):
+def test_bad_inputs_are_refused_by_name(change: dict[str, Any], problem: str) -> None:
     scene = road()
     if isinstance(change.get("v2"), dict):
+        assert scene.v2 is not None
         change = {"v2": dataclasses.replace(scene.v2, **change["v2"])}
     with pytest.raises(ValueError, match=f"'road'.*{problem}"):
         EPDMSBatch.from_scenes([dataclasses.replace(scene, **change)])
 
 
-def test_an_unknown_human_filter_is_refused():
+def test_an_unknown_human_filter_is_refused() -> None:
     with pytest.raises(ValueError, match=r"v2\.1\.2, fixed, off"):
-        epdms_scores(made_up([1.0] * 8, [1.0] * 8), "main")
+        epdms_scores(made_up([1.0] * 8, [1.0] * 8), "main")  # type: ignore[arg-type]

@@ -1,6 +1,9 @@
 """Polygons, boxes, polylines and filters against shapely and scipy."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ import shapely
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from shapely.geometry.polygon import Polygon
 
 from navsim_bridge.pdm.geometry import boxes_intersect, points_in_polygons, project_on_polyline
 from navsim_bridge.pdm.terms.comfort import savgol_matrix
@@ -16,7 +21,9 @@ from navsim_bridge.pdm.terms.comfort import savgol_matrix
 CHAIN = 4
 
 
-def star(rng, center, radius, corners, snap):
+def star(
+    rng: np.random.Generator, center: NDArray[np.float64], radius: float, corners: int, snap: bool
+) -> NDArray[np.float64]:
     """A simple polygon: corners at random distances, in order of angle."""
     angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
     lengths = radius * rng.uniform(0.5, 1.0, corners)
@@ -24,7 +31,7 @@ def star(rng, center, radius, corners, snap):
     return np.round(ring) if snap else ring
 
 
-def chains_of(polygons):
+def chains_of(polygons: list[list[NDArray[np.float64]]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Padded chains of one scene from lists of rings."""
     pieces, owners = [], []
     for index, rings in enumerate(polygons):
@@ -39,9 +46,10 @@ def chains_of(polygons):
 
 @pytest.mark.parametrize("snap", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_point_in_polygon_equals_shapely_with_holes_and_edge_points(seed, snap):
+def test_point_in_polygon_equals_shapely_with_holes_and_edge_points(seed: int, snap: bool) -> None:
     rng = np.random.default_rng(seed)
-    polygons, shapes = [], []
+    polygons: list[Any] = []
+    shapes: list[Any] = []
     while len(shapes) < 12:
         center = rng.uniform(-30, 30, 2)
         rings = [star(rng, center, rng.uniform(4, 25), int(rng.integers(3, 40)), snap)]
@@ -63,7 +71,7 @@ def test_point_in_polygon_equals_shapely_with_holes_and_edge_points(seed, snap):
     assert 0.02 < theirs.mean() < 0.9
 
 
-def test_scenes_of_a_batch_do_not_see_each_others_polygons():
+def test_scenes_of_a_batch_do_not_see_each_others_polygons() -> None:
     square = np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0], [0.0, 2.0]])
     chain, owner = chains_of([[square]])
     far, _ = chains_of([[square + 10.0]])
@@ -77,7 +85,7 @@ box = st.tuples(
 )  # x, y, heading, half length, half width
 
 
-def shapely_box(x, y, heading, length, width):
+def shapely_box(x: float, y: float, heading: float, length: float, width: float) -> Polygon:
     along = np.array([math.cos(heading), math.sin(heading)])
     across = np.array([-along[1], along[0]])
     corners = [
@@ -89,7 +97,7 @@ def shapely_box(x, y, heading, length, width):
 
 @settings(max_examples=200, deadline=None)
 @given(box, box)
-def test_boxes_intersect_as_in_shapely(first, second):
+def test_boxes_intersect_as_in_shapely(first: tuple[float, ...], second: tuple[float, ...]) -> None:
     a, b = shapely_box(*first), shapely_box(*second)
     touching = a.distance(b) < 1e-9 and (a.intersection(b).area < 1e-9)
     one, two = (torch.tensor([value], dtype=torch.float64) for value in (first, second))
@@ -97,18 +105,18 @@ def test_boxes_intersect_as_in_shapely(first, second):
     assert touching or ours == a.intersects(b)
 
 
-def test_touching_boxes_and_segments_count_as_hits():
-    def hit(x, half):
+def test_touching_boxes_and_segments_count_as_hits() -> None:
+    def hit(x: float, half: tuple[float, float]) -> bool:
         center = torch.tensor([[x, 0.0]], dtype=torch.float64)
         zero, unit = torch.zeros(1, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
-        return boxes_intersect(torch.zeros_like(center), zero, half, center, zero, unit).item()
+        return boxes_intersect(torch.zeros_like(center), zero, half, center, zero, unit).item() == 1
 
     assert hit(3.0, (2.0, 1.0)) and not hit(3.0 + 1e-12, (2.0, 1.0))
     assert hit(1.0, (0.0, 1.0)) and not hit(1.0 + 1e-12, (0.0, 1.0))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_projection_equals_shapely_also_on_folded_and_repeated_points(seed):
+def test_projection_equals_shapely_also_on_folded_and_repeated_points(seed: int) -> None:
     rng = np.random.default_rng(seed)
     line = np.cumsum(rng.normal(size=(30, 2)) * 3, axis=0)
     line = np.concatenate((line, line[-1:], line[-6:-2][::-1], line[:1]))
@@ -128,7 +136,7 @@ def test_projection_equals_shapely_also_on_folded_and_repeated_points(seed):
     assert (np.abs(ours - theirs) < 1e-9).mean() > 0.9
 
 
-def test_line_of_length_zero_gives_no_progress():
+def test_line_of_length_zero_gives_no_progress() -> None:
     line = torch.ones((1, 2, 2), dtype=torch.float64)
     at = project_on_polyline(torch.randn((1, 5, 2), dtype=torch.float64), line, torch.ones((1, 2), dtype=torch.bool))
     assert (at == 0).all()
@@ -137,7 +145,7 @@ def test_line_of_length_zero_gives_no_progress():
 @pytest.mark.parametrize(
     "window, order, derivative", [(41, 2, 0), (41, 2, 1), (8, 2, 0), (15, 2, 1), (5, 2, 1), (5, 3, 2), (7, 3, 0)]
 )
-def test_savgol_matrix_equals_scipy(window, order, derivative):
+def test_savgol_matrix_equals_scipy(window: int, order: int, derivative: int) -> None:
     values = np.random.default_rng(0).normal(size=(3, 41))
     ours = values @ savgol_matrix(41, window, order, derivative, 0.1).T
     theirs = scipy.signal.savgol_filter(values, window, order, deriv=derivative, delta=0.1)

@@ -1,5 +1,7 @@
 """Properties of the score on random roads: what may not matter does not matter."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 
@@ -20,13 +22,13 @@ def score(scene: MetricScene, plans: torch.Tensor) -> PDMScores:
     return score_plans(SceneBatch.from_scenes([scene]), plans)
 
 
-def assert_equal(first: PDMScores, second: PDMScores, tolerance=1e-9):
+def assert_equal(first: PDMScores, second: PDMScores, tolerance: float = 1e-9) -> None:
     for name in SUB_SCORES:
         one, two = getattr(first, name), getattr(second, name)
-        torch.testing.assert_close(one, two, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(one, two, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")  # type: ignore[misc]
 
 
-def keep_tracks(scene: MetricScene, order: np.ndarray, rng=None) -> MetricScene:
+def keep_tracks(scene: MetricScene, order: np.ndarray, rng: np.random.Generator | None = None) -> MetricScene:
     """The scene with only the tracks in ``order``, in that order; rows of a frame shuffled when ``rng`` is given."""
     place = np.full(len(scene.track_tokens), -1)
     place[order] = np.arange(len(order))
@@ -45,7 +47,7 @@ def keep_tracks(scene: MetricScene, order: np.ndarray, rng=None) -> MetricScene:
     )
 
 
-def test_random_roads_hold_every_kind_of_verdict():
+def test_random_roads_hold_every_kind_of_verdict() -> None:
     worlds = [random_world(np.random.default_rng(seed)) for seed in range(40)]
     scores = score_plans(SceneBatch.from_scenes([scene for scene, _ in worlds]), torch.cat([p for _, p in worlds]))
     assert set(scores.no_at_fault_collisions.unique().tolist()) == {0.0, 0.5, 1.0}
@@ -56,14 +58,14 @@ def test_random_roads_hold_every_kind_of_verdict():
 
 @EXAMPLES
 @given(seeds, st.floats(-math.pi, math.pi), st.floats(-1e5, 1e5))
-def test_turning_and_moving_the_world_changes_no_sub_score(seed, angle, shift):
+def test_turning_and_moving_the_world_changes_no_sub_score(seed: int, angle: float, shift: float) -> None:
     scene, plans = random_world(np.random.default_rng(seed))
     assert_equal(score(scene, plans), score(moved(scene, angle, shift), plans), tolerance=1e-6)
 
 
 @EXAMPLES
 @given(seeds)
-def test_the_order_of_objects_changes_nothing(seed):
+def test_the_order_of_objects_changes_nothing(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scene, plans = random_world(rng)
     assert_equal(score(scene, plans), score(keep_tracks(scene, rng.permutation(12), rng), plans))
@@ -71,7 +73,7 @@ def test_the_order_of_objects_changes_nothing(seed):
 
 @EXAMPLES
 @given(seeds)
-def test_candidates_do_not_see_each_other(seed):
+def test_candidates_do_not_see_each_other(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scene, plans = random_world(rng, num_plans=6)
     chosen = torch.from_numpy(rng.integers(0, 6, 4))
@@ -86,7 +88,7 @@ def _pick(scores: PDMScores, name: str, chosen: torch.Tensor) -> torch.Tensor:
 
 @EXAMPLES
 @given(seeds)
-def test_taking_an_object_away_never_costs_safety(seed):
+def test_taking_an_object_away_never_costs_safety(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scene, plans = random_world(rng)
     before, after = score(scene, plans), score(keep_tracks(scene, np.delete(np.arange(12), rng.integers(12))), plans)
@@ -97,14 +99,14 @@ def test_taking_an_object_away_never_costs_safety(seed):
 
 @EXAMPLES
 @given(seeds, st.integers(-3, 3))
-def test_whole_turns_in_a_plans_headings_change_nothing(seed, turns):
+def test_whole_turns_in_a_plans_headings_change_nothing(seed: int, turns: int) -> None:
     scene, plans = random_world(np.random.default_rng(seed))
     turned = plans.clone()
     turned[..., 2] += 2 * math.pi * turns
     assert_equal(score(scene, plans), score(scene, turned), tolerance=1e-6)
 
 
-def test_three_hundred_objects_are_judged_as_each_would_be_alone():
+def test_three_hundred_objects_are_judged_as_each_would_be_alone() -> None:
     scene, plans = random_world(np.random.default_rng(1), num_objects=300, num_plans=8, spread=5.0)
     crowd = score(scene, plans)
     alone = score_plans(

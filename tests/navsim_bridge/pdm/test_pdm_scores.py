@@ -1,7 +1,10 @@
 """Properties of the score that hold for any scene, and its refusals."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +12,11 @@ import shapely
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from shapely.geometry.polygon import Polygon
 
 from navsim_bridge.ego import EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTER
-from navsim_bridge.golden.v1 import read_golden
+from navsim_bridge.golden.v1 import GoldenScene, read_golden
 from navsim_bridge.pdm import (
     PDMScores,
     SceneBatch,
@@ -30,31 +35,31 @@ FIXTURES = sorted(GOLDEN_V1.glob("*.npz"))
 NAMES = [field.name for field in dataclasses.fields(PDMScores)]
 
 
-def read(*families, limit=4):
+def read(*families: str, limit: int = 4) -> list[GoldenScene]:
     files = [path for path in FIXTURES if any(family in path.stem for family in families)]
     return [read_golden(path) for path in files[:limit]]
 
 
-def pack(files):
+def pack(files: list[GoldenScene]) -> tuple[SceneBatch, torch.Tensor]:
     return SceneBatch.from_scenes([file.scene for file in files]), torch.from_numpy(
         np.stack([file.proposals for file in files])
     )
 
 
-def assert_same(first: PDMScores, second: PDMScores, names=NAMES):
+def assert_same(first: PDMScores, second: PDMScores, names: list[str] = NAMES) -> None:
     for name in names:
         one, two = getattr(first, name), getattr(second, name)
         if one.is_floating_point():
-            torch.testing.assert_close(one, two, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(one, two, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")  # type: ignore[misc]
         else:
             assert torch.equal(one, two), name
 
 
-def score_one(scene, plan):
+def score_one(scene: MetricScene, plan: torch.Tensor) -> PDMScores:
     return score_plans(SceneBatch.from_scenes([scene]), plan)
 
 
-def test_following_an_empty_road_scores_one():
+def test_following_an_empty_road_scores_one() -> None:
     scores = score_one(road(), straight())
     assert scores.score.item() == pytest.approx(1.0, abs=1e-6)
     assert math.isinf(scores.collision_time_index.item()) and math.isinf(scores.ttc_time_index.item())
@@ -62,14 +67,14 @@ def test_following_an_empty_road_scores_one():
     assert scores.progress_raw.item() == pytest.approx(40.0, abs=0.1)
 
 
-def test_half_the_progress_gives_half_of_its_weight():
+def test_half_the_progress_gives_half_of_its_weight() -> None:
     scores = score_one(road(), straight(speed=5.0))
     ratio = scores.progress_raw / scores.reference_progress_raw
     torch.testing.assert_close(scores.ego_progress, ratio)
     assert 0.4 < scores.ego_progress.item() < 0.8
 
 
-def test_a_parked_car_ahead_is_hit_and_charged_by_kind():
+def test_a_parked_car_ahead_is_hit_and_charged_by_kind() -> None:
     car = with_objects(road(), parked(25.0, 0.0))
     scores = score_one(car, straight())
     assert scores.no_at_fault_collisions.item() == 0.0 and scores.time_to_collision_within_bound.item() == 0.0
@@ -81,14 +86,14 @@ def test_a_parked_car_ahead_is_hit_and_charged_by_kind():
     assert score_one(light, straight()).score.item() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_a_car_that_runs_into_the_ego_from_behind_is_not_charged():
+def test_a_car_that_runs_into_the_ego_from_behind_is_not_charged() -> None:
     boxes = parked(0.0, 0.0)
     boxes[:, 0, 0] = -8.0 + 0.1 * np.arange(51) * 12.0  # overtakes through the ego at 12 m/s
     scores = score_one(with_objects(road(), boxes, speeds=[12.0]), straight(speed=8.0))
     assert scores.no_at_fault_collisions.item() == 1.0
 
 
-def test_leaving_the_road_fails_and_crossing_lanes_counts_as_direction():
+def test_leaving_the_road_fails_and_crossing_lanes_counts_as_direction() -> None:
     off = score_one(road(), straight(sideways=9.0))
     assert off.drivable_area_compliance.item() == 0.0 and off.score.item() == 0.0
     across = score_one(road(), straight(sideways=3.5))
@@ -97,7 +102,7 @@ def test_leaving_the_road_fails_and_crossing_lanes_counts_as_direction():
     assert score_one(road(route_lane_ids=()), straight()).ego_areas[..., 2].all()
 
 
-def test_a_road_without_polygons_or_objects_is_scored():
+def test_a_road_without_polygons_or_objects_is_scored() -> None:
     bare = road(
         polygon_tokens=(), polygon_types=(), polygon_ring_offsets=np.zeros(1, dtype=np.int64),
         ring_offsets=np.zeros(1, dtype=np.int64), vertices=np.zeros((0, 2)),
@@ -107,12 +112,12 @@ def test_a_road_without_polygons_or_objects_is_scored():
     assert torch.equal(scores.ego_areas.any(2)[0, 0], torch.tensor([False, True, True]))
 
 
-def test_roadblock_connectors_are_not_drivable():
+def test_roadblock_connectors_are_not_drivable() -> None:
     kinds = ("ROADBLOCK_CONNECTOR", "LANE", "LANE", "LANE")
     assert score_one(road(polygon_types=kinds), straight()).drivable_area_compliance.item() == 0.0
 
 
-def test_a_pond_in_the_roadblock_is_not_drivable():
+def test_a_pond_in_the_roadblock_is_not_drivable() -> None:
     scene = road()
     pond = scene.ego_state[:2] + np.array([[20.0, -0.5], [21.0, -0.5], [21.0, 2.0], [20.0, 2.0]])
     pond = dataclasses.replace(
@@ -125,7 +130,7 @@ def test_a_pond_in_the_roadblock_is_not_drivable():
 
 
 @pytest.mark.parametrize("speed", [0.0, -2.0])
-def test_standing_and_reversing_states_are_simulated(speed):
+def test_standing_and_reversing_states_are_simulated(speed: float) -> None:
     state = road().ego_state.copy()
     state[3] = speed
     scene = road(ego_state=state)
@@ -134,7 +139,7 @@ def test_standing_and_reversing_states_are_simulated(speed):
     assert abs(states[0, 1, -1, 3].item()) < 0.5
 
 
-def test_progress_ignores_other_candidates():
+def test_progress_ignores_other_candidates() -> None:
     batch, plans = pack(read("straight", "curve"))
     together = score_plans(batch, plans)
     for candidate in (0, 7, 23):
@@ -145,7 +150,7 @@ def test_progress_ignores_other_candidates():
                 torch.testing.assert_close(getattr(alone, name), pooled, rtol=0, atol=1e-9)
 
 
-def test_scores_do_not_depend_on_batch_chunk_or_scene_order():
+def test_scores_do_not_depend_on_batch_chunk_or_scene_order() -> None:
     batch, plans = pack(read("direct_tracks", "carpark", "degenerate", limit=9))
     plans = plans[:, :6]
     together = score_plans(batch, plans, max_plans_in_flight=10_000)
@@ -157,7 +162,7 @@ def test_scores_do_not_depend_on_batch_chunk_or_scene_order():
         torch.testing.assert_close(getattr(shuffled, name), getattr(together, name)[order], rtol=0, atol=1e-9)
 
 
-def test_object_and_polygon_order_do_not_matter():
+def test_object_and_polygon_order_do_not_matter() -> None:
     files = read("intersection", "carpark", "curve", limit=8)
     rng = np.random.default_rng(0)
     shuffled = []
@@ -191,7 +196,7 @@ def test_object_and_polygon_order_do_not_matter():
 
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(st.floats(-math.pi, math.pi), st.floats(-1e5, 1e5), st.integers(0, len(FIXTURES) - 1))
-def test_scores_do_not_change_when_the_world_is_turned_and_moved(angle, shift, index):
+def test_scores_do_not_change_when_the_world_is_turned_and_moved(angle: float, shift: float, index: int) -> None:
     file = read_golden(FIXTURES[index])
     plans = torch.from_numpy(file.proposals)[None]
     firm = torch.from_numpy(~file.results["dbg_fragile"].any(1))[None]
@@ -201,10 +206,12 @@ def test_scores_do_not_change_when_the_world_is_turned_and_moved(angle, shift, i
         assert difference.max() < 1e-5, name
 
 
-def sequential_judgement(scene: MetricScene, states, areas):
+def sequential_judgement(
+    scene: MetricScene, states: NDArray[np.float64], areas: list[NDArray[np.bool_]]
+) -> tuple[float, float]:
     """Collision and TTC of one plan, literally: shapely polygons, time loop, ignore lists."""
 
-    def polygon(x, y, heading, length, width):
+    def polygon(x: float, y: float, heading: float, length: float, width: float) -> Polygon:
         cos, sin = math.cos(heading), math.sin(heading)
         offsets = ((1, 1), (-1, 1), (-1, -1), (1, -1))
         return shapely.Polygon(
@@ -221,12 +228,12 @@ def sequential_judgement(scene: MetricScene, states, areas):
     origin = scene.ego_state[:2]
     agents = ("VEHICLE", "PEDESTRIAN", "BICYCLE", "EGO")
 
-    def angle(state, box):
+    def angle(state: NDArray[np.float64], box: NDArray[np.float64]) -> float:
         way = box[:2] - origin - state[:2]
         cosine = np.dot([math.cos(state[2]), math.sin(state[2])], way / np.linalg.norm(way))
         return math.acos(cosine) if abs(cosine) <= 1 else math.nan
 
-    def ego(state, ahead):
+    def ego(state: NDArray[np.float64], ahead: int) -> Polygon:
         cos, sin = math.cos(state[2]), math.sin(state[2])
         reach = REAR_AXLE_TO_CENTER + math.hypot(state[3], state[4]) * ahead * 0.1
         return polygon(state[0] + reach * cos, state[1] + reach * sin, state[2], EGO_LENGTH, EGO_WIDTH)
@@ -278,7 +285,7 @@ def sequential_judgement(scene: MetricScene, states, areas):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_first_contact_rule_equals_walking_through_time_with_ignore_lists(seed):
+def test_first_contact_rule_equals_walking_through_time_with_ignore_lists(seed: int) -> None:
     rng = np.random.default_rng(seed)
     count = 30
     start = np.stack((rng.uniform(-20, 60, count), rng.uniform(-12, 12, count)), axis=-1)
@@ -317,7 +324,7 @@ def test_first_contact_rule_equals_walking_through_time_with_ignore_lists(seed):
     assert len(verdicts) > 1
 
 
-def test_many_objects_in_one_scene_do_not_disturb_the_others():
+def test_many_objects_in_one_scene_do_not_disturb_the_others() -> None:
     files = read("straight", "curve", limit=3)
     batch, plans = pack(files)
     before = score_plans(batch, plans)
@@ -329,7 +336,7 @@ def test_many_objects_in_one_scene_do_not_disturb_the_others():
     assert after.score[3].min() > 0.999
 
 
-def test_bad_plans_are_refused_with_token_and_candidate():
+def test_bad_plans_are_refused_with_token_and_candidate() -> None:
     batch, plans = pack(read("straight", limit=2))
     plans[1, 3, 4, 2] = math.nan
     with pytest.raises(ValueError, match=rf"{batch.tokens[1]}.*candidate 3"):
@@ -344,7 +351,7 @@ def test_bad_plans_are_refused_with_token_and_candidate():
         score_plans(batch, torch.zeros_like(plans), max_plans_in_flight=0)
 
 
-def test_float32_plans_give_the_same_scores():
+def test_float32_plans_give_the_same_scores() -> None:
     batch, plans = pack(read("straight", limit=2))  # fixtures hold values exact in float32
     assert_same(score_plans(batch, plans), score_plans(batch, plans.float()))
 
@@ -368,17 +375,17 @@ def test_float32_plans_give_the_same_scores():
         ({"track_tokens": ("a",), "track_types": ("EGO",), "track_first_speed": np.full(1, np.nan)}, "speed"),
     ],
 )
-def test_broken_scenes_are_refused_by_token(changes, problem):
+def test_broken_scenes_are_refused_by_token(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=f"(?s)'broken'.*{problem}"):
         SceneBatch.from_scenes([road(), road(token="broken", **changes)])
 
 
-def test_an_empty_list_of_scenes_is_refused():
+def test_an_empty_list_of_scenes_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         SceneBatch.from_scenes([])
 
 
-def test_reference_from_plan_is_tracked_like_the_plan_itself():
+def test_reference_from_plan_is_tracked_like_the_plan_itself() -> None:
     file = read("turn90", limit=1)[0]
     state = ego_state_as_read_back(file.scene.ego_state)
     for candidate in range(4):
@@ -391,7 +398,7 @@ def test_reference_from_plan_is_tracked_like_the_plan_itself():
         torch.testing.assert_close(states[0, 0], states[0, 1], rtol=0, atol=1e-7)
 
 
-def test_reading_the_rear_axle_back_moves_it_by_rounding_only():
+def test_reading_the_rear_axle_back_moves_it_by_rounding_only() -> None:
     rng = np.random.default_rng(0)
     raw = rng.uniform(-1, 1, (200, 11)) * 1e6
     raw[:, 0] = 2.0**19 - rng.uniform(0, 1, 200)  # the center has a coarser floating-point grid than the axle
@@ -400,7 +407,7 @@ def test_reading_the_rear_axle_back_moves_it_by_rounding_only():
     np.testing.assert_array_equal(back[:, 2:], raw[:, 2:])
 
 
-def test_selecting_and_repeating_scenes_keeps_them_whole():
+def test_selecting_and_repeating_scenes_keeps_them_whole() -> None:
     batch, plans = pack(read("carpark", "straight", limit=3))
     picked = batch.select([2, 0, 2])
     assert len(picked) == 3 and picked.tokens == (batch.tokens[2], batch.tokens[0], batch.tokens[2])
@@ -412,7 +419,7 @@ def test_selecting_and_repeating_scenes_keeps_them_whole():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_gives_the_scores_of_the_cpu():
+def test_cuda_gives_the_scores_of_the_cpu() -> None:
     batch, plans = pack(read("straight", "intersection", "direct_tracks", limit=6))
     there = score_plans(batch.to("cuda"), plans.cuda()).to("cpu")
     assert_same(score_plans(batch, plans), there, names=NAMES[:7])

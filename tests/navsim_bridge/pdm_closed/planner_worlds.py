@@ -1,10 +1,15 @@
 """Hand-made scenes for the reference planner, and its unrolling once more, one proposal and one step after another."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
+from shapely import LineString
 
 from navsim_bridge.files.maps import Polygon
 from navsim_bridge.pdm_closed.inputs import PlannerScene, PresentObjects
@@ -13,11 +18,19 @@ ORIGIN = np.array([586000.25, 4512000.5])
 NOTHING = PresentObjects((), (), np.zeros((0, 5)), np.zeros((0, 2)))
 
 
-def rectangle(x_from, x_to, y_from, y_to):
+def rectangle(x_from: float, x_to: float, y_from: float, y_to: float) -> NDArray[np.float64]:
     return np.array([[x_from, y_from], [x_to, y_from], [x_to, y_to], [x_from, y_to]]) + ORIGIN
 
 
-def road(speed=8.0, x=0.0, y=0.0, heading=0.0, end=180.0, limit=12.0, **changes) -> PlannerScene:
+def road(
+    speed: float = 8.0,
+    x: float = 0.0,
+    y: float = 0.0,
+    heading: float = 0.0,
+    end: float = 180.0,
+    limit: float = 12.0,
+    **changes: Any,
+) -> PlannerScene:
     """A straight road along x with three lanes of 4 m; its centerline is that of the middle lane, from -20 m on."""
     vertices = [rectangle(-50, 300, low, high) for low, high in ((-6, 6), (-6, -2), (-2, 2), (2, 6))]
     state = np.zeros(11)
@@ -33,7 +46,7 @@ def road(speed=8.0, x=0.0, y=0.0, heading=0.0, end=180.0, limit=12.0, **changes)
     return dataclasses.replace(scene, **changes)
 
 
-def bend(radius=40.0, **changes) -> PlannerScene:
+def bend(radius: float = 40.0, **changes: Any) -> PlannerScene:
     """A left bend with lanes that cover all of it."""
     angle = np.arange(0.0, 2.2, 0.02)
     line = np.column_stack([radius * np.sin(angle) + ORIGIN[0], radius * (1 - np.cos(angle)) + ORIGIN[1], angle])
@@ -41,7 +54,7 @@ def bend(radius=40.0, **changes) -> PlannerScene:
     return dataclasses.replace(road(), centerline=line, vertices=vertices, **changes)
 
 
-def objects(*rows):
+def objects(*rows: tuple[Any, ...]) -> PresentObjects:
     """Rows of (token, type, x, y, heading, length, width, speed along the heading)."""
     boxes = np.array([row[2:7] for row in rows], dtype=np.float64)
     boxes[:, :2] += ORIGIN
@@ -49,15 +62,15 @@ def objects(*rows):
     return PresentObjects(tuple(row[0] for row in rows), tuple(row[1] for row in rows), boxes, velocities)
 
 
-def car(x, y=0.0, speed=0.0, token="car", heading=0.0):
+def car(x: float, y: float = 0.0, speed: float = 0.0, token: str = "car", heading: float = 0.0) -> PresentObjects:
     return objects((token, "VEHICLE", x, y, heading, 4.0, 2.0, speed))
 
 
-def light(x_from, x_to, token="7", y_from=-2.0, y_to=2.0):
+def light(x_from: float, x_to: float, token: str = "7", y_from: float = -2.0, y_to: float = 2.0) -> Polygon:
     return Polygon(token, "LANE_CONNECTOR", (4,), rectangle(x_from, x_to, y_from, y_to))
 
 
-def unrolled_one_by_one(scene: PlannerScene):
+def unrolled_one_by_one(scene: PlannerScene) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Progress, speed and poses (15, 41, ...) of the proposals by the rules of docs/pdm_closed.md, nothing batched.
 
     Every object of the scene counts: none touches the ego, and none is too far.
@@ -75,7 +88,9 @@ def unrolled_one_by_one(scene: PlannerScene):
         inside = (at >= start) & (at <= min(start + 5.0 * targets[-1], at[-1]))
         corridor = shapely.LineString(points[inside]).buffer(2.297 / 2, cap_style="square")
 
-        def pose(distance, points=points, at=at):
+        def pose(
+            distance: float, points: NDArray[np.float64] = points, at: NDArray[np.float64] = at
+        ) -> tuple[float, float, float]:
             distance = min(max(distance, 1e-5), at[-1])
             x, y, heading = (np.interp(distance, at, column) for column in (*points.T, line[:, 2]))
             return x, y, math.atan2(math.sin(heading), math.cos(heading))
@@ -101,12 +116,19 @@ def unrolled_one_by_one(scene: PlannerScene):
     return np.array(all_progress), np.array(all_speed), np.array(all_poses)
 
 
-def _leads(scene, path, corridor, step, egos):
+def _leads(
+    scene: PlannerScene,
+    path: LineString,
+    corridor: shapely.Polygon,
+    step: int,
+    egos: list[tuple[float, tuple[float, float, float]]],
+) -> list[list[float]]:
     present = scene.present
-    items = []
+    items: list[Any] = []
     for token, kind, row, velocity in zip(present.tokens, present.types, present.boxes, present.velocities):
         agent = kind in ("VEHICLE", "PEDESTRIAN", "BICYCLE")
-        shape = _box(*(row[:2] + (0.1 * step * velocity if agent else 0.0)), row[2], row[3], row[4])
+        x, y = row[:2] + (0.1 * step * velocity if agent else 0.0)
+        shape = _box(x, y, row[2], row[3], row[4])
         items.append((shape, np.linalg.norm(velocity) if agent else 0.0, row[2], token))
     items += [(shapely.Polygon(red.vertices), None, 0.0, red.token) for red in scene.red_lights]
     items = [(item, path.project(item[0].centroid)) for item in items if item[0].intersects(corridor)]
@@ -114,7 +136,7 @@ def _leads(scene, path, corridor, step, egos):
     for progress, (x, y, heading) in egos:
         center = (x + 1.461 * math.cos(heading), y + 1.461 * math.sin(heading))
         ego = _box(*center, heading, 5.176, 2.297)
-        ahead = [item for item, its_progress in items if its_progress > progress]
+        ahead: list[Any] = [item for item, its_progress in items if its_progress > progress]
         if ahead:
             shape, speed, its_heading, _ = min(ahead, key=lambda item: ego.distance(item[0]))
             current[0] = progress + ego.distance(shape)
@@ -126,7 +148,7 @@ def _leads(scene, path, corridor, step, egos):
     return leads
 
 
-def _box(x, y, heading, length, width):
+def _box(x: float, y: float, heading: float, length: float, width: float) -> shapely.Polygon:
     cos, sin = math.cos(heading), math.sin(heading)
     signs = ((1, 1), (-1, 1), (-1, -1), (1, -1))
     halves = [(a * length / 2, b * width / 2) for a, b in signs]

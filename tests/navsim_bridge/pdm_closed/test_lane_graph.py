@@ -1,11 +1,18 @@
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
 import numpy as np
 import pytest
 
 from navsim_bridge.files.maps import Block, Lane
 from navsim_bridge.pdm_closed.lane_graph import chain_lanes, link_blocks
 
+Links = Collection[tuple[Any, ...]]
 
-def graph(links):
+
+def graph(links: Links) -> dict[str, Any]:
     """Blocks from (before, after) pairs; neighbors in the order of the pairs."""
     names = dict.fromkeys(i for pair in links for i in pair)
     return {
@@ -14,7 +21,9 @@ def graph(links):
     }
 
 
-def search_with_repetition(blocks, start, targets, max_blocks, forward):
+def search_with_repetition(
+    blocks: dict[Any, Block], start: Any, targets: list[Any], max_blocks: int, forward: bool
+) -> tuple[Any, ...] | None:
     """Breadth first without a record of visited blocks: every way to a block is queued, the last one is kept."""
     level, ways = [start], {start: [start]}
     for _ in range(max_blocks):
@@ -27,7 +36,7 @@ def search_with_repetition(blocks, start, targets, max_blocks, forward):
     return None
 
 
-def test_linking_takes_the_same_way_as_a_search_that_queues_every_way():
+def test_linking_takes_the_same_way_as_a_search_that_queues_every_way() -> None:
     draw = np.random.default_rng(0)
     found = 0
     for _ in range(500):
@@ -41,17 +50,17 @@ def test_linking_takes_the_same_way_as_a_search_that_queues_every_way():
     assert found > 50
 
 
-def test_of_two_ways_to_a_block_the_last_one_queued_is_taken():
+def test_of_two_ways_to_a_block_the_last_one_queued_is_taken() -> None:
     blocks = graph([("a", "left"), ("a", "right"), ("left", "end"), ("right", "end")])
     assert link_blocks(blocks, "a", ["end"], 9) == ("a", "right", "end")
 
 
-def test_of_two_targets_the_first_one_queued_is_taken():
+def test_of_two_targets_the_first_one_queued_is_taken() -> None:
     blocks = graph([("a", "left"), ("a", "right")])
     assert link_blocks(blocks, "a", ["right", "left"], 9) == ("a", "left")
 
 
-def test_linking_counts_both_ends_and_stops_at_dead_ends():
+def test_linking_counts_both_ends_and_stops_at_dead_ends() -> None:
     blocks = graph([("a", "b"), ("b", "c"), ("c", "nowhere")])
     del blocks["nowhere"]
     assert link_blocks(blocks, "a", ["c"], 3) == ("a", "b", "c")
@@ -61,7 +70,7 @@ def test_linking_counts_both_ends_and_stops_at_dead_ends():
     assert link_blocks(blocks, "a", ["elsewhere"], 50) is None
 
 
-def test_linking_stays_small_where_ways_are_countless():
+def test_linking_stays_small_where_ways_are_countless() -> None:
     width = [f"{level}{side}" for level in range(40) for side in "lr"]
     links = [(a, b) for a in width for b in width if int(b[:-1]) == int(a[:-1]) + 1]
     found = link_blocks(graph(links), "0l", ["39l"], 40)  # 2^39 ways
@@ -69,7 +78,7 @@ def test_linking_stays_small_where_ways_are_countless():
     assert len(found) == 40
 
 
-def lane_graph(links, block_of=None):
+def lane_graph(links: Links, block_of: dict[str, str] | None = None) -> dict[str, Any]:
     blocks = graph(links)
     line = np.zeros((2, 3))
     return {
@@ -78,9 +87,12 @@ def lane_graph(links, block_of=None):
     }
 
 
-def shortest_ways(lanes, start, allowed, length):
+def shortest_ways(
+    lanes: dict[Any, Lane], start: Any, allowed: set[Any], length: dict[Any, float]
+) -> dict[Any, tuple[list[Any], float]]:
     """Lane -> shortest way to it and its length, by following every way without a repeated lane."""
-    best, todo = {}, [([start], 0.0)]
+    best: dict[Any, tuple[list[Any], float]] = {}
+    todo = [([start], 0.0)]
     while todo:
         way, meters = todo.pop()
         if way[-1] not in best or meters < best[way[-1]][1]:
@@ -89,7 +101,7 @@ def shortest_ways(lanes, start, allowed, length):
     return best
 
 
-def test_the_chain_is_the_shortest_of_all_or_else_the_one_with_most_lanes():
+def test_the_chain_is_the_shortest_of_all_or_else_the_one_with_most_lanes() -> None:
     draw = np.random.default_rng(1)
     reached = missed = 0
     for _ in range(500):
@@ -113,14 +125,14 @@ def test_the_chain_is_the_shortest_of_all_or_else_the_one_with_most_lanes():
 
 
 @pytest.mark.parametrize("order", [("left", "right"), ("right", "left")])
-def test_of_equally_long_chains_the_lane_met_first_goes_on(order):
+def test_of_equally_long_chains_the_lane_met_first_goes_on(order: tuple[str, str]) -> None:
     links = [("a", order[0]), ("a", order[1]), ("left", "end"), ("right", "end")]
     chain, found = chain_lanes(lane_graph(links), "a", {"left", "right", "end"}, "block end", lambda lane: 5.0)
     assert found
     assert chain == ("a", order[0], "end")
 
 
-def test_the_first_lane_is_the_whole_chain_when_it_lies_in_the_target():
+def test_the_first_lane_is_the_whole_chain_when_it_lies_in_the_target() -> None:
     lanes = lane_graph([("a", "b"), ("b", "a")], {"a": "goal", "b": "goal"})
     assert chain_lanes(lanes, "a", {"a", "b"}, "goal", lambda lane: 1.0) == (("a",), True)
     assert chain_lanes(lanes, "b", set(), "elsewhere", lambda lane: 1.0) == (("b",), False)

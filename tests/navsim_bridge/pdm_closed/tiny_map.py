@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class TinyMap:
         block: int,
         links: dict[int, tuple[int, int]],
         lines: dict[int, list[Point]] | None = None,
-        area: list[Point] | None = None,
+        area: Sequence[Point] | None = None,
     ) -> None:
         """A roadblock connector with ``links``: connector -> lane it comes from, lane it goes to.
 

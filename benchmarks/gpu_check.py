@@ -42,7 +42,7 @@ from dpvla.files import write_json
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.provenance import collect
 from dpvla.rl.stage import RolloutConfig, RolloutStage
-from dpvla.state_based.agents.dipole import DipoleConfig as StateDipoleConfig
+from dpvla.state_based.agents.dipole import DipoleAgentConfig
 from dpvla.state_based.agents.registry import make_agent
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.running.stage import STATE_BASED_LOOP
@@ -284,8 +284,8 @@ def state_based(check: Check) -> Numbers:
 
 def state_based_updates(check: Check, graph: bool) -> tuple[float, float]:
     """Loss of the first updates, and updates a second."""
-    config = StateDipoleConfig(hidden=check.sizes.state_hidden, batch_size=check.sizes.state_batch)
-    agent = make_agent(config, state_based_speed.OBSERVATION, state_based_speed.ACTION, [0]).to(check.device)
+    config = DipoleAgentConfig(hidden=check.sizes.state_hidden, batch_size=check.sizes.state_batch)
+    agent = make_agent("dipole", config, state_based_speed.OBSERVATION, state_based_speed.ACTION, [0]).to(check.device)
     replay = Replay(state_based_speed.synthetic_rows(), [0], device=check.device)
     stride = check.sizes.state_per_step
     update = StackedUpdate(agent, STATE_BASED_LOOP, UpdateConfig(per_step=stride, cuda_graph=graph, tf32=False))

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from dpvla.files import write_json
 from dpvla.provenance import collect
-from dpvla.state_based.data.exorl_rewards import rewards_of
-from dpvla.state_based.data.ogbench_episodes import make_episode
-from dpvla.state_based.environments import make_environment
+from dpvla.state_based.data.exorl.rewards import rewards_of
+from dpvla.state_based.data.ogbench.episodes import make_episode
 from dpvla.state_based.environments.control_suite import ControlEnvironment
+from dpvla.state_based.environments.make import make_environment
 
 TASKS = ("walker-stand", "walker-run", "quadruped-run", "cheetah-run", "cheetah-run-backward", "jaco-reach-top-left")
 WORLDS = ("cube-single-play", "cube-double-play", "scene-play", "pointmaze-medium-navigate")

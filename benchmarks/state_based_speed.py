@@ -26,13 +26,10 @@ from torch.nn import functional as F
 
 from dpvla.files import write_json
 from dpvla.provenance import collect
-from dpvla.state_based.agents.dipole import DipoleConfig
-from dpvla.state_based.agents.fql import FQLConfig
-from dpvla.state_based.agents.ifql import IFQLConfig
-from dpvla.state_based.agents.registry import make_agent
+from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.agents.registry import agent_class, make_agent
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.data.transitions import Transitions
-from dpvla.state_based.networks.critics import AgentConfig
 from dpvla.state_based.running.stage import STATE_BASED_LOOP
 from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
 
@@ -70,9 +67,11 @@ class Timer:
 class OurUpdate:
     """The package's own update, through its replay and its tape of random numbers."""
 
-    def __init__(self, config: AgentConfig, data: Transitions, seeds: int, per_step: int, device: torch.device) -> None:
+    def __init__(
+        self, name: str, config: AgentConfig, data: Transitions, seeds: int, per_step: int, device: torch.device
+    ) -> None:
         self.seeds, self.stride = seeds, per_step
-        agent = make_agent(config, OBSERVATION, ACTION, range(seeds)).to(device)
+        agent = make_agent(name, config, OBSERVATION, ACTION, range(seeds)).to(device)
         self._replay = Replay(data, range(seeds), device=device)
         self._update = StackedUpdate(agent, STATE_BASED_LOOP, UpdateConfig(per_step=per_step))
         self._timer, self._step = Timer(device), 0
@@ -207,23 +206,23 @@ def contestants(options: Namespace, device: torch.device) -> dict[str, Contestan
     """Who takes part, by name."""
     data, stride = synthetic_rows(), options.per_step
 
-    def ours(config: AgentConfig, seeds: int = 1) -> Contestant:
-        return OurUpdate(config, data, seeds, stride, device)
+    def ours(name: str, seeds: int = 1, **changes: Any) -> Contestant:
+        return OurUpdate(name, agent_class(name).Config(**changes), data, seeds, stride, device)
 
     found: dict[str, Contestant] = {
-        "DIPOLE, V target": ours(DipoleConfig(q_target="value")),
+        "DIPOLE, V target": ours("dipole", q_target="value"),
         "prototype of the same": Prototype(data, device),
-        "IFQL": ours(IFQLConfig()),
+        "IFQL": ours("ifql"),
     }
     if options.fql_repo:
         found["IFQL, official JAX"] = OfficialJAX("ifql", options.fql_repo, options.jax_python, device)
     if options.all:
-        found["DIPOLE, policy TD target"] = ours(DipoleConfig())
-        found["FQL"] = ours(FQLConfig())
+        found["DIPOLE, policy TD target"] = ours("dipole")
+        found["FQL"] = ours("fql")
         if options.fql_repo:
             found["FQL, official JAX"] = OfficialJAX("fql", options.fql_repo, options.jax_python, device)
     if options.seeds > 1:
-        found[f"DIPOLE, V target, {options.seeds} seeds"] = ours(DipoleConfig(q_target="value"), options.seeds)
+        found[f"DIPOLE, V target, {options.seeds} seeds"] = ours("dipole", options.seeds, q_target="value")
     return found
 
 

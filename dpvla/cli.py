@@ -267,6 +267,26 @@ def reporting_errors(main: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def command(
+    config_class: type[Config], description: str | None, default_config: Path | str | None = None
+) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
+    """Makes a tool's ``main`` of what it does with its config: parses the command line, and reports expected errors.
+
+    ``@command(MyConfig, __doc__)`` above ``def main(config: MyConfig) -> None``; then ``main()`` reads ``sys.argv``,
+    ``main(["--out", "x"])`` what it is given. The arguments are those of ``parse``.
+    """
+
+    def decorate(work: Callable[[Config], None]) -> Callable[..., None]:
+        @reporting_errors
+        @functools.wraps(work)
+        def main(argv: Sequence[str] | None = None) -> None:
+            work(parse(config_class, argv, description, default_config))
+
+        return main
+
+    return decorate
+
+
 def _is_torch_out_of_memory(error: RuntimeError) -> bool:
     """By name and words: torch need not be loaded, and on CPUs its error is a plain RuntimeError."""
     return type(error).__name__ == "OutOfMemoryError" or any(

@@ -102,12 +102,15 @@ def renamed(config_class: type) -> Mapping[str, str]:
 def modern(config_class: type, data: Any, where: str, base: Mapping[str, Any] | None = None, prefix: str = "") -> Any:
     """``data`` with keys by their names of today; a chosen group always has its ``name``.
 
+    A class whose keys have changed in more than their names says so in a static method ``in_full``, which takes a
+    mapping as it was and gives today's.
+
     Args:
         base: what ``data`` is laid over: it names the choices that ``data`` leaves open; else their defaults do.
     """
     if not isinstance(data, Mapping):
         return data
-    data, base = dict(data), base or {}
+    data, base = dict(getattr(config_class, "in_full", dict)(data)), base or {}
     for old, new in renamed(config_class).items():
         value = _take(data, old.split("."))
         if value is not dataclasses.MISSING and not _put(data, new.split("."), value):

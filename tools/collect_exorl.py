@@ -1,20 +1,17 @@
-"""Collect a small ExORL-like data set with an RND agent, for machines that do not have the official files.
+"""Collect a small ExORL-like data set with RND exploration, for machines that do not have the official files.
 
 python tools/collect_exorl.py --domain walker --episodes 300 --out data/exorl
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from dpvla.cli import parse, reporting_errors
-from dpvla.state_based.data.exorl_collection import ExORLCollection, collect
+from dpvla.cli import command
+from dpvla.state_based.data.exorl.collection import ExORLCollection, collect_episodes
 
 
-@reporting_errors
-def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(ExORLCollection, argv, description=__doc__)
-    buffer = collect(config)
+@command(ExORLCollection, __doc__)
+def main(config: ExORLCollection) -> None:
+    buffer = collect_episodes(config)
     print(f"{buffer}: {len(list(buffer.glob('*.npz')))} episodes; locally generated")
 
 

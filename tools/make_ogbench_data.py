@@ -6,15 +6,12 @@ python tools/make_ogbench_data.py --env pointmaze-medium-navigate --episodes 50 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from dpvla.cli import parse, reporting_errors
-from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
+from dpvla.cli import command
+from dpvla.state_based.data.ogbench.generation import OGBenchGeneration, generate
 
 
-@reporting_errors
-def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(OGBenchGeneration, argv, description=__doc__)
+@command(OGBenchGeneration, __doc__)
+def main(config: OGBenchGeneration) -> None:
     about = generate(config)
     counts = ", ".join(f"{part} {rows}" for part, rows in about["rows"].items())
     print(f"{config.out}/{config.env}-v0.npz: rows {counts}; {about['origin']}")

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpvla.cli import parse, refuse_given, reporting_errors
+from dpvla.cli import command, refuse_given
 from dpvla.files import check_folder, write_text
 from dpvla.report.learning_curves import draw_curves
 from dpvla.state_based.paper.comparison import compare, curve_panels, curves, timings
-from dpvla.state_based.paper.paper_tables import read_table
 from dpvla.state_based.paper.reproduction import Grid, ReproduceConfig
+from dpvla.state_based.running.paper_tables import read_table
 
 
 def write_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -33,10 +33,9 @@ def write_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     draw_curves(curve_panels(rows), path.with_suffix(".png"))
 
 
-@reporting_errors
-def main(argv: Sequence[str] | None = None) -> None:
+@command(ReproduceConfig, __doc__)
+def main(config: ReproduceConfig) -> None:
     """Say what is missing, run it unless it is a dry run, print the table."""
-    config = parse(ReproduceConfig, argv, __doc__)
     check_folder(config.out)
     table_of_paper = read_table(config.table)
     if not table_of_paper.online:

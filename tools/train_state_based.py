@@ -10,18 +10,15 @@ Leaves OUT/result.json. The same command goes on where it was stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from dpvla.cli import parse, reporting_errors
+from dpvla.cli import command
+from dpvla.state_based.running.config import StateBasedConfig
 from dpvla.state_based.running.environment_workers import WorkerDied
-from dpvla.state_based.running.protocol import StateBasedConfig
 from dpvla.state_based.running.training_run import train_state_based
 
 
-@reporting_errors
-def main(argv: Sequence[str] | None = None) -> None:
+@command(StateBasedConfig, __doc__)
+def main(config: StateBasedConfig) -> None:
     """Train, evaluate, and say what came out."""
-    config = parse(StateBasedConfig, argv, __doc__)
     try:
         result = train_state_based(config)
     except WorkerDied as error:

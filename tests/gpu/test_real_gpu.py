@@ -15,7 +15,6 @@ from torch import nn
 
 from dpvla.algorithms.dipole import Dipole, DipoleConfig
 from dpvla.rl.stage import RolloutConfig, RolloutStage
-from dpvla.state_based.agents.registry import make_agent
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.networks.draws import FreshDraws
 from dpvla.state_based.running.stage import STATE_BASED_LOOP
@@ -26,6 +25,7 @@ from dpvla.training.strategies.registry import make_strategy
 from navsim_bridge.golden.v1 import read_golden
 from navsim_bridge.golden.v2 import read_golden_epdms
 from navsim_bridge.pdm import EPDMSBatch, SceneBatch, epdms_terms, score_plans
+from tests.dpvla.state_based.agent_of import agent_of
 from tests.gpu.test_state_based_on_gpu import ACTION, CONFIGS, OBSERVATION, SEEDS, transitions
 from tests.gpu.tiny_driving import make_policy, numbers
 from tests.paths import FIXTURES
@@ -122,7 +122,7 @@ def test_a_dipole_cycle_in_bf16_moves_both_adapters(
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_cuda_graph_learns_what_plain_launches_learn(name: str, gpu: torch.device) -> None:
-    first = make_agent(CONFIGS[name], OBSERVATION, ACTION, SEEDS).to(gpu)
+    first = agent_of(CONFIGS[name], OBSERVATION, ACTION, SEEDS).to(gpu)
     agents = {True: first, False: copy.deepcopy(first)}
     for graph, agent in agents.items():
         replay = Replay(transitions(), SEEDS, device=gpu)

@@ -11,21 +11,22 @@ import pytest
 import torch
 
 from dpvla.state_based.agents.agent import Agent
-from dpvla.state_based.agents.dipole import DipoleConfig
-from dpvla.state_based.agents.registry import AGENTS, make_agent
+from dpvla.state_based.agents.dipole import DipoleAgentConfig
+from dpvla.state_based.agents.registry import AGENTS
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.data.transitions import Transitions
 from dpvla.state_based.networks.draws import FreshDraws
 from dpvla.state_based.running.stage import STATE_BASED_LOOP
 from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
+from tests.dpvla.state_based.agent_of import agent_of, config_of
 from tests.gpu.pretended import PretendedGPU, value
 
 OBSERVATION, ACTION, SEEDS = 3, 2, (4, 5)
 SMALL: dict[str, Any] = {"hidden": (8, 8), "batch_size": 6}
-CONFIGS = {name: config(**SMALL) for name, (_, config) in AGENTS.items()} | {
-    "dipole, V target": DipoleConfig(**SMALL, q_target="value"),
-    "dipole, best of n": DipoleConfig(**SMALL, next_action="best_of_n"),
-    "dipole, recorded": DipoleConfig(**SMALL, next_action="dataset"),
+CONFIGS = {name: config_of(name, **SMALL) for name in AGENTS} | {
+    "dipole, V target": DipoleAgentConfig(**SMALL, q_target="value"),
+    "dipole, best of n": DipoleAgentConfig(**SMALL, next_action="best_of_n"),
+    "dipole, recorded": DipoleAgentConfig(**SMALL, next_action="dataset"),
 }
 
 
@@ -60,7 +61,7 @@ def updates(device: torch.device, agent: Agent, data: Transitions, steps: int = 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_update_learns_on_a_gpu_what_it_learns_on_the_cpu_and_could_be_captured(name: str) -> None:
-    data, (there, here) = transitions(), (make_agent(CONFIGS[name], OBSERVATION, ACTION, SEEDS) for _ in range(2))
+    data, (there, here) = transitions(), (agent_of(CONFIGS[name], OBSERVATION, ACTION, SEEDS) for _ in range(2))
     expected = updates(torch.device("cpu"), here, data)[0].agent.state_dict()
     gpu = PretendedGPU(backward=True)
     with gpu():
@@ -81,7 +82,7 @@ def test_an_update_learns_on_a_gpu_what_it_learns_on_the_cpu_and_could_be_captur
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_agent_acts_on_a_gpu_as_on_the_cpu_without_waiting(name: str) -> None:
-    agent = make_agent(CONFIGS[name], OBSERVATION, ACTION, SEEDS)
+    agent = agent_of(CONFIGS[name], OBSERVATION, ACTION, SEEDS)
     observations = torch.randn(2, 5, OBSERVATION)
     expected = agent.act(observations, FreshDraws(SEEDS, "cpu", 1))
     gpu = PretendedGPU()
@@ -111,7 +112,7 @@ def test_collected_rows_reach_a_replay_on_a_gpu() -> None:
 
 def test_a_graph_is_captured_on_the_agents_own_device() -> None:
     """Streams and graphs are those of the current device, which is number 0 until somebody says otherwise."""
-    agent, data = make_agent(DipoleConfig(**SMALL), OBSERVATION, ACTION, SEEDS), transitions()
+    agent, data = agent_of(DipoleAgentConfig(**SMALL), OBSERVATION, ACTION, SEEDS), transitions()
     current: list[torch.device] = []
     captured: list[bool] = []
 

@@ -7,22 +7,23 @@ does not is in ``CFGRLConfig.differences`` and docs/state_based.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpvla.config import Count, NotNegative, Share, Whole
+from dpvla.config import Count, Range, Share, Whole
 from dpvla.diffusion import flow
 from dpvla.diffusion.guidance import combine
-from dpvla.state_based.agents.agent import Agent, Batch, Info
-from dpvla.state_based.networks.critics import ImplicitQ, ImplicitQConfig
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.agents.config import ImplicitQConfig
+from dpvla.state_based.agents.policies import flow_actions, policy_network
+from dpvla.state_based.agents.values import ImplicitQ
+from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
-from dpvla.state_based.networks.flow_policy import flow_actions
-from dpvla.state_based.networks.stacked import StackedMLP
 
 NULL, NEGATIVE, POSITIVE = range(3)  # labels
 
@@ -31,8 +32,9 @@ NULL, NEGATIVE, POSITIVE = range(3)  # labels
 class CFGRLConfig(ImplicitQConfig):
     """Defaults follow the released OGBench variant (``flowiql.py`` of github.com/kvfrans/cfgrl_submit at 545677e).
 
-    Not its own: batch_size (it has 1024), advantage_from (online) and guidance (1.0). The recipes for ExORL follow the
-    ExORL variant, which has scheme = both, the target Q's advantage, and mish with normalisation before it.
+    Not its own: batch_size (it has 1024), advantage_from (online) and omega (0: its w, which is 1 + omega, is 1). The
+    recipes for ExORL follow the ExORL variant, which has scheme = both, the target Q's advantage, and mish with
+    normalization before it.
     """
 
     scheme: Literal["dropout", "both"] = "dropout"  # dropout: each row is labelled positive, negative or (with chance
@@ -40,7 +42,8 @@ class CFGRLConfig(ImplicitQConfig):
     null_share: Share = 0.1  # of rows, or weight, for the unconditional velocity
     threshold: float = 0.0  # an advantage of at least this is positive
     advantage_from: Literal["target", "online"] = "target"  # which Q the A = Q - V comes from
-    guidance: NotNegative = 1.5  # w: 1 samples the positive policy, more goes beyond; ours: released code tries several
+    omega: Annotated[float, Range(least=-1)] = 0.5  # how far beyond the positive policy actions go (the released
+    # code's w is 1 + omega, and it tries several)
     label_size: Count = 32  # numbers a label is embedded in
     time_size: Whole = 0  # sinusoidal features of t (16 on ExORL); 0: t itself
     time_grid: bool = False  # t is drawn from {0, 1/T, ..., 1} (ExORL) instead of [0, 1)
@@ -51,10 +54,17 @@ class CFGRLConfig(ImplicitQConfig):
         if self.time_size % 2:
             raise ValueError(f"time_size must be even (a cosine and a sine each), found {self.time_size}")
 
+    @staticmethod
+    def in_full(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``guidance`` was w, which is 1 + omega."""
+        if "omega" in given or not isinstance(given.get("guidance"), (int, float)):
+            return given
+        return {name: value for name, value in given.items() if name != "guidance"} | {"omega": given["guidance"] - 1}
+
     def differences(self, benchmark: str) -> tuple[str, ...]:
-        """Batch, advantage and guidance, where they are not the released code's."""
+        """Batch, advantage and omega, where they are not the released code's."""
         tried = "0.5 to 3" if benchmark == "OGBench" else "1 to 100, and reports the best"
-        found = [f"acts with one w, {self.guidance:g} (the released code evaluates w of {tried})"]
+        found = [f"acts with one w, {1 + self.omega:g} (the released code evaluates w of {tried})"]
         if self.batch_size != 1024:
             found.append(f"batches of {self.batch_size} (released code: 1024)")
         theirs = "online" if benchmark == "OGBench" else "target"
@@ -66,6 +76,7 @@ class CFGRLConfig(ImplicitQConfig):
 class CFGRL(Agent):
     """Two Qs, V, one labelled flow policy."""
 
+    Config = CFGRLConfig
     config: CFGRLConfig
 
     def __init__(self, config: CFGRLConfig, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> None:
@@ -73,9 +84,7 @@ class CFGRL(Agent):
         generators = self.generators()
         self.values = ImplicitQ(config, observation_dim, action_dim, generators)
         inputs = observation_dim + action_dim + config.label_size + (config.time_size or 1)
-        self.policy = StackedMLP(
-            generators, 1, inputs, config.hidden, action_dim, config.activation, config.policy_norm
-        )
+        self.policy = policy_network(config, generators, inputs, action_dim)
         labels = [torch.randn(3, config.label_size, generator=generator) for generator in generators]
         self.labels = nn.Parameter(torch.stack(labels) / math.sqrt(config.label_size))  # (seed, label, number)
 
@@ -119,22 +128,18 @@ class CFGRL(Agent):
         return self.policy(observations, x_t, time, embedded)[:, 0]
 
     def guided(self, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """``v_null + w (v_positive - v_null)``, both in one pass."""
+        """``(1 + omega) v_positive - omega v_null``, both in one pass."""
         label = torch.zeros(observations.shape[:2], dtype=torch.int64, device=observations.device)
         twice = observations.repeat(1, 2, 1), x_t.repeat(1, 2, 1), t.repeat(1, 2, 1)
         both = self.velocity(*twice, torch.cat((label + POSITIVE, label + NULL), 1))
         positive, null = both.chunk(2, 1)
-        return combine(positive, null, self.config.guidance - 1)
+        return combine(positive, null, self.config.omega)
 
     @torch.no_grad()
     def act(self, observations: Tensor, draws: Draws, temperature: float = 1.0) -> Tensor:
         """One guided sample."""
         noise = draws.normal(observations.shape[1], self.action_dim)
         return flow_actions(self.guided, observations, noise, self.config.flow_steps)
-
-    def update_targets(self, phase: int) -> None:
-        """The target Q follows."""
-        self.values.critic.follow()
 
 
 def sinusoidal(t: Tensor, size: int) -> Tensor:

@@ -1,7 +1,7 @@
 """DIPOLE on states: IQL's values, a positive and a negative flow policy, their greedy combination (Section 4, App. D).
 
 The paper leaves points open; each is a field below, with the default we read from it. The agent that its authors
-released for OGBench settles some of them otherwise: ``DipoleConfig.differences`` and docs/state_based.md.
+released for OGBench settles some of them otherwise: ``DipoleAgentConfig.differences`` and docs/state_based.md.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from torch.nn import functional as F
 from dpvla.algorithms.dipole import dichotomous_weights
 from dpvla.config import Count, NotNegative
 from dpvla.diffusion.guidance import combine
-from dpvla.state_based.agents.agent import Agent, Batch, Info
-from dpvla.state_based.networks.critics import ImplicitQ, ImplicitQConfig, aggregate
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.agents.config import ImplicitQConfig
+from dpvla.state_based.agents.policies import best_of, flow_actions, noised_actions, policy_network, repeated
+from dpvla.state_based.agents.values import ImplicitQ, aggregate
+from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
-from dpvla.state_based.networks.flow_policy import best_of, flow_actions, noised_actions, repeated
-from dpvla.state_based.networks.stacked import Activation, StackedMLP
+from dpvla.state_based.networks.stacked import Activation
 
 
 @dataclass(frozen=True)
-class DipoleConfig(ImplicitQConfig):
+class DipoleAgentConfig(ImplicitQConfig):
     """Sizes, activation, steps and targets are the paper's Table 5; the recipes have Table 6's values for each task."""
 
     hidden: tuple[Count, ...] = (512, 512, 512)  # layer sizes of all networks
     activation: Activation = "tanh"  # hidden activation, in policies and values ("Activation function: tanh")
     beta: NotNegative = 1.0  # temperature of the weights
     shift: float = 0.0  # k: weights are sigmoid(beta A + k) and one minus it
-    omega: NotNegative = 1.0  # w: greediness of the combination; in no table of the paper, 0 in the released agent
+    omega: NotNegative = 1.0  # w: how far beyond the positive policy actions go; in no table of the paper
     samples: Count = 2  # N: actions drawn when acting, of which the one with the largest Q is taken; 1: no rejection
     flow_steps: Count = 10  # T: Euler steps (10 on OGBench, 32 on ExORL)
     q_target: Literal["policy", "value"] = "policy"  # behind the reward: Q'(s', a') (OGBench) or V(s') (ExORL)
@@ -61,17 +63,15 @@ class DipoleConfig(ImplicitQConfig):
 class Dipole(Agent):
     """Two Qs, V, and the two policies as members 0 (positive) and 1 (negative) of one stack."""
 
-    config: DipoleConfig
+    Config = DipoleAgentConfig
+    config: DipoleAgentConfig
 
-    def __init__(self, config: DipoleConfig, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> None:
+    def __init__(self, config: DipoleAgentConfig, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> None:
         super().__init__(config, observation_dim, action_dim, seeds)
         self.uses_next_actions = config.q_target == "policy" and config.next_action == "dataset"
         generators = self.generators()
         self.values = ImplicitQ(config, observation_dim, action_dim, generators)
-        inputs = observation_dim + action_dim + 1
-        self.policies = StackedMLP(
-            generators, 2, inputs, config.hidden, action_dim, config.activation, config.policy_norm
-        )
+        self.policies = policy_network(config, generators, observation_dim + action_dim + 1, action_dim, members=2)
 
     def loss(self, batch: Batch, draws: Draws, phase: int) -> tuple[Tensor, Info]:
         """Values, and the policies' weighted flow matching (Eq. 9)."""
@@ -135,10 +135,6 @@ class Dipole(Agent):
         if samples == 1:
             return actions
         return best_of(aggregate(self.values.critic(several, actions), self.config.clip_q), actions, samples)
-
-    def update_targets(self, phase: int) -> None:
-        """The target Q follows."""
-        self.values.critic.follow()
 
     def _target_q(self, observations: Tensor, actions: Tensor) -> Tensor:
         return aggregate(self.values.critic.target_value(observations, actions), self.config.clip_q)

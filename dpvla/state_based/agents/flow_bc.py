@@ -1,4 +1,4 @@
-"""Behaviour cloning with a flow policy: weight 1 for every recorded action, no values. The floor for every method."""
+"""Behavior cloning with a flow policy: weight 1 for every recorded action, no values. The floor for every method."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dpvla.config import Count
-from dpvla.state_based.agents.agent import Agent, Batch, Info
-from dpvla.state_based.networks.critics import AgentConfig
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.agents.policies import FlowPolicy
+from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
-from dpvla.state_based.networks.flow_policy import FlowPolicy
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class FlowBCConfig(AgentConfig):
 class FlowBC(Agent):
     """One flow policy."""
 
+    Config = FlowBCConfig
     config: FlowBCConfig
 
     def __init__(self, config: FlowBCConfig, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> None:
@@ -40,6 +42,3 @@ class FlowBC(Agent):
     def act(self, observations: Tensor, draws: Draws, temperature: float = 1.0) -> Tensor:
         """One sample."""
         return self.policy.sample(observations, draws, self.config.flow_steps)
-
-    def update_targets(self, phase: int) -> None:
-        """There are none."""

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from dpvla.config import Count, NotNegative
-from dpvla.state_based.agents.agent import Agent, Batch, Info
-from dpvla.state_based.networks.critics import AgentConfig, Critic, aggregate, bootstrapped, td_loss
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.agents.policies import FlowPolicy, flow_actions, policy_network
+from dpvla.state_based.agents.values import Critic, aggregate, bootstrapped, td_loss
+from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
-from dpvla.state_based.networks.flow_policy import FlowPolicy, flow_actions
-from dpvla.state_based.networks.stacked import StackedMLP
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,14 @@ class FQLConfig(AgentConfig):
     def differences(self, benchmark: str) -> tuple[str, ...]:
         """On OGBench none is known; for ExORL nothing was released."""
         return (
-            () if benchmark == "OGBench" else ("alpha and normalised Q are ours: the paper tuned alpha, prints none",)
+            () if benchmark == "OGBench" else ("alpha and normalized Q are ours: the paper tuned alpha, prints none",)
         )
 
 
 class FQL(Agent):
     """Two Qs, one flow, one one-step policy."""
 
+    Config = FQLConfig
     config: FQLConfig
 
     def __init__(self, config: FQLConfig, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> None:
@@ -42,10 +44,7 @@ class FQL(Agent):
         generators = self.generators()
         self.critic = Critic(config, observation_dim, action_dim, generators)
         self.flow = FlowPolicy(config, observation_dim, action_dim, generators)
-        inputs = observation_dim + action_dim
-        self.policy = StackedMLP(
-            generators, 1, inputs, config.hidden, action_dim, config.activation, config.policy_norm
-        )
+        self.policy = policy_network(config, generators, observation_dim + action_dim, action_dim)
 
     def loss(self, batch: Batch, draws: Draws, phase: int) -> tuple[Tensor, Info]:
         """TD learning, flow matching, distillation and the climb on Q."""
@@ -82,7 +81,3 @@ class FQL(Agent):
         """One step from noise."""
         noise = draws.normal(observations.shape[1], self.action_dim)
         return self.policy(observations, noise)[:, 0].clamp(-1, 1)
-
-    def update_targets(self, phase: int) -> None:
-        """The target Q follows."""
-        self.critic.follow()

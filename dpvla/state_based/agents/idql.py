@@ -1,6 +1,6 @@
 """IDQL (Hansen-Estruch et al., 2023): IQL's values, a diffusion policy that imitates, and the best of N samples.
 
-The policy is after IDQL's code: a residual network with layer normalisation and dropout that predicts the noise at one
+The policy is after IDQL's code: a residual network with layer normalization and dropout that predicts the noise at one
 of T diffusion steps, sampled by DDPM with an average of its weights. The values are those of our IFQL. The FQL paper's
 authors ran the tables' IDQL again, with code that is not in their repository: what it had beyond N is not known here.
 """
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpvla.config import BelowOne, Count, Share
-from dpvla.state_based.agents.agent import Agent, Batch, Info
-from dpvla.state_based.networks.critics import ImplicitQ, ImplicitQConfig, aggregate
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.agents.config import ImplicitQConfig
+from dpvla.state_based.agents.policies import best_of, repeated
+from dpvla.state_based.agents.values import ImplicitQ, aggregate
+from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
-from dpvla.state_based.networks.flow_policy import best_of, repeated
 from dpvla.state_based.networks.stacked import StackedLayerNorm, StackedLinear, StackedMLP, follow, target_of
 
 BETA_MIN, BETA_MAX = 0.1, 10.0
@@ -36,10 +38,16 @@ class IDQLConfig(ImplicitQConfig):
     dropout: BelowOne = 0.1  # in the policy's blocks
     policy_rate: Share = 0.001  # share of the policy that the sampled average takes over after each update
 
+    def with_width(self, width: int) -> IDQLConfig:
+        """The policy's blocks keep their proportion to the other layers."""
+        policy_size = max(1, self.policy_size * width // max(self.hidden))
+        return replace(self, hidden=(width,) * len(self.hidden), policy_size=policy_size)
+
 
 class IDQL(Agent):
     """Two Qs, V, one diffusion policy and its average."""
 
+    Config = IDQLConfig
     config: IDQLConfig
     beta: Tensor  # (step,)
     alpha_product: Tensor  # (step,)
@@ -93,12 +101,12 @@ class IDQL(Agent):
 
     def update_targets(self, phase: int) -> None:
         """The target Q and the policy's average follow."""
-        self.values.critic.follow()
+        super().update_targets(phase)
         follow(self.average, self.policy, self.config.policy_rate)
 
 
 class NoisePredictor(nn.Module):
-    """Residual network on (x, s, features of the step): per block, dropout, normalisation, 4 x wider layer, back."""
+    """Residual network on (x, s, features of the step): per block, dropout, normalization, 4 x wider layer, back."""
 
     def __init__(
         self, config: IDQLConfig, observation_dim: int, action_dim: int, generators: Sequence[torch.Generator]

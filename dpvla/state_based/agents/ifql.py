@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from dpvla.config import Count
-from dpvla.state_based.agents.agent import Agent, Batch, Info
-from dpvla.state_based.networks.critics import ImplicitQ, ImplicitQConfig, aggregate
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.agents.config import ImplicitQConfig
+from dpvla.state_based.agents.policies import FlowPolicy, best_of, repeated
+from dpvla.state_based.agents.values import ImplicitQ, aggregate
+from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
-from dpvla.state_based.networks.flow_policy import FlowPolicy, best_of, repeated
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class IFQLConfig(ImplicitQConfig):
 class IFQL(Agent):
     """Two Qs, V, one flow policy."""
 
+    Config = IFQLConfig
     config: IFQLConfig
 
     def __init__(self, config: IFQLConfig, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> None:
@@ -48,7 +51,3 @@ class IFQL(Agent):
         return best_of(
             aggregate(self.values.critic(several, actions), self.config.clip_q), actions, self.config.samples
         )
-
-    def update_targets(self, phase: int) -> None:
-        """The target Q follows."""
-        self.values.critic.follow()

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dpvla.config import NotNegative
-from dpvla.state_based.agents.agent import Agent, Batch, Info
-from dpvla.state_based.networks.critics import ImplicitQ, ImplicitQConfig
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.agents.config import ImplicitQConfig
+from dpvla.state_based.agents.policies import FIRST_ACTIONS_NEAR_ZERO, policy_network
+from dpvla.state_based.agents.values import ImplicitQ
+from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
-from dpvla.state_based.networks.stacked import StackedMLP
 
 LARGEST_WEIGHT = 100.0
 SMALLEST_LOG_STD, LARGEST_LOG_STD = -5.0, 2.0
@@ -39,21 +41,15 @@ class IQLConfig(ImplicitQConfig):
 class IQL(Agent):
     """Two Qs, V, one Gaussian policy."""
 
+    Config = IQLConfig
     config: IQLConfig
 
     def __init__(self, config: IQLConfig, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> None:
         super().__init__(config, observation_dim, action_dim, seeds)
         generators = self.generators()
         self.values = ImplicitQ(config, observation_dim, action_dim, generators)
-        self.policy = StackedMLP(
-            generators,
-            1,
-            observation_dim,
-            config.hidden,
-            action_dim,
-            config.activation,
-            config.policy_norm,
-            final_scale=0.01,
+        self.policy = policy_network(
+            config, generators, observation_dim, action_dim, final_scale=FIRST_ACTIONS_NEAR_ZERO
         )
         log_std = torch.zeros(len(self.seeds), 1, action_dim)
         self.log_std = nn.Parameter(log_std, requires_grad=config.learned_std)
@@ -88,7 +84,3 @@ class IQL(Agent):
         """A sample of the Gaussian at ``temperature`` times its standard deviation, clipped."""
         mean, std = self.gaussian(observations)
         return (mean + temperature * std * draws.normal(*mean.shape[1:])).clamp(-1, 1)
-
-    def update_targets(self, phase: int) -> None:
-        """The target Q follows."""
-        self.values.critic.follow()

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from dpvla.config import Count, NotNegative
-from dpvla.state_based.agents.agent import Agent, Batch, Info
-from dpvla.state_based.networks.critics import AgentConfig, Critic, bootstrapped, td_loss
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.agents.policies import FIRST_ACTIONS_NEAR_ZERO, policy_network
+from dpvla.state_based.agents.values import Critic, bootstrapped, td_loss
+from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
-from dpvla.state_based.networks.stacked import StackedMLP, follow, target_of
+from dpvla.state_based.networks.stacked import follow, target_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class ReBRACConfig(AgentConfig):
 class ReBRAC(Agent):
     """Two Qs and a deterministic policy, both with targets."""
 
+    Config = ReBRACConfig
     config: ReBRACConfig
     uses_next_actions = True
 
@@ -54,15 +58,8 @@ class ReBRAC(Agent):
         self.period = config.actor_every
         generators = self.generators()
         self.critic = Critic(config, observation_dim, action_dim, generators)
-        self.policy = StackedMLP(
-            generators,
-            1,
-            observation_dim,
-            config.hidden,
-            action_dim,
-            config.activation,
-            config.policy_norm,
-            final_scale=0.01,
+        self.policy = policy_network(
+            config, generators, observation_dim, action_dim, final_scale=FIRST_ACTIONS_NEAR_ZERO
         )
         self.target_policy = target_of(self.policy)
 
@@ -115,7 +112,7 @@ class ReBRAC(Agent):
     def update_targets(self, phase: int) -> None:
         """Both targets follow when the actor has learned."""
         if self._actor_learns(phase):
-            self.critic.follow()
+            super().update_targets(phase)
             follow(self.target_policy, self.policy, self.config.target_rate)
 
     def _actor_learns(self, phase: int) -> bool:

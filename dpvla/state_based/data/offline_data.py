@@ -1,10 +1,9 @@
-"""The recorded data of a task, whichever benchmark it belongs to."""
+"""What the loaders of both benchmarks give."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,23 +28,3 @@ def episodes_needed(lengths: Sequence[int] | NDArray[Any], max_transitions: int 
     if max_transitions < 1:
         raise ValueError(f"max_transitions must be at least 1, found {max_transitions}")
     return min(int(np.searchsorted(np.cumsum(lengths), max_transitions)) + 1, len(lengths))
-
-
-def load_data(name: str, folder: Path | str | None = None, max_transitions: int | None = None) -> OfflineData:
-    """Data of an OGBench single-task name (ends in -v0) or an ExORL task name.
-
-    Args:
-        folder: where the files lie; None: the ``ogbench`` package's own folder, or data/exorl.
-        max_transitions: use at most about as many rows, whole episodes, the first ones.
-
-    Raises:
-        ValueError: unknown name, or files that do not fit the task (the message names them).
-        FileNotFoundError: no files; says where they were looked for and how to get or make them.
-    """
-    if name.endswith("-v0"):
-        from dpvla.state_based.data.ogbench_data import load_ogbench
-
-        return load_ogbench(name, folder, max_transitions)
-    from dpvla.state_based.data.exorl_data import load_exorl
-
-    return load_exorl(name, folder, max_transitions=max_transitions)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpvla.state_based.agents.agent import Batch
+from dpvla.state_based.data.batch import Batch
 from dpvla.state_based.data.transitions import Transitions
 from dpvla.tensors import CheckpointError, load_tensors, save_tensors
 

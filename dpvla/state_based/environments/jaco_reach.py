@@ -27,7 +27,7 @@ TIME_LIMIT = 10.0
 """[s]; with 0.04 s control steps an episode has 250."""
 
 _START_LOWER, _START_UPPER = (-0.2, -0.2, 0.02), (0.2, 0.2, 0.4)
-"""Box that the tool centre starts in [m]."""
+"""Box that the tool center starts in [m]."""
 
 
 def make_jaco(task: str, seed: int) -> Any:
@@ -51,7 +51,7 @@ def _task(target: np.ndarray) -> Any:
     tolerance = load("dm_control.utils.rewards").tolerance
 
     class FixedTargetReach(reach.Reach):  # type: ignore[misc, name-defined]
-        """Reach for a fixed, unobserved point with the tool centre."""
+        """Reach for a fixed, unobserved point with the tool center."""
 
         def __init__(self) -> None:
             features = observations.PERFECT_FEATURES
@@ -73,7 +73,7 @@ def _task(target: np.ndarray) -> Any:
             physics.bind(self._target).pos = target
 
         def get_reward(self, physics: Any) -> float:
-            tool_centre = physics.bind(self._hand.tool_center_point).xpos
-            return float(tolerance(np.linalg.norm(tool_centre - target), bounds=(0, RADIUS), margin=RADIUS))
+            tool_center = physics.bind(self._hand.tool_center_point).xpos
+            return float(tolerance(np.linalg.norm(tool_center - target), bounds=(0, RADIUS), margin=RADIUS))
 
     return FixedTargetReach()

@@ -49,7 +49,7 @@ class StackedLinear(nn.Module):
 
 
 class StackedLayerNorm(nn.Module):
-    """Layer normalisation over the last axis, with gain and bias of each member."""
+    """Layer normalization over the last axis, with gain and bias of each member."""
 
     def __init__(self, seeds: int, members: int, size: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class StackedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(seeds * members, 1, size))
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
-        """(seed · member, row, size), normalised; ``frozen``: no gradient to the parameters."""
+        """(seed · member, row, size), normalized; ``frozen``: no gradient to the parameters."""
         gain, bias = (self.gain.detach(), self.bias.detach()) if frozen else (self.gain, self.bias)
         if len(gain) == 1:  # one member in all: the fused kernel knows gain and bias
             return F.layer_norm(x, x.shape[-1:], gain[0, 0], bias[0, 0], LAYER_NORM_EPS)
@@ -68,7 +68,7 @@ class StackedLayerNorm(nn.Module):
 class StackedMLP(nn.Module):
     """``members`` equal MLPs for each seed, e.g. two critics, or the positive and the negative policy.
 
-    Layer normalisation stands after every activation (FQL's critics), before every activation (CFGRL's critics on
+    Layer normalization stands after every activation (FQL's critics), before every activation (CFGRL's critics on
     ExORL), or before all but the last one (CFGRL's policy there).
     """
 

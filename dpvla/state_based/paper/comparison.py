@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpvla.report.table import markdown_table
-from dpvla.state_based.environments.tasks import find_task
-from dpvla.state_based.paper.paper_tables import Method, PaperTable, Printed
 from dpvla.state_based.paper.reproduction import Grid
-from dpvla.state_based.running.protocol import SEEDS
+from dpvla.state_based.running.paper_tables import SEEDS, Method, PaperTable, Printed
 from dpvla.state_based.running.results import mean_and_std, read_acting
+from dpvla.state_based.running.tasks import find_task
 
 NOTHING = "–"
 

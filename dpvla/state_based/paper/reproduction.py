@@ -6,20 +6,22 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 
 from dpvla.checkpoint_layout import RUN_FILE
-from dpvla.config import ConfigError, Whole, from_dict, read_yaml, to_dict
+from dpvla.config import ConfigError, Whole, from_dict, merged, read_yaml, to_dict
 from dpvla.files import read_json, write_json
 from dpvla.parallel import available_cores
-from dpvla.state_based.environments.tasks import find_task, nearest
-from dpvla.state_based.paper.paper_tables import Method, PaperTable
+from dpvla.registry import import_plugin
+from dpvla.state_based.agents.registry import AGENTS
 from dpvla.state_based.paper.time_estimate import measure_updates_per_second
+from dpvla.state_based.running.config import StateBasedConfig, read_task
 from dpvla.state_based.running.environment_workers import WorkerDied
-from dpvla.state_based.running.protocol import SEEDS, StateBasedConfig, read_task
+from dpvla.state_based.running.paper_tables import ONLINE_STEPS, SEEDS, Method, PaperTable, method_of, table_keys
 from dpvla.state_based.running.results import Evaluations, read_result, updates_per_second
+from dpvla.state_based.running.tasks import find_task, nearest
 from dpvla.state_based.running.training_run import FREE, evaluate_acting, train_state_based
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 from dpvla.training.launch import make_accelerator
@@ -32,10 +34,10 @@ GRID = "grid.json"
 class ReproduceConfig:
     """Which table, and how its runs are made. Without options: the paper's protocol with 8 seeds."""
 
-    table: Literal["1", "2", "3", "7", "small"]  # 1: ExORL; 2, 7: OGBench; 3: offline to online; small: see docs
+    table: str  # 1: ExORL; 2, 7: OGBench; 3: offline to online; small: see docs
     out: str = "runs/reproduce"  # folder of all runs; tables share those they have in common
     protocol: str | None = None  # YAML file with options of train_state_based.py for every run
-    only: tuple[str, ...] = ()  # rows (or what their names begin with) and methods; none: all
+    only: tuple[str, ...] = ()  # rows (or what their names begin with), methods and other agents; none: the table's
     seeds: tuple[Whole, ...] = tuple(range(SEEDS))  # of every cell; more can be added later
     seeds_per_run: Whole = 0  # seeds that train side by side in one run; 0: all of them
     steps: Whole = 0  # offline updates; 0: the protocol's
@@ -44,15 +46,18 @@ class ReproduceConfig:
     ogbench_data: str | None = None  # none: ~/.ogbench/data
     exorl_data: str | None = None  # none: data/exorl
     workers: Whole = field(default_factory=available_cores)  # processes that step environments
+    plugin: tuple[str, ...] = ()  # modules of yours that add agents: their names, or .py files
     dry_run: bool = False  # say what is missing and how long it would take, after a short trial of each kind
 
     def __post_init__(self) -> None:
+        if self.table not in table_keys():
+            raise ConfigError(f"table must be one of {', '.join(table_keys())}, found {self.table!r}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds must be given and differ, found {list(self.seeds)}")
 
 
 @dataclass(frozen=True)
-class Run:
+class MissingRun:
     """One run of the grid that is not done."""
 
     config: StateBasedConfig
@@ -73,6 +78,9 @@ class Grid:
         self.out = Path(config.out)
         self.rows, self.methods = _selected(table, config.only)
         self._protocol = read_yaml(StateBasedConfig, config.protocol) if config.protocol else {}
+        self._plugins = tuple(dict.fromkeys((*config.plugin, *self._protocol.get("plugin", ()))))
+        for name in self._plugins:
+            import_plugin(name)
         self._before = self._read_protocols()
         self._refuse_other_protocol()
 
@@ -87,16 +95,17 @@ class Grid:
             "options": self._options(task, agent),
             "out": str(self._folder(task, agent) / ("seeds_" + "-".join(map(str, seeds)))),
             "workers": self.config.workers,
+            "plugin": list(self._plugins),
         }
         own: dict[str, Any] = {"steps": self.config.steps, "eval_episodes": self.config.eval_episodes}
         given |= {name: value for name, value in own.items() if value}
         default = StateBasedConfig(env=kind.name)
         if self.table.online:
-            given["online_steps"] = self.config.online_steps or self._protocol.get("online_steps", 1_000_000)
+            given["online_steps"] = self.config.online_steps or self._protocol.get("online_steps", ONLINE_STEPS)
         else:
             given["online_steps"] = 0
-        merged = _merged(_merged(to_dict(default), self._protocol), given)
-        return from_dict(StateBasedConfig, merged, self.config.protocol or "the grid's options")
+        full = merged(StateBasedConfig, merged(StateBasedConfig, to_dict(default), self._protocol), given)
+        return from_dict(StateBasedConfig, full, self.config.protocol or "the grid's options")
 
     def _options(self, task: str, agent: str) -> list[str]:
         """The protocol's options, and the table's own, which win."""
@@ -114,7 +123,7 @@ class Grid:
         """Evaluations by step of a cell's runs, finished or not."""
         return [Evaluations(folder).by_step for folder in sorted(self._folder(task, agent).glob("seeds_*"))]
 
-    def missing(self) -> Iterator[Run]:
+    def missing(self) -> Iterator[MissingRun]:
         """Runs that are not done, begun ones before new ones in each cell."""
         for task, agent in self.cells():
             done = {seed for result in self.results(task, agent) for seed in result["seeds"]}
@@ -131,7 +140,7 @@ class Grid:
             for seeds in groups:
                 config = self.config_of(task, agent, seeds)
                 newest = latest_checkpoint(Path(config.out))
-                yield Run(config, 0 if newest is None else checkpoint_step(newest))
+                yield MissingRun(config, 0 if newest is None else checkpoint_step(newest))
 
     def run(self) -> dict[str, str]:
         """Make all missing runs; returns those that failed, with the reason. Interrupted, the next call goes on.
@@ -162,7 +171,7 @@ class Grid:
             evaluate_acting(config, method.acting)
         return failed
 
-    def estimate(self, runs: Sequence[Run]) -> Iterator[tuple[Run, float]]:
+    def estimate(self, runs: Sequence[MissingRun]) -> Iterator[tuple[MissingRun, float]]:
         """Seconds of updates that each run still needs, from speeds of this folder's runs or else tried on the spot.
 
         They come one by one: trying a kind of run takes at least four of its updates and two seconds.
@@ -218,12 +227,14 @@ class Grid:
 
 
 def _selected(table: PaperTable, only: Sequence[str]) -> tuple[list[str], list[Method]]:
-    """Rows and methods that the words name; all where no word names any."""
+    """Rows and methods that the words name, agents the table has no column of as well; all where no word names any."""
     methods = [method for method in table.methods if method.key in only]
+    known = {method.key for method in table.methods}
+    methods += [method_of(word) for word in dict.fromkeys(only) if word in AGENTS and word not in known]
     starts = [word for word in only if word not in {method.key for method in methods}]
     for word in starts:
         if not any(row.startswith(word) for row in table.rows):
-            near = nearest(word, [*table.rows, *(method.key for method in table.methods)])
+            near = nearest(word, [*table.rows, *known, *AGENTS])
             raise ConfigError(f"table {table.key} has no row or method '{word}'; nearest valid name: '{near}'")
     rows = [row for row in table.rows if not starts or row.startswith(tuple(starts))]
     return rows, methods or list(table.methods)
@@ -240,11 +251,6 @@ def _fixed(protocol: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if prefix + name not in (*FREE, "online_steps"):
             kept[name] = value
     return kept
-
-
-def _merged(default: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    groups = {name: _merged(default[name], value) for name, value in over.items() if isinstance(value, Mapping)}
-    return {**default, **over, **groups}
 
 
 def _kind(config: StateBasedConfig) -> tuple[str, str, int]:

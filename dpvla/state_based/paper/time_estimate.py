@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from dpvla.state_based.agents.registry import make_agent
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.data.transitions import Transitions
-from dpvla.state_based.running.protocol import StateBasedConfig, read_task
+from dpvla.state_based.running.config import StateBasedConfig, read_task
 from dpvla.state_based.running.update import make_update
 
 SIZES = {
@@ -29,7 +29,7 @@ SIZES = {
 }
 """Observation and action sizes by domain."""
 
-ROWS, WARM_UP = 4096, 3
+ROWS, UNTIMED = 4096, 3
 
 
 def measure_updates_per_second(config: StateBasedConfig, accelerator: Accelerator, seconds: float = 2.0) -> float:
@@ -46,14 +46,14 @@ def measure_updates_per_second(config: StateBasedConfig, accelerator: Accelerato
 
     flat = torch.ones(ROWS)
     rows = Transitions(draw(observation), draw(action), -flat, draw(observation), flat, torch.zeros(ROWS))
-    agent = make_agent(recipe, observation, action, config.all_seeds).to(accelerator.device)
+    agent = make_agent(config.agent, recipe, observation, action, config.all_seeds).to(accelerator.device)
     update = make_update(replace(config.launch, compile=False))(agent, config.loop, accelerator)
     replay = Replay(rows, config.all_seeds, device=accelerator.device)
     done, began = 0, 0.0
-    while done <= WARM_UP or time.perf_counter() - began < seconds:
-        if done == WARM_UP:
+    while done <= UNTIMED or time.perf_counter() - began < seconds:
+        if done == UNTIMED:
             began = time.perf_counter()
         done += 1
         values = update.step(replay, done * update.stride, config.loop.lr)
         float(values["train/loss"])  # waits for the device
-    return (done - WARM_UP) * update.stride / (time.perf_counter() - began)
+    return (done - UNTIMED) * update.stride / (time.perf_counter() - began)

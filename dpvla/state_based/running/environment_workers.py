@@ -1,6 +1,9 @@
 """Environments in worker processes: many take a step at once, and may do so while this process trains.
 
 Nothing here depends on how the environments are spread over workers: a slot's answers follow from its own orders.
+
+This is no second pool of jobs (``dpvla.parallel``): an environment lives in its worker as long as the run, and what
+the worker is told next depends on what it said last.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.parallel import one_thread_each
-from dpvla.state_based.environments import Environment, Step, make_environment
+from dpvla.state_based.environments.environment import Environment, Step
+from dpvla.state_based.environments.make import make_environment
 
 Order = int | NDArray[Any]
 """What a slot is told: a seed starts an episode, an action (action_size,) takes a step."""

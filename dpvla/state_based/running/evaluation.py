@@ -1,4 +1,4 @@
-"""Evaluation: many episodes side by side, one policy call per step for all of them.
+"""AgentEvaluation: many episodes side by side, one policy call per step for all of them.
 
 An episode's start and its policy's noise follow from (seed of the agent, update number, number of the episode) alone,
 and the number of episodes at once is part of the protocol, so the number of worker processes changes nothing.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dpvla.state_based.agents.agent import Agent
-from dpvla.state_based.environments import Step
+from dpvla.state_based.environments.environment import Step
 from dpvla.state_based.running.environment_workers import EnvironmentPool
 from dpvla.training.order import step_seed
 
@@ -38,7 +38,7 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class AgentEvaluation:
     """All episodes of an agent after ``step`` updates: one list for each of its seeds, in the episodes' order."""
 
     step: int
@@ -98,7 +98,7 @@ class _Running:
 
 
 @torch.no_grad()
-def evaluate(agent: Agent, pool: EnvironmentPool, episodes: int, step: int, metric: Metric) -> Evaluation:
+def evaluate_agent(agent: Agent, pool: EnvironmentPool, episodes: int, step: int, metric: Metric) -> AgentEvaluation:
     """Play ``episodes`` episodes with every seed's policy at temperature 0.
 
     Each seed has an equal share of the pool's environments (at least one; the pool must have as many). A slot whose
@@ -156,7 +156,7 @@ def evaluate(agent: Agent, pool: EnvironmentPool, episodes: int, step: int, metr
                     raise ValueError(f"{pool.name}: the rewards of an episode sum to {episode.total}")
                 done[s][episode.number] = Episode(answer.success, episode.total, episode.length)
                 running[s][j] = None
-    return Evaluation(
+    return AgentEvaluation(
         step,
         metric,
         seeds,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.data.replay import Replay
-from dpvla.state_based.environments import Step
+from dpvla.state_based.environments.environment import Step
 from dpvla.state_based.networks.draws import FreshDraws
 from dpvla.state_based.running.environment_workers import EnvironmentPool, WorkerDied
 from dpvla.state_based.running.evaluation import start_seed
+from dpvla.state_based.running.stage import AgentStage
 from dpvla.tensors import load_tensors, save_tensors
 
 START, NOISE = 3, 4
@@ -181,3 +183,22 @@ class OnlineCollector:
         self.replay.end_episodes()
         self._begin(seeds)
         return False
+
+
+class OnlineStage(AgentStage):
+    """An ``AgentStage`` whose checkpoints also hold the episodes under way."""
+
+    def __init__(self, collector: OnlineCollector, **given: Any) -> None:
+        """``given``: what ``AgentStage`` takes."""
+        super().__init__(**given, collect=collector.collect)
+        self._collector = collector
+
+    def save(self, directory: Path) -> None:
+        """The agent, its replay, and the environments."""
+        super().save(directory)
+        self._collector.save(directory / "trainer_state")
+
+    def restore(self, directory: Path) -> None:
+        """The replay, and the environments as far as they can be simulated again."""
+        super().restore(directory)
+        self._collector.restore(directory / "trainer_state")

@@ -15,11 +15,12 @@ import torch
 from dpvla import provenance
 from dpvla.config import ConfigError, to_dict
 from dpvla.files import read_json, write_json
+from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.data.local_data import ORIGIN
-from dpvla.state_based.environments.tasks import Task
-from dpvla.state_based.networks.critics import AgentConfig
-from dpvla.state_based.running.evaluation import Evaluation
-from dpvla.state_based.running.protocol import StateBasedConfig, deviations
+from dpvla.state_based.running.config import StateBasedConfig
+from dpvla.state_based.running.deviations import deviations
+from dpvla.state_based.running.evaluation import AgentEvaluation
+from dpvla.state_based.running.tasks import Task
 from dpvla.training.run_directory import read_run
 
 EVALUATIONS, DATA, RESULT = "evaluations.json", "data.json", "result.json"
@@ -37,9 +38,9 @@ class Evaluations:
     def __contains__(self, step: int) -> bool:
         return str(step) in self.by_step
 
-    def add(self, evaluation: Evaluation) -> dict[str, float]:
+    def add(self, evaluation: AgentEvaluation) -> dict[str, float]:
         """Keep an evaluation (in place of an earlier one of the same step); returns the numbers to log."""
-        summary = summarise(evaluation)
+        summary = summarize(evaluation)
         by_step = self.by_step | {str(evaluation.step): summary}
         self.by_step = dict(sorted(by_step.items(), key=lambda item: int(item[0])))
         write_json(self._path, self.by_step)
@@ -50,7 +51,7 @@ class Evaluations:
         return values | {"evaluation/seconds": evaluation.seconds}
 
 
-def summarise(evaluation: Evaluation) -> dict[str, Any]:
+def summarize(evaluation: AgentEvaluation) -> dict[str, Any]:
     """An evaluation as JSON: the metric's mean and standard deviation over seeds, and a row for each seed."""
     rows = [
         {

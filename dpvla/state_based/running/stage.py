@@ -10,7 +10,7 @@ from typing import Literal
 from torch import nn
 
 from dpvla.state_based.agents.agent import Agent
-from dpvla.state_based.agents.registry import save_agent
+from dpvla.state_based.agents.agent_files import save_agent
 from dpvla.state_based.data.replay import Replay
 from dpvla.training.config import LoopConfig
 from dpvla.training.stage import Track, WholeWeights
@@ -36,6 +36,8 @@ STATE_BASED_LOOP = StateBasedLoop(
     save_every=100_000,
 )
 """The loop's options on this track (paper: Adam 3e-4, no decay, no clipping, 1M updates)."""
+
+REPLAY = "replay.safetensors"
 
 Evaluate = Callable[[int], Mapping[str, float]]
 """``step -> named numbers``, with the agent as it is."""
@@ -87,10 +89,7 @@ class AgentStage:
             self.replay.save(directory / "trainer_state" / REPLAY)
 
     def restore(self, directory: Path) -> None:
-        """Take up the collected rows; what ``collect`` holds itself is the caller's (``training_run.OnlineStage``)."""
+        """Take up the collected rows; what ``collect`` holds itself is the caller's (``online.OnlineStage``)."""
         path = directory / "trainer_state" / REPLAY
         if self.replay.capacity and path.exists():
             self.replay.load(path)
-
-
-REPLAY = "replay.safetensors"

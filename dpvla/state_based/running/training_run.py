@@ -14,15 +14,15 @@ from typing import Any
 from dpvla.config import ConfigError
 from dpvla.files import one_writer, write_json
 from dpvla.state_based.agents.agent import Agent
-from dpvla.state_based.agents.registry import load_agent, make_agent
-from dpvla.state_based.data.offline_data import load_data
+from dpvla.state_based.agents.agent_files import load_agent
+from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.agents.registry import make_agent
+from dpvla.state_based.data.load import load_data
 from dpvla.state_based.data.replay import Replay
-from dpvla.state_based.environments.tasks import Task
-from dpvla.state_based.networks.critics import AgentConfig
+from dpvla.state_based.running.config import StateBasedConfig, evaluation_episodes, read_task
 from dpvla.state_based.running.environment_workers import EnvironmentPool, WorkerDied
-from dpvla.state_based.running.evaluation import Evaluation, environments_at_once, evaluate
-from dpvla.state_based.running.online import OnlineCollector
-from dpvla.state_based.running.protocol import StateBasedConfig, evaluation_episodes, read_task
+from dpvla.state_based.running.evaluation import AgentEvaluation, environments_at_once, evaluate_agent
+from dpvla.state_based.running.online import OnlineCollector, OnlineStage
 from dpvla.state_based.running.results import (
     Evaluations,
     acting_file,
@@ -30,10 +30,11 @@ from dpvla.state_based.running.results import (
     note_data,
     read_acting,
     read_result,
-    summarise,
+    summarize,
     write_result,
 )
 from dpvla.state_based.running.stage import AgentStage
+from dpvla.state_based.running.tasks import Task
 from dpvla.state_based.running.update import check_launch, make_update, refuse_several_processes
 from dpvla.training import run_directory
 from dpvla.training.checkpoint import checkpoint_step, checkpoints, latest_checkpoint, resolve_checkpoint
@@ -43,32 +44,13 @@ from dpvla.training.loop import train
 from dpvla.training.run_directory import Run, TrainedOn, open_run
 
 FREE = (
-    *run_directory.FREE, "data", "environments", "launch.per_step", "launch.cuda_graph", "launch.tf32",
+    *run_directory.FREE, "plugin", "data", "environments", "launch.per_step", "launch.cuda_graph", "launch.tf32",
     "launch.threads", "launch.compile",
 )  # fmt: skip
 """Options that change what is computed by float rounding at most; recorded data may move, but not change."""
 
 NOTED = (*run_directory.NOTED, "steps", "online_steps")
 """Options of which a run may go on with other values; ``run.yaml`` and ``result.json`` say when they changed."""
-
-
-class OnlineStage(AgentStage):
-    """An ``AgentStage`` whose checkpoints also hold the episodes under way."""
-
-    def __init__(self, collector: OnlineCollector, **given: Any) -> None:
-        """``given``: what ``AgentStage`` takes."""
-        super().__init__(**given, collect=collector.collect)
-        self._collector = collector
-
-    def save(self, directory: Path) -> None:
-        """The agent, its replay, and the environments."""
-        super().save(directory)
-        self._collector.save(directory / "trainer_state")
-
-    def restore(self, directory: Path) -> None:
-        """The replay, and the environments as far as they can be simulated again."""
-        super().restore(directory)
-        self._collector.restore(directory / "trainer_state")
 
 
 def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
@@ -94,7 +76,9 @@ def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
         _refuse_moved_phases(run, config)
         data = load_data(task.name, config.data, config.rows or None)
         about = data.about if run.last is None else check_data(run.path, data.about)
-        agent = make_agent(recipe, data.train.observation_dim, data.train.action_dim, seeds).to(accelerator.device)
+        agent = make_agent(config.agent, recipe, data.train.observation_dim, data.train.action_dim, seeds).to(
+            accelerator.device
+        )
         replay = Replay(data.train, seeds, config.online_steps, accelerator.device)
         trained_on = TrainedOn("offline", about["dataset"], len(data.train), ())
         run.begin(seeds if len(seeds) > 1 else seeds[0], [trained_on], config.all_steps, about)
@@ -178,7 +162,7 @@ def evaluate_acting(config: StateBasedConfig, acting: Mapping[str, Any]) -> dict
     episodes = evaluation_episodes(config, task)
     count = environments_at_once(config.environments, len(config.all_seeds), episodes)
     with one_writer(out), EnvironmentPool(task.name, count, config.workers) as pool:
-        summary = summarise(evaluate(agent, pool, episodes, config.all_steps, task.metric))
+        summary = summarize(evaluate_agent(agent, pool, episodes, config.all_steps, task.metric))
         summary = {"step": config.all_steps, **summary}
         write_json(acting_file(out, acting), summary)
     return summary
@@ -223,12 +207,12 @@ class _Evaluator:
         every = self.config.loop.evaluate_every
         return step in (self.config.steps, self.config.all_steps) or bool(every and step % every == 0)
 
-    def _evaluated(self, agent: Agent, step: int) -> Evaluation:
+    def _evaluated(self, agent: Agent, step: int) -> AgentEvaluation:
         try:
-            return evaluate(agent, self._pool, self._episodes, step, self.task.metric)
+            return evaluate_agent(agent, self._pool, self._episodes, step, self.task.metric)
         except WorkerDied as error:
             print(f"{error}; evaluating again", file=sys.stderr, flush=True)
-            return evaluate(agent, self._pool, self._episodes, step, self.task.metric)
+            return evaluate_agent(agent, self._pool, self._episodes, step, self.task.metric)
 
 
 def _stop(error: WorkerDied, failures: list[WorkerDied]) -> None:

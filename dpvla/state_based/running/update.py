@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from dpvla.config import ConfigError, Count, Whole
 from dpvla.parallel import available_cores
-from dpvla.state_based.agents.agent import Agent, Batch, Info
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.networks.draws import CountingDraws, Draws, TapeDraws
 from dpvla.tensors import load_tensors, not_finite, save_tensors
@@ -28,7 +29,7 @@ from dpvla.training import checkpoint
 from dpvla.training.config import LoopConfig
 from dpvla.training.order import step_seed
 
-WARM_UP = 3  # steps before a capture, in which cuBLAS and autograd allocate what they need
+REHEARSALS = 3  # steps before a capture, in which cuBLAS and autograd allocate what they need
 MOST_USEFUL_THREADS = 8  # for layers of 512 and batches of 256
 
 
@@ -170,7 +171,7 @@ class StackedUpdate:
     def rehearse(self, replay: Replay, phase: int) -> None:
         """Updates that are undone; what they allocate stays (moments, workspaces of libraries), as a capture needs."""
         kept = [(tensor, tensor.clone()) for tensor in (*self.agent.state_dict().values(), *self._moments())]
-        for _ in range(WARM_UP):
+        for _ in range(REHEARSALS):
             self._updates(replay, phase)
         with torch.no_grad():
             torch._foreach_zero_(self._moments())  # where the rehearsal made them

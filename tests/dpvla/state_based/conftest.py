@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
+from dpvla.state_based.data.ogbench.generation import OGBenchGeneration, generate
 from dpvla.state_based.running import training_run
 from dpvla.state_based.running.environment_workers import EnvironmentPool
 from tests.dpvla.state_based.countdown import Countdown

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvla.state_based.environments import Environment, Step
+from dpvla.state_based.environments.environment import Environment, Step
 
 
 class Countdown(Environment):

@@ -9,14 +9,15 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 
 from dpvla.config import ConfigError, Range, from_dict, to_dict
-from dpvla.state_based.agents.dipole import DipoleConfig
-from dpvla.state_based.agents.registry import AGENTS, make_agent
-from dpvla.state_based.data.exorl_collection import ExORLCollection, collect
-from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
-from dpvla.state_based.networks.critics import AgentConfig
+from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.agents.dipole import DipoleAgentConfig
+from dpvla.state_based.agents.registry import AGENTS, agent_class
+from dpvla.state_based.data.exorl.collection import ExORLCollection, collect_episodes
+from dpvla.state_based.data.ogbench.generation import OGBenchGeneration, generate
 from dpvla.state_based.paper.reproduction import ReproduceConfig
-from dpvla.state_based.running.protocol import StateBasedConfig, read_task
+from dpvla.state_based.running.config import StateBasedConfig, read_task
 from dpvla.state_based.running.update import UpdateConfig
+from tests.dpvla.state_based.agent_of import agent_of
 from tools import train_state_based as tool
 
 ENV = "cube-single-play-singletask-v0"
@@ -71,7 +72,7 @@ def _numbers(config_class: type) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "config_class", [*(own for _, own in AGENTS.values()), UpdateConfig, StateBasedConfig, ReproduceConfig,
+    "config_class", [*(agent_class(name).Config for name in AGENTS), UpdateConfig, StateBasedConfig, ReproduceConfig,
                      OGBenchGeneration, ExORLCollection]
 )  # fmt: skip
 def test_every_number_of_every_config_refuses_texts_nan_and_has_bounds(config_class: type[Any]) -> None:
@@ -83,18 +84,18 @@ def test_every_number_of_every_config_refuses_texts_nan_and_has_bounds(config_cl
         several = get_origin(hints[name]) is tuple
         hint = get_args(hints[name])[0] if several else hints[name]
         assert name in unbounded or any(isinstance(part, Range) for part in get_args(hint)), name
-        for value in ("banana", float("nan"), True, *(() if name in unbounded else (-1,))):
+        for value in ("banana", float("nan"), True, *(() if name in unbounded else (-2,))):
             with pytest.raises(ConfigError, match=rf"^here: {name} must be"):
                 from_dict(config_class, to_dict(config) | {name: [value] if several else value}, "here")
 
 
 def test_configs_made_in_python_are_checked_where_they_are_used(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="DipoleConfig: batch_size must be at least 1, found -4"):
-        make_agent(DipoleConfig(batch_size=-4), 2, 2, [0])
+    with pytest.raises(ConfigError, match="DipoleAgentConfig: batch_size must be at least 1, found -4"):
+        agent_of(DipoleAgentConfig(batch_size=-4), 2, 2, [0])
     with pytest.raises(ConfigError, match="episodes must be at least 0"):
         generate(OGBenchGeneration("pointmaze-medium-navigate", episodes=-1, out=str(tmp_path / "out")))
     with pytest.raises(ConfigError, match="hidden must be at least 1"):
-        collect(ExORLCollection(hidden=0, out=str(tmp_path / "out")))
+        collect_episodes(ExORLCollection(hidden=0, out=str(tmp_path / "out")))
     with pytest.raises(ValueError, match="hidden must name"):
         AgentConfig(hidden=())
     assert not (tmp_path / "out").exists()
@@ -102,9 +103,10 @@ def test_configs_made_in_python_are_checked_where_they_are_used(tmp_path: Path) 
 
 def test_what_the_track_does_not_have_is_refused_when_the_config_is_made() -> None:
     config = StateBasedConfig(env=ENV)
-    for name, value in (("clip_norm", 1.0), ("ema_decay", 0.9), ("precision", "bf16")):
+    changes: dict[str, Any] = {"clip_norm": 1.0, "ema_decay": 0.9, "precision": "bf16"}
+    for name in changes:
         with pytest.raises(ValueError, match=f"loop.{name} must be"):
-            replace(config, loop=replace(config.loop, **{name: value}))
+            replace(config, loop=replace(config.loop, **{name: changes[name]}))
 
 
 def test_a_bad_option_leaves_out_as_it_was(tmp_path: Path, data: Path) -> None:

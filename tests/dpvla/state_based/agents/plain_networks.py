@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpvla.state_based.agents.agent import Batch
+from dpvla.state_based.data.batch import Batch
 from dpvla.state_based.networks.stacked import StackedLayerNorm, StackedLinear, StackedMLP
 
 Array = np.ndarray
@@ -30,8 +30,8 @@ def linear(layer: StackedLinear, x: Array, place: int = 0) -> Array:
 
 
 def layer_norm(norm: StackedLayerNorm, x: Array, place: int = 0) -> Array:
-    centred = x - x.mean(-1, keepdims=True)
-    normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    centered = x - x.mean(-1, keepdims=True)
+    normed = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6)
     return normed * plain(norm.gain)[place] + plain(norm.bias)[place]
 
 

@@ -10,17 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from dpvla.state_based.agents.agent import Agent, Batch
+from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.cfgrl import CFGRL, CFGRLConfig
-from dpvla.state_based.agents.dipole import Dipole, DipoleConfig
+from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.agents.dipole import Dipole, DipoleAgentConfig
 from dpvla.state_based.agents.flow_bc import FlowBC, FlowBCConfig
 from dpvla.state_based.agents.fql import FQL, FQLConfig
 from dpvla.state_based.agents.idql import IDQL, IDQLConfig, vp_betas
 from dpvla.state_based.agents.ifql import IFQL, IFQLConfig
 from dpvla.state_based.agents.iql import IQL, IQLConfig
 from dpvla.state_based.agents.rebrac import ReBRAC, ReBRACConfig
-from dpvla.state_based.agents.registry import AGENTS, make_agent
-from dpvla.state_based.networks.critics import AgentConfig, ImplicitQ, bootstrapped, expectile_loss
+from dpvla.state_based.agents.registry import AGENTS
+from dpvla.state_based.agents.values import ImplicitQ, bootstrapped, expectile_loss
+from dpvla.state_based.data.batch import Batch
+from dpvla.state_based.networks.stacked import StackedMLP
+from tests.dpvla.state_based.agent_of import agent_of, config_of
 from tests.dpvla.state_based.agents.plain_networks import (
     Array,
     KnownDraws,
@@ -37,7 +41,7 @@ SMALL: dict[str, Any] = {"hidden": (5, 4), "batch_size": 6, "discount": 0.9}
 
 
 def small_agent(config: AgentConfig) -> Any:
-    agent = make_agent(config, 3, 2, [0]).double()
+    agent = agent_of(config, 3, 2, [0]).double()
     shake(agent)
     return agent
 
@@ -150,7 +154,7 @@ DIPOLES = {
 
 @pytest.mark.parametrize("changes", DIPOLES.values(), ids=DIPOLES.keys())
 def test_dipole_loss_is_the_formula_for_every_reading_of_the_paper(changes: dict[str, Any]) -> None:
-    config = DipoleConfig(beta=1.5, shift=-0.5, flow_steps=3, expectile=0.7, **(SMALL | changes))
+    config = DipoleAgentConfig(beta=1.5, shift=-0.5, flow_steps=3, expectile=0.7, **(SMALL | changes))
     agent: Dipole = small_agent(config)
     batch, draws = small_batch(), KnownDraws()
     rows, found = Rows.of(batch), total(agent, batch, draws)
@@ -183,7 +187,7 @@ def test_dipole_loss_is_the_formula_for_every_reading_of_the_paper(changes: dict
 
 
 def test_dipoles_two_gradients_add_up_to_plain_imitation_when_the_networks_are_equal() -> None:
-    agent: Dipole = small_agent(DipoleConfig(beta=2.0, shift=-1.0, **SMALL))
+    agent: Dipole = small_agent(DipoleAgentConfig(beta=2.0, shift=-1.0, **SMALL))
     for parameter in agent.policies.parameters():
         parameter.data[1] = parameter.data[0]
     batch = small_batch()
@@ -233,7 +237,7 @@ def test_cfgrl_loss_is_the_formula(scheme: Any) -> None:
         expected += (positive * error(np.full(6, 2)) + 0.4 * error(np.zeros(6, int))).mean()
     assert found == pytest.approx(expected)
 
-    draws, w = KnownDraws(4), config.guidance
+    draws, w = KnownDraws(4), 1 + config.omega
 
     def guided(x: Array, t: Array) -> Array:
         null = velocity(rows.s, x, t, np.zeros(6, int))
@@ -272,6 +276,7 @@ def test_rebrac_loss_is_the_formula() -> None:
     rows = Rows.of(batch)
     critic_only = total(agent, batch, draws, phase=0)
     noise = np.clip(0.4 * draws.normals[0], -0.3, 0.3)
+    assert isinstance(agent.target_policy, StackedMLP)
     next_a = np.clip(np.tanh(mlp(agent.target_policy, rows.following, name="gelu")) + noise, -1, 1)
     penalty = rows.known * ((next_a - rows.next_a) ** 2).sum(-1)
     next_q = qs(agent.critic.target, rows.following, next_a, "gelu").min(0) - 0.7 * penalty
@@ -341,7 +346,7 @@ def test_only_a_true_end_stops_bootstrapping_and_a_time_limit_does_not() -> None
 
 @pytest.mark.parametrize("name", ["rebrac", "fql"])
 def test_the_policys_climb_on_q_leaves_the_critic_alone(name: str) -> None:
-    agent = small_agent(AGENTS[name][1](**SMALL))
+    agent = small_agent(config_of(name, **SMALL))
     batch = small_batch()
     loss, _ = agent.policy_loss(batch) if name == "rebrac" else agent.policy_loss(batch, KnownDraws())
     loss.sum().backward()
@@ -352,7 +357,7 @@ def test_the_policys_climb_on_q_leaves_the_critic_alone(name: str) -> None:
 @pytest.mark.parametrize("name", ["rebrac", "fql"])
 def test_dividing_by_the_mean_q_rescales_the_climb_and_adds_no_gradient_of_its_own(name: str) -> None:
     changes = {"alpha_actor": 0.0} if name == "rebrac" else {"alpha": 0.0, "normalize_q": True}
-    agent = small_agent(AGENTS[name][1](**(SMALL | changes)))
+    agent = small_agent(config_of(name, **(SMALL | changes)))
     batch, bias = small_batch(), agent.policy.final.bias
     draws = () if name == "rebrac" else (KnownDraws(),)
     loss, _ = agent.policy_loss(batch, *draws)
@@ -369,7 +374,7 @@ def test_dividing_by_the_mean_q_rescales_the_climb_and_adds_no_gradient_of_its_o
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_td_target_teaches_no_network_that_it_is_made_of(name: str) -> None:
     """Without rows of its own to fit, a network gets no gradient: the loss at s' alone reaches nothing."""
-    agent = small_agent(AGENTS[name][1](**SMALL))
+    agent = small_agent(config_of(name, **SMALL))
     batch = small_batch()
     following = batch.next_observations.clone().requires_grad_()
     loss, _ = agent.loss(replace(batch, next_observations=following), KnownDraws(), 0)
@@ -391,6 +396,6 @@ def test_advantage_weighted_regression_does_not_move_the_values() -> None:
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_actions_lie_in_the_unit_box_and_are_shaped_like_the_observations(name: str) -> None:
-    agent = small_agent(AGENTS[name][1](**SMALL))
+    agent = small_agent(config_of(name, **SMALL))
     actions = agent.act(5 * small_batch(rows=9).observations, KnownDraws(), 1.0)
     assert actions.shape == (1, 9, 2) and float(actions.abs().max()) <= 1 and not actions.requires_grad

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpvla.state_based.agents.agent import Batch
-from dpvla.state_based.agents.dipole import Dipole, DipoleConfig
+from dpvla.state_based.agents.dipole import Dipole, DipoleAgentConfig
+from dpvla.state_based.data.batch import Batch
 from dpvla.state_based.networks.draws import FreshDraws
 
 RADIUS = 0.8  # so that no mode is cut off at ± 1
 ANGLES = torch.arange(8) * (2 * math.pi / 8)
 CENTRES = RADIUS * torch.stack((ANGLES.cos(), ANGLES.sin()), 1)
 SPREAD = 0.1 * RADIUS
-CONFIG = DipoleConfig(hidden=(96, 96, 96), beta=1.0, flow_steps=32, samples=1)
+CONFIG = DipoleAgentConfig(hidden=(96, 96, 96), beta=1.0, flow_steps=32, samples=1)
 STEPS, ROWS = 2000, 512
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from dpvla.files import DirectoryInUseError
-from dpvla.state_based.data import exorl_collection, exorl_rewards
-from dpvla.state_based.data.exorl_collection import ExORLCollection, collect
-from dpvla.state_based.data.exorl_data import load_exorl
-from dpvla.state_based.data.exorl_rewards import rewards_of
+from dpvla.state_based.data.exorl import collection, rewards
+from dpvla.state_based.data.exorl.collection import ExORLCollection, collect_episodes
+from dpvla.state_based.data.exorl.load import load_exorl
+from dpvla.state_based.data.exorl.rewards import rewards_of
+from dpvla.state_based.data.exorl.rnd_explorer import RNDExplorer
+from dpvla.state_based.data.load import load_data
 from dpvla.state_based.data.local_data import OtherDataError
-from dpvla.state_based.data.offline_data import load_data
-from dpvla.state_based.data.rnd_agent import RNDAgent
 from dpvla.state_based.data.transitions import ACTION_LIMIT
 from dpvla.state_based.environments.control_suite import ControlEnvironment
 from tests.other_process import locked_elsewhere
@@ -43,7 +43,7 @@ def _load(folder: Path, name: str = "walker-run", **changes: Any) -> Any:
 @pytest.fixture(scope="module")
 def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exorl")
-    collect(_config(folder))
+    collect_episodes(_config(folder))
     return folder
 
 
@@ -119,24 +119,26 @@ def test_relabelling_gives_the_rewards_of_stepping_and_of_full_resets(name: str)
 
 
 def test_one_of_running_forward_and_backward_is_rewarded(tmp_path: Path) -> None:
-    collect(_config(tmp_path, domain="cheetah", episodes=1, steps=60, random_steps=100))
+    collect_episodes(_config(tmp_path, domain="cheetah", episodes=1, steps=60, random_steps=100))
     forward, backward = (_load(tmp_path, f"cheetah-{task}").train.rewards for task in ("run", "run-backward"))
     assert (torch.minimum(forward, backward) == 0).all()
     assert (forward > 0).any() and (backward > 0).any()
 
 
 def test_workers_do_not_change_the_rewards(walker: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exorl_rewards, "_CHUNK", 2)
+    monkeypatch.setattr(rewards, "_CHUNK", 2)
     shutil.rmtree(copy / "walker" / "rnd" / "rewards", ignore_errors=True)
     np.testing.assert_array_equal(_load(copy, workers=2).train.rewards, _load(walker).train.rewards)
 
 
 def test_rewards_are_computed_once_and_again_when_files_change(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original = rewards_of
-    monkeypatch.setattr(
-        exorl_rewards, "rewards_of", lambda env, rows: (calls.append(len(rows)), original(env, rows))[1]
-    )
+
+    def listen(env: Any, physics: np.ndarray) -> np.ndarray:
+        calls.append(len(physics))
+        return rewards_of(env, physics)
+
+    monkeypatch.setattr(rewards, "rewards_of", listen)
     shutil.rmtree(copy / "walker" / "rnd" / "rewards", ignore_errors=True)
     first = _load(copy).train.rewards
     assert (_load(copy).train.rewards == first).all() and calls == [5 * LENGTH]
@@ -213,7 +215,7 @@ def test_a_cut_off_episode_is_named(copy: Path) -> None:
 def test_a_killed_collection_goes_on_and_gives_the_same_bytes(
     walker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = exorl_collection.write_episode
+    write = collection.write_episode
 
     def dies_in_the_fourth(buffer: Path, index: int, arrays: dict[str, np.ndarray]) -> Path:
         path = write(buffer, index, arrays)
@@ -221,59 +223,59 @@ def test_a_killed_collection_goes_on_and_gives_the_same_bytes(
             raise KeyboardInterrupt  # before the state that has seen it is saved
         return path
 
-    monkeypatch.setattr(exorl_collection, "write_episode", dies_in_the_fourth)
+    monkeypatch.setattr(collection, "write_episode", dies_in_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        collect(_config(tmp_path))
+        collect_episodes(_config(tmp_path))
     assert len(_files(tmp_path)) == 4
-    monkeypatch.setattr(exorl_collection, "write_episode", write)
+    monkeypatch.setattr(collection, "write_episode", write)
     torch.rand(5)  # the caller's random numbers play no part
-    collect(_config(tmp_path, episodes=4))
-    collect(_config(tmp_path))
+    collect_episodes(_config(tmp_path, episodes=4))
+    collect_episodes(_config(tmp_path))
     assert [path.read_bytes() for path in _files(tmp_path)] == [path.read_bytes() for path in _files(walker)]
 
 
 def test_other_settings_and_foreign_episodes_are_not_mixed(copy: Path) -> None:
     with pytest.raises(OtherDataError, match="seed 0, this run has 1"):
-        collect(_config(copy, seed=1))
+        collect_episodes(_config(copy, seed=1))
     _files(copy)[0].unlink()
     with pytest.raises(OtherDataError, match=r"has learned from 5 episodes but .* holds 4"):
-        collect(_config(copy))
+        collect_episodes(_config(copy))
     (copy / "walker" / "rnd" / "collection.json").unlink()
     with pytest.raises(OtherDataError, match="not collected by this tool"):
-        collect(_config(copy))
+        collect_episodes(_config(copy))
 
 
 def test_novelty_falls_most_where_the_agent_has_learned() -> None:
-    agent = _quick_agent()
+    explorer = _quick_explorer()
     known = torch.randn(256, 4, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 1.0, 0.02, 0.02])
     new = known.flip(-1)
-    agent.normalise.eval()  # compare the states as they are
-    before = [agent._novelty(states).mean().item() for states in (known, new)]
+    explorer.normalize.eval()  # compare the states as they are
+    before = [explorer._novelty(states).mean().item() for states in (known, new)]
     for _ in range(60):
-        agent.update(known, torch.zeros(256, 1), known)
-    known_left, new_left = (agent._novelty(s).mean().item() / b for s, b in zip((known, new), before))
+        explorer.update(known, torch.zeros(256, 1), known)
+    known_left, new_left = (explorer._novelty(s).mean().item() / b for s, b in zip((known, new), before))
     assert known_left < 0.3 and new_left > 2 * known_left
 
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_the_actor_goes_where_novelty_is(side: int) -> None:
     """Actions of one sign lead to scattered states, the others always to the same one."""
-    agent = _quick_agent()
-    agent.optimizers["predictor"].param_groups[0]["lr"] = 1e-4
+    explorer = _quick_explorer()
+    explorer.optimizers["predictor"].param_groups[0]["lr"] = 1e-4
     draws = torch.Generator().manual_seed(1)
     start = torch.zeros(256, 4)
     for _ in range(60):
         actions = torch.rand(256, 1, generator=draws) * 2 - 1
         reached = 2 * torch.randn(256, 4, generator=draws) * (actions * side > 0)
-        agent.update(start, actions, reached)
-    assert side * torch.tanh(agent.actor(start[:1])).item() > 0.05
+        explorer.update(start, actions, reached)
+    assert side * torch.tanh(explorer.actor(start[:1])).item() > 0.05
 
 
-def _quick_agent() -> RNDAgent:
-    agent = RNDAgent(observation_size=4, action_size=1, hidden=32, seed=0)
-    for optimizer in agent.optimizers.values():
+def _quick_explorer() -> RNDExplorer:
+    explorer = RNDExplorer(observation_size=4, action_size=1, hidden=32, seed=0)
+    for optimizer in explorer.optimizers.values():
         optimizer.param_groups[0]["lr"] = 3e-3
-    return agent
+    return explorer
 
 
 def test_the_tool_collects_and_refuses_unknown_domains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,6 +290,6 @@ def test_the_tool_collects_and_refuses_unknown_domains(tmp_path: Path, capsys: p
 def test_two_collections_at_once_are_one_writer(copy: Path) -> None:
     before = {path.name: path.read_bytes() for path in _files(copy)}
     with locked_elsewhere(copy / "walker" / "rnd"), pytest.raises(DirectoryInUseError, match="is being written by"):
-        collect(_config(copy, episodes=6))
+        collect_episodes(_config(copy, episodes=6))
     assert {path.name: path.read_bytes() for path in _files(copy)} == before
     assert load_data("walker-run", copy).about["origin"] == "locally generated"

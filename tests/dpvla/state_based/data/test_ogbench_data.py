@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpvla.state_based.data.offline_data import load_data
-from dpvla.state_based.data.ogbench_data import load_ogbench
-from dpvla.state_based.data.ogbench_episodes import make_episode
-from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
+from dpvla.state_based.data.load import load_data
+from dpvla.state_based.data.ogbench.episodes import make_episode
+from dpvla.state_based.data.ogbench.generation import OGBenchGeneration, generate
+from dpvla.state_based.data.ogbench.load import load_ogbench
 from dpvla.state_based.data.transitions import ACTION_LIMIT
 from dpvla.state_based.environments.headless import load
-from dpvla.state_based.environments.ogbench_environment import make_raw
+from dpvla.state_based.environments.ogbench import make_raw
 
 MAZE = "pointmaze-medium-navigate"
 TASK = f"{MAZE}-singletask-task1-v0"

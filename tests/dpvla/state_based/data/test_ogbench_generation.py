@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 from dpvla.files import DirectoryInUseError
-from dpvla.state_based.data import ogbench_episodes, ogbench_generation
 from dpvla.state_based.data.local_data import OtherDataError
-from dpvla.state_based.data.ogbench_episodes import VISIBLE_Y, make_episode
-from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
+from dpvla.state_based.data.ogbench import episodes, generation
+from dpvla.state_based.data.ogbench.episodes import VISIBLE_Y, make_episode
+from dpvla.state_based.data.ogbench.generation import OGBenchGeneration, generate, write_shard
 from tests.other_process import locked_elsewhere
 from tools import make_ogbench_data
 
@@ -29,6 +30,16 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.npz")}
 
 
+def _listening(made: list[int]) -> Callable[..., None]:
+    """``write_shard`` that also notes the episodes' numbers."""
+
+    def listen(*job: Any) -> None:
+        made.append(job[4])
+        write_shard(*job)
+
+    return listen
+
+
 @pytest.fixture(scope="module")
 def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten training episodes of 30 rows and one for validation."""
@@ -38,15 +49,15 @@ def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_have_the_packages_names_keys_and_types(maze: Path) -> None:
-    for name, episodes in ((f"{MAZE}-v0.npz", 10), (f"{MAZE}-v0-val.npz", 1)):
+    for name, count in ((f"{MAZE}-v0.npz", 10), (f"{MAZE}-v0-val.npz", 1)):
         with np.load(maze / name) as file:
             kinds = {key: file[key].dtype.name for key in file.files}
             rows = {len(file[key]) for key in file.files}
             ends = np.flatnonzero(file["terminals"])
         floats = dict.fromkeys(("observations", "actions", "qpos", "qvel"), "float32")
         assert kinds == {**floats, "terminals": "bool"}
-        assert rows == {episodes * 30}
-        assert ends.tolist() == [30 * (i + 1) - 1 for i in range(episodes)]
+        assert rows == {count * 30}
+        assert ends.tolist() == [30 * (i + 1) - 1 for i in range(count)]
     assert not [path for path in maze.iterdir() if path.name.startswith(".")], "shards are gone"
 
 
@@ -76,20 +87,19 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     maze: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    write = ogbench_generation.write_shard
 
     def dies_after_four(*job: Any) -> None:
         if len(made) == 4:
             raise KeyboardInterrupt
         made.append(job[4])
-        write(*job)
+        write_shard(*job)
 
-    monkeypatch.setattr(ogbench_generation, "write_shard", dies_after_four)
+    monkeypatch.setattr(generation, "write_shard", dies_after_four)
     with pytest.raises(KeyboardInterrupt):
         generate(_config(tmp_path))
     assert not list(tmp_path.glob("*.npz"))
     (tmp_path / f".{MAZE}-v0.parts" / ".train-000004.npz.half").write_bytes(b"cut")
-    monkeypatch.setattr(ogbench_generation, "write_shard", lambda *job: (made.append(job[4]), write(*job)))
+    monkeypatch.setattr(generation, "write_shard", _listening(made))
     generate(_config(tmp_path))
     assert made == [*range(10), 0], "ten training episodes and one for validation, each once"
     assert _bytes(tmp_path) == _bytes(maze)
@@ -100,8 +110,7 @@ def test_a_finished_set_grows_without_making_its_episodes_again(
 ) -> None:
     generate(_config(tmp_path, episodes=6))
     made: list[int] = []
-    write = ogbench_generation.write_shard
-    monkeypatch.setattr(ogbench_generation, "write_shard", lambda *job: (made.append(job[4]), write(*job)))
+    monkeypatch.setattr(generation, "write_shard", _listening(made))
     generate(_config(tmp_path))
     assert made == [6, 7, 8, 9]
     generate(_config(tmp_path))
@@ -185,7 +194,7 @@ def test_the_cube_is_moved_and_rows_follow_the_physics() -> None:
 
 def test_scene_episodes_with_a_hidden_cube_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     qpos = np.zeros((3, 25))
-    visible = ogbench_episodes._cube_stays_visible
+    visible = episodes._cube_stays_visible
     assert visible(qpos)
     for y, z, expected in ((0.3, 0.0, False), (-0.31, 0.02, False), (-0.31, 0.07, True), (VISIBLE_Y[0], 0.02, False)):
         qpos[1, 15:17] = y, z
@@ -198,13 +207,13 @@ def test_scene_episodes_with_a_hidden_cube_are_made_anew(monkeypatch: pytest.Mon
         moved[2, 15] = 0.5 if len(tries) < 3 else 0.0
         return {"qpos": moved, "try": np.array(len(tries))}
 
-    monkeypatch.setattr(ogbench_episodes, "_play_once", third_is_fine)
-    monkeypatch.setattr(ogbench_episodes, "_oracles", lambda env: {"drawer": None})
-    assert ogbench_episodes.play(None, 3)["try"] == 3
+    monkeypatch.setattr(episodes, "_play_once", third_is_fine)
+    monkeypatch.setattr(episodes, "_oracles", lambda env: {"drawer": None})
+    assert episodes.play(None, 3)["try"] == 3
 
 
 def test_maze_goals_are_corners_crossings_and_dead_ends() -> None:
     maze = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 1, 1, 0, 1], [1, 1, 1, 0, 1], [1, 1, 1, 1, 1]])
-    free, goals = ogbench_episodes._cells(maze)
+    free, goals = episodes._cells(maze)
     assert free == [(1, 1), (1, 2), (1, 3), (2, 3), (3, 3)]
     assert goals == [(1, 1), (1, 3), (3, 3)]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
-from dpvla.state_based.environments import make_environment
 from dpvla.state_based.environments.control_suite import ControlEnvironment
+from dpvla.state_based.environments.environment import Environment
 from dpvla.state_based.environments.headless import load
-from dpvla.state_based.environments.ogbench_environment import parse_name
+from dpvla.state_based.environments.make import make_environment
+from dpvla.state_based.environments.ogbench import parse_name
 
 SIZES = {
     "walker-stand": (24, 6, 1000, "return"),
@@ -79,12 +81,17 @@ def test_actions_are_scaled_to_the_joints_own_range() -> None:
     spec = env.raw.action_spec()
     sent: list[np.ndarray] = []
     step = env.raw.step
-    env.raw.step = lambda action: (sent.append(action), step(action))[1]
+
+    def listen(action: np.ndarray) -> Any:
+        sent.append(action)
+        return step(action)
+
+    env.raw.step = listen
     env.reset(0)
     for value in (-1.0, 0.0, 1.0, 7.0):
         env.step(np.full(9, value))
-    centre = (spec.minimum + spec.maximum) / 2
-    for got, expected in zip(sent, (spec.minimum, centre, spec.maximum, spec.maximum)):
+    center = (spec.minimum + spec.maximum) / 2
+    for got, expected in zip(sent, (spec.minimum, center, spec.maximum, spec.maximum)):
         np.testing.assert_allclose(got, expected, atol=1e-7)
 
 
@@ -112,7 +119,7 @@ def test_names_are_split() -> None:
 
 
 def test_simulators_load_without_a_display_and_without_complaint() -> None:
-    code = "import os; from dpvla.state_based.environments import make_environment as make; make('cheetah-run')"
+    code = "import os; from dpvla.state_based.environments.make import make_environment as make; make('cheetah-run')"
     done = _python(code + "; print(os.environ['MUJOCO_GL'])", {})
     assert (done.returncode, done.stdout, done.stderr) == (0, "disable\n", "")
 
@@ -134,7 +141,7 @@ def _python(code: str, settings: dict[str, str]) -> subprocess.CompletedProcess[
     return subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True)
 
 
-def _walk(env, seed: int, steps: int = 20) -> np.ndarray:
+def _walk(env: Environment, seed: int, steps: int = 20) -> np.ndarray:
     rng = np.random.default_rng(0)
     observations = [env.reset(seed)]
     for _ in range(steps):

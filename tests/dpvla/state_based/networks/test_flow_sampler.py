@@ -13,25 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from dpvla.diffusion import flow
-from dpvla.state_based.agents.dipole import Dipole, DipoleConfig
+from dpvla.state_based.agents.dipole import Dipole, DipoleAgentConfig
 from dpvla.state_based.networks.draws import FreshDraws
 
-MODES, SPREAD = (-0.7, 0.0, 0.6), 0.1  # of the behaviour policy over one action number a; G(a) = a
+MODES, SPREAD = (-0.7, 0.0, 0.6), 0.1  # of the behavior policy over one action number a; G(a) = a
 ACTIONS = np.linspace(-1.3, 1.3, 261)
 
 
-def behaviour() -> np.ndarray:
-    return sum(np.exp(-0.5 * ((ACTIONS - mode) / SPREAD) ** 2) for mode in MODES)
+def behavior() -> np.ndarray:
+    return np.sum([np.exp(-0.5 * ((ACTIONS - mode) / SPREAD) ** 2) for mode in MODES], axis=0)
 
 
-def normalised(density: np.ndarray) -> np.ndarray:
+def normalized(density: np.ndarray) -> np.ndarray:
     return density / density.sum()
 
 
 def positive_and_negative(beta: float) -> tuple[np.ndarray, np.ndarray]:
     """mu · sigmoid(beta G) and mu · (1 - sigmoid(beta G)) on the grid of actions."""
     good = 1 / (1 + np.exp(-beta * ACTIONS))
-    return normalised(behaviour() * good), normalised(behaviour() * (1 - good))
+    return normalized(behavior() * good), normalized(behavior() * (1 - good))
 
 
 def exact_velocity(density: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
@@ -57,7 +57,7 @@ class ExactPolicies(nn.Module):
 
 
 def agent_with_exact_policies(beta: float, omega: float, steps: int) -> Dipole:
-    config = DipoleConfig(hidden=(4,), omega=omega, flow_steps=steps, samples=1)
+    config = DipoleAgentConfig(hidden=(4,), omega=omega, flow_steps=steps, samples=1)
     agent = Dipole(config, observation_dim=1, action_dim=1, seeds=[0])
     agent.policies = ExactPolicies(beta)  # type: ignore[assignment]
     return agent
@@ -68,13 +68,13 @@ def test_with_exact_policies_the_samples_have_the_closed_form_distribution(omega
     beta = 1.0
     agent = agent_with_exact_policies(beta, omega, steps=200)
     samples = agent.act(torch.zeros(1, 10_000, 1), FreshDraws([0], "cpu", 1))[0, :, 0].numpy()
-    target = normalised(behaviour() / (1 + np.exp(-beta * ACTIONS)) * np.exp(omega * beta * ACTIONS))
+    target = normalized(behavior() / (1 + np.exp(-beta * ACTIONS)) * np.exp(omega * beta * ACTIONS))
     edges = np.linspace(-1.2, 1.2, 49)
     found = np.histogram(samples, edges)[0] / len(samples)
     expected = np.histogram(ACTIONS, edges, weights=target)[0]
     divergence = sum(f * np.log(f / max(e, 1e-12)) for f, e in zip(found, expected) if f > 0)
     assert divergence < largest
-    wrong = normalised(behaviour() * (1 - 1 / (1 + np.exp(-beta * ACTIONS))) * np.exp(omega * beta * ACTIONS))
+    wrong = normalized(behavior() * (1 - 1 / (1 + np.exp(-beta * ACTIONS))) * np.exp(omega * beta * ACTIONS))
     assert abs(samples.mean() - target @ ACTIONS) < 0.035 < abs(wrong @ ACTIONS - target @ ACTIONS)
 
 

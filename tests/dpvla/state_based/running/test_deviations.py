@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dpvla.state_based.running.protocol import StateBasedConfig, deviations, read_task
+from dpvla.state_based.running.config import StateBasedConfig, read_task
+from dpvla.state_based.running.deviations import deviations
 
 CUBE, DOUBLE, WALKER = "cube-single-play-singletask-v0", "cube-double-play-singletask-task2-v0", "walker-walk"
 
@@ -30,7 +31,7 @@ def said(env: str, agent: str, *options: str, **changes: Any) -> str:
         (CUBE, "cfgrl", ["w, 1.5", "batches of 256", "by the target Q", "no table of the paper has cfgrl on cube"]),
         (WALKER, "cfgrl", ["w, 1.5", "batches of 512"]),
         (WALKER, "iql", ["online Q (in CFGRL's code: target)", "batches of 512"]),
-        (WALKER, "fql", ["alpha and normalised Q are ours"]),
+        (WALKER, "fql", ["alpha and normalized Q are ours"]),
         (WALKER, "idql", ["no table of the paper has idql on walker-walk"]),
         (CUBE, "flow_bc", ["no table of the paper has flow_bc"]),
         ("pointmaze-medium-navigate-singletask-v0", "iql", ["no table of the paper has iql on pointmaze"]),

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpvla.state_based.agents.agent import Agent, Batch, Info
-from dpvla.state_based.networks.critics import AgentConfig
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
 from dpvla.state_based.running.environment_workers import EnvironmentPool, WorkerDied
-from dpvla.state_based.running.evaluation import environments_at_once, evaluate
+from dpvla.state_based.running.evaluation import environments_at_once, evaluate_agent
 from tests.dpvla.state_based.countdown import Countdown
 
 
@@ -46,22 +47,22 @@ def test_results_do_not_depend_on_the_number_of_workers() -> None:
     results = []
     for workers in (0, 1, 3):
         with pool(4, workers) as environments:
-            results.append(evaluate(Guess((7, 8)), environments, 5, step=100, metric="success"))
+            results.append(evaluate_agent(Guess((7, 8)), environments, 5, step=100, metric="success"))
     assert results[0].episodes == results[1].episodes == results[2].episodes
     assert [len(episodes) for episodes in results[0].episodes] == [5, 5]
 
 
 def test_a_seed_plays_the_same_episodes_alone_beside_others_and_in_any_number_at_once() -> None:
-    alone = evaluate(Guess((8,)), pool(1), 6, step=3, metric="success")
-    beside = evaluate(Guess((7, 8, 9)), pool(9), 6, step=3, metric="success")
+    alone = evaluate_agent(Guess((8,)), pool(1), 6, step=3, metric="success")
+    beside = evaluate_agent(Guess((7, 8, 9)), pool(9), 6, step=3, metric="success")
     assert alone.episodes[0] == beside.episodes[1]
     assert beside.episodes[0] != beside.episodes[1], "seeds must see different episodes"
-    assert alone.episodes != evaluate(Guess((8,)), pool(1), 6, step=4, metric="success").episodes
+    assert alone.episodes != evaluate_agent(Guess((8,)), pool(1), 6, step=4, metric="success").episodes
 
 
 def test_the_score_is_the_last_steps_success_or_the_undiscounted_return() -> None:
-    success = evaluate(Guess((0,)), pool(4), 8, step=1, metric="success")
-    total = evaluate(Guess((0,)), pool(4), 8, step=1, metric="return")
+    success = evaluate_agent(Guess((0,)), pool(4), 8, step=1, metric="success")
+    total = evaluate_agent(Guess((0,)), pool(4), 8, step=1, metric="return")
     episodes = success.episodes[0]
     assert total.episodes[0] == episodes
     assert success.scores == [np.mean([episode.success for episode in episodes])]
@@ -71,7 +72,7 @@ def test_the_score_is_the_last_steps_success_or_the_undiscounted_return() -> Non
 
 def test_one_policy_call_covers_all_episodes_and_always_has_the_same_number_of_rows() -> None:
     agent = Guess((0, 1))
-    result = evaluate(agent, pool(6), 10, step=1, metric="success")
+    result = evaluate_agent(agent, pool(6), 10, step=1, metric="success")
     assert {*agent.rows} == {3}
     steps = sum(episode.length for episodes in result.episodes for episode in episodes)
     assert len(agent.rows) < steps / 3
@@ -82,7 +83,7 @@ def test_environments_are_shared_by_seeds_and_never_more_than_episodes() -> None
     assert environments_at_once(16, 1, 10) == 10
     assert environments_at_once(2, 8, 50) == 8
     with pytest.raises(ValueError, match="environment for each of the 2 seeds"):
-        evaluate(Guess((0, 1)), pool(1), 5, step=1, metric="success")
+        evaluate_agent(Guess((0, 1)), pool(1), 5, step=1, metric="success")
 
 
 def test_a_dead_worker_is_one_clear_error_and_the_pool_starts_afresh(
@@ -91,13 +92,13 @@ def test_a_dead_worker_is_one_clear_error_and_the_pool_starts_afresh(
     trigger = tmp_path / "die"
     monkeypatch.setenv("COUNTDOWN_DIES", str(trigger))
     with pool(4, workers=2) as environments:
-        before = evaluate(Guess((0,)), environments, 4, step=1, metric="success")
+        before = evaluate_agent(Guess((0,)), environments, 4, step=1, metric="success")
         trigger.touch()
         with pytest.raises(
             WorkerDied, match=r"environment worker \d of 2 \(countdown\) ended unexpectedly \(exit code 3"
         ):
-            evaluate(Guess((0,)), environments, 4, step=1, metric="success")
-        assert evaluate(Guess((0,)), environments, 4, step=1, metric="success").episodes == before.episodes
+            evaluate_agent(Guess((0,)), environments, 4, step=1, metric="success")
+        assert evaluate_agent(Guess((0,)), environments, 4, step=1, metric="success").episodes == before.episodes
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dpvla.config import ConfigError
-from dpvla.state_based.agents.dipole import DipoleConfig
+from dpvla.registry import RegistryError
+from dpvla.state_based.agents.cfgrl import CFGRLConfig
+from dpvla.state_based.agents.dipole import DipoleAgentConfig
 from dpvla.state_based.agents.fql import FQLConfig
 from dpvla.state_based.agents.iql import IQLConfig
-from dpvla.state_based.agents.registry import AGENTS, load_recipe
+from dpvla.state_based.agents.recipes import changed, load_recipe
+from dpvla.state_based.agents.registry import AGENTS, agent_class
 
 OGBENCH = ("humanoidmaze-medium-navigate", "humanoidmaze-large-navigate", "antsoccer-arena-navigate",
            "cube-single-play", "cube-double-play", "scene-play", "pointmaze-medium-navigate")  # fmt: skip
@@ -22,22 +26,22 @@ EXORL = ("walker-walk", "walker-stand", "walker-run", "quadruped-walk", "quadrup
 def test_every_agent_has_hyperparameters_for_every_task_of_the_tables(agent: str) -> None:
     for domain in OGBENCH:
         recipe = load_recipe(agent, f"{domain}-singletask-task1-v0")
-        assert isinstance(recipe, AGENTS[agent][1]) and recipe.batch_size == 256
+        assert isinstance(recipe, agent_class(agent).Config) and recipe.batch_size == 256
     for task in EXORL:
         assert load_recipe(agent, task).batch_size == 512
 
 
 def test_dipole_has_table_6s_numbers() -> None:
     cube = load_recipe("dipole", "cube-single-play-singletask-task2-v0")
-    assert isinstance(cube, DipoleConfig)
+    assert isinstance(cube, DipoleAgentConfig)
     assert (cube.beta, cube.shift, cube.discount, cube.expectile, cube.samples) == (0.5, 1.0, 0.99, 0.9, 2)
     assert (cube.q_target, cube.flow_steps, cube.clip_q, cube.hidden) == ("policy", 10, False, (512, 512, 512))
     walk = load_recipe("dipole", "walker-walk")
-    assert isinstance(walk, DipoleConfig)
+    assert isinstance(walk, DipoleAgentConfig)
     assert (walk.beta, walk.shift, walk.expectile, walk.samples) == (3.5, -2.0, 0.95, 32)
     assert (walk.q_target, walk.flow_steps, walk.clip_q) == ("value", 32, True)
     large = load_recipe("dipole", "humanoidmaze-large-navigate-singletask-v0")
-    assert isinstance(large, DipoleConfig) and (large.discount, large.samples) == (0.995, 8)
+    assert isinstance(large, DipoleAgentConfig) and (large.discount, large.samples) == (0.995, 8)
 
 
 def test_baselines_have_the_fql_papers_numbers() -> None:
@@ -49,14 +53,24 @@ def test_baselines_have_the_fql_papers_numbers() -> None:
 
 def test_a_more_exact_name_and_the_caller_win() -> None:
     assert load_recipe("dipole", "walker-run").batch_size == 512
-    changed = load_recipe("dipole", "walker-run", {"beta": 9.0, "hidden": [8, 8]})
-    assert isinstance(changed, DipoleConfig) and changed.beta == 9.0 and changed.hidden == (8, 8)
+    other = changed(load_recipe("dipole", "walker-run"), {"beta": 9.0, "hidden": [8, 8]}, "here")
+    assert isinstance(other, DipoleAgentConfig) and other.beta == 9.0 and other.hidden == (8, 8)
 
 
 def test_unknown_agents_tasks_and_fields_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown agent 'ppo'"):
+    with pytest.raises(RegistryError, match=r"unknown agent 'ppo'; nearest valid name: .*dipole, iql, .*--plugin"):
         load_recipe("ppo", "walker-run")
     with pytest.raises(ConfigError, match="no entry for 'antmaze-giant"):
         load_recipe("dipole", "antmaze-giant-navigate-singletask-v0")
-    with pytest.raises(ConfigError, match="nearest valid name: 'beta'"):
-        load_recipe("dipole", "walker-run", {"bta": 1.0})
+    with pytest.raises(ConfigError, match=r"^here: .*nearest valid name: 'beta'"):
+        changed(load_recipe("dipole", "walker-run"), {"bta": 1.0}, "here")
+    with pytest.raises(ConfigError, match="nowhere does not exist: the recipes come with the source tree"):
+        load_recipe("dipole", "walker-run", tmp_path / "nowhere")
+
+
+def test_cfgrls_former_guidance_is_one_more_than_omega() -> None:
+    recipe = load_recipe("cfgrl", "walker-run")
+    assert isinstance(recipe, CFGRLConfig) and recipe.omega == 0.5
+    assert changed(recipe, {"guidance": 3}, "here") == replace(recipe, omega=2.0)
+    with pytest.raises(ConfigError, match=r"here: omega must be at least -1, found -1\.5"):
+        changed(recipe, {"guidance": -0.5}, "here")

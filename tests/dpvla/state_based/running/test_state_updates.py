@@ -15,8 +15,9 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from dpvla.state_based.agents.dipole import DipoleConfig
-from dpvla.state_based.agents.registry import AGENTS, load_agent, make_agent, save_agent
+from dpvla.state_based.agents.agent_files import load_agent, save_agent
+from dpvla.state_based.agents.dipole import DipoleAgentConfig
+from dpvla.state_based.agents.registry import AGENTS
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.data.transitions import ACTION_LIMIT, Transitions
 from dpvla.state_based.networks.draws import FreshDraws, TapeDraws
@@ -27,6 +28,7 @@ from dpvla.tensors import CheckpointError
 from dpvla.training.config import LoopConfig
 from dpvla.training.loop import train
 from dpvla.training.run_directory import write_run
+from tests.dpvla.state_based.agent_of import agent_of, config_of
 
 SMALL: dict[str, Any] = {"hidden": (8, 8), "batch_size": 16}
 LOOP = replace(STATE_BASED_LOOP, steps=12, log_every=4, evaluate_every=6, save_every=4, trackers=())
@@ -47,7 +49,7 @@ def transitions(rows: int = 60, observation: int = 3, action: int = 2) -> Transi
 
 
 def updated(name: str, seeds: list[int], steps: int = 5, stride: int = 1, config: Any = None) -> Any:
-    agent = make_agent(config or AGENTS[name][1](**SMALL), 3, 2, seeds)
+    agent = agent_of(config or config_of(name, **SMALL), 3, 2, seeds)
     replay = Replay(transitions(), seeds)
     how = StackedUpdate(agent, LOOP, UpdateConfig(per_step=stride, threads=1))
     for step in range(stride, steps * stride + 1, stride):
@@ -75,7 +77,7 @@ def test_several_updates_in_one_step_are_the_same_updates(name: str) -> None:
 
 
 def test_each_seed_and_each_update_draws_other_rows_and_other_noise() -> None:
-    agent = make_agent(DipoleConfig(**SMALL), 3, 2, [4, 5])
+    agent = agent_of(DipoleAgentConfig(**SMALL), 3, 2, [4, 5])
     how = StackedUpdate(agent, LOOP, UpdateConfig(per_step=2, threads=1))
     how.step(Replay(transitions(), [4, 5]), 2, 1e-3)
     for tape in (how._rows, how._normals, how._uniforms):
@@ -95,7 +97,7 @@ def describe(directory: Path) -> None:
 
 
 def stage(config: Any, stride: int, online_rows: int = 0) -> AgentStage:
-    agent = make_agent(config, 3, 2, [0, 1])
+    agent = agent_of(config, 3, 2, [0, 1])
     replay = Replay(transitions(), [0, 1], capacity=online_rows)
 
     def evaluate(step: int) -> Mapping[str, float]:
@@ -144,7 +146,7 @@ def assert_same(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize(("name", "stride"), [("dipole", 1), ("dipole", 2), ("rebrac", 1), ("idql", 2)])
 def test_a_stopped_run_ends_bit_for_bit_as_in_one_go(tmp_path: Path, name: str, stride: int) -> None:
-    config = AGENTS[name][1](**SMALL)
+    config = config_of(name, **SMALL)
     straight = run(tmp_path / "straight", config, [], stride)
     broken = run(tmp_path / "broken", config, [2, 6], stride)
     assert straight.name == broken.name == "step_00000012"
@@ -152,7 +154,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_in_one_go(tmp_path: Path, name: str, 
 
 
 def test_offline_then_online_goes_on_in_the_same_directory_and_resumes_with_its_collected_rows(tmp_path: Path) -> None:
-    config = DipoleConfig(**SMALL)
+    config = DipoleAgentConfig(**SMALL)
     longer = replace(LOOP, steps=20)
     ends = []
     for name, stops in (("straight", []), ("broken", [15, 18])):
@@ -165,11 +167,11 @@ def test_offline_then_online_goes_on_in_the_same_directory_and_resumes_with_its_
 
 def test_steps_that_are_no_multiple_of_the_updates_per_step_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"loop.steps = 12 must be a multiple of 5"):
-        run(tmp_path, DipoleConfig(**SMALL), [], stride=5)
+        run(tmp_path, DipoleAgentConfig(**SMALL), [], stride=5)
 
 
 def test_loop_options_that_this_track_does_not_have_are_refused() -> None:
-    agent = make_agent(DipoleConfig(**SMALL), 3, 2, [0])
+    agent = agent_of(DipoleAgentConfig(**SMALL), 3, 2, [0])
     with pytest.raises(ValueError, match=r"loop.clip_norm must be 0.0"):
         StackedUpdate(agent, replace(LOOP, clip_norm=1.0), UpdateConfig())
     with pytest.raises(ValueError, match=r"loop.ema_decay"):
@@ -180,7 +182,7 @@ def test_loop_options_that_this_track_does_not_have_are_refused() -> None:
 def test_compiled_losses_learn_the_same() -> None:
     ends = []
     for compiled in (False, True):
-        agent, replay = make_agent(AGENTS["flow_bc"][1](**SMALL), 3, 2, [0, 1]), Replay(transitions(), [0, 1])
+        agent, replay = agent_of(config_of("flow_bc", **SMALL), 3, 2, [0, 1]), Replay(transitions(), [0, 1])
         how = StackedUpdate(agent, LOOP, UpdateConfig(threads=1, compile=compiled))
         assert hasattr(how._loss, "_torchdynamo_orig_callable") is compiled
         for step in range(1, 6):
@@ -192,11 +194,11 @@ def test_compiled_losses_learn_the_same() -> None:
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"launch.compile needs a C\+\+ compiler, 'no-such-compiler' is not there"):
-        StackedUpdate(make_agent(DipoleConfig(**SMALL), 3, 2, [0]), LOOP, UpdateConfig(compile=True))
+        StackedUpdate(agent_of(DipoleAgentConfig(**SMALL), 3, 2, [0]), LOOP, UpdateConfig(compile=True))
 
 
 def test_targets_follow_by_the_soft_update_and_rebracs_actor_learns_every_second_time() -> None:
-    agent = make_agent(AGENTS["rebrac"][1](target_rate=0.25, **SMALL), 3, 2, [0])
+    agent = agent_of(config_of("rebrac", target_rate=0.25, **SMALL), 3, 2, [0])
     how = StackedUpdate(agent, LOOP, UpdateConfig(threads=1))
     replay, states = Replay(transitions(), [0]), []
     for step in range(1, 4):
@@ -216,7 +218,7 @@ def test_targets_follow_by_the_soft_update_and_rebracs_actor_learns_every_second
 def test_the_rehearsal_before_a_graph_capture_leaves_no_trace(name: str) -> None:
     ends = []
     for rehearsals in ((), (1,), (1, 3)):
-        agent = make_agent(AGENTS[name][1](**SMALL), 3, 2, [0])
+        agent = agent_of(config_of(name, **SMALL), 3, 2, [0])
         how, replay = StackedUpdate(agent, LOOP, UpdateConfig(threads=1)), Replay(transitions(), [0])
         how._make_tape(replay)
         for step in range(1, 5):
@@ -228,7 +230,7 @@ def test_the_rehearsal_before_a_graph_capture_leaves_no_trace(name: str) -> None
 
 
 def test_an_update_is_adam_on_the_agents_loss() -> None:
-    agent, twin = (make_agent(DipoleConfig(**SMALL), 3, 2, [0]) for _ in range(2))
+    agent, twin = (agent_of(DipoleAgentConfig(**SMALL), 3, 2, [0]) for _ in range(2))
     replay = Replay(transitions(), [0])
     how = StackedUpdate(agent, LOOP, UpdateConfig(threads=1))
     how.step(replay, 1, 1e-2)

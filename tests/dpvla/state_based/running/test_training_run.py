@@ -15,11 +15,12 @@ import yaml
 
 from dpvla.config import ConfigError
 from dpvla.files import DirectoryInUseError
-from dpvla.state_based.agents.registry import load_agent
-from dpvla.state_based.data.ogbench_generation import OGBenchGeneration, generate
+from dpvla.registry import RegistryError
+from dpvla.state_based.agents.agent_files import load_agent
+from dpvla.state_based.data.ogbench.generation import OGBenchGeneration, generate
 from dpvla.state_based.running import training_run
+from dpvla.state_based.running.config import StateBasedConfig, read_task
 from dpvla.state_based.running.environment_workers import WorkerDied
-from dpvla.state_based.running.protocol import StateBasedConfig, read_task
 from dpvla.state_based.running.training_run import train_state_based
 from dpvla.tensors import load_tensors
 from tests.dpvla.state_based.countdown import Countdown
@@ -151,7 +152,7 @@ def test_workers_that_die_once_are_replaced_and_twice_stop_the_run_with_all_upda
     data: Path, tmp_path: Path, short_episodes: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     failing: list[int] = []
-    evaluate = training_run.evaluate
+    evaluate = training_run.evaluate_agent
 
     def fail(agent: Any, pool: Any, episodes: int, step: int, metric: Any) -> Any:
         if step in failing:
@@ -159,7 +160,7 @@ def test_workers_that_die_once_are_replaced_and_twice_stop_the_run_with_all_upda
             raise WorkerDied("environment worker 1 of 2 ended unexpectedly (signal 9)")
         return evaluate(agent, pool, episodes, step, metric)
 
-    monkeypatch.setattr(training_run, "evaluate", fail)
+    monkeypatch.setattr(training_run, "evaluate_agent", fail)
     config = tiny(data, tmp_path / "run")
     failing[:] = [4, 8, 8]
     with pytest.raises(WorkerDied, match=r"\(signal 9\), twice in a row; .*step_00000009 is saved"):
@@ -206,7 +207,7 @@ def test_unknown_names_get_the_nearest_valid_one(tmp_path: Path) -> None:
         read_task(config)
     with pytest.raises(ValueError, match="nearest valid name: 'walker-walk'"):
         read_task(replace(config, env="exorl-walker-wlak"))
-    with pytest.raises(ConfigError, match="nearest valid name: 'rebrac'"):
+    with pytest.raises(RegistryError, match="nearest valid name: 'rebrac'"):
         read_task(replace(config, env="walker-walk", agent="rebrack"))
     with pytest.raises(ConfigError, match="nearest valid name: 'omega'"):
         read_task(replace(config, env="walker-walk", options=("omga=1",)))

@@ -1,4 +1,4 @@
-"""What flow agents share: flow matching on actions, actions from a flow, and the best of several samples."""
+"""Policies that agents share: networks over actions, flows that imitate, and the best of several samples."""
 
 from __future__ import annotations
 
@@ -8,13 +8,30 @@ import torch
 from torch import Tensor, nn
 
 from dpvla.diffusion import flow
-from dpvla.state_based.agents.agent import Batch
-from dpvla.state_based.networks.critics import AgentConfig
+from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.data.batch import Batch
 from dpvla.state_based.networks.draws import Draws
 from dpvla.state_based.networks.stacked import StackedMLP
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(observations, x_t, t) -> velocity``, all (seed, row, ·)."""
+
+FIRST_ACTIONS_NEAR_ZERO = 0.01
+"""``final_scale`` of Gaussian and deterministic policies in the FQL code."""
+
+
+def policy_network(
+    config: AgentConfig,
+    generators: Sequence[torch.Generator],
+    inputs: int,
+    outputs: int,
+    members: int = 1,
+    final_scale: float = 1.0,
+) -> StackedMLP:
+    """A network with the layers that ``config`` gives policies: (seed, row, inputs) to (seed, member, row, outputs)."""
+    return StackedMLP(
+        generators, members, inputs, config.hidden, outputs, config.activation, config.policy_norm, final_scale
+    )
 
 
 class FlowPolicy(nn.Module):
@@ -25,10 +42,7 @@ class FlowPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.action_dim = action_dim
-        inputs = observation_dim + action_dim + 1
-        self.network = StackedMLP(
-            generators, 1, inputs, config.hidden, action_dim, config.activation, config.policy_norm
-        )
+        self.network = policy_network(config, generators, observation_dim + action_dim + 1, action_dim)
 
     def forward(self, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Velocity, (seed, row, action)."""

@@ -1,4 +1,4 @@
-"""An agent that seeks states it has not seen: actor-critic on random network distillation (URLB's RND, state inputs).
+"""A collector that seeks states it has not seen: actor-critic on random network distillation (URLB's RND, on states).
 
 A fixed random network maps states to features; a second one learns to predict them from visited states. Its error is
 the reward, so the actor is drawn to what is new.
@@ -18,10 +18,10 @@ TARGET_RATE = 0.01
 NOISE, NOISE_LIMIT = 0.2, 0.3
 """Standard deviation of the actor's noise, and its bound inside updates."""
 OBSERVATION_LIMIT = 5.0
-"""Bound of normalised observations that the distillation networks see."""
+"""Bound of normalized observations that the distillation networks see."""
 
 
-class RNDAgent(nn.Module):
+class RNDExplorer(nn.Module):
     """Actor, two critics with slow copies, predictor and random target, each with its Adam state.
 
     Its random numbers come from ``generator`` alone, so a saved and restored agent goes on as if nothing happened.
@@ -35,7 +35,7 @@ class RNDAgent(nn.Module):
             torch.manual_seed(seed)
             self.actor = _trunk_and_head(observation_size, action_size, hidden)
             self.critics = nn.ModuleList(_trunk_and_head(observation_size + action_size, 1, hidden) for _ in range(2))
-            self.normalise = nn.BatchNorm1d(observation_size, affine=False)
+            self.normalize = nn.BatchNorm1d(observation_size, affine=False)
             self.predictor = _features(observation_size, hidden)
             self.random_features = _features(observation_size, hidden).requires_grad_(False)
         self.slow_critics = copy.deepcopy(self.critics).requires_grad_(False)
@@ -82,14 +82,15 @@ class RNDAgent(nn.Module):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
-        self.load_state_dict(state["networks"])
+        names = {name: name.replace("normalise.", "normalize.") for name in state["networks"]}  # as it was spelled once
+        self.load_state_dict({names[name]: value for name, value in state["networks"].items()})
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.generator.set_state(state["generator"])
 
     def _novelty(self, observations: Tensor) -> Tensor:
         """Prediction error (row,)."""
-        seen = self.normalise(observations).clamp(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
+        seen = self.normalize(observations).clamp(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
         return ((self.predictor(seen) - self.random_features(seen)) ** 2).mean(-1)
 
     def _error_scale(self, error: Tensor) -> Tensor:

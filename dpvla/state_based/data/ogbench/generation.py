@@ -18,8 +18,8 @@ from dpvla.config import Count, Whole, check
 from dpvla.files import LOCK, check_folder, one_writer, write_atomically, write_json
 from dpvla.parallel import available_cores, run_jobs
 from dpvla.state_based.data.local_data import ORIGIN, OtherDataError, refuse_other
-from dpvla.state_based.data.ogbench_episodes import SOURCES, Rows, make_episode
-from dpvla.state_based.environments.ogbench_environment import versions
+from dpvla.state_based.data.ogbench.episodes import SOURCES, Rows, make_episode
+from dpvla.state_based.environments.ogbench import versions
 
 GENERATOR = 1
 """Raised whenever the same settings would give other data."""

@@ -1,50 +1,16 @@
-"""Value learning that the agents share: two Q networks with targets, and IQL's V."""
+"""Value learning that agents share: two Q networks with targets, and IQL's V."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from dpvla.config import Count, Range, Share
-from dpvla.state_based.agents.agent import Batch, Info
-from dpvla.state_based.networks.stacked import Activation, LayerNorm, StackedMLP, follow, target_of
-
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """What every method has. The defaults are those of every agent in github.com/seohongpark/fql (commit 719d044)."""
-
-    batch_size: Count = 256  # rows of an update, per seed
-    hidden: tuple[Count, ...] = (512, 512, 512, 512)  # layer sizes of all networks
-    activation: Activation = "gelu"  # of the hidden layers
-    value_norm: LayerNorm = "after"  # layer normalisation in Q and V: after or before the activation
-    policy_norm: LayerNorm = "none"  # layer normalisation in the policies
-    discount: Share = 0.99  # gamma
-    target_rate: Share = 0.005  # share of the online Q that the target Q takes over after each update
-
-    def __post_init__(self) -> None:
-        if len(self.hidden) == 0:
-            raise ValueError("hidden must name the size of at least one layer, e.g. [512, 512, 512]")
-
-    def differences(self, benchmark: str) -> tuple[str, ...]:
-        """Where the agent is known to do something else than the released code of its method (docs/state_based.md).
-
-        Args:
-            benchmark: OGBench or ExORL, whose released code can be another.
-        """
-        return ()
-
-
-@dataclass(frozen=True)
-class ImplicitQConfig(AgentConfig):
-    """Adds IQL's value network."""
-
-    expectile: Annotated[float, Range(above=0, below=1)] = 0.9  # tau of V's regression; 0.5 is the mean
-    clip_q: bool = True  # min of the two Qs wherever one number is needed; off: their mean
+from dpvla.state_based.agents.config import AgentConfig, ImplicitQConfig
+from dpvla.state_based.data.batch import Batch, Info
+from dpvla.state_based.networks.stacked import StackedMLP, follow, target_of
 
 
 class Critic(nn.Module):

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from dpvla.files import write_atomically
 
 URL = "https://dl.fbaipublicfiles.com/exorl"
-KEYS = ("observation", "action", "reward", "discount", "physics")
 _NAME = re.compile(r".*_(?P<index>\d+)_(?P<length>\d+)\.npz")
 
 

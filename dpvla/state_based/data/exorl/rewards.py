@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dpvla.files import write_atomically
 from dpvla.parallel import run_jobs
-from dpvla.state_based.data.exorl_files import EpisodeFile, Sizes, fingerprint, read_episode
+from dpvla.state_based.data.exorl.files import EpisodeFile, Sizes, fingerprint, read_episode
 from dpvla.state_based.environments.control_suite import ControlEnvironment, versions
 from dpvla.state_based.environments.headless import load
 

@@ -1,9 +1,8 @@
-"""What a run of the state-based track is: its options, its hyperparameters, and where it departs from the paper."""
+"""What a run of the state-based track is: its options, and the hyperparameters they ask for."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,18 +10,12 @@ import yaml
 
 from dpvla.config import ConfigError, Count, Whole
 from dpvla.parallel import available_cores
-from dpvla.state_based.agents.registry import AGENTS, load_recipe
-from dpvla.state_based.environments.tasks import Task, canonical_name, find_task, nearest
-from dpvla.state_based.networks.critics import AgentConfig
-from dpvla.state_based.paper.paper_tables import in_the_paper, read_table
+from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.agents.recipes import changed, load_recipe
+from dpvla.state_based.running.paper_tables import OFFLINE_STEPS
 from dpvla.state_based.running.stage import STATE_BASED_LOOP, StateBasedLoop
+from dpvla.state_based.running.tasks import Task, find_task
 from dpvla.state_based.running.update import UpdateConfig, refuse_unsupported
-
-OFFLINE_STEPS = ONLINE_STEPS = 1_000_000
-"""Updates of the paper's offline runs, and environment steps (one update each) of its online phase."""
-
-SEEDS = 8
-"""Seeds behind the paper's means."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,7 @@ class StateBasedConfig:
     """
 
     env: str  # OGBench single-task name (cube-single-play-singletask-task2-v0) or ExORL task (walker-walk)
-    agent: str = "dipole"  # dipole, iql, rebrac, cfgrl, idql, ifql, fql or flow_bc
+    agent: str = "dipole"  # who learns: dipole, one of its baselines, or one of a plug-in; a wrong name lists them all
     seed: Whole = 0  # of everything random
     seeds: tuple[Whole, ...] = ()  # several seeds side by side in this process; overrides --seed
     data: str | None = None  # folder of the recorded data; none: ~/.ogbench/data, or data/exorl
@@ -47,6 +40,7 @@ class StateBasedConfig:
     options: tuple[str, ...] = ()  # other hyperparameters, e.g. --options omega=2 beta=0.5
     out: str = "runs/state_based"  # run directory; the same command goes on in it
     restart: bool = False  # discard what --out holds
+    plugin: tuple[str, ...] = ()  # modules of yours that add agents: their names, or .py files
     launch: UpdateConfig = field(default_factory=UpdateConfig)  # how updates are launched
     loop: StateBasedLoop = field(default_factory=lambda: replace(STATE_BASED_LOOP, steps=0))  # logging, checkpoints
 
@@ -79,25 +73,13 @@ def read_task(config: StateBasedConfig) -> tuple[Task, AgentConfig]:
     """The task and the agent's hyperparameters that ``config`` asks for.
 
     Raises:
-        ValueError, ConfigError: unknown environment, agent or hyperparameter (the message has the nearest valid name).
+        ValueError: unknown environment, agent or hyperparameter (the message has the nearest valid name).
     """
-    if config.agent not in AGENTS:
-        near = nearest(config.agent, list(AGENTS))
-        raise ConfigError(
-            f"unknown agent '{config.agent}'; nearest valid name: '{near}' (there are {', '.join(AGENTS)})"
-        )
     task = find_task(config.env)
-    overrides = _overrides(config, load_recipe(config.agent, task.name))
-    return task, load_recipe(config.agent, task.name, overrides, overrides_from="--options")
-
-
-def _overrides(config: StateBasedConfig, recipe: AgentConfig) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
+    recipe = load_recipe(config.agent, task.name)
     if config.width:
-        fields["hidden"] = [config.width] * len(recipe.hidden)
-        if hasattr(recipe, "policy_size"):
-            fields["policy_size"] = max(1, recipe.policy_size * config.width // max(recipe.hidden))
-    return fields | parse_options(config.options)
+        recipe = recipe.with_width(config.width)
+    return task, changed(recipe, parse_options(config.options), "--options")
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
@@ -122,54 +104,3 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 def evaluation_episodes(config: StateBasedConfig, task: Task) -> int:
     """Episodes per seed of every evaluation."""
     return config.eval_episodes or task.episodes
-
-
-def deviations(
-    config: StateBasedConfig,
-    task: Task,
-    recipe: AgentConfig,
-    data: Mapping[str, Any],
-    resumed: Sequence[Mapping[str, Any]] = (),
-) -> list[str]:
-    """Where a run departs from the paper's protocol and its agent from released code, in words; empty: nowhere known.
-
-    Args:
-        data: what ``OfflineData.about`` says.
-        resumed: ``run.yaml``'s entries of a run that went on, with the options that changed there.
-    """
-    found = list(_protocol_deviations(config, task, recipe))
-    if data["origin"] != "official":
-        found.append(f"data: {data['origin']}")
-    if data.get("success_timing") == "post":
-        found.append("success timing of ogbench before 1.2.0")
-    for entry in resumed:
-        changed = {name: values for name, values in entry["changed"].items() if name not in ("steps", "online_steps")}
-        found += [f"{name} {old} until update {entry['step']}, then {new}" for name, (old, new) in changed.items()]
-    if "packages_at_start" in data:
-        found.append("begun with other versions of the simulators")
-    return found
-
-
-def _protocol_deviations(config: StateBasedConfig, task: Task, recipe: AgentConfig) -> Iterator[str]:
-    online = read_table("3").options_of(canonical_name(task), config.agent) if config.online_steps else ()
-    standard = load_recipe(config.agent, task.name, parse_options(online))
-    expected = [
-        ("steps", config.steps, OFFLINE_STEPS),
-        ("online_steps", config.online_steps, ONLINE_STEPS if config.online_steps else 0),
-        ("evaluation episodes", evaluation_episodes(config, task), task.episodes),
-        ("lr", config.loop.lr, STATE_BASED_LOOP.lr),
-        ("lr_schedule", config.loop.lr_schedule, STATE_BASED_LOOP.lr_schedule),
-        ("warmup_steps", config.loop.warmup_steps, STATE_BASED_LOOP.warmup_steps),
-        ("weight_decay", config.loop.weight_decay, STATE_BASED_LOOP.weight_decay),
-        ("adam_betas", config.loop.adam_betas, STATE_BASED_LOOP.adam_betas),
-    ]
-    for own in dataclasses.fields(standard):
-        expected.append((own.name, getattr(recipe, own.name), getattr(standard, own.name)))
-    for name, here, there in expected:
-        if here != there:
-            yield f"{name} {here} instead of {there}"
-    if config.rows:
-        yield f"about {config.rows} recorded rows"
-    if not in_the_paper(canonical_name(task), config.agent):
-        yield f"no table of the paper has {config.agent} on {task.name}"
-    yield from (f"{config.agent}: {difference}" for difference in recipe.differences(task.benchmark))

@@ -1,4 +1,4 @@
-"""Collect a small ExORL-like data set with an RND agent: same files, own exploration, resumable."""
+"""Collect a small ExORL-like data set with RND: same files, own exploration, resumable."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dpvla import provenance
 from dpvla.config import Count, Whole, check
 from dpvla.files import check_folder, one_writer, write_atomically, write_json
 from dpvla.parallel import torch_threads
-from dpvla.state_based.data.exorl_data import COLLECTION, DEFAULT_FOLDER
-from dpvla.state_based.data.exorl_files import EpisodeFile, buffer_folder, list_episodes, read_episode, write_episode
-from dpvla.state_based.data.exorl_rewards import sizes_of
+from dpvla.state_based.data.exorl.files import EpisodeFile, buffer_folder, list_episodes, read_episode, write_episode
+from dpvla.state_based.data.exorl.load import COLLECTION, DEFAULT_FOLDER
+from dpvla.state_based.data.exorl.rewards import sizes_of
+from dpvla.state_based.data.exorl.rnd_explorer import RNDExplorer
 from dpvla.state_based.data.local_data import ORIGIN, OtherDataError, refuse_other
-from dpvla.state_based.data.rnd_agent import RNDAgent
 from dpvla.state_based.environments.control_suite import TASKS, ControlEnvironment, versions
 
 COLLECTOR_VERSION = 1
@@ -61,7 +61,7 @@ class ExORLCollection:
         return {"collector": "rnd", "version": COLLECTOR_VERSION, **settings, "packages": versions()}
 
 
-def collect(config: ExORLCollection) -> Path:
+def collect_episodes(config: ExORLCollection) -> Path:
     """Collect, or what is missing of it; returns the buffer's folder.
 
     Raises:
@@ -83,8 +83,8 @@ def collect(config: ExORLCollection) -> Path:
 
 def _collect(config: ExORLCollection, buffer: Path, env: ControlEnvironment) -> None:
     steps = config.steps or env.max_steps
-    agent = RNDAgent(env.observation_size, env.action_size, config.hidden, config.seed)
-    done = _resume(buffer, agent)
+    explorer = RNDExplorer(env.observation_size, env.action_size, config.hidden, config.seed)
+    done = _resume(buffer, explorer)
     replay = _Replay(max(config.episodes, done) * steps, env)
     if done:
         for episode in list_episodes(config.out, config.domain, "rnd"):
@@ -95,10 +95,10 @@ def _collect(config: ExORLCollection, buffer: Path, env: ControlEnvironment) -> 
         tqdm(total=config.episodes, initial=done, desc=title, unit="episode", disable=config.quiet) as bar,
     ):
         for index in range(done, config.episodes):
-            episode_rows, novelty = _episode(config, env, agent, replay, index, steps)
+            episode_rows, novelty = _episode(config, env, explorer, replay, index, steps)
             write_episode(buffer, index, episode_rows)
             if (index + 1) % config.checkpoint_every == 0 or index + 1 == config.episodes:
-                _save(buffer, agent, index + 1)
+                _save(buffer, explorer, index + 1)
             bar.set_postfix(intrinsic_reward=f"{novelty:.3g}")
             bar.update()
 
@@ -130,7 +130,7 @@ class _Replay:
 
 
 def _episode(
-    config: ExORLCollection, env: ControlEnvironment, agent: RNDAgent, replay: _Replay, index: int, steps: int
+    config: ExORLCollection, env: ControlEnvironment, explorer: RNDExplorer, replay: _Replay, index: int, steps: int
 ) -> tuple[dict[str, NDArray[Any]], float]:
     """One episode in the official layout, learning on the way; and the last update's mean intrinsic reward."""
     own_seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0])
@@ -145,9 +145,9 @@ def _episode(
     for _ in range(steps):
         seen = replay.size
         exploring = seen >= config.random_steps
-        action = (agent.act(torch.from_numpy(observation)) if exploring else agent.random_action()).numpy()
+        action = (explorer.act(torch.from_numpy(observation)) if exploring else explorer.random_action()).numpy()
         if exploring and seen > 0 and seen % config.update_every == 0:
-            novelty = agent.update(*replay.sample(config.batch_size, agent.generator))
+            novelty = explorer.update(*replay.sample(config.batch_size, explorer.generator))
         step = env.step(action)
         replay.add(observation, action, step.observation)
         observation = step.observation
@@ -176,13 +176,13 @@ def _describe(config: ExORLCollection, buffer: Path) -> None:
         write_json(about, {"origin": ORIGIN, "note": note, "settings": config.identity(), "provenance": made_by})
 
 
-def _resume(buffer: Path, agent: RNDAgent) -> int:
+def _resume(buffer: Path, explorer: RNDExplorer) -> int:
     """Number of episodes the last saved state had seen; later ones are removed, as they will be collected again."""
     path = buffer.parent / CHECKPOINT
     done = 0
     if path.exists():
         saved = torch.load(path, weights_only=True)
-        agent.restore(saved["agent"])
+        explorer.restore(saved["agent"])
         done = int(saved["episodes"])
     if buffer.exists():
         for leftover in buffer.glob(".*"):
@@ -204,6 +204,6 @@ def _episodes(buffer: Path) -> list[EpisodeFile]:
     return list_episodes(out, domain, collector) if any(buffer.glob("*.npz")) else []
 
 
-def _save(buffer: Path, agent: RNDAgent, episodes: int) -> None:
-    state = {"episodes": episodes, "agent": agent.state()}
+def _save(buffer: Path, explorer: RNDExplorer, episodes: int) -> None:
+    state = {"episodes": episodes, "agent": explorer.state()}
     write_atomically(buffer.parent / CHECKPOINT, lambda file: torch.save(state, file))

@@ -6,9 +6,9 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from dpvla.state_based.data.ogbench_episodes import SOURCES
+from dpvla.state_based.data.ogbench.episodes import SOURCES
 from dpvla.state_based.environments.control_suite import TASKS
-from dpvla.state_based.environments.ogbench_environment import parse_name, refuse_unknown
+from dpvla.state_based.environments.ogbench import parse_name, refuse_unknown
 
 PREFIX = "exorl-"
 """May stand before an ExORL task's name: exorl-walker-walk is walker-walk."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import yaml
 
-from dpvla.state_based.agents.registry import RECIPES
+from dpvla.state_based.agents.recipes import RECIPES
+from dpvla.state_based.agents.registry import AGENTS
 
 TABLES = RECIPES / "paper_tables.yaml"
 """Data file with the source of every number."""
 
-TABLE_KEYS = ("1", "2", "3", "7")
-"""The paper's tables in it."""
+OFFLINE_STEPS = ONLINE_STEPS = 1_000_000
+"""Updates of the paper's offline runs, and environment steps (one update each) of its online phase."""
+
+SEEDS = 8
+"""Seeds behind the paper's means."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class PaperTable:
     title: str
     methods: tuple[Method, ...]
     rows: tuple[str, ...]
+    averages: bool  # rows are domains
     printed: Mapping[tuple[str, str], Printed]  # by row and method; empty where the paper has nothing
     online: bool
     notes: tuple[str, ...]
@@ -52,14 +57,9 @@ class PaperTable:
 
     def tasks(self, row: str) -> tuple[str, ...]:
         """The tasks behind a row: itself, or the five of a domain."""
-        if row.endswith("-v0") or not self.averages:
+        if not self.averages:
             return (row,)
         return tuple(f"{row}-singletask-task{number}-v0" for number in range(1, 6))
-
-    @property
-    def averages(self) -> bool:
-        """Whether rows are domains."""
-        return self.key == "2"
 
     def options_of(self, task: str, agent: str) -> tuple[str, ...]:
         """Options that this table's runs of an agent take beyond the recipe."""
@@ -68,7 +68,7 @@ class PaperTable:
 
 def in_the_paper(task: str, agent: str) -> bool:
     """Whether a table of the paper prints a number of this agent on this task."""
-    for key in TABLE_KEYS:
+    for key in table_keys():
         table = read_table(key)
         columns = [method.key for method in table.methods if method.agent == agent]
         if any(task in table.tasks(row) and (row, column) in table.printed for row in table.rows for column in columns):
@@ -76,11 +76,16 @@ def in_the_paper(task: str, agent: str) -> bool:
     return False
 
 
-def read_table(key: str, path: Path = TABLES) -> PaperTable:
-    """Table ``key`` of the data file."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+def table_keys() -> tuple[str, ...]:
+    """The tables of the data file: the paper's by their numbers, and ours."""
+    return tuple(map(str, _content()["tables"]))
+
+
+def read_table(key: str) -> PaperTable:
+    """Table ``key`` of the data file; one that names no columns has all agents, those of plug-ins as well."""
+    content = _content()
     table = {str(name): value for name, value in content["tables"].items()}[key]
-    methods = tuple(Method(name, **content["methods"][name]) for name in table["columns"])
+    methods = tuple(map(method_of, table.get("columns", AGENTS)))
     printed = {
         (row, method.key): Printed(cell[0], cell[1], tuple(cell[2:4]) or None)  # type: ignore[arg-type]
         for row, cells in table["rows"].items()
@@ -95,8 +100,21 @@ def read_table(key: str, path: Path = TABLES) -> PaperTable:
         table["title"],
         methods,
         tuple(table["rows"]),
+        bool(table.get("averages", False)),
         printed,
         bool(table.get("online", False)),
         tuple(table.get("notes", ())),
         options,
     )
+
+
+def method_of(name: str) -> Method:
+    """A method of the data file, or else the agent of that name."""
+    given = {"title": name, "agent": name} | _content()["methods"].get(name, {})
+    return Method(name, **given)
+
+
+@cache
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
+    return content

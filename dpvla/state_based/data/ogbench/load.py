@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from dpvla.files import write_json
 from dpvla.state_based.data.offline_data import OfflineData, episodes_needed
-from dpvla.state_based.data.ogbench_episodes import SOURCES
-from dpvla.state_based.data.ogbench_generation import PARTS, data_path, fingerprint, sidecar_path
+from dpvla.state_based.data.ogbench.episodes import SOURCES
+from dpvla.state_based.data.ogbench.generation import PARTS, data_path, fingerprint, sidecar_path
 from dpvla.state_based.data.transitions import Transitions
 from dpvla.state_based.environments.headless import load
-from dpvla.state_based.environments.ogbench_environment import (
+from dpvla.state_based.environments.ogbench import (
     OGBenchName,
     parse_name,
     refuse_unknown,

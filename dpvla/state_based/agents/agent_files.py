@@ -1,0 +1,49 @@
+"""An agent on disk: ``config.json`` and ``model.safetensors``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dpvla.config import from_dict, to_dict
+from dpvla.registry import RegistryError
+from dpvla.state_based.agents.agent import Agent
+from dpvla.state_based.agents.recipes import changed
+from dpvla.state_based.agents.registry import agent_class, agent_name, make_agent
+from dpvla.tensors import load_tensors, save_tensors
+from dpvla.training import checkpoint
+
+
+def save_agent(agent: Agent, directory: Path) -> None:
+    """Write what ``load_agent`` needs."""
+    meta = {
+        "agent": agent_name(agent),
+        "observation_dim": agent.observation_dim,
+        "action_dim": agent.action_dim,
+        "seeds": list(agent.seeds),
+        "config": to_dict(agent.config),
+    }
+    checkpoint.write_meta(directory / "config.json", meta)
+    save_tensors(directory / "model.safetensors", agent.state_dict())
+
+
+def load_agent(directory: Path, **changes: Any) -> Agent:
+    """The agent that ``save_agent`` wrote, on the CPU; ``changes`` to its config, e.g. ``omega=2.0`` for acting.
+
+    Raises:
+        RegistryError: an agent of a plug-in that has not been imported.
+        ConfigError: ``changes`` that the agent does not have, or values it cannot have.
+        CheckpointError: weights of other networks.
+    """
+    where = Path(directory) / "config.json"
+    meta = json.loads(where.read_text(encoding="utf-8"))
+    try:
+        own = agent_class(meta["agent"])
+    except RegistryError as error:
+        raise RegistryError(f"{where}: {error}") from None
+    config = changed(from_dict(own.Config, meta["config"], str(where)), changes, "changes")
+    agent = make_agent(meta["agent"], config, meta["observation_dim"], meta["action_dim"], meta["seeds"])
+    path = Path(directory) / "model.safetensors"
+    checkpoint.load_weights(agent, agent.state_dict(), load_tensors(path), path)
+    return agent.eval()

@@ -1,0 +1,1 @@
+"""ExORL: episode files, their rewards, and collecting a small set of them here."""

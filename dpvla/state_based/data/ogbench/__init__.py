@@ -1,0 +1,1 @@
+"""OGBench: its files, downloaded or made here with the package's scripted oracles."""

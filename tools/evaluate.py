@@ -32,7 +32,7 @@ from navsim_bridge.files import roots
 from navsim_bridge.metric_cache import MetricCache
 from navsim_bridge.metric_cache.builder import require_scorable
 from navsim_bridge.metrics.pdms import PDMSConfig
-from navsim_bridge.metrics.registry import MetricChoice, make_metric
+from navsim_bridge.metrics.registry import AnyMetric, make_metric
 from navsim_bridge.splits.coverage import usable_scenes
 from navsim_bridge.splits.scene_filter import load_split
 
@@ -49,8 +49,7 @@ class Evaluate:
     agent: Literal["constant_velocity", "stand_still", "human", "dpvla"]  # who drives
     split: str  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
     out: str  # folder for scores.csv and summary.json; the same command again replaces its own
-    metric: MetricChoice = field(default_factory=PDMSConfig)  # what to score with
-    plugin: tuple[str, ...] = ()  # modules of yours with further names, such as of a metric
+    metric: AnyMetric = field(default_factory=PDMSConfig)  # what to score with
     checkpoint: str = ""  # dpvla: checkpoint or model directory
     omega: NotNegative | None = None  # dpvla: greediness of the guided combination; default: what it was trained with
     seed: Whole = 0  # dpvla: of the sampling noise

@@ -20,7 +20,7 @@ from navsim_bridge.data.dataset import NavsimDataset
 from navsim_bridge.files.roots import DEMO_WORLD, LOGS, data_root, maps_root
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
 from navsim_bridge.metrics.pdms import PDMSConfig
-from navsim_bridge.metrics.registry import MetricChoice, make_metric
+from navsim_bridge.metrics.registry import AnyMetric, make_metric
 from navsim_bridge.metrics.reward import MetricReward
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
 from navsim_bridge.metrics.scenes import RecordedScenes, Scenes
@@ -41,8 +41,7 @@ class DataConfig:
     data_split: str | None = None  # folder below navsim_logs/ (default: what the split says, or that of its scenes)
     data_root: str | None = None  # holds navsim_logs/ (default: OPENSCENE_DATA_ROOT, then the demo world)
     maps_root: str | None = None  # holds the maps (default: NUPLAN_MAPS_ROOT, then the demo world's)
-    metric: MetricChoice = field(default_factory=PDMSConfig)  # what plans are scored by: reward and validation
-    plugin: tuple[str, ...] = ()  # modules of yours with further names, such as of a metric
+    metric: AnyMetric = field(default_factory=PDMSConfig)  # what plans are scored by: reward and validation
     # what tools/cache_metrics.py wrote (default: one below DATA_ROOT/metric_cache, made if absent)
     metric_cache: str | None = None
     image_cache: str | None = None  # folder for images decoded once at the model's size (default: decode every time)

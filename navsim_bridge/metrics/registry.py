@@ -12,7 +12,7 @@ METRICS: dict[str, Any] = {
     "pdms": "navsim_bridge.metrics.pdms:PDMS",
     "epdms": "navsim_bridge.metrics.epdms:EPDMS",
 }
-MetricChoice = Annotated[MetricConfig, OneOf(METRICS, "metric")]
+AnyMetric = Annotated[MetricConfig, OneOf(METRICS, "metric")]
 """Type of a config group that chooses a metric and has its options."""
 
 

@@ -50,6 +50,7 @@ from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
 from dpvla.training.config import LoopConfig
 from dpvla.training.imitation import ImitationConfig, ImitationStage
 from dpvla.training.strategies.registry import make_strategy
+from navsim_bridge.doctor.scores import BUNDLED
 from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, GoldenScene, read_golden
 from navsim_bridge.golden.v2 import read_golden_epdms
 from navsim_bridge.metrics.pdms import PDMS
@@ -58,7 +59,6 @@ from navsim_bridge.pdm import SUB_SCORES, EPDMSBatch, MetricScene, SceneBatch, e
 from tools import evaluate, make_demo_world, pretrain, rl_finetune
 
 ROOT = Path(__file__).resolve().parents[1]
-BUNDLED = ROOT / "navsim_bridge" / "doctor_scenes"
 FIXTURES = ROOT / "tests" / "fixtures"
 SECONDS = 290.0
 """All parts together; the one that runs then is stopped, and the rest are not begun."""

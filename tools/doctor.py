@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 try:
-    from dpvla import cli
-    from dpvla.cli import reporting_errors
-    from navsim_bridge.doctor import machine as doctor
+    from dpvla.cli import parse, refuse_given, reporting_errors
+    from navsim_bridge.doctor.examine import examine
+    from navsim_bridge.doctor.finding import ERROR, OK, WARNING
 except ModuleNotFoundError as missing:
     raise SystemExit(f"ERROR   module {missing.name} is missing -> pip install -e . in dpvla's checkout") from None
 
@@ -27,18 +27,17 @@ class Doctor:
 
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    options = cli.parse(Doctor, argv)
+    options = parse(Doctor, argv)
     if options.split is None:
-        cli.refuse_given(options, ["data_split", "cameras"], "--split")
-    counts = {doctor.OK: 0, doctor.WARNING: 0, doctor.ERROR: 0}
-    for finding in doctor.examine(
+        refuse_given(options, ["data_split", "cameras"], "--split")
+    counts = {OK: 0, WARNING: 0, ERROR: 0}
+    for finding in examine(
         options.data_root, options.maps_root, options.split, options.metric_cache, options.data_split, options.cameras
     ):
         counts[finding.level] += 1
         print(finding, flush=True)
-    broken = counts[doctor.ERROR]
-    print(f"{counts[doctor.OK]} ok, {counts[doctor.WARNING]} warnings, {broken} broken")
-    if broken:
+    print(f"{counts[OK]} ok, {counts[WARNING]} warnings, {counts[ERROR]} broken")
+    if counts[ERROR]:
         raise SystemExit(1)
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from dpvla.files import write_json
 from navsim_bridge.agents import constant_velocity
-from navsim_bridge.doctor import machine as doctor
+from navsim_bridge.doctor.data import check_cache, check_split
+from navsim_bridge.doctor.finding import ERROR, OK, WARNING
 from navsim_bridge.evaluation import run as evaluation
 from navsim_bridge.evaluation.run import (
     check_results,
@@ -157,8 +158,8 @@ def test_the_doctor_says_what_a_cache_is_part_of(world, part, tmp_path):
     build_metric_cache(world.root, world.maps, part, tmp_path / "part", allow_missing=True, progress=False)
     build_metric_cache(world.root, world.maps, world.split, tmp_path / "whole", progress=False)
     build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False, shard=Shard(1, 2))
-    found = [next(iter(doctor.check_cache(str(tmp_path / name)))) for name in ("part", "whole", "shard-1-of-2")]
-    assert [finding.level for finding in found] == [doctor.WARNING, doctor.OK, doctor.WARNING]
+    found = [next(iter(check_cache(str(tmp_path / name)))) for name in ("part", "whole", "shard-1-of-2")]
+    assert [finding.level for finding in found] == [WARNING, OK, WARNING]
     assert "7 of 9 scenes of part, all bytes checked; NOT the whole split: 1 log is not there" in found[0].what
     assert found[1].what.endswith("7 scenes of small, all bytes checked")
     assert "shard 1/2 alone" in found[2].what
@@ -169,7 +170,7 @@ def test_the_doctor_looks_for_no_more_scenes_than_the_split_takes(world, tmp_pat
     split = tmp_path / "few.yaml"
     rules = {"frame_interval": 4, "tokens": tokens, "max_scenes": 3}
     split.write_text(json.dumps({"data_split": "mini", "scene_filter": rules}))
-    assert "split few: 3 scenes" in {f.what for f in doctor.check_split(world.root, world.maps, str(split))}
+    assert "split few: 3 scenes" in {f.what for f in check_split(world.root, world.maps, str(split))}
 
 
 def test_a_split_that_is_too_short_to_score_is_refused_before_the_work(world, tmp_path, monkeypatch):
@@ -329,10 +330,10 @@ def test_the_doctor_names_an_empty_camera_file(world, tmp_path):
             path = tmp_path / "data/sensor_blobs/mini" / record.cameras[camera]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"an image")
-    findings = {f.what: f.level for f in doctor.check_split(tmp_path / "data", world.maps, "small")}
-    assert findings["split small: all 21 camera files (CAM_L0, CAM_F0, CAM_R0)"] == doctor.OK
+    findings = {f.what: f.level for f in check_split(tmp_path / "data", world.maps, "small")}
+    assert findings["split small: all 21 camera files (CAM_L0, CAM_F0, CAM_R0)"] == OK
     path.write_bytes(b"")
-    bad = [f for f in doctor.check_split(tmp_path / "data", world.maps, "small") if f.level == doctor.ERROR]
+    bad = [f for f in check_split(tmp_path / "data", world.maps, "small") if f.level == ERROR]
     assert len(bad) == 1
     assert bad[0].what == f"split small: 1 of 21 camera files are empty, for 1 of 7 scenes, first {path}"
     assert "--allow-missing leaves their scenes out" in bad[0].remedy

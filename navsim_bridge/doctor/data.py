@@ -1,0 +1,159 @@
+"""Are logs, camera files, maps and metric caches there and whole? What loads torch is imported by the check that needs
+it, so that a broken one is a finding of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dpvla.parallel import available_cores
+from navsim_bridge.doctor.finding import ERROR, OK, WARNING, Finding, verdict
+from navsim_bridge.files import roots
+from navsim_bridge.files.logs import MAP_LOCATIONS, list_logs
+from navsim_bridge.splits.scene_filter import DEVKIT_ROOT, devkit_splits, load_split
+from navsim_bridge.splits.scenes import find_scenes
+from navsim_bridge.splits.sensors import camera_names, describe_bad, missing_images
+
+
+def check_environment() -> Iterator[Finding]:
+    """The devkit's environment variables."""
+    for name, meaning in (
+        ("OPENSCENE_DATA_ROOT", "holds navsim_logs/ and sensor_blobs/"),
+        ("NUPLAN_MAPS_ROOT", f"holds {roots.MAP_INDEX}"),
+        (DEVKIT_ROOT, "the devkit's checkout, for its split files"),
+    ):
+        value, problem = os.environ.get(name), devkit_splits()[1] if name == DEVKIT_ROOT else ""
+        if problem:
+            what, _, remedy = problem.partition(": ")
+            yield Finding(ERROR, what, remedy)
+        elif not value:
+            yield Finding(OK, f"{name} is not set ({meaning}; options and the demo world serve instead)")
+        elif not Path(value).is_dir():
+            yield Finding(ERROR, f"{name} is {value}, which is no folder", f"point it to the folder that {meaning}")
+        else:
+            yield Finding(OK, f"{name} is {value}")
+
+
+def check_data(
+    data_root: str | None,
+    maps_root: str | None,
+    split: str | None,
+    data_split: str | None = None,
+    cameras: Sequence[str] = (),
+) -> Iterator[Finding]:
+    """Folders with logs, camera files and maps; with ``split`` also its logs, scenes and camera files."""
+    named = bool(data_root or maps_root or split)
+    missing = ERROR if named or os.environ.get("OPENSCENE_DATA_ROOT") or os.environ.get("NUPLAN_MAPS_ROOT") else WARNING
+    try:
+        root = roots.data_root(data_root)
+    except FileNotFoundError as error:
+        yield Finding(missing, str(error))
+        return
+    for folder in sorted(p for p in (root / roots.LOGS).iterdir() if p.is_dir()):
+        logs = {p.stem for p in folder.glob("*.pkl")}
+        sensors = root / roots.SENSORS / folder.name
+        with_sensors = {p.name for p in sensors.iterdir() if p.is_dir()} & logs if sensors.is_dir() else set()
+        lacking = len(logs) - len(with_sensors)
+        counts = f"{folder}: {len(logs)} logs, {len(with_sensors)} with camera files"
+        remedy = f"get the camera files of this split below {sensors}"
+        yield verdict(counts if lacking else "", remedy, counts, WARNING)
+    try:
+        maps = roots.maps_root(maps_root)
+    except FileNotFoundError as error:
+        yield Finding(missing, str(error))
+        return
+    yield from check_maps(maps)
+    if split is not None:
+        yield from check_split(root, maps, split, data_split, cameras)
+
+
+def check_maps(maps: Path) -> Iterator[Finding]:
+    """The map index and the maps that it lists."""
+    index = maps / roots.MAP_INDEX
+    try:
+        versions = {name: str(entry["version"]) for name, entry in json.loads(index.read_text("utf-8")).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield Finding(ERROR, f"{index} cannot be read ({type(error).__name__}: {error})", "get nuPlan's maps again")
+        return
+    there = [at for at in MAP_LOCATIONS if at in versions and (maps / at / versions[at] / "map.gpkg").is_file()]
+    lacking = [at for at in MAP_LOCATIONS if at not in there]
+    yield verdict(
+        f"{maps}: {len(there)} of {len(MAP_LOCATIONS)} maps; missing: {', '.join(lacking)}" if lacking else "",
+        "get nuPlan's maps v1.1 unless your logs are elsewhere (the devkit opens all four)",
+        f"{maps}: all {len(there)} maps",
+        WARNING,
+    )
+
+
+def check_split(
+    root: Path, maps: Path, split_name: str, data_split: str | None = None, cameras: Sequence[str] = ()
+) -> Iterator[Finding]:
+    """Logs, scenes, maps and camera files of one split."""
+    from dpvla.batch import DEFAULT_CAMERAS
+
+    try:
+        names = camera_names(cameras or DEFAULT_CAMERAS)
+        split = load_split(split_name, root, data_split)
+    except (ValueError, OSError) as error:  # names the split or its file itself
+        yield Finding(ERROR, str(error))
+        return
+    try:
+        there = list_logs(root, split.data_split)
+        found = find_scenes(split, root, allow_missing=True, workers=available_cores())
+    except (ValueError, OSError) as error:
+        yield Finding(ERROR, f"split {split.name}: {error}")
+        return
+    logs = root / roots.LOGS / split.data_split
+    wanted = split.scene_filter.log_names
+    absent = sorted(set(wanted or ()) - set(there))
+    of, tokens, records = f"split {split.name}:", split.scene_filter.tokens or (), found.records
+    yield verdict(
+        f"{of} {len(absent)} of {len(wanted or ())} logs are missing, first {absent[0]}" if absent else "",
+        f"get them into {logs}",
+        f"{of} {len(wanted or there)} logs in {logs}",
+    )
+    lacking = found.absent
+    yield verdict(
+        f"{of} {len(lacking)} of {len(tokens)} scenes are in no log, first {lacking[0]}" if lacking else "",
+        "get the missing logs; scores over a part of a split cannot be compared",
+        f"{of} {len(records)} scenes",
+    )
+    unmapped = sorted({r.location for r in records if not any((maps / r.location).glob("*/map.gpkg"))})
+    if unmapped:
+        yield Finding(ERROR, f"{of} no map of {', '.join(unmapped)} in {maps}", "get nuPlan's maps")
+    sensors = root / roots.SENSORS / split.data_split
+    bad = missing_images(records, root, names)
+    yield verdict(
+        f"{of} {describe_bad(bad, len(records), len(names))}" if bad else "",
+        f"get them into {sensors}; until then --allow-missing leaves their scenes out, and only plans without cameras "
+        "(human, constant_velocity) can be made of them",
+        f"{of} all {len(records) * len(names)} camera files ({', '.join(names)})",
+    )
+
+
+def check_cache(folder: str) -> Iterator[Finding]:
+    """Every byte of a metric cache."""
+    from navsim_bridge.metric_cache import CacheError, MetricCache
+
+    try:
+        cache = MetricCache(folder)
+        cache.verify()
+    except CacheError as error:
+        yield Finding(ERROR, f"metric cache: {error}")
+    else:
+        part, shard = cache.coverage, cache.index.get("shard")
+        what = f"metric cache {folder}: {part} of {cache.index['split']}, all bytes checked"
+        if shard is not None:
+            yield Finding(
+                WARNING, f"{what}; it is shard {shard['index']}/{shard['count']} alone",
+                "join the shards with tools/cache_metrics.py --merge",
+            )  # fmt: skip
+        else:
+            yield verdict(
+                "" if part.is_whole else f"{what}; NOT the whole split: {part.why}",
+                "make it again when the rest is there; scores over a part of a split cannot be compared",
+                what,
+                WARNING,
+            )

@@ -1,0 +1,50 @@
+"""Is this machine fit to train and score? Every check looks at one thing and reports; none of them stops the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from navsim_bridge.doctor.data import check_cache, check_data, check_environment
+from navsim_bridge.doctor.finding import ERROR, Finding
+from navsim_bridge.doctor.machine import (
+    check_gpu,
+    check_linear_algebra,
+    check_navsim,
+    check_packages,
+    check_python,
+    check_torchvision,
+)
+from navsim_bridge.doctor.scores import check_scores
+
+
+def examine(
+    data_root: str | None = None,
+    maps_root: str | None = None,
+    split: str | None = None,
+    cache: str | None = None,
+    data_split: str | None = None,
+    cameras: Sequence[str] = (),
+) -> Iterator[Finding]:
+    """All findings, in order.
+
+    Args:
+        data_root, maps_root: as the tools' options; default: the environment, then the demo world.
+        split: also count this split's logs, scenes, and missing or empty camera files.
+        cache: also check every byte of this metric cache.
+        data_split: folder of the split's logs, where it does not say it or another is meant.
+        cameras: as encoders call them; default: those that an encoder looks at where nothing else is said.
+    """
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        check_python, check_packages, check_navsim, check_torchvision, check_gpu, check_linear_algebra, check_scores,
+        check_environment, partial(check_data, data_root, maps_root, split, data_split, cameras),
+    ]  # fmt: skip
+    if cache is not None:
+        checks.append(partial(check_cache, cache))
+    for check in checks:
+        try:
+            yield from check()
+        except Exception as error:  # a check that fails is a finding, and the others still run
+            name = getattr(check, "func", check).__name__
+            text = " ".join(str(error).split())
+            yield Finding(ERROR, f"{name} failed ({type(error).__name__}: {text})", "see the findings above")

@@ -37,7 +37,7 @@ from navsim_bridge.files.maps import map_path, open_map, share_maps, use_shared_
 
 TOWN = LOCATIONS[2]
 SPACING = 1200.0
-"""Metres from one town to the next; they do not touch."""
+"""Meters from one town to the next; they do not touch."""
 RADIUS = 100.0
 
 
@@ -78,7 +78,7 @@ def memory() -> tuple[float, float]:
 
 
 def places(seed: int, tiles: int, towns: int, count: int) -> NDArray[np.float64]:
-    """(count, 2) points around the centres of so many random towns."""
+    """(count, 2) points around the centers of so many random towns."""
     rng = np.random.default_rng(seed)
     visited = rng.integers(tiles, size=(towns, 2))[rng.integers(towns, size=count)]
     return np.array(TOWN.origin) + SPACING * visited + rng.uniform(-200, 200, (count, 2))

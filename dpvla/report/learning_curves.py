@@ -22,10 +22,10 @@ def draw_curves(panels: Sequence[tuple[str, str, Mapping[str, Curve]]], path: Pa
     """Write a PNG; bands are ± one standard deviation over seeds.
 
     Args:
-        panels: (title, name of the score, curve of each method); methods keep their colour over panels.
+        panels: (title, name of the score, curve of each method); methods keep their color over panels.
     """
     names = list(dict.fromkeys(name for _, _, curves in panels for name in curves))
-    colours = {name: matplotlib.colormaps["tab10"](index % 10) for index, name in enumerate(names)}
+    colors = {name: matplotlib.colormaps["tab10"](index % 10) for index, name in enumerate(names)}
     figure = Figure(figsize=(PANEL[0] * len(panels), PANEL[1]), layout="constrained")
     for axes, (title, score, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for name, curve in curves.items():
@@ -33,8 +33,8 @@ def draw_curves(panels: Sequence[tuple[str, str, Mapping[str, Curve]]], path: Pa
             means = [curve[step][0] for step in steps]
             low = [curve[step][0] - curve[step][1] for step in steps]
             high = [curve[step][0] + curve[step][1] for step in steps]
-            axes.plot(steps, means, marker="o", markersize=3, color=colours[name], label=name)
-            axes.fill_between(steps, low, high, color=colours[name], alpha=0.12, linewidth=0)
+            axes.plot(steps, means, marker="o", markersize=3, color=colors[name], label=name)
+            axes.fill_between(steps, low, high, color=colors[name], alpha=0.12, linewidth=0)
         axes.set(title=title, xlabel="updates", ylabel=score)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

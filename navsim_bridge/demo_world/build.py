@@ -13,8 +13,9 @@ from tqdm import tqdm
 from dpvla.files import check_folder, write_json
 from dpvla.parallel import available_cores, run_jobs
 from navsim_bridge.demo_world.config import LOCATIONS, DemoWorldConfig
-from navsim_bridge.demo_world.files.log_writer import LogName, make_frames, write_log
+from navsim_bridge.demo_world.files.log_writer import make_frames, write_log
 from navsim_bridge.demo_world.files.map_writer import assign_ids, write_map, write_map_index
+from navsim_bridge.demo_world.log_name import LogName
 from navsim_bridge.demo_world.pictures.render import paint_log
 from navsim_bridge.demo_world.roads.network import network_of
 from navsim_bridge.demo_world.traffic.drive import record_drive

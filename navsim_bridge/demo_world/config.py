@@ -24,7 +24,7 @@ class Location:
     name: str
     version: str
     epsg: int
-    origin: tuple[float, float]  # UTM easting and northing of the town's centre [m]
+    origin: tuple[float, float]  # UTM easting and northing of the town's center [m]
     rotation: float  # of the street grid [rad]
     vehicle: int
 

@@ -32,7 +32,7 @@ PALETTE = Palette(
     },
 )  # fmt: skip
 REACH = 60.0
-"""Map and objects within so many metres are drawn, unless the view goes farther."""
+"""Map and objects within so many meters are drawn, unless the view goes farther."""
 
 
 def save_scene_picture(

@@ -166,7 +166,7 @@ def yaw(rotation: NDArray[np.float64]) -> float:
 
 
 def to_global(boxes: NDArray[np.float64], pose: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(box, 3) global centre and heading of boxes given in the ego frame."""
+    """(box, 3) global center and heading of boxes given in the ego frame."""
     x, y, heading = pose
     cos, sin = np.cos(heading), np.sin(heading)
     turned = boxes[:, 6] + heading

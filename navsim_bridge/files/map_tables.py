@@ -267,7 +267,7 @@ def _first_row(keys: Ids, wanted: Ids) -> Ids:
 
 
 def lines_with_headings(points: NDArray[np.float64], bounds: Ids) -> NDArray[np.float64]:
-    """Points of many lines (offsets ``bounds``) with the heading towards the next; the last repeats its neighbour's."""
+    """Points of many lines (offsets ``bounds``) with the heading towards the next; the last repeats its neighbor's."""
     steps = np.diff(points, axis=0)
     headings = np.append(np.arctan2(steps[:, 1], steps[:, 0]), 0.0)[: len(points)]
     last = bounds[1:] - 1

@@ -1,10 +1,11 @@
-"""Pickles read without running anything that they ask for."""
+"""Pickles of plain values, read without running anything that they ask for, written so that numpy 1 can load them."""
 
 from __future__ import annotations
 
 import io
 import pickle
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
         for name, value in names.items()
     },
 }
-"""Everything a pickle may name: what numpy arrays, scalars and dtypes are rebuilt with, and plain containers."""
+"""Everything that may be named in a file: what numpy arrays, scalars, dtypes are rebuilt with, and plain containers."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxstring, _SHORT.maxother = 4, 8, 8, 200, 200
@@ -85,3 +86,40 @@ def unpickle_plain(data: bytes, path: Path, extra: dict[tuple[str, str], Any] | 
         raise
     except Exception as error:
         raise ValueError(f"{path}: not a readable pickle ({type(error).__name__}: {error})") from error
+
+
+def dump_plain_pickle(content: Any, names: Mapping[type, tuple[str, str]] | None = None) -> bytes:
+    """A pickle (protocol 4) of containers, numbers, strings and numpy arrays that numpy 1 and numpy 2 can load.
+
+    Args:
+        content: what to write.
+        names: classes of this project -> (module, name) that they are to have in the file.
+    """
+    buffer = io.BytesIO()
+    _Pickler(buffer, names or {}).dump(content)
+    return buffer.getvalue()
+
+
+class _Pickler(pickle._Pickler):
+    """Python's own pickler, which writes other names for some classes and for numpy's functions.
+
+    The C pickler would try to import what it names.
+    """
+
+    def __init__(self, file: io.BytesIO, names: Mapping[type, tuple[str, str]]) -> None:
+        super().__init__(file, protocol=4)
+        self._names = names
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        if isinstance(obj, type) and obj in self._names:
+            module, name = self._names[obj]
+        else:
+            module, name = getattr(obj, "__module__", "") or "", name or obj.__qualname__
+            if not module.startswith("numpy._core"):
+                super().save_global(obj, name)  # type: ignore[misc]
+                return
+            module = module.replace("numpy._core", "numpy.core", 1)  # numpy 1 has no numpy._core
+        self.save(module)  # type: ignore[attr-defined]
+        self.save(name)  # type: ignore[attr-defined]
+        self.write(pickle.STACK_GLOBAL)  # type: ignore[attr-defined]
+        self.memoize(obj)  # type: ignore[attr-defined]

@@ -12,9 +12,7 @@ at most; unpickling checks none of it. Refused here is what it would fail on or 
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +24,8 @@ from numpy.typing import NDArray
 
 from dpvla.files import write_atomically
 from dpvla.plan import NUM_POSES, PLAN_SECONDS, POSE_INTERVAL
-from navsim_bridge.files.pickles import load_plain_pickle, short
+from navsim_bridge.files.pickles import dump_plain_pickle, load_plain_pickle, short
 
-PROTOCOL = 4
 METADATA = ("team_name", "authors", "email", "institution", "country / region")
 PREDICTIONS = "predictions"
 TOLERANCE = 1e-6
@@ -90,27 +87,6 @@ DEVKIT_NAMES: dict[type, tuple[str, str]] = {
 }
 
 
-class _Pickler(pickle._Pickler):
-    """Python's own pickler, writing other names for some classes and for numpy's functions.
-
-    The C pickler would try to import what it names, and the devkit is not here.
-    """
-
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        if isinstance(obj, type) and obj in DEVKIT_NAMES:
-            module, name = DEVKIT_NAMES[obj]
-        else:
-            module, name = getattr(obj, "__module__", "") or "", name or obj.__qualname__
-            if not module.startswith("numpy._core"):
-                super().save_global(obj, name)  # type: ignore[misc]
-                return
-            module = module.replace("numpy._core", "numpy.core", 1)  # numpy 1 has no numpy._core
-        self.save(module)  # type: ignore[attr-defined]
-        self.save(name)  # type: ignore[attr-defined]
-        self.write(pickle.STACK_GLOBAL)  # type: ignore[attr-defined]
-        self.memoize(obj)  # type: ignore[attr-defined]
-
-
 def write_submission(path: Path | str, team: Team, predictions: Sequence[Mapping[str, NDArray[Any]]]) -> Path:
     """Write ``submission.pkl`` atomically.
 
@@ -134,9 +110,8 @@ def write_submission(path: Path | str, team: Team, predictions: Sequence[Mapping
             for seed in predictions
         ],
     }
-    buffer = io.BytesIO()
-    _Pickler(buffer, protocol=PROTOCOL).dump(content)
-    return write_atomically(path, lambda file: file.write(buffer.getvalue()))
+    data = dump_plain_pickle(content, DEVKIT_NAMES)
+    return write_atomically(path, lambda file: file.write(data))
 
 
 @dataclass(frozen=True)

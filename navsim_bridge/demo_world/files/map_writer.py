@@ -96,7 +96,7 @@ class MapIds:
 
 @dataclass
 class _Tables:
-    """Rows per layer as (fid, geometry in local metres, column values)."""
+    """Rows per layer as (fid, geometry in local meters, column values)."""
 
     rows: dict[str, list[tuple[int, Float, dict[str, Any]]]] = field(default_factory=lambda: {k: [] for k in LAYERS})
     next_fid: int = 1000

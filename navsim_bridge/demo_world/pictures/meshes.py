@@ -1,6 +1,6 @@
-"""Shapes of everything that stands up, as lists of coloured flat faces around the object's foot point.
+"""Shapes of everything that stands up, as lists of colored flat faces around the object's foot point.
 
-Axes: x forward, y left, z up from the ground, metres; colours BGR. Faces are convex and listed in an order that
+Axes: x forward, y left, z up from the ground, meters; colors BGR. Faces are convex and listed in an order that
 paints right when faces turned away from the camera are left out.
 """
 
@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 CORNERS = 8
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Points = list[tuple[float, float, float]]
 
-GLASS, TYRE, HUB = (88, 70, 56), (34, 34, 36), (150, 150, 152)
+GLASS, TIRE, HUB = (88, 70, 56), (34, 34, 36), (150, 150, 152)
 TAIL_LIGHT, BRAKE_LIGHT, HEAD_LIGHT = (40, 38, 150), (60, 60, 255), (225, 245, 250)
-CAR_PAINTS: tuple[Colour, ...] = (
+CAR_PAINTS: tuple[Color, ...] = (
     (235, 235, 235), (60, 58, 58), (170, 172, 174), (52, 48, 176), (158, 92, 42), (120, 112, 106), (96, 128, 60),
     (205, 210, 214), (70, 130, 190), (48, 70, 140), (140, 140, 60), (40, 42, 46),
 )  # fmt: skip
-CLOTHES: tuple[Colour, ...] = (
+CLOTHES: tuple[Color, ...] = (
     (60, 60, 200), (190, 110, 50), (70, 160, 80), (50, 170, 230), (150, 60, 150), (210, 210, 215), (80, 80, 86),
 )  # fmt: skip
 
@@ -33,7 +33,7 @@ class Mesh:
 
     corners: NDArray[np.float32]  # (face, CORNERS, 3), padded by repeating the last corner
     normals: NDArray[np.float32]  # (face, 3); zero for faces that are painted from both sides
-    colours: NDArray[np.float32]  # (face, 3) BGR
+    colors: NDArray[np.float32]  # (face, 3) BGR
     glow: NDArray[np.bool_]  # (face,) lamps: not shaded
     billboard: bool  # turned towards the camera about the vertical
     radius: float
@@ -43,11 +43,11 @@ class _Faces:
     def __init__(self) -> None:
         self.corners: list[NDArray[np.float64]] = []
         self.normals: list[NDArray[np.float64]] = []
-        self.colours: list[Colour] = []
+        self.colors: list[Color] = []
         self.glow: list[bool] = []
 
     def add(
-        self, points: Points | NDArray[np.float64], colour: Colour, glow: bool = False, both: bool = False,
+        self, points: Points | NDArray[np.float64], color: Color, glow: bool = False, both: bool = False,
         inside: tuple[float, float, float] = (0.0, 0.0, 1.0),
     ) -> None:  # fmt: skip
         """A convex face; its outer side is the one away from ``inside``."""
@@ -60,11 +60,11 @@ class _Faces:
             normal = normal / length * np.sign(normal @ (corners.mean(axis=0) - inside))
         self.normals.append(normal)
         self.corners.append(np.concatenate([corners, np.repeat(corners[-1:], CORNERS - len(corners), axis=0)]))
-        self.colours.append(colour)
+        self.colors.append(color)
         self.glow.append(glow)
 
     def block(
-        self, x0: float, x1: float, half: float, z0: float, z1: float, colour: Colour, top_half: float | None = None,
+        self, x0: float, x1: float, half: float, z0: float, z1: float, color: Color, top_half: float | None = None,
         top_x: tuple[float, float] | None = None, y: float = 0.0,
     ) -> None:  # fmt: skip
         """A box, or with ``top_half``/``top_x`` a truncated wedge, without its bottom."""
@@ -74,38 +74,38 @@ class _Faces:
         inside = (0.5 * (x0 + x1), y, 0.5 * (z0 + z1))
         for i in range(4):
             j = (i + 1) % 4
-            self.add([low[j], low[i], high[i], high[j]], colour, inside=inside)
-        self.add(high, colour, inside=inside)
+            self.add([low[j], low[i], high[i], high[j]], color, inside=inside)
+        self.add(high, color, inside=inside)
 
-    def disc(self, x: float, y: float, z: float, radius: float, colour: Colour, side: float) -> None:
+    def disc(self, x: float, y: float, z: float, radius: float, color: Color, side: float) -> None:
         """Octagon in a plane of constant y, facing ``side``."""
         angles = np.linspace(0, 2 * np.pi, 8, endpoint=False)
         points = [(x + radius * np.cos(a), y, z + radius * np.sin(a)) for a in angles]
-        self.add(points, colour, inside=(x, y - side, z))
+        self.add(points, color, inside=(x, y - side, z))
 
-    def board(self, points: list[tuple[float, float]], colour: Colour, glow: bool = False) -> None:
+    def board(self, points: list[tuple[float, float]], color: Color, glow: bool = False) -> None:
         """A face of a billboard from (aside, up) pairs; painted from both sides."""
-        self.add([(0.0, y, z) for y, z in points], colour, glow, both=True)
+        self.add([(0.0, y, z) for y, z in points], color, glow, both=True)
 
-    def round_board(self, y: float, z: float, ry: float, rz: float, colour: Colour) -> None:
+    def round_board(self, y: float, z: float, ry: float, rz: float, color: Color) -> None:
         angles = np.linspace(0, 2 * np.pi, 8, endpoint=False) + 0.39
-        self.board([(y + ry * float(np.cos(a)), z + rz * float(np.sin(a))) for a in angles], colour)
+        self.board([(y + ry * float(np.cos(a)), z + rz * float(np.sin(a))) for a in angles], color)
 
     def mesh(self, billboard: bool = False) -> Mesh:
         corners = np.stack(self.corners).astype(np.float32)
         return Mesh(
-            corners, np.stack(self.normals).astype(np.float32), np.array(self.colours, np.float32),
+            corners, np.stack(self.normals).astype(np.float32), np.array(self.colors, np.float32),
             np.array(self.glow), billboard, float(np.abs(corners[..., :2]).max() * 1.42),
         )  # fmt: skip
 
 
 @lru_cache(maxsize=512)
 def car(length: float, width: float, height: float, paint: int, braking: bool) -> Mesh:
-    """A saloon, estate or van, by its proportions; a lorry if it is long."""
+    """A saloon, estate or van, by its proportions; a truck if it is long."""
     if length > 7.0:
-        return _lorry(length, width, height, paint, braking)
+        return _truck(length, width, height, paint, braking)
     f = _Faces()
-    colour = CAR_PAINTS[paint % len(CAR_PAINTS)]
+    color = CAR_PAINTS[paint % len(CAR_PAINTS)]
     low, belt, half = 0.18 * height, (0.60 if height < 2.0 else 0.5) * height, width / 2
     rear, front = -length / 2, length / 2
     tall = height > 1.55
@@ -116,12 +116,12 @@ def car(length: float, width: float, height: float, paint: int, braking: bool) -
     roof_front = hood - 0.16 * length
     for x in (rear + 0.19 * length, front - 0.19 * length):
         for y in (half - 0.12, 0.12 - half):
-            f.block(x - 0.3, x + 0.3, 0.11, 0.0, 0.5, TYRE, y=y)
+            f.block(x - 0.3, x + 0.3, 0.11, 0.0, 0.5, TIRE, y=y)
     f.block(rear + 0.1, front - 0.1, half * 0.8, 0.16, 0.4, (46, 46, 48))
-    f.block(rear, front, half, low, belt, colour, half * 0.96, (rear + 0.01 * length, front - 0.04 * length))
+    f.block(rear, front, half, low, belt, color, half * 0.96, (rear + 0.01 * length, front - 0.04 * length))
     for x in (rear + 0.19 * length, front - 0.19 * length):
         for side in (1.0, -1.0):
-            f.disc(x, side * (half + 0.01), 0.34, 0.345, TYRE, side)
+            f.disc(x, side * (half + 0.01), 0.34, 0.345, TIRE, side)
             f.disc(x, side * (half + 0.02), 0.34, 0.19, HUB, side)
     light = BRAKE_LIGHT if braking else TAIL_LIGHT
     for side in (1.0, -1.0):
@@ -135,16 +135,16 @@ def car(length: float, width: float, height: float, paint: int, braking: bool) -
     f.add([(x, -0.26, low + 0.1), (x, -0.26, low + 0.24), (x, 0.26, low + 0.24), (x, 0.26, low + 0.1)], (225, 228, 228))
     x = front + 0.01
     f.add([(x, -0.5, low + 0.08), (x, 0.5, low + 0.08), (x, 0.5, low + 0.3), (x, -0.5, low + 0.3)], (42, 42, 44))
-    _cabin(f, back, hood, roof_back, roof_front, half, belt, height, colour)
+    _cabin(f, back, hood, roof_back, roof_front, half, belt, height, color)
     return f.mesh()
 
 
 def _cabin(
     f: _Faces, back: float, hood: float, roof_back: float, roof_front: float, half: float, belt: float, top: float,
-    colour: Colour,
+    color: Color,
 ) -> None:  # fmt: skip
     low_half, high_half = half * 0.95, half * 0.78
-    f.block(back, hood, low_half, belt, top, colour, high_half, (roof_back, roof_front))
+    f.block(back, hood, low_half, belt, top, color, high_half, (roof_back, roof_front))
 
     def mix(a: float, b: float, t: float) -> float:
         return a + (b - a) * t
@@ -168,7 +168,7 @@ def _cabin(
             f.add(points, GLASS, inside=(0.5 * (a0 + b0), 0.0, z0))
 
 
-def _lorry(length: float, width: float, height: float, paint: int, braking: bool) -> Mesh:
+def _truck(length: float, width: float, height: float, paint: int, braking: bool) -> Mesh:
     f = _Faces()
     half, split = width / 2, length / 2 - 2.2
     box = ((214, 216, 218), (196, 170, 120), (130, 160, 190))[paint % 3]
@@ -176,11 +176,11 @@ def _lorry(length: float, width: float, height: float, paint: int, braking: bool
     axles = (-length / 2 + 1.1, -length / 2 + 2.3, length / 2 - 1.2)
     for x in axles:
         for y in (half * 0.92 - 0.2, 0.2 - half * 0.92):
-            f.block(x - 0.42, x + 0.42, 0.2, 0.0, 0.8, TYRE, y=y)
+            f.block(x - 0.42, x + 0.42, 0.2, 0.0, 0.8, TIRE, y=y)
     f.block(-length / 2, length / 2, half * 0.92, 0.45, 0.95, (70, 70, 72))
     for x in axles:
         for side in (1.0, -1.0):
-            f.disc(x, side * (half * 0.92 + 0.02), 0.48, 0.48, TYRE, side)
+            f.disc(x, side * (half * 0.92 + 0.02), 0.48, 0.48, TIRE, side)
             f.disc(x, side * (half * 0.92 + 0.03), 0.48, 0.24, HUB, side)
     cab_top, hood = height * 0.82, length / 2
     f.block(split, hood, half * 0.95, 0.9, cab_top, cab, half * 0.9, (split, hood - 0.25))
@@ -232,11 +232,11 @@ def bicycle(paint: int) -> Mesh:
     for x in (-0.55, 0.55):
         f.add(
             [(x - 0.34, -0.03, 0.0), (x + 0.34, -0.03, 0.0), (x + 0.34, 0.03, 0.66), (x - 0.34, 0.03, 0.66)],
-            TYRE,
+            TIRE,
             both=True,
         )
         for side in (1.0, -1.0):
-            f.disc(x, side * 0.035, 0.34, 0.34, TYRE, side)
+            f.disc(x, side * 0.035, 0.34, 0.34, TIRE, side)
             f.disc(x, side * 0.04, 0.34, 0.27, (150, 150, 150), side)
     f.block(-0.5, 0.5, 0.04, 0.5, 0.6, (50, 60, 190))
     f.block(-0.25, 0.1, 0.16, 0.35, 0.95, (80, 66, 58))
@@ -298,12 +298,12 @@ def digger() -> Mesh:
     return f.mesh()
 
 
-def house(front: float, depth: float, storeys: int, colour: Colour, variant: int) -> Mesh:
+def house(front: float, depth: float, stories: int, color: Color, variant: int) -> Mesh:
     """A block with rows of windows and a darker ground floor."""
     f = _Faces()
-    height = 3.2 * storeys + 0.8
-    f.block(-front / 2, front / 2, depth / 2, 0.0, height, colour)
-    dark = tuple(0.72 * c for c in colour)
+    height = 3.2 * stories + 0.8
+    f.block(-front / 2, front / 2, depth / 2, 0.0, height, color)
+    dark = tuple(0.72 * c for c in color)
     glass = ((120, 104, 92), (146, 126, 104), (104, 96, 92))[variant % 3]
     walls = (  # outward direction, along the wall, half width, distance
         ((0.0, 1.0), (-1.0, 0.0), front / 2, depth / 2), ((0.0, -1.0), (1.0, 0.0), front / 2, depth / 2),
@@ -312,7 +312,7 @@ def house(front: float, depth: float, storeys: int, colour: Colour, variant: int
     for out, along, half, distance in walls:
 
         def pane(
-            a: float, b: float, z0: float, z1: float, paint: Colour,
+            a: float, b: float, z0: float, z1: float, paint: Color,
             out: tuple[float, float] = out, along: tuple[float, float] = along, distance: float = distance,
         ) -> None:  # fmt: skip
             x, y = out[0] * (distance + 0.03), out[1] * (distance + 0.03)
@@ -322,8 +322,8 @@ def house(front: float, depth: float, storeys: int, colour: Colour, variant: int
         pane(-half * 0.8, -half * 0.1, 0.5, 2.5, glass)
         pane(half * 0.15, half * 0.75, 0.3, 2.5, glass)
         columns = 2 + (variant + int(half)) % 3
-        for storey in range(1, storeys):
-            z = 3.2 * storey + 0.9
+        for story in range(1, stories):
+            z = 3.2 * story + 0.9
             if variant % 4 == 0:
                 pane(-half * 0.88, half * 0.88, z, z + 1.5, glass)
                 continue

@@ -1,6 +1,6 @@
 """Pictures by the painter's algorithm: project, clip at the near plane, fill polygons from far to near.
 
-Works in the ego frame of one instant (metres, z up, ground at 0), so pixels follow from the same intrinsics and
+Works in the ego frame of one instant (meters, z up, ground at 0), so pixels follow from the same intrinsics and
 extrinsics that the log states.
 """
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.demo_world.pictures.cameras import Camera
+from navsim_bridge.demo_world.cameras import Camera
 from navsim_bridge.demo_world.pictures.meshes import Mesh
 from navsim_bridge.demo_world.pictures.scenery import Scenery
 
@@ -28,14 +28,14 @@ FAR_PIXEL = 100_000.0
 class Weather:
     """Light and air of a drive."""
 
-    zenith: tuple[float, float, float]  # sky colours, BGR
+    zenith: tuple[float, float, float]  # sky colors, BGR
     horizon: tuple[float, float, float]
     near_grass: tuple[float, float, float]
     far_grass: tuple[float, float, float]
     sun: tuple[float, float, float]  # direction to the sun in the world
     ambient: float
     visibility: float  # distance at which haze has taken two thirds [m]
-    tint: tuple[float, float, float]  # factor on colours
+    tint: tuple[float, float, float]  # factor on colors
     clouds: int
 
 
@@ -94,7 +94,7 @@ class Painter:
         ]  # bearing, elevation and size as tangents
 
     def paint(self, camera: Camera, pose: tuple[float, float, float], things: list[Thing]) -> NDArray[np.uint8]:
-        """The BGR picture of a camera of the car at ``pose`` (x, y, heading in local metres)."""
+        """The BGR picture of a camera of the car at ``pose`` (x, y, heading in local meters)."""
         image = self._backdrop(camera).copy()
         self._skyline(image, camera, pose[2])
         self._ground(image, camera, pose)
@@ -135,43 +135,43 @@ class Painter:
             aside = float(np.angle(np.exp(1j * (bearing - cloud))))  # positive to the right
             if abs(aside) < 1.0:
                 u, v = camera.intrinsic[0, 2] + fx * np.tan(aside), horizon - fy * height / np.cos(aside)
-                centre = (round(float(u) * 16), round(float(v) * 16))
+                center = (round(float(u) * 16), round(float(v) * 16))
                 axes = (round(fx * size * 1.7 / np.cos(aside) * 16), round(fy * size * 0.32 * 16))
-                cv2.ellipse(image, centre, axes, 0, 0, 360, white, -1, cv2.LINE_AA, SUBPIXEL)
+                cv2.ellipse(image, center, axes, 0, 0, 360, white, -1, cv2.LINE_AA, SUBPIXEL)
         for profile, share, fill in ((self.hills, 0.62, (142, 150, 128)), (self.roofs, 0.72, (150, 146, 142))):
             top = horizon - np.interp(angle, self.skyline_angles, profile) * stretch
-            colour = self.haze * share + np.array(fill, np.float32) * (1 - share)
+            color = self.haze * share + np.array(fill, np.float32) * (1 - share)
             outline = np.concatenate(
                 [np.stack([columns, top], -1), [[camera.width + 1, horizon + 1], [-1, horizon + 1]]]
             )
-            cv2.fillPoly(image, [_fixed(outline)], colour.tolist(), cv2.LINE_AA, SUBPIXEL)
+            cv2.fillPoly(image, [_fixed(outline)], color.tolist(), cv2.LINE_AA, SUBPIXEL)
 
     # ---- ground ------------------------------------------------------------------------------------------------
 
     def _ground(self, image: NDArray[np.uint8], camera: Camera, pose: tuple[float, float, float]) -> None:
         ready = []
         for ground in self.scenery.ground:
-            centre = _to_ego(ground.centres, pose)
+            center = _to_ego(ground.centers, pose)
             sight = np.where(ground.fine, FINE_SIGHT, GROUND_SIGHT)
-            visible = np.nonzero(_in_view(centre, ground.radii, camera, sight))[0]
+            visible = np.nonzero(_in_view(center, ground.radii, camera, sight))[0]
             corners = _to_ego(ground.corners[visible].reshape(-1, 2), pose).reshape(
                 len(visible), ground.corners.shape[1], 2
             )
             points = np.concatenate([corners, np.zeros((*corners.shape[:2], 1), np.float32)], axis=-1)
             pixels, kept = _project(points, camera)
-            distance = np.hypot(centre[visible, 0], centre[visible, 1])
-            colours = self._in_air(ground.colours[visible] * np.array(self.weather.tint, np.float32), distance)
-            slot = np.full(len(ground.centres), -1)
+            distance = np.hypot(center[visible, 0], center[visible, 1])
+            colors = self._in_air(ground.colors[visible] * np.array(self.weather.tint, np.float32), distance)
+            slot = np.full(len(ground.centers), -1)
             slot[visible[kept]] = np.nonzero(kept)[0]
-            ready.append((slot, pixels, colours.tolist()))
+            ready.append((slot, pixels, colors.tolist()))
         for g, first, last in self.scenery.order:
-            slot, pixels, colours = ready[g]
+            slot, pixels, colors = ready[g]
             rows = slot[first:last]
             for k in rows[rows >= 0].tolist():
                 if g == 0:
-                    cv2.fillConvexPoly(image, pixels[k], colours[k], cv2.LINE_AA, SUBPIXEL)
+                    cv2.fillConvexPoly(image, pixels[k], colors[k], cv2.LINE_AA, SUBPIXEL)
                 else:
-                    cv2.fillPoly(image, [pixels[k]], colours[k], cv2.LINE_AA, SUBPIXEL)
+                    cv2.fillPoly(image, [pixels[k]], colors[k], cv2.LINE_AA, SUBPIXEL)
 
     def _shadows(self, image: NDArray[np.uint8], camera: Camera, things: list[Thing]) -> None:
         cast = [t for t in things if t.shadow is not None and np.hypot(t.x, t.y) < 70.0]
@@ -200,9 +200,9 @@ class Painter:
         x, y = list(local[visible, 0]), list(local[visible, 1])
         heading, z = list(scenery.headings[visible] - pose[2]), [0.0] * len(visible)
         half = list(scenery.half_sizes[visible])
-        centres = np.array([[t.x, t.y] for t in things], float).reshape(-1, 2)
+        centers = np.array([[t.x, t.y] for t in things], float).reshape(-1, 2)
         radii = np.array([t.mesh.radius for t in things])
-        for k in np.nonzero(_in_view(centres, radii, camera, np.full(len(things), THING_SIGHT)))[0].tolist():
+        for k in np.nonzero(_in_view(centers, radii, camera, np.full(len(things), THING_SIGHT)))[0].tolist():
             t = things[k]
             meshes.append(t.mesh)
             x.append(t.x)
@@ -220,11 +220,11 @@ class Painter:
         order = _far_to_near(place[:, :2], turn, sizes, eye[:2])
         meshes = [meshes[i] for i in order]
         place, turn = place[order], turn[order]
-        counts = np.array([len(m.colours) for m in meshes])
+        counts = np.array([len(m.colors) for m in meshes])
         owner = np.repeat(np.arange(len(meshes)), counts)
         corners = np.concatenate([m.corners for m in meshes])
         normals = np.concatenate([m.normals for m in meshes])
-        colours = np.concatenate([m.colours for m in meshes])
+        colors = np.concatenate([m.colors for m in meshes])
         glow = np.concatenate([m.glow for m in meshes])
         cos, sin = np.cos(turn)[owner].astype(np.float32), np.sin(turn)[owner].astype(np.float32)
         distance = np.hypot(place[:, 0] - eye[0], place[:, 1] - eye[1])[owner]
@@ -239,8 +239,8 @@ class Painter:
         shown = np.nonzero(towards | both)[0]
         pixels, kept = _project(points[shown], camera)
         shade = self._shade(facing[shown], both[shown] | glow[shown], pose[2])
-        colour = np.clip(colours[shown] * shade[:, None] * np.array(self.weather.tint, np.float32), 0, 255)
-        paint = self._in_air(colour, distance[shown] * np.where(glow[shown], 0.3, 1.0)).tolist()
+        color = np.clip(colors[shown] * shade[:, None] * np.array(self.weather.tint, np.float32), 0, 255)
+        paint = self._in_air(color, distance[shown] * np.where(glow[shown], 0.3, 1.0)).tolist()
         extent = pixels.max(axis=1) - pixels.min(axis=1)
         kept &= extent.max(axis=-1) > (1 << SUBPIXEL) * 0.7
         fill = cv2.fillConvexPoly
@@ -253,9 +253,9 @@ class Painter:
         light = self.weather.ambient + (1.12 - self.weather.ambient) * np.maximum(normals @ sun.astype(np.float32), 0.0)
         return np.where(flat, np.float32(1.0), light).astype(np.float32)
 
-    def _in_air(self, colours: F32, distance: NDArray[np.floating]) -> F32:
+    def _in_air(self, colors: F32, distance: NDArray[np.floating]) -> F32:
         fog = np.exp(-distance / self.weather.visibility).astype(np.float32)[:, None]
-        return colours * fog + self.haze * (1 - fog)
+        return colors * fog + self.haze * (1 - fog)
 
 
 def _to_ego(points: NDArray[np.floating], pose: tuple[float, float, float]) -> F32:
@@ -265,11 +265,11 @@ def _to_ego(points: NDArray[np.floating], pose: tuple[float, float, float]) -> F
 
 
 def _in_view(
-    centres: NDArray[np.floating], radii: NDArray[np.floating], camera: Camera, sight: NDArray[np.floating]
+    centers: NDArray[np.floating], radii: NDArray[np.floating], camera: Camera, sight: NDArray[np.floating]
 ) -> NDArray[np.bool_]:
     """Circles that reach into the camera's wedge and range."""
     forward, right = camera.rotation[:2, 2], camera.rotation[:2, 0]
-    offset = centres - camera.translation[:2]
+    offset = centers - camera.translation[:2]
     depth, aside = offset @ forward, offset @ right
     fx, cx = camera.intrinsic[0, 0], camera.intrinsic[0, 2]
     out = (depth + radii > NEAR) & (depth - radii < sight)
@@ -279,11 +279,11 @@ def _in_view(
 
 
 def _far_to_near(
-    centres: NDArray[np.float64], headings: NDArray[np.float64], half_sizes: NDArray[np.float64],
+    centers: NDArray[np.float64], headings: NDArray[np.float64], half_sizes: NDArray[np.float64],
     eye: NDArray[np.float64],
 ) -> NDArray[np.int64]:  # fmt: skip
     """Drawing order: by distance, but whatever stands on the camera's side of a house wall comes after the house."""
-    distance = np.hypot(*(centres - eye).T)
+    distance = np.hypot(*(centers - eye).T)
     houses = np.nonzero(half_sizes[:, 0] > 0)[0]
     houses = houses[np.argsort(-distance[houses])]
     others = np.nonzero(half_sizes[:, 0] == 0)[0]
@@ -293,13 +293,13 @@ def _far_to_near(
 
     def outside(points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """(wall, house, point) whether a point lies before each of the four walls."""
-        d = points[None] - centres[houses][:, None]
+        d = points[None] - centers[houses][:, None]
         u = d[..., 0] * cos[:, None] + d[..., 1] * sin[:, None]
         v = -d[..., 0] * sin[:, None] + d[..., 1] * cos[:, None]
         a, b = half_sizes[houses, 0][:, None], half_sizes[houses, 1][:, None]
         return np.stack([u > a, u < -a, v > b, v < -b])
 
-    behind = ~(outside(eye[None]) & outside(centres[others])).any(axis=0)  # (house, other)
+    behind = ~(outside(eye[None]) & outside(centers[others])).any(axis=0)  # (house, other)
     first = np.where(behind.any(axis=0), behind.argmax(axis=0), len(houses))  # draw before this house
     slot = np.concatenate([np.arange(len(houses)) + 0.5, first.astype(float)])
     items = np.concatenate([houses, others])
@@ -347,5 +347,5 @@ def _clip(face: F32, size: int) -> F32:
 
 
 def _fixed(pixels: NDArray[np.floating]) -> NDArray[np.int32]:
-    # OpenCV puts pixel centres at whole numbers; the pinhole model puts image corners there
+    # OpenCV puts pixel centers at whole numbers; the pinhole model puts image corners there
     return np.round((pixels - 0.5) * (1 << SUBPIXEL)).astype(np.int32)

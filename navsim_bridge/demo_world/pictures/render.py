@@ -9,14 +9,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from navsim_bridge.demo_world.cameras import make_camera
 from navsim_bridge.demo_world.config import DemoWorldConfig
-from navsim_bridge.demo_world.files.log_writer import LogName, image_path, object_table
+from navsim_bridge.demo_world.log_name import LogName, image_path
 from navsim_bridge.demo_world.pictures import meshes
-from navsim_bridge.demo_world.pictures.cameras import make_camera
 from navsim_bridge.demo_world.pictures.painter import WEATHERS, Painter, Thing
 from navsim_bridge.demo_world.pictures.scenery import Scenery, build_scenery
 from navsim_bridge.demo_world.roads.network import network_of
 from navsim_bridge.demo_world.traffic.drive import Drive
+from navsim_bridge.demo_world.traffic.objects import object_table
 
 BRAKE_LIGHT_DECELERATION = 0.7  # m/s^2
 
@@ -53,7 +54,7 @@ def write_image(path: Path, image: NDArray[np.uint8], quality: int) -> None:
 
 
 def things_at(drive: Drive, scenery: Scenery, frame: int) -> tuple[tuple[float, float, float], list[Thing]]:
-    """The car's pose in local metres and everything that moves or belongs to this log, in its frame."""
+    """The car's pose in local meters and everything that moves or belongs to this log, in its frame."""
     snapshot = drive.frames[frame]
     x, y = (float(v) for v in snapshot.position[0])
     heading = float(snapshot.heading[0])

@@ -16,11 +16,11 @@ from navsim_bridge.demo_world.roads.network import LANE_WIDTH, SIDEWALK, Carriag
 
 Float = NDArray[np.float64]
 
-ASPHALT, JUNCTION, KERB, PAVEMENT = (92, 88, 86), (96, 92, 90), (186, 188, 188), (160, 166, 168)  # BGR
-WHITE, YELLOW, CAR_PARK, LAWN = (232, 234, 234), (66, 176, 226), (104, 100, 97), (88, 148, 104)
+ASPHALT, JUNCTION, CURB, PAVEMENT = (92, 88, 86), (96, 92, 90), (186, 188, 188), (160, 166, 168)  # BGR
+WHITE, YELLOW, CAR_PARK = (232, 234, 234), (66, 176, 226), (104, 100, 97)
 FEW_CORNERS, MOST_CORNERS = 5, 80  # one to spare for the corner that cutting at the near plane adds
 PIECE = 10.0  # length of the pieces that long strips are cut into [m]
-BUILDING_COLOURS = (
+BUILDING_COLORS = (
     (150, 172, 196), (122, 140, 176), (176, 182, 186), (138, 158, 168), (110, 128, 158), (188, 196, 206),
     (160, 150, 140),
 )  # fmt: skip
@@ -34,8 +34,8 @@ class Ground:
     """Flat polygons in drawing order, padded to a common number of corners by repeating the last."""
 
     corners: NDArray[np.float32]  # (polygon, corner, 2)
-    colours: NDArray[np.float32]  # (polygon, 3) BGR
-    centres: NDArray[np.float32]  # (polygon, 2)
+    colors: NDArray[np.float32]  # (polygon, 3) BGR
+    centers: NDArray[np.float32]  # (polygon, 2)
     radii: NDArray[np.float32]
     fine: NDArray[np.bool_]  # small markings that may be left out far away
 
@@ -68,11 +68,11 @@ class _Layers:
     def __init__(self) -> None:
         self.rows: list[tuple[int, Float, tuple[int, int, int], bool]] = []
 
-    def add(self, layer: int, polygon: Float, colour: tuple[int, int, int], fine: bool = False) -> None:
-        self.rows.append((layer, np.asarray(polygon), colour, fine))
+    def add(self, layer: int, polygon: Float, color: tuple[int, int, int], fine: bool = False) -> None:
+        self.rows.append((layer, np.asarray(polygon), color, fine))
 
     def strip(
-        self, layer: int, line: Float, left: float, right: float, colour: tuple[int, int, int], fine: bool = False
+        self, layer: int, line: Float, left: float, right: float, color: tuple[int, int, int], fine: bool = False
     ) -> None:  # fmt: skip
         """A band along a polyline, in slightly overlapping quadrilaterals that follow its bends."""
         s = curves.arc_length(line)
@@ -86,7 +86,7 @@ class _Layers:
                 end = min(station + max(1.6, PIECE * 0.06 / turn), s[-1])
             at = np.array([station, min(end + 0.12, s[-1])])
             ends = np.stack([[np.interp(at, s, sides[:, k, i]) for i in range(2)] for k in range(2)])  # side, xy, end
-            self.add(layer, np.array([ends[0, :, 0], ends[0, :, 1], ends[1, :, 1], ends[1, :, 0]]), colour, fine)
+            self.add(layer, np.array([ends[0, :, 0], ends[0, :, 1], ends[1, :, 1], ends[1, :, 0]]), color, fine)
             station = end
 
     def build(self) -> tuple[tuple[Ground, ...], tuple[tuple[int, int, int], ...]]:
@@ -144,11 +144,11 @@ def build_scenery(network: RoadNetwork, seed: int) -> Scenery:
 def _paint_surfaces(network: RoadNetwork, layers: _Layers) -> None:
     for node in network.nodes:
         shape = shapely.Polygon(node.outline)
-        for layer, grow, colour in ((1, SIDEWALK, PAVEMENT), (3, 0.22, KERB), (4, 0.0, JUNCTION)):
+        for layer, grow, color in ((1, SIDEWALK, PAVEMENT), (3, 0.22, CURB), (4, 0.0, JUNCTION)):
             ring = np.asarray(shape.buffer(grow, quad_segs=3).exterior.coords)[:-1] if grow else node.outline
-            layers.add(layer, ring, colour)
+            layers.add(layer, ring, color)
     for outline, _ in network.car_parks:
-        layers.add(3, np.asarray(shapely.Polygon(outline).buffer(0.3, join_style="mitre").exterior.coords)[:4], KERB)
+        layers.add(3, np.asarray(shapely.Polygon(outline).buffer(0.3, join_style="mitre").exterior.coords)[:4], CURB)
         layers.add(4, outline, CAR_PARK)
         along, side = outline[3] - outline[0], outline[1] - outline[0]
         for k in range(5):
@@ -160,9 +160,9 @@ def _paint_surfaces(network: RoadNetwork, layers: _Layers) -> None:
     for c in network.carriageways:
         left = c.left_margin if c.left_margin else 0.05
         layers.strip(1, c.line, left + (SIDEWALK if c.left_margin else 0.0), c.right_edge - SIDEWALK, PAVEMENT)
-        layers.strip(2, c.line, c.right_edge + 0.1, c.right_edge - 0.22, KERB)
+        layers.strip(2, c.line, c.right_edge + 0.1, c.right_edge - 0.22, CURB)
         if c.left_margin:
-            layers.strip(2, c.line, left + 0.22, left - 0.1, KERB)
+            layers.strip(2, c.line, left + 0.22, left - 0.1, CURB)
         layers.strip(4, c.line, left, c.right_edge, ASPHALT)
 
 
@@ -247,8 +247,8 @@ def _build_houses(
                 if left_out or footprint.intersects(keep_off) or any(footprint.intersects(t) for t in taken):
                     continue
                 taken.append(footprint.buffer(0.8))
-                colour = BUILDING_COLOURS[int(rng.integers(len(BUILDING_COLOURS)))]
-                mesh = meshes.house(front, depth, int(rng.integers(2, 7)), colour, int(rng.integers(1000)))
+                color = BUILDING_COLORS[int(rng.integers(len(BUILDING_COLORS)))]
+                mesh = meshes.house(front, depth, int(rng.integers(2, 7)), color, int(rng.integers(1000)))
                 items.append((mesh, x, y, h, front / 2, depth / 2))
             station += front + rng.uniform(1.0, 9.0)
 

@@ -1,4 +1,4 @@
-"""Plane curves as polylines ``(n, 2)`` in metres: resampling, offsets, rounded corners, smoothing."""
+"""Plane curves as polylines ``(n, 2)`` in meters: resampling, offsets, rounded corners, smoothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def offset(line: Float, distance: float | Float) -> Float:
 
 
 def trim(line: Float, start: float, end: float, step: float) -> Float:
-    """Cut ``start`` metres off the beginning and ``end`` metres off the end, then resample."""
+    """Cut ``start`` meters off the beginning and ``end`` meters off the end, then resample."""
     s = arc_length(line)
     if s[-1] <= start + end + 2 * step:
         raise ValueError(f"a line of {s[-1]:.1f} m cannot lose {start:.1f} m and {end:.1f} m at its ends")
@@ -66,12 +66,12 @@ def round_corners(points: Float, radius: float, step: float = 0.5) -> Float:
             continue
         reach = min(radius / np.tan(half), 0.48 * la, 0.48 * lb)
         r = reach * np.tan(half)
-        centre = corner + (a + b) / np.linalg.norm(a + b) * (r / np.sin(half))
-        start, end = corner + a * reach - centre, corner + b * reach - centre
+        center = corner + (a + b) / np.linalg.norm(a + b) * (r / np.sin(half))
+        start, end = corner + a * reach - center, corner + b * reach - center
         a0 = np.arctan2(start[1], start[0])
         turn = np.angle(np.exp(1j * (np.arctan2(end[1], end[0]) - a0)))
         angles = a0 + np.linspace(0.0, turn, max(3, int(abs(turn) * r / step)))
-        out.extend(centre + r * np.stack([np.cos(angles), np.sin(angles)], axis=-1))
+        out.extend(center + r * np.stack([np.cos(angles), np.sin(angles)], axis=-1))
     out.append(points[-1])
     return resample(np.asarray(out), step)
 

@@ -20,7 +20,7 @@ TRUCK_SIZE = (8.2, 2.4, 3.2)
 
 @dataclass(frozen=True)
 class StaticObject:
-    """An annotated object that never moves, in local metres."""
+    """An annotated object that never moves, in local meters."""
 
     kind: str  # annotation name
     x: float
@@ -29,7 +29,7 @@ class StaticObject:
     length: float
     width: float
     height: float
-    paint: int  # colour choice for the renderer
+    paint: int  # color choice for the renderer
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Dressing:
     objects: list[StaticObject] = field(default_factory=list)
     nudges: dict[int, list[tuple[float, float, float]]] = field(default_factory=dict)
     """Per carriageway: (first station, last station, shift to the left) around cars that jut into the lane."""
-    kerbside: dict[int, list[tuple[float, float, float]]] = field(default_factory=dict)
+    curbside: dict[int, list[tuple[float, float, float]]] = field(default_factory=dict)
     """Per carriageway: first and last station of parked cars and their left side (bicycles swing out there)."""
     closures: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Per carriageway: stretch on which the right-hand lane is closed."""
@@ -83,7 +83,7 @@ def _car(rng: np.random.Generator, x: float, y: float, heading: float) -> Static
 
 
 def place(c: Carriageway, station: float, lateral: float) -> tuple[float, float, float]:
-    """Local x, y and heading at a station of a carriageway, ``lateral`` metres left of its line."""
+    """Local x, y and heading at a station of a carriageway, ``lateral`` meters left of its line."""
     s = curves.arc_length(c.line)
     heading = float(np.interp(station, s, curves.headings(c.line)))
     x, y = curves.sample_at(c.line, np.array([station]))[0]
@@ -91,7 +91,7 @@ def place(c: Carriageway, station: float, lateral: float) -> tuple[float, float,
 
 
 def _parked_cars(c: Carriageway, rng: np.random.Generator, blocked: list[tuple[float, float]], out: Dressing) -> None:
-    """Cars along the kerb, some of them carelessly far into the lane."""
+    """Cars along the curb, some of them carelessly far into the lane."""
     station = 20.0 + rng.uniform(0, 12)
     narrow = c.lanes == 1
     while station < c.length - 24.0:
@@ -109,7 +109,7 @@ def _parked_cars(c: Carriageway, rng: np.random.Generator, blocked: list[tuple[f
                 StaticObject("vehicle", x, y, heading + tilt, car.length, car.width, car.height, car.paint)
             )
             span = (station - car.length / 2, station + car.length / 2)
-            out.kerbside.setdefault(c.index, []).append((*span, side))
+            out.curbside.setdefault(c.index, []).append((*span, side))
             if jut:
                 out.nudges.setdefault(c.index, []).append((*span, jut))
             station += car.length + rng.uniform(1.2, 3.0)
@@ -123,7 +123,7 @@ def _road_works(c: Carriageway, rng: np.random.Generator, blocked: list[tuple[fl
     if any(a < end + 4 and b > start - 14 for a, b in blocked) or end > c.length - 38:
         return
     out.closures[c.index] = (start - 9.0, end + 2.0)
-    out.kerbside.setdefault(c.index, []).append((start - 9.0, end + 2.0, -(c.lanes - 1) * LANE_WIDTH - 0.15))
+    out.curbside.setdefault(c.index, []).append((start - 9.0, end + 2.0, -(c.lanes - 1) * LANE_WIDTH - 0.15))
     edge, lane_line = c.right_edge + 0.5, -(c.lanes - 1) * LANE_WIDTH - 0.35
 
     def add(kind: str, station: float, lateral: float, turn: float, length: float, width: float, height: float) -> None:

@@ -1,4 +1,4 @@
-"""The road network of one location: streets, junctions and the lanes that join them, in local metres.
+"""The road network of one location: streets, junctions and the lanes that join them, in local meters.
 
 Right-hand traffic. A ``Carriageway`` is one direction of a street and becomes one nuPlan lane group; a
 ``Connector`` is one lane through a junction. The layout is a ring of four signalled crossroads joined by
@@ -24,7 +24,7 @@ LANE_WIDTH = 3.5
 SHOULDER = 2.3  # kept free of traffic, inside the lane-group polygon; parked cars stand here
 SIDEWALK = 2.8
 STEP = 1.5  # spacing of base-line points [m]; readers use the discrete points, so keep it below 2
-CROSSROADS_TRIM = 20.0  # from a crossroads' centre to its stop lines [m]
+CROSSROADS_TRIM = 20.0  # from a crossroads' center to its stop lines [m]
 FORK_TRIM = 24.0
 
 
@@ -48,7 +48,7 @@ class Carriageway:
 
     @property
     def right_edge(self) -> float:
-        """Offset of the right kerb (negative)."""
+        """Offset of the right curb (negative)."""
         return -(self.lanes * LANE_WIDTH + SHOULDER)
 
     def lane_offset(self, lane: int) -> float:
@@ -58,7 +58,7 @@ class Carriageway:
         return curves.resample(curves.offset(self.line, self.lane_offset(lane)), STEP)
 
     def lane_end(self, lane: int, at_start: bool) -> tuple[Float, float]:
-        """Pose of the first or last point of a lane's centre line."""
+        """Pose of the first or last point of a lane's center line."""
         i = 0 if at_start else -1
         heading = float(curves.headings(self.line)[i])
         normal = np.array([-np.sin(heading), np.cos(heading)])
@@ -86,7 +86,7 @@ class Node:
     """A junction: its drivable area, the connectors through it and who conflicts with whom."""
 
     index: int
-    centre: Float
+    center: Float
     signalled: bool
     outline: Float
     connectors: tuple[int, ...]
@@ -145,7 +145,7 @@ def network_of(location: int, seed: int) -> RoadNetwork:
 def build_network(location: Location, seed: int) -> RoadNetwork:
     """Lay out the roads of one location; the same seed gives the same network."""
     rng = np.random.default_rng([seed, location.index, 11])
-    streets, centres, signalled = _lay_out(rng, location)
+    streets, centers, signalled = _lay_out(rng, location)
     carriageways: list[Carriageway] = []
     for number, street in enumerate(streets):
         line = curves.trim(street.line, *street.trims, step=STEP)
@@ -167,12 +167,12 @@ def build_network(location: Location, seed: int) -> RoadNetwork:
                 )
     connectors: list[Connector] = []
     nodes: list[Node] = []
-    for index, centre in enumerate(centres):
+    for index, center in enumerate(centers):
         own = _connect(index, carriageways, signalled[index], len(connectors))
         connectors += own
-        outline = _outline(centre, index, carriageways, rounded=signalled[index])
+        outline = _outline(center, index, carriageways, rounded=signalled[index])
         nodes.append(
-            Node(index, centre, signalled[index], outline, tuple(c.index for c in own), _conflicts(own),
+            Node(index, center, signalled[index], outline, tuple(c.index for c in own), _conflicts(own),
                  _phases(index, carriageways))
         )  # fmt: skip
     exits: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -186,7 +186,7 @@ def build_network(location: Location, seed: int) -> RoadNetwork:
 
 
 def _lay_out(rng: np.random.Generator, location: Location) -> tuple[list[_Street], list[Float], list[bool]]:
-    """Node centres and reference lines. Nodes 0-3: crossroads A (NW), B (NE), C (SW), D (SE); 4 fork, 5 merge."""
+    """Node centers and reference lines. Nodes 0-3: crossroads A (NW), B (NE), C (SW), D (SE); 4 fork, 5 merge."""
     dx, dy = rng.uniform(62, 78), rng.uniform(62, 78)
     corners = np.array([[-dx, dy], [dx, dy], [-dx, -dy], [dx, -dy]]) + rng.uniform(-9, 9, (4, 2))
     a, b, c, d = corners
@@ -245,8 +245,8 @@ def _lay_out(rng: np.random.Generator, location: Location) -> tuple[list[_Street
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     for street in streets:
         street.line = street.line @ rotation.T
-    centres = [p @ rotation.T for p in (a, b, c, d, fork, merge)]
-    return streets, centres, [True] * 4 + [False] * 2
+    centers = [p @ rotation.T for p in (a, b, c, d, fork, merge)]
+    return streets, centers, [True] * 4 + [False] * 2
 
 
 def _by_pass(fork: Float, fork_heading: float, merge: Float, merge_heading: float) -> Float:
@@ -328,15 +328,15 @@ def _arm_edges(node: int, roads: list[Carriageway]) -> list[tuple[Float, Float]]
     return [(points[0], points[1]) for points in edges.values()]
 
 
-def _outline(centre: Float, node: int, roads: list[Carriageway], rounded: bool) -> Float:
-    """Junction polygon: the arms' end corners, joined by kerbs that curve in (crossroads) or by the convex hull."""
+def _outline(center: Float, node: int, roads: list[Carriageway], rounded: bool) -> Float:
+    """Junction polygon: the arms' end corners, joined by curbs that curve in (crossroads) or by the convex hull."""
     arms = _arm_edges(node, roads)
     if not rounded:
         hull = LineString(np.concatenate([np.stack([p, q]) for p, q in arms])).convex_hull
         return np.asarray(hull.exterior.coords)[:-1]
     ordered = []
     for p, q in arms:
-        mid = 0.5 * (p + q) - centre
+        mid = 0.5 * (p + q) - center
         side = np.array([-mid[1], mid[0]])
         if (p - q) @ side > 0:  # clockwise corner first
             p, q = q, p
@@ -345,7 +345,7 @@ def _outline(centre: Float, node: int, roads: list[Carriageway], rounded: bool) 
     points: list[Float] = []
     for (_, p, q), (_, following, _) in zip(ordered, ordered[1:] + ordered[:1]):
         points += [p, q]
-        along_q, along_f = _unit(q - centre), _unit(following - centre)
+        along_q, along_f = _unit(q - center), _unit(following - center)
         bisector = _unit(along_q + along_f)
         chord = 0.5 * (q + following)
         control = chord - bisector * 0.42 * np.linalg.norm(following - q)

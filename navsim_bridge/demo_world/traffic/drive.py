@@ -146,11 +146,11 @@ def box_corners(x: Float, y: Float, heading: Float, length: Float, width: Float)
 
 def _touches(frame: Snapshot, vehicles: list[Vehicle], dressing: Dressing) -> bool:
     """Whether the recorded car's box meets another one."""
-    centre = frame.position + np.array([v.rear_to_centre for v in vehicles])[:, None] * np.stack(
+    center = frame.position + np.array([v.rear_to_center for v in vehicles])[:, None] * np.stack(
         [np.cos(frame.heading), np.sin(frame.heading)], axis=-1
     )
     rows = [
-        (*centre[i], frame.heading[i], v.length, v.width) for i, v in enumerate(vehicles) if frame.active[i] or i == 0
+        (*center[i], frame.heading[i], v.length, v.width) for i, v in enumerate(vehicles) if frame.active[i] or i == 0
     ]
     rows += [(o.x, o.y, o.heading, o.length, o.width) for o in dressing.objects]
     rows += [(x, y, heading, 0.6, 0.6) for x, y, heading, _ in frame.walkers]

@@ -47,7 +47,7 @@ class RailPath:
     curvature: Float  # (n,)
     speed: Float  # (n,) highest sensible speed [m/s]
     shift: Float  # (n,) +1 while moving to the left lane, -1 to the right lane, else 0
-    centre: Float  # (n, 2) route centre line beside each point (no swerving around obstacles)
+    center: Float  # (n, 2) route center line beside each point (no swerving around obstacles)
     gates: tuple[Gate, ...]
     blocks: tuple[tuple[float, str, int], ...]  # (first station, "carriageway" or "connector", index)
 
@@ -64,7 +64,7 @@ def random_legs(
     length: float,
     turns: dict[str, float] | None = None,
 ) -> list[Leg]:
-    """A random drive of at least ``length`` metres. With ``turns`` (weights of left, straight, right) lanes are
+    """A random drive of at least ``length`` meters. With ``turns`` (weights of left, straight, right) lanes are
     changed where the turn asks for it; without, traffic stays in its lane."""  # fmt: skip
     legs: list[Leg] = []
     travelled = 0.0
@@ -93,7 +93,7 @@ def build_path(
     network: RoadNetwork, dressing: Dressing, legs: list[Leg], bicycle: bool = False, pace: float = 1.0
 ) -> RailPath:
     """Join the legs into one smooth path; ``pace`` scales the speed on open road."""
-    points, centres, limits, shifts = [], [], [], []
+    points, centers, limits, shifts = [], [], [], []
     marks: list[tuple[int, str, int]] = []
     count = 0
     for leg in legs:
@@ -103,7 +103,7 @@ def build_path(
         base, shift = _lane_profile(road.length, s, leg, road.lanes, dressing.closures.get(road.index))
         lateral = base + _swerve(s, base, road.lane_offset(road.lanes - 1), dressing.nudges.get(road.index, []))
         if bicycle:
-            lateral = _bicycle_profile(s, road.right_edge, dressing.kerbside.get(road.index, []))
+            lateral = _bicycle_profile(s, road.right_edge, dressing.curbside.get(road.index, []))
         limit = np.full(len(s), road.speed_limit * pace)
         for first, last, _ in dressing.nudges.get(road.index, []):
             limit[(s > first - 8) & (s < last + 4)] = min(8.5, road.speed_limit) * pace
@@ -114,7 +114,7 @@ def build_path(
         target = network.carriageways[connector.target[0]]
         marks += [(count, "carriageway", road.index), (count + len(s), "connector", connector.index)]
         points += [curves.offset(line, lateral), curves.offset(through, -1.1) if bicycle else through]
-        centres += [curves.offset(line, base), through]
+        centers += [curves.offset(line, base), through]
         limits += [limit, np.full(len(through), min(road.speed_limit, target.speed_limit) * pace)]
         shifts += [shift, np.zeros(len(through))]
         count += len(s) + len(through)
@@ -122,8 +122,8 @@ def build_path(
     station = curves.arc_length(raw)
     at = np.arange(0.0, station[-1], SPACING)
     smoothed = curves.smooth(curves.sample_at(raw, at), SMOOTHING / SPACING)
-    centre = np.concatenate(centres)
-    centre = np.stack([np.interp(at, station, centre[:, i]) for i in range(2)], axis=-1)
+    center = np.concatenate(centers)
+    center = np.stack([np.interp(at, station, center[:, i]) for i in range(2)], axis=-1)
     heading, bend = curves.headings(smoothed), curves.curvature(smoothed)
     speed = np.minimum(
         np.interp(at, station, np.concatenate(limits)),
@@ -140,7 +140,7 @@ def build_path(
         if kind == "connector"
     )
     shift_sign = np.interp(at, station, np.concatenate(shifts))
-    return RailPath(smoothed, heading, bend, speed, np.sign(np.round(shift_sign)), centre, gates, tuple(block_stations))
+    return RailPath(smoothed, heading, bend, speed, np.sign(np.round(shift_sign)), center, gates, tuple(block_stations))
 
 
 def _lane_profile(
@@ -174,10 +174,10 @@ def _swerve(s: Float, lateral: Float, right_lane: float, nudges: list[tuple[floa
     return out * in_right_lane
 
 
-def _bicycle_profile(s: Float, right_edge: float, kerbside: list[tuple[float, float, float]]) -> Float:
-    """Near the kerb, and just inside the lane beside parked cars."""
+def _bicycle_profile(s: Float, right_edge: float, curbside: list[tuple[float, float, float]]) -> Float:
+    """Near the curb, and just inside the lane beside parked cars."""
     out = np.full(len(s), right_edge + 1.1)
-    for first, last, side in kerbside:
+    for first, last, side in curbside:
         bump = curves.smoothstep((s - first + 17.0) / 12.0) * curves.smoothstep((last + 17.0 - s) / 12.0)
         out = np.maximum(out, right_edge + 1.1 + (side + 0.9 - right_edge - 1.1) * bump)
     return out

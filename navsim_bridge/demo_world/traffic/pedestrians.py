@@ -18,7 +18,7 @@ COMFORTABLE_STOP = 2.2  # a driver is only made to brake this hard [m/s^2]
 
 @dataclass
 class Pedestrian:
-    """A walker on a straight line from ``start`` to ``end``; ``progress`` in metres."""
+    """A walker on a straight line from ``start`` to ``end``; ``progress`` in meters."""
 
     start: Float
     end: Float

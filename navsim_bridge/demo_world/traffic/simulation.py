@@ -35,7 +35,7 @@ class Vehicle:
     length: float
     width: float
     height: float
-    rear_to_centre: float
+    rear_to_center: float
     acceleration: float
     headway: float
     paint: int
@@ -44,12 +44,12 @@ class Vehicle:
     @property
     def front(self) -> float:
         """Distance from the rear axle to the front bumper [m]."""
-        return self.rear_to_centre + self.length / 2
+        return self.rear_to_center + self.length / 2
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """State of everything that moves at one instant, in local metres."""
+    """State of everything that moves at one instant, in local meters."""
 
     time: float
     position: Float  # (vehicle, 2) rear axles
@@ -91,7 +91,7 @@ class Simulation:
         self.following = np.zeros(count)  # refreshed every second step
         self.half_length = np.array([v.length / 2 for v in vehicles])
         self.half_width = np.array([v.width / 2 for v in vehicles])
-        self.centre = np.array([v.rear_to_centre for v in vehicles])
+        self.center = np.array([v.rear_to_center for v in vehicles])
         self.front = np.array([v.front for v in vehicles])
         self.max_acceleration = np.array([v.acceleration for v in vehicles])
         self.headway = np.array([v.headway for v in vehicles])
@@ -138,8 +138,8 @@ class Simulation:
         self.time += STEP
         self.active &= self.s < self.path_end
         self._release()
-        centre_xy = xy + self.centre[:, None] * np.stack([np.cos(heading), np.sin(heading)], axis=-1)
-        step_pedestrians(self.people, STEP, self.time, self.signals, self.rng, centre_xy, heading, self.v)
+        center_xy = xy + self.center[:, None] * np.stack([np.cos(heading), np.sin(heading)], axis=-1)
+        step_pedestrians(self.people, STEP, self.time, self.signals, self.rng, center_xy, heading, self.v)
 
     # ---- poses -------------------------------------------------------------------------------------------------
 
@@ -174,10 +174,10 @@ class Simulation:
 
     def _obstacles(self, xy: Float, heading: Float) -> tuple[Float, ...]:
         """Boxes that may be in the way: vehicles, static objects, walkers now and in the next seconds."""
-        centre = xy + self.centre[:, None] * np.stack([np.cos(heading), np.sin(heading)], axis=-1)
-        centre = np.where(self.active[:, None], centre, 1e6)
+        center = xy + self.center[:, None] * np.stack([np.cos(heading), np.sin(heading)], axis=-1)
+        center = np.where(self.active[:, None], center, 1e6)
         moving = np.concatenate(
-            [centre, heading[:, None], self.half_length[:, None], self.half_width[:, None], self.v[:, None]], axis=1
+            [center, heading[:, None], self.half_length[:, None], self.half_width[:, None], self.v[:, None]], axis=1
         )
         fixed = np.concatenate([self.static, np.zeros((len(self.static), 1))], axis=1)
         walkers = [
@@ -204,14 +204,14 @@ class Simulation:
         angle = way_heading[self.rows[:, None], nearest]
         cos, sin = np.cos(angle), np.sin(angle)
         dx, dy = boxes[:, 0] - near[..., 0], boxes[:, 1] - near[..., 1]
-        along = 2.0 * nearest + dx * cos + dy * sin  # from the rear axle to the box centre, along the path
+        along = 2.0 * nearest + dx * cos + dy * sin  # from the rear axle to the box center, along the path
         aside = -dx * sin + dy * cos
         turn = box_heading - angle
         c, s = np.abs(np.cos(turn)), np.abs(np.sin(turn))
         reach_along, reach_aside = c * half_length + s * half_width, s * half_length + c * half_width
         own = np.zeros_like(along, bool)
         own[self.rows, self.rows] = True
-        ahead = (along > self.centre[:, None]) & (along < 2.0 * LOOK_AHEAD - 1) & ~own
+        ahead = (along > self.center[:, None]) & (along < 2.0 * LOOK_AHEAD - 1) & ~own
         blocks = ahead & (np.abs(aside) < self.half_width[:, None] + reach_aside + 0.25)
         gap = along - reach_along - self.front[:, None]
         lead_speed = np.maximum(box_speed * np.cos(turn), 0.0)
@@ -226,11 +226,11 @@ class Simulation:
         return self.max_acceleration[:, None] * (1 - (wanted / gap) ** 2)
 
     def _lane_change_courtesy(self, along: Float, aside: Float, turn: Float, own: NDArray[np.bool_], n: int) -> Float:
-        """While a vehicle changes lanes, whoever is behind (centre to centre) of the two drops back."""
+        """While a vehicle changes lanes, whoever is behind (center to center) of the two drops back."""
         soon = ((self.s + 8.0) / SPACING).astype(int)
         side = np.where(self.path_shift[self.rows, soon] != 0, self.path_shift[self.rows, soon],
                         self.path_shift[self.rows, (self.s / SPACING).astype(int)])  # fmt: skip
-        lateral, ahead = aside[:, :n] * side[:, None], along[:, :n] - self.centre[:, None]
+        lateral, ahead = aside[:, :n] * side[:, None], along[:, :n] - self.center[:, None]
         beside = (side[:, None] != 0) & (lateral > 1.0) & (lateral < 4.8) & (np.cos(turn[:, :n]) > 0.8) & ~own[:, :n]
         beside &= (ahead > -14.0) & (ahead < 16.0)
         gap = np.abs(ahead) - self.half_length[:, None] - self.half_length
@@ -338,7 +338,7 @@ class Simulation:
         for i, passed in self.exit_of.items():
             if passed:
                 node, station = passed[0]
-                rear = self.s[i] + self.centre[i] - self.half_length[i]
+                rear = self.s[i] + self.center[i] - self.half_length[i]
                 if rear > station + 0.5 or not self.active[i]:
                     self.holders[node].pop(i, None)
                     passed.pop(0)

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from navsim_bridge.demo_world.cameras import make_camera
 from navsim_bridge.demo_world.config import LOCATIONS, DemoWorldConfig
 from navsim_bridge.demo_world.pictures import meshes
-from navsim_bridge.demo_world.pictures.cameras import make_camera
 from navsim_bridge.demo_world.pictures.painter import WEATHERS, Painter, Thing
 from navsim_bridge.demo_world.pictures.scenery import build_scenery
 from navsim_bridge.demo_world.roads.network import network_of
@@ -78,7 +78,7 @@ def test_intrinsics_scale_with_the_picture() -> None:
 
 def test_a_near_box_hides_a_far_one(painter: Painter) -> None:
     camera = make_camera("CAM_F0", 480, 270)
-    green = dataclasses.replace(magenta_box(2.0, 2.0, 1.4), colours=np.tile(np.float32([0, 255, 0]), (5, 1)))
+    green = dataclasses.replace(magenta_box(2.0, 2.0, 1.4), colors=np.tile(np.float32([0, 255, 0]), (5, 1)))
     things = [Thing(magenta_box(2.0, 2.0, 1.4), 10.0, 0.0, 0.0), Thing(green, 16.0, 0.0, 0.0)]
     for order in (things, things[::-1]):
         image = painter.paint(camera, (0.0, 0.0, 0.0), order)

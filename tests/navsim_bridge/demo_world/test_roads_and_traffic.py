@@ -49,9 +49,9 @@ def test_the_recorded_car_stays_on_drivable_ground(drive: Drive) -> None:
     shapely.prepare(ground)
     position = np.array([f.position[0] for f in drive.frames])
     heading = np.array([f.heading[0] for f in drive.frames])
-    centre = position + REAR_AXLE_TO_CENTER * np.stack([np.cos(heading), np.sin(heading)], axis=-1)
-    sizes = [np.full(len(centre), v) for v in (EGO_LENGTH, EGO_WIDTH)]
-    corners = box_corners(centre[:, 0], centre[:, 1], heading, *sizes)
+    center = position + REAR_AXLE_TO_CENTER * np.stack([np.cos(heading), np.sin(heading)], axis=-1)
+    sizes = [np.full(len(center), v) for v in (EGO_LENGTH, EGO_WIDTH)]
+    corners = box_corners(center[:, 0], center[:, 1], heading, *sizes)
     assert shapely.contains_xy(ground, corners[..., 0], corners[..., 1]).all()
 
 
@@ -92,13 +92,13 @@ def test_opposite_arms_share_their_green_and_crossing_arms_do_not() -> None:
             assert len(green) <= 1
 
 
-def test_commands_name_the_turn_20_metres_ahead(drive: Drive) -> None:
+def test_commands_name_the_turn_20_meters_ahead(drive: Drive) -> None:
     path = drive.vehicles[0].path
     for frame in drive.frames:
         command = driving_command(drive, frame)
         i = int(frame.station[0] / SPACING)
-        way = path.centre[i + 40] - path.centre[i]
-        heading = np.arctan2(*(path.centre[i + 1] - path.centre[i - 1])[::-1])
+        way = path.center[i + 40] - path.center[i]
+        heading = np.arctan2(*(path.center[i + 1] - path.center[i - 1])[::-1])
         lateral = -np.sin(heading) * way[0] + np.cos(heading) * way[1]
         if abs(abs(lateral) - 2.0) > 0.7:
             assert command.tolist() == ([1, 0, 0, 0] if lateral > 2 else [0, 0, 1, 0] if lateral < -2 else [0, 1, 0, 0])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 
-FOCAL, CENTRE_X, CENTRE_Y = 1545.0, 960.0, 560.0  # pixels at full size
+FOCAL, CENTER_X, CENTER_Y = 1545.0, 960.0, 560.0  # pixels at full size
 FULL_WIDTH, FULL_HEIGHT = 1920, 1080
 MOUNTS: dict[str, tuple[float, float, float, float]] = {  # x, y, z [m] and bearing [degrees] in the ego frame
     "CAM_F0": (1.70, 0.00, 1.53, 0.0),
@@ -30,7 +30,7 @@ class Camera:
     name: str
     intrinsic: Float  # (3, 3) for the image size in use
     rotation: Float  # (3, 3) camera to ego
-    translation: Float  # (3,) camera centre in the ego frame
+    translation: Float  # (3,) camera center in the ego frame
     width: int
     height: int
 
@@ -50,6 +50,6 @@ def make_camera(name: str, width: int, height: int) -> Camera:
     angle = np.deg2rad(bearing)
     forward, right = [np.cos(angle), np.sin(angle), 0.0], [np.sin(angle), -np.cos(angle), 0.0]
     sx, sy = width / FULL_WIDTH, height / FULL_HEIGHT
-    intrinsic = np.array([[FOCAL * sx, 0.0, CENTRE_X * sx], [0.0, FOCAL * sy, CENTRE_Y * sy], [0.0, 0.0, 1.0]])
+    intrinsic = np.array([[FOCAL * sx, 0.0, CENTER_X * sx], [0.0, FOCAL * sy, CENTER_Y * sy], [0.0, 0.0, 1.0]])
     rotation = np.array([right, [0.0, 0.0, -1.0], forward]).T.copy()
     return Camera(name, intrinsic, rotation, np.array([x, y, z]), width, height)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from dpvla.files import write_json
 from dpvla.provenance import collect
-from navsim_bridge.agents import BASELINES
+from navsim_bridge.agents import find_agent
 from navsim_bridge.evaluation.run import Evaluation, evaluate
 from navsim_bridge.golden.compare import PARTS, differences, with_part_of
 from navsim_bridge.metric_cache import build_metric_cache
@@ -199,7 +199,7 @@ def _compare_scores(
         return [row, subs, mean]
 
     def values(of: Sequence[SceneRecord], load: Callable[[SceneRecord], MetricScene]) -> Evaluation:
-        return evaluate(BASELINES[agent], of, lambda some: [load(r) for r in some], metric=metric, progress=False)
+        return evaluate(find_agent(agent), of, lambda some: [load(r) for r in some], metric=metric, progress=False)
 
     here = [r for r in records if r.token in table]
     result = values(here, lambda r: scenes[r.token])

@@ -29,7 +29,7 @@ from dpvla.registry import import_plugin
 from dpvla.report.scene_picture import DrawnPlan
 from dpvla.report.table import markdown_table
 from dpvla.training.checkpoint import resolve_checkpoint
-from navsim_bridge.agents import BASELINES, Agent, PolicyAgent
+from navsim_bridge.agents import AGENTS, Agent, PolicyAgent, find_agent
 from navsim_bridge.data.training_data import own_metric_cache
 from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
 from navsim_bridge.evaluation.pictures import save_scene_picture
@@ -195,7 +195,7 @@ def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, Any]
     rows: dict[str, list[dict[str, Any]]] = {"navtest": [], "navtest_all": []}
     scored = {}
     for row in ROWS:
-        learned = row.name not in BASELINES
+        learned = row.name not in AGENTS
         scored[row.name] = found[row.name].restricted(inside)
         for split, evaluation in ((filtered, scored[row.name]), (everything, found[row.name])):
             write_evaluation(
@@ -225,7 +225,7 @@ def score_method(config: DemoConfig, out: Path, name: str) -> tuple[str, Evaluat
     root = Path(config.world.root)
     split = load_split("navtest_all", root)
     cache = own_metric_cache(split, root, root / "maps", workers=1)
-    agent: Agent = BASELINES.get(name) or policy_agent(config, out, name, root / "image_cache")
+    agent: Agent = find_agent(name) if name in AGENTS else policy_agent(config, out, name, root / "image_cache")
     return name, evaluate(agent, select_scenes(split, root), scenes_from_cache(cache), progress=False)
 
 

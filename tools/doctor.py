@@ -9,18 +9,16 @@ try:
     from dpvla.cli import parse, refuse_given, reporting_errors
     from navsim_bridge.doctor.examine import examine
     from navsim_bridge.doctor.finding import ERROR, OK, WARNING
+    from navsim_bridge.files.roots import DataAndMapOptions
 except ModuleNotFoundError as missing:
     raise SystemExit(f"ERROR   module {missing.name} is missing -> pip install -e . in dpvla's checkout") from None
 
 
 @dataclass(frozen=True)
-class Doctor:
+class Doctor(DataAndMapOptions):
     """Say what is wrong with this machine and what to do. Exits with 1 when something is broken."""
 
     split: str | None = None  # also count this split's logs, scenes and missing or empty camera files
-    data_split: str | None = None  # its folder below navsim_logs/; default: what it says, else the one with its scenes
-    data_root: str | None = None  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
-    maps_root: str | None = None  # folder with nuplan-maps-v1.0.json; default: NUPLAN_MAPS_ROOT, then the demo world
     metric_cache: str | None = None  # also check every byte of this cache
     cameras: tuple[str, ...] = ()  # of the camera files to count; default: front_left, front and front_right
 

@@ -8,7 +8,6 @@ import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -189,21 +188,6 @@ class NavsimDataset:
                 files.append((str(path.relative_to(self.data_root)), stat.st_size, stat.st_mtime_ns))
         content = json.dumps({"tokens": self._tokens, "files": files, "size": self.image_size})
         return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def collate(items: Sequence[DrivingBatch]) -> DrivingBatch:
-    """One batch from several, e.g. from the data set's items."""
-    if not items:
-        raise ValueError("collate needs at least one item")
-    plans = [item.plan for item in items if item.plan is not None]
-    if len(plans) not in (0, len(items)):
-        raise ValueError("some items have a recorded plan and some have none")
-    names = [f.name for f in fields(DrivingBatch) if f.name not in ("tokens", "plan")]
-    return DrivingBatch(
-        tokens=tuple(token for item in items for token in item.tokens),
-        plan=torch.cat(plans) if plans else None,
-        **{name: torch.cat([getattr(item, name) for item in items]) for name in names},
-    )
 
 
 def read_image(path: Path | str, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 DEMO_WORLD = Path("data/demo_world")
@@ -11,6 +12,21 @@ DEMO_WORLD = Path("data/demo_world")
 LOGS = "navsim_logs"
 SENSORS = "sensor_blobs"
 MAP_INDEX = "nuplan-maps-v1.0.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Options of every tool that reads logs."""
+
+    data_root: str | None = None  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
+    data_split: str | None = None  # folder below navsim_logs/; default: what the split says, else that of its scenes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataAndMapOptions(DataOptions):
+    """Options of every tool that reads logs and maps."""
+
+    maps_root: str | None = None  # folder with nuplan-maps-v1.0.json; default: NUPLAN_MAPS_ROOT, then the demo world
 
 
 def data_root(option: Path | str | None = None) -> Path:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from dpvla.batch import DEFAULT_CAMERAS, Sensors
-from navsim_bridge.data.dataset import NavsimDataset, collate, read_image
+from navsim_bridge.data.dataset import NavsimDataset, read_image
 from navsim_bridge.splits.sensors import camera_names
 
 SENSORS = Sensors(width=96, height=48)
@@ -77,12 +77,13 @@ def test_history_ends_half_a_second_ago_in_the_ego_frame(world, with_images):
         np.testing.assert_allclose(history[k, :2], expected, atol=1e-5)
 
 
-def test_items_collate_into_the_batch(world, with_images):
+def test_an_item_is_a_batch_of_one(world, with_images):
     dataset = NavsimDataset(world.records, with_images, SENSORS)
-    together, batch = collate([dataset[2], dataset[-1]]), dataset.batch([2, 6])
-    assert together.tokens == batch.tokens
-    for name in ("images", "command", "ego_status", "history", "plan"):
-        assert torch.equal(getattr(together, name), getattr(batch, name))
+    for index, row in ((2, 2), (-1, 6)):
+        item, batch = dataset[index], dataset.batch([row])
+        assert item.tokens == batch.tokens
+        for name in ("images", "command", "ego_status", "history", "plan"):
+            assert torch.equal(getattr(item, name), getattr(batch, name))
     with pytest.raises(IndexError):
         dataset[7]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from navsim_bridge.agents import BASELINES
+from navsim_bridge.agents import find_agent
 from navsim_bridge.metric_cache import build_scenes
 from navsim_bridge.pdm import SUB_SCORES
 from navsim_bridge.pdm.metric_scene import MetricScene
@@ -39,7 +39,7 @@ def official(agent: str, records: list[SceneRecord]) -> dict[str, NDArray[np.flo
 
 
 def ours(agent: str, records: list[SceneRecord], scenes: list[MetricScene]) -> dict[str, NDArray[np.float64]]:
-    plans = torch.from_numpy(np.asarray(BASELINES[agent](records), dtype=np.float64))
+    plans = torch.from_numpy(np.asarray(find_agent(agent)(records), dtype=np.float64))
     scores = score_plans(SceneBatch.from_scenes(scenes), plans[:, None])
     return {name: getattr(scores, name)[:, 0].numpy() for name in SUB_SCORES}
 

@@ -1,4 +1,3 @@
-import io
 import os
 import pickle
 import pickletools
@@ -10,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from navsim_bridge.files.pickles import UnsafePickleError
+from navsim_bridge.files.pickles import UnsafePickleError, dump_plain_pickle
 from navsim_bridge.submission import v1 as submissions
 from navsim_bridge.submission.v1 import SubmissionError, Team, read_submission, validate_submission, write_submission
 from tools import export_submission
@@ -158,9 +157,7 @@ def write_plans(path, poses, horizon, interval, num_poses=None, **other):
     for name in other.get("without", ()):
         del plan.__dict__[name]
     content = {**TEAM.metadata(), "predictions": [{"00ab": plan}]}
-    buffer = io.BytesIO()
-    submissions._Pickler(buffer, protocol=4).dump(content)
-    path.write_bytes(buffer.getvalue())
+    path.write_bytes(dump_plain_pickle(content, submissions.DEVKIT_NAMES))
     return path
 
 

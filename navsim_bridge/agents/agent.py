@@ -1,0 +1,26 @@
+"""What an agent is: who drives, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from navsim_bridge.splits.scenes import SceneRecord
+
+
+class Agent(Protocol):
+    """Gives a plan for each scene; a plain function will do.
+
+    One that looks at images has an attribute ``cameras`` too: NAVSIM's names of them, such as ``("CAM_F0",)``. Scenes
+    that lack one are then named before any work starts.
+    """
+
+    def __call__(self, records: Sequence[SceneRecord], /) -> NDArray[Any]:
+        """(scene, 8, 3) x, y [m], heading [rad] in the ego rear-axle frame, every 0.5 s, the first at 0.5 s."""
+
+
+def cameras_of(agent: Agent) -> tuple[str, ...]:
+    """Cameras that an agent looks at; none where it does not say."""
+    return tuple(getattr(agent, "cameras", ()))

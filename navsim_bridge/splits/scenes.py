@@ -101,10 +101,15 @@ def select_logs(split: Split, data_root: Path | str, allow_missing: bool = False
             f"split {split.name}: {len(missing)} of {len(wanted)} logs are not in "
             f"{log_path(data_root, split.data_split, '*').parent}, first {missing[0]}"
         )
-        if not allow_missing:
-            raise FileNotFoundError(f"{found}. {ASK_FOR_THE_REST.format('Get them')}")
-        print(f"{found}; they are left out", file=sys.stderr)
+        _leave_out(found, "Get them", allow_missing, FileNotFoundError)
     return sorted(set(wanted) & set(there))
+
+
+def _leave_out(found: str, remedy: str, allowed: bool, error: type[Exception]) -> None:
+    """Say on stderr that what is missing is left out, or raise ``error`` where that is not allowed."""
+    if not allowed:
+        raise error(f"{found}. {ASK_FOR_THE_REST.format(remedy)}")
+    print(f"{found}; they are left out", file=sys.stderr)
 
 
 def select_scenes(
@@ -169,9 +174,7 @@ def find_scenes(
             f"split {split.name}: {len(absent)} of {len(tokens)} scenes are in no log below {data_root} (or no window "
             f"of the split starts there), first {absent[0]}"
         )
-        if not allow_missing:
-            raise ValueError(f"{lack}. {ASK_FOR_THE_REST.format('Get the missing logs')}")
-        print(f"{lack}; they are left out", file=sys.stderr)
+        _leave_out(lack, "Get the missing logs", allow_missing, ValueError)
     if shard is not None:
         in_shard = set(mine)
         scenes = len(records) if limit is not None else None

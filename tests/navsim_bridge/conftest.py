@@ -28,6 +28,9 @@ SEVEN_SCENES = slice(24, 62)
 LOCATION, VERSION = "us-nv-las-vegas-strip", "9.15.1915"
 
 
+MakeFrame = Callable[..., dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class World:
     root: Path
@@ -89,7 +92,7 @@ def write_map(root: Path) -> None:
 
 
 @pytest.fixture
-def frame() -> Callable[..., dict[str, Any]]:
+def frame() -> MakeFrame:
     """A minimal log frame; keywords replace its values."""
 
     def make(index: int, **values: Any) -> dict[str, Any]:

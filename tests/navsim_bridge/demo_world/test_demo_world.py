@@ -105,7 +105,7 @@ def test_the_pickle_names_only_what_numpy_1_has_too(world: Path) -> None:
         names = set()
         for opcode, argument, _ in pickletools.genops(io.BytesIO(data)):  # also checks every frame length
             if opcode.name == "SHORT_BINUNICODE":
-                strings.append(argument)
+                strings.append(str(argument))
             elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
                 names.add(strings[-2])
         assert "numpy.core.multiarray" in strings
@@ -148,6 +148,7 @@ def test_every_scene_has_its_three_pictures_of_the_size_asked_for(world: Path, l
     for i in TINY_WORLD.rendered_frames():
         for camera in TINY_WORLD.cameras:
             image = cv2.imread(str(world / "sensor_blobs" / "trainval" / log[i]["cams"][camera]["data_path"]))
+            assert image is not None
             assert image.shape == (36, 64, 3)
             assert image.std() > 10
     assert len(list((world / "sensor_blobs" / "trainval").rglob("*.jpg"))) == 3 * len(TINY_WORLD.rendered_frames())

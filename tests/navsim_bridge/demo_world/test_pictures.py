@@ -78,7 +78,9 @@ def test_intrinsics_scale_with_the_picture() -> None:
 
 def test_a_near_box_hides_a_far_one(painter: Painter) -> None:
     camera = make_camera("CAM_F0", 480, 270)
-    green = dataclasses.replace(magenta_box(2.0, 2.0, 1.4), colors=np.tile(np.float32([0, 255, 0]), (5, 1)))
+    green = dataclasses.replace(
+        magenta_box(2.0, 2.0, 1.4), colors=np.tile(np.array([0, 255, 0], dtype=np.float32), (5, 1))
+    )
     things = [Thing(magenta_box(2.0, 2.0, 1.4), 10.0, 0.0, 0.0), Thing(green, 16.0, 0.0, 0.0)]
     for order in (things, things[::-1]):
         image = painter.paint(camera, (0.0, 0.0, 0.0), order)

@@ -1,5 +1,9 @@
+from __future__ import annotations
+
 import shutil
 import sqlite3
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyogrio
@@ -9,19 +13,19 @@ import shapely
 from navsim_bridge.files import maps
 from navsim_bridge.files.map_tables import POLYGON_TABLES, MapFile, grid_arrays, rows_near
 from navsim_bridge.files.maps import LAYERS, MapError, VectorMap, flatten, open_map, share_maps
-from tests.navsim_bridge.conftest import LOCATION, VERSION
+from tests.navsim_bridge.conftest import LOCATION, VERSION, World
 
 
 @pytest.fixture(scope="module")
-def vector_map(world):
+def vector_map(world: World) -> VectorMap:
     return open_map(world.maps, LOCATION)
 
 
-def test_a_map_is_read_once_per_process(world, vector_map):
+def test_a_map_is_read_once_per_process(world: World, vector_map: VectorMap) -> None:
     assert open_map(world.maps, LOCATION) is vector_map
 
 
-def test_lanes_follow_each_other_and_touch(vector_map):
+def test_lanes_follow_each_other_and_touch(vector_map: VectorMap) -> None:
     for lane in vector_map.lanes.values():
         for i in lane.outgoing:
             assert lane.id in vector_map.lanes[i].incoming
@@ -30,21 +34,21 @@ def test_lanes_follow_each_other_and_touch(vector_map):
     assert {lane.is_connector for lane in vector_map.lanes.values()} == {False, True}
 
 
-def test_every_lane_lies_in_its_roadblock(vector_map):
+def test_every_lane_lies_in_its_roadblock(vector_map: VectorMap) -> None:
     for block in vector_map.blocks.values():
         assert all(vector_map.lanes[i].block == block.id for i in block.lanes)
         for i in block.outgoing:
             assert block.id in vector_map.blocks[i].incoming
 
 
-def test_base_lines_have_headings_towards_the_next_point(vector_map):
+def test_base_lines_have_headings_towards_the_next_point(vector_map: VectorMap) -> None:
     line = next(iter(vector_map.lanes.values())).baseline
     step = line[1, :2] - line[0, :2]
     assert line[0, 2] == pytest.approx(np.arctan2(step[1], step[0]))
     assert line[-1, 2] == line[-2, 2]
 
 
-def test_near_takes_a_square_not_a_disc(vector_map):
+def test_near_takes_a_square_not_a_disc(vector_map: VectorMap) -> None:
     block = vector_map.polygons["ROADBLOCK"][0]
     right, top = block.vertices.max(axis=0)
     corner = vector_map.near("ROADBLOCK", right + 9.9, top + 9.9, 10.0)
@@ -58,14 +62,14 @@ def test_near_takes_a_square_not_a_disc(vector_map):
         assert vector_map.near("ROADBLOCK", x, y, radius) == expected
 
 
-def test_connectors_bring_their_lanes_but_not_their_own_polygon(vector_map, world):
+def test_connectors_bring_their_lanes_but_not_their_own_polygon(vector_map: VectorMap, world: World) -> None:
     x, y, _ = world.records[0].pose
     layers = [p.layer for p in vector_map.drivable(x, y, 100.0)]
     assert "ROADBLOCK_CONNECTOR" not in layers
     assert {"ROADBLOCK", "LANE", "LANE_CONNECTOR", "INTERSECTION"} <= set(layers)
 
 
-def test_flattened_polygons_can_be_taken_apart_again(vector_map, world):
+def test_flattened_polygons_can_be_taken_apart_again(vector_map: VectorMap, world: World) -> None:
     x, y, _ = world.records[0].pose
     polygons = vector_map.drivable(x, y, 100.0)
     rings, sizes, vertices = flatten(polygons)
@@ -74,7 +78,7 @@ def test_flattened_polygons_can_be_taken_apart_again(vector_map, world):
         np.testing.assert_array_equal(part, polygon.vertices)
 
 
-def test_missing_files_layers_and_columns_are_named(tmp_path, world):
+def test_missing_files_layers_and_columns_are_named(tmp_path: Path, world: World) -> None:
     with pytest.raises(MapError, match="expected a version for sg-one-north"):
         open_map(world.maps, "sg-one-north")
     with pytest.raises(FileNotFoundError, match="no map index"):
@@ -97,7 +101,7 @@ def test_missing_files_layers_and_columns_are_named(tmp_path, world):
         VectorMap(path, LOCATION)
 
 
-def test_layers_that_are_not_read_at_once_are_read_when_asked_for(vector_map):
+def test_layers_that_are_not_read_at_once_are_read_when_asked_for(vector_map: VectorMap) -> None:
     assert len(vector_map.polygons["CROSSWALK"]) == len(MapFile(vector_map.path).table("crosswalks").fids) > 0
     assert set(vector_map.polygons) == set(LAYERS)
     x, y = vector_map.polygons["CROSSWALK"][0].vertices[0]
@@ -108,12 +112,13 @@ def test_layers_that_are_not_read_at_once_are_read_when_asked_for(vector_map):
         vector_map.near("BUS_STOP", x, y, 10.0)
 
 
-def test_lanes_are_numbered_from_the_left_and_know_their_speed_limit(vector_map):
+def test_lanes_are_numbered_from_the_left_and_know_their_speed_limit(vector_map: VectorMap) -> None:
     blocks = [block for block in vector_map.blocks.values() if not block.is_connector]
     for block in blocks:
-        assert sorted(vector_map.lanes[i].index for i in block.lanes) == list(range(len(block.lanes)))
+        assert {vector_map.lanes[i].index for i in block.lanes} == set(range(len(block.lanes)))
     wide = next(block for block in blocks if len(block.lanes) > 1)
-    first, second = sorted((vector_map.lanes[i] for i in wide.lanes), key=lambda lane: lane.index)[:2]
+    of_index = {vector_map.lanes[i].index: vector_map.lanes[i] for i in wide.lanes}
+    first, second = of_index[0], of_index[1]
     x, y, heading = first.baseline[0]
     across = (second.baseline[0, 1] - y) * np.cos(heading) - (second.baseline[0, 0] - x) * np.sin(heading)
     assert across < -2  # to the right
@@ -121,26 +126,27 @@ def test_lanes_are_numbered_from_the_left_and_know_their_speed_limit(vector_map)
     assert all(lane.index is None for lane in vector_map.lanes.values() if lane.is_connector)
 
 
-def test_connectors_name_their_intersection_and_lie_in_it(vector_map):
+def test_connectors_name_their_intersection_and_lie_in_it(vector_map: VectorMap) -> None:
     outlines = dict(zip((p.token for p in vector_map.polygons["INTERSECTION"]), vector_map.shapes("INTERSECTION")))
     for block in vector_map.blocks.values():
         assert (block.intersection is not None) == block.is_connector
         for i in block.lanes if block.is_connector else ():
             middle = vector_map.lanes[i].baseline[len(vector_map.lanes[i].baseline) // 2]
-            assert outlines[block.intersection].covers(shapely.Point(middle[:2]))
+            assert outlines[str(block.intersection)].covers(shapely.Point(middle[:2]))
 
 
-def test_objects_are_found_by_their_exact_id_only(vector_map):
+def test_objects_are_found_by_their_exact_id_only(vector_map: VectorMap) -> None:
     token = next(iter(vector_map.lanes))
     assert token in vector_map.lanes
     assert vector_map.lanes[token] is vector_map.lanes[token]
-    for foreign in (f"0{token}", f"-{token}", "lane", "", "9" * 18, int(token)):
-        assert foreign not in vector_map.lanes
+    foreign: tuple[Any, ...] = (f"0{token}", f"-{token}", "lane", "", "9" * 18, int(token))
+    for key in foreign:
+        assert key not in vector_map.lanes
         with pytest.raises(KeyError):
-            vector_map.lanes[foreign]
+            vector_map.lanes[key]
 
 
-def test_empty_references_lead_nowhere(world, tmp_path, vector_map):
+def test_empty_references_lead_nowhere(world: World, tmp_path: Path, vector_map: VectorMap) -> None:
     link = next(lane for lane in vector_map.lanes.values() if lane.is_connector)
     emptied = ("exit_lane_fid", "lane_group_connector_fid", "speed_limit_mps")
     values = ", ".join(f"{column} = NULL" for column in emptied)
@@ -153,7 +159,9 @@ def test_empty_references_lead_nowhere(world, tmp_path, vector_map):
     assert link.id not in changed.blocks[link.block].lanes
 
 
-def test_a_lane_without_line_or_polygon_is_named_when_it_is_needed(world, tmp_path, vector_map):
+def test_a_lane_without_line_or_polygon_is_named_when_it_is_needed(
+    world: World, tmp_path: Path, vector_map: VectorMap
+) -> None:
     link = next(lane for lane in vector_map.lanes.values() if lane.is_connector)
     path = _edited(world, tmp_path, f"DELETE FROM baseline_paths WHERE lane_connector_fid = {link.id}")
     with pytest.raises(MapError, match=f"baseline_paths has no line for lane {link.id}"):
@@ -162,11 +170,12 @@ def test_a_lane_without_line_or_polygon_is_named_when_it_is_needed(world, tmp_pa
         world, tmp_path, f"DELETE FROM gen_lane_connectors_scaled_width_polygons WHERE lane_connector_fid = {link.id}"
     )
     changed = VectorMap(path, LOCATION)
+    x, y, _ = link.baseline[0]
     with pytest.raises(MapError, match=f"lane {link.id} has no polygon in layer LANE_CONNECTOR"):
-        changed.drivable(*link.baseline[0, :2], 100.0)
+        changed.drivable(x, y, 100.0)
 
 
-def test_the_coordinate_system_comes_from_the_file(world, tmp_path, vector_map):
+def test_the_coordinate_system_comes_from_the_file(world: World, tmp_path: Path, vector_map: VectorMap) -> None:
     other = VectorMap(_edited(world, tmp_path, "UPDATE meta SET value = 'epsg:32612' WHERE key LIKE 'proj%'"), LOCATION)
     moved = other.polygons["LANE"][0].vertices - vector_map.polygons["LANE"][0].vertices
     assert (np.abs(moved[:, 0]) > 100_000).all()
@@ -176,7 +185,7 @@ def test_the_coordinate_system_comes_from_the_file(world, tmp_path, vector_map):
         VectorMap(_edited(world, tmp_path, "DELETE FROM meta"), LOCATION)
 
 
-def test_the_index_finds_what_looking_at_every_box_finds():
+def test_the_index_finds_what_looking_at_every_box_finds() -> None:
     rng = np.random.default_rng(0)
     corner = rng.uniform(-2000, 2000, (300, 2))
     bounds = np.hstack([corner, corner + rng.exponential(150, (300, 2))])
@@ -193,7 +202,9 @@ def test_the_index_finds_what_looking_at_every_box_finds():
     assert len(rows_near({"bounds": nothing, **grid_arrays(nothing)}, (0, 0, 1, 1))) == 0
 
 
-def test_a_shared_map_is_the_map(world, tmp_path, vector_map, monkeypatch):
+def test_a_shared_map_is_the_map(
+    world: World, tmp_path: Path, vector_map: VectorMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
     share_maps(world.maps, [LOCATION], tmp_path)
     monkeypatch.setattr(maps, "_SHARED", {})
     maps.use_shared_maps(world.maps, tmp_path)
@@ -203,9 +214,9 @@ def test_a_shared_map_is_the_map(world, tmp_path, vector_map, monkeypatch):
         shared = open_map(world.maps, LOCATION)
     maps._kept_map.cache_clear()
     x, y, _ = world.records[0].pose
-    for mine, theirs in zip(shared.drivable(x, y, 100.0), vector_map.drivable(x, y, 100.0)):
-        assert (mine.token, mine.layer, mine.ring_sizes) == (theirs.token, theirs.layer, theirs.ring_sizes)
-        np.testing.assert_array_equal(mine.vertices, theirs.vertices)
+    for area, same in zip(shared.drivable(x, y, 100.0), vector_map.drivable(x, y, 100.0)):
+        assert (area.token, area.layer, area.ring_sizes) == (same.token, same.layer, same.ring_sizes)
+        np.testing.assert_array_equal(area.vertices, same.vertices)
     assert list(shared.blocks.items()) == list(vector_map.blocks.items())
     for mine, theirs in zip(shared.lanes.values(), vector_map.lanes.values()):
         assert (mine.id, mine.incoming) == (theirs.id, theirs.incoming)
@@ -213,7 +224,7 @@ def test_a_shared_map_is_the_map(world, tmp_path, vector_map, monkeypatch):
     assert len(shared.polygons["CROSSWALK"]) == len(vector_map.polygons["CROSSWALK"])  # from the GeoPackage
 
 
-def _edited(world, folder, statement):
+def _edited(world: World, folder: Path, statement: str) -> Path:
     path = folder / "edited.gpkg"
     shutil.copy(world.maps / LOCATION / VERSION / "map.gpkg", path)
     connection = sqlite3.connect(path)
@@ -225,7 +236,7 @@ def _edited(world, folder, statement):
     return path
 
 
-def _drop_column(path, layer, column):
+def _drop_column(path: Path, layer: str, column: str) -> None:
     meta, _, geometry, values = pyogrio.raw.read(path, layer=layer)
     keep = [i for i, name in enumerate(meta["fields"]) if name != column]
     pyogrio.raw.write(path, geometry, [values[i] for i in keep], meta["fields"][keep], layer=layer, driver="GPKG",

@@ -1,12 +1,18 @@
 """Results over a part of a split say so: scores, caches and training."""
 
+from __future__ import annotations
+
 import csv
 import dataclasses
 import json
 import pickle
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
 from dpvla.files import write_json
 from navsim_bridge.agents import constant_velocity
@@ -25,14 +31,15 @@ from navsim_bridge.files.logs import log_path
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, merge_caches
 from navsim_bridge.splits.coverage import Coverage, coverage_of, usable_scenes
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
+from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.shard import Shard
-from tests.navsim_bridge.conftest import LOG
+from tests.navsim_bridge.conftest import LOG, World
 from tools import cache_metrics
 from tools import evaluate as tool
 
 
 @pytest.fixture
-def part(world):
+def part(world: World) -> Split:
     """A split of nine scenes in two logs, of which one log and two scenes are missing."""
     tokens = (*(r.token for r in world.records), "beef", "cafe")
     rules = SceneFilter(frame_interval=4, tokens=tokens, log_names=(LOG, "gone"))
@@ -40,15 +47,15 @@ def part(world):
 
 
 @pytest.fixture
-def split_file(world, part, tmp_path):
+def split_file(world: World, part: Split, tmp_path: Path) -> Path:
     path = tmp_path / "part.yaml"
     rules = dataclasses.asdict(part.scene_filter)
     path.write_text(json.dumps({"data_split": "mini", "scene_filter": rules}))  # JSON is YAML
     return path
 
 
-def test_scenes_that_are_left_out_are_counted_by_cause():
-    def of(used, tokens=None, limit=None, absent=0, logs=0):
+def test_scenes_that_are_left_out_are_counted_by_cause() -> None:
+    def of(used: int, tokens: int | None = None, limit: int | None = None, absent: int = 0, logs: int = 0) -> Coverage:
         return coverage_of(used, used, tokens, limit, absent, logs)
 
     assert of(7) == Coverage.whole(7)
@@ -67,7 +74,7 @@ def test_scenes_that_are_left_out_are_counted_by_cause():
     assert (str(Coverage.whole(1)), Coverage.whole(7).why) == ("1 scene", "")
 
 
-def test_missing_images_are_counted_with_missing_scenes(world, part, tmp_path):
+def test_missing_images_are_counted_with_missing_scenes(world: World, part: Split, tmp_path: Path) -> None:
     shutil.copytree(world.root, tmp_path / "data")
     for record in world.records[:4]:
         path = tmp_path / "data/sensor_blobs/mini" / record.cameras["CAM_F0"]
@@ -78,7 +85,9 @@ def test_missing_images_are_counted_with_missing_scenes(world, part, tmp_path):
     assert found == Coverage(4, 9, {"missing_logs": 1, "missing_scenes": 2, "missing_images": 3})
 
 
-def test_a_score_of_a_part_is_not_printed_or_written_as_the_splits(world, split_file, tmp_path, capsys):
+def test_a_score_of_a_part_is_not_printed_or_written_as_the_splits(
+    world: World, split_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--agent", "human", "--split", str(split_file), "--data-root", str(world.root), "--maps-root",
                str(world.maps), "--out", str(tmp_path / "out")]  # fmt: skip
     with pytest.raises(SystemExit, match="1 of 2 logs are not in"):
@@ -98,10 +107,10 @@ def test_a_score_of_a_part_is_not_printed_or_written_as_the_splits(world, split_
     assert (rows[-1]["token"], rows[-1]["valid"]) == ("average", "False")
 
 
-def test_failed_scenes_are_left_out_of_the_split_too(world, tmp_path):
+def test_failed_scenes_are_left_out_of_the_split_too(world: World, tmp_path: Path) -> None:
     cache = build_metric_cache(world.root, world.maps, world.split, tmp_path / "cache", progress=False)
 
-    def failing(records):
+    def failing(records: Sequence[SceneRecord]) -> NDArray[Any]:
         if any(r.token == world.records[2].token for r in records):
             raise ValueError("no plan")
         return constant_velocity(records)
@@ -114,7 +123,9 @@ def test_failed_scenes_are_left_out_of_the_split_too(world, tmp_path):
     assert "NOT the score of small" in describe(summary)
 
 
-def test_a_cache_of_a_part_says_so_and_so_does_what_is_made_with_it(world, part, split_file, tmp_path, capsys):
+def test_a_cache_of_a_part_says_so_and_so_does_what_is_made_with_it(
+    world: World, part: Split, split_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     roots = ["--data-root", str(world.root), "--maps-root", str(world.maps)]
     cache_metrics.main(["--split", str(split_file), "--out", str(tmp_path / "cache"), "--allow-missing", *roots])
     said = capsys.readouterr().out
@@ -131,7 +142,9 @@ def test_a_cache_of_a_part_says_so_and_so_does_what_is_made_with_it(world, part,
     assert summary["metric_cache"]["whole_split"] is False
 
 
-def test_scenes_that_a_given_cache_lacks_are_left_out_when_allowed(world, tmp_path, capsys):
+def test_scenes_that_a_given_cache_lacks_are_left_out_when_allowed(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fewer = tmp_path / "fewer.yaml"
     tokens = [r.token for r in world.records[:4]]
     fewer.write_text(json.dumps({"data_split": "mini", "scene_filter": {"frame_interval": 4, "tokens": tokens}}))
@@ -154,7 +167,7 @@ def test_scenes_that_a_given_cache_lacks_are_left_out_when_allowed(world, tmp_pa
         MetricCache(tmp_path / "cache").usable(world.records[6:], Coverage.whole(1), allow_missing=True)
 
 
-def test_the_doctor_says_what_a_cache_is_part_of(world, part, tmp_path):
+def test_the_doctor_says_what_a_cache_is_part_of(world: World, part: Split, tmp_path: Path) -> None:
     build_metric_cache(world.root, world.maps, part, tmp_path / "part", allow_missing=True, progress=False)
     build_metric_cache(world.root, world.maps, world.split, tmp_path / "whole", progress=False)
     build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False, shard=Shard(1, 2))
@@ -165,7 +178,7 @@ def test_the_doctor_says_what_a_cache_is_part_of(world, part, tmp_path):
     assert "shard 1/2 alone" in found[2].what
 
 
-def test_the_doctor_looks_for_no_more_scenes_than_the_split_takes(world, tmp_path):
+def test_the_doctor_looks_for_no_more_scenes_than_the_split_takes(world: World, tmp_path: Path) -> None:
     tokens = [r.token for r in world.records]
     split = tmp_path / "few.yaml"
     rules = {"frame_interval": 4, "tokens": tokens, "max_scenes": 3}
@@ -173,7 +186,9 @@ def test_the_doctor_looks_for_no_more_scenes_than_the_split_takes(world, tmp_pat
     assert "split few: 3 scenes" in {f.what for f in check_split(world.root, world.maps, str(split))}
 
 
-def test_a_split_that_is_too_short_to_score_is_refused_before_the_work(world, tmp_path, monkeypatch):
+def test_a_split_that_is_too_short_to_score_is_refused_before_the_work(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     split = tmp_path / "short.yaml"
     split.write_text(json.dumps({"data_split": "mini", "scene_filter": {"num_future_frames": 8}}))
     common = ["--split", str(split), "--data-root", str(world.root), "--maps-root", str(world.maps), "--out",
@@ -188,7 +203,7 @@ def test_a_split_that_is_too_short_to_score_is_refused_before_the_work(world, tm
     tool.main(["--agent", "human", "--metric", "epdms", *common])  # looks at 8
 
 
-def test_merged_shards_say_what_is_missing(world, part, tmp_path):
+def test_merged_shards_say_what_is_missing(world: World, part: Split, tmp_path: Path) -> None:
     for name in ("a", "b"):
         frames = pickle.loads(log_path(world.root, "mini", LOG).read_bytes())
         for frame in frames:
@@ -207,7 +222,7 @@ def test_merged_shards_say_what_is_missing(world, part, tmp_path):
     assert one.coverage == Coverage(4, None, {"missing_logs": 1, "missing_shards": 1})
 
 
-def test_scenes_of_missing_shards_are_not_said_to_be_in_no_log(world, tmp_path):
+def test_scenes_of_missing_shards_are_not_said_to_be_in_no_log(world: World, tmp_path: Path) -> None:
     tokens = tuple(r.token for r in world.records)
     split = Split("listed", "mini", SceneFilter(frame_interval=4, tokens=(*tokens, "beef")))
     for name in ("x", "y"):
@@ -223,7 +238,9 @@ def test_scenes_of_missing_shards_are_not_said_to_be_in_no_log(world, tmp_path):
     assert both.coverage == Coverage(7, 8, {"missing_scenes": 1})
 
 
-def test_results_of_another_evaluation_are_not_overwritten(world, tmp_path, capsys):
+def test_results_of_another_evaluation_are_not_overwritten(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     roots = ["--data-root", str(world.root), "--maps-root", str(world.maps)]
     common = ["--split", str(world.split_file), "--out", str(tmp_path / "out"), *roots]
     tool.main(["--agent", "human", *common])
@@ -247,7 +264,9 @@ def test_results_of_another_evaluation_are_not_overwritten(world, tmp_path, caps
     assert json.loads((tmp_path / "out/summary.json").read_text())["agent"] == "stand_still"
 
 
-def test_a_part_does_not_replace_results_of_the_whole_split(world, tmp_path, monkeypatch):
+def test_a_part_does_not_replace_results_of_the_whole_split(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(world.root, tmp_path / "data")
     split = tmp_path / "all.yaml"
     rules = {"frame_interval": 4, "log_names": [LOG, "more"]}
@@ -272,13 +291,13 @@ def test_a_part_does_not_replace_results_of_the_whole_split(world, tmp_path, mon
     tool.main(options)  # a part again
 
 
-def test_a_whole_result_is_kept_when_scenes_fail(world, tmp_path, monkeypatch):
+def test_a_whole_result_is_kept_when_scenes_fail(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--agent", "human", "--split", str(world.split_file), "--data-root", str(world.root), "--maps-root",
                str(world.maps), "--out", str(tmp_path / "out"), "--allow-failures"]  # fmt: skip
     tool.main(options)
     whole = (tmp_path / "out/scores.csv").read_text()
 
-    def with_a_failure(*arguments, **keywords):
+    def with_a_failure(*arguments: Any, **keywords: Any) -> Any:
         return dataclasses.replace(evaluate(*arguments, **keywords), failures={world.records[0].token: "x"})
 
     monkeypatch.setattr(tool, "evaluate", with_a_failure)
@@ -287,8 +306,10 @@ def test_a_whole_result_is_kept_when_scenes_fail(world, tmp_path, monkeypatch):
     assert (tmp_path / "out/scores.csv").read_text() == whole
 
 
-def test_results_of_other_weights_of_a_run_are_not_overwritten(world, tmp_path, monkeypatch):
-    def at(step):
+def test_results_of_other_weights_of_a_run_are_not_overwritten(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at(step: int) -> Any:
         monkeypatch.setattr(evaluation, "weights_of", lambda _: (f"/run/checkpoints/step_{step}", "no"))
         return identity("dpvla", world.split, world.root, {"name": "x"}, 0, None, "/run")
 
@@ -298,7 +319,7 @@ def test_results_of_other_weights_of_a_run_are_not_overwritten(world, tmp_path, 
         check_results(tmp_path, at(4))
 
 
-def test_weights_are_printed_and_metrics_are_named_in_words(world, tmp_path):
+def test_weights_are_printed_and_metrics_are_named_in_words(world: World, tmp_path: Path) -> None:
     write_json(tmp_path / "summary.json", identity("human", world.split, world.root, {"name": "A", "other": 1}, 0))
     with pytest.raises(ValueError, match=r"\(metric 'A' there, 'B, human_filter v2' asked for\)"):
         check_results(tmp_path, identity("human", world.split, world.root, {"name": "B", "human_filter": "v2"}, 0))
@@ -310,7 +331,7 @@ def test_weights_are_printed_and_metrics_are_named_in_words(world, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"agent": "human", "metric": 3}'])
-def test_results_that_do_not_say_whose_they_are_stay(world, tmp_path, content):
+def test_results_that_do_not_say_whose_they_are_stay(world: World, tmp_path: Path, content: str) -> None:
     (tmp_path / "summary.json").write_text(content)
     wanted = identity("human", world.split, world.root, {"name": "x"}, 0)
     with pytest.raises(ValueError, match=r"does not say which evaluation it is of; .*--overwrite"):
@@ -323,7 +344,7 @@ def test_results_that_do_not_say_whose_they_are_stay(world, tmp_path, content):
         check_results(tmp_path, wanted)
 
 
-def test_the_doctor_names_an_empty_camera_file(world, tmp_path):
+def test_the_doctor_names_an_empty_camera_file(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.root, tmp_path / "data")
     for record in world.records:
         for camera in ("CAM_F0", "CAM_L0", "CAM_R0"):
@@ -339,10 +360,12 @@ def test_the_doctor_names_an_empty_camera_file(world, tmp_path):
     assert "--allow-missing leaves their scenes out" in bad[0].remedy
 
 
-def test_two_evaluations_do_not_write_into_one_folder(world, tmp_path, monkeypatch):
+def test_two_evaluations_do_not_write_into_one_folder(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dpvla import files
 
-    def taken(file, directory):
+    def taken(file: Any, directory: Any) -> Any:
         raise files.DirectoryInUseError(f"{directory} is being written by another process")
 
     monkeypatch.setattr(files, "_take", taken)
@@ -357,7 +380,9 @@ def test_two_evaluations_do_not_write_into_one_folder(world, tmp_path, monkeypat
     (["--device", "gpu"], "--device gpu: expected auto, cpu, cuda or cuda:N"),
     (["--device", "cuda:99"], "--device cuda:99 is not there"),
 ])  # fmt: skip
-def test_what_cannot_work_is_told_before_any_work(world, tmp_path, monkeypatch, options, message):
+def test_what_cannot_work_is_told_before_any_work(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
     monkeypatch.setattr(tool, "usable_scenes", lambda *_: pytest.fail("logs were read"))
     (tmp_path / "FILE").touch()
     monkeypatch.chdir(tmp_path)
@@ -368,14 +393,16 @@ def test_what_cannot_work_is_told_before_any_work(world, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("option", ["--batch-size", "--seed"])
-def test_counts_and_seeds_are_in_range(tmp_path, capsys, option):
+def test_counts_and_seeds_are_in_range(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
     with pytest.raises(SystemExit) as end:
         tool.main(["--agent", "human", "--split", "x", "--out", str(tmp_path / "out"), option, "-3"])
     assert end.value.code == 2
     assert f"{option[2:].replace('-', '_')} must be at least" in capsys.readouterr().err
 
 
-def test_a_cache_is_not_written_over_a_file_or_by_minus_one_processes(world, tmp_path, capsys):
+def test_a_cache_is_not_written_over_a_file_or_by_minus_one_processes(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     roots = ["--data-root", str(world.root), "--maps-root", str(world.maps), "--split", str(world.split_file)]
     with pytest.raises(SystemExit, match="is a file, where a folder is to be written"):

@@ -1,9 +1,13 @@
+from __future__ import annotations
+
 import csv
 import os
 import pickle
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +15,16 @@ import pytest
 from navsim_bridge.evaluation import run as evaluation
 from navsim_bridge.splits import log_folder
 from navsim_bridge.splits.scene_filter import SplitError, load_split
-from navsim_bridge.splits.scenes import select_scenes
+from navsim_bridge.splits.scenes import SceneRecord, select_scenes
 from navsim_bridge.splits.sensors import MISSING, NO_FILE, missing_images, with_images
-from tests.navsim_bridge.conftest import FIXTURE, LOG
+from tests.navsim_bridge.conftest import FIXTURE, LOG, MakeFrame, World
 from tools import evaluate
 
 CAMERAS = ("CAM_L0", "CAM_F0")
 
 
 @pytest.fixture
-def data(tmp_path, frame):
+def data(tmp_path: Path, frame: MakeFrame) -> Path:
     """Folders mini (log a) and test (log b) with two front images a frame, of which frame 4 of log a lacks one."""
     for folder, name, first in (("mini", "a", 0), ("test", "b", 100)):
         frames = []
@@ -38,23 +42,23 @@ def data(tmp_path, frame):
     return tmp_path
 
 
-def token(index):
+def token(index: int) -> str:
     return f"{index:016x}"
 
 
-def write(path, text):
+def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
 
 
-def test_tokens_are_kept_as_texts_and_select_their_windows(data):
+def test_tokens_are_kept_as_texts_and_select_their_windows(data: Path) -> None:
     split = load_split(write(data / "few.csv", f"log_name,token\na,{token(4)}\na,{token(3)}\n"), data)
     assert (split.name, split.data_split, split.scene_filter.log_names) == ("few", "mini", ("a",))
     assert split.scene_filter.tokens == (token(4), token(3))  # 16 digits each: no number
     assert [r.token for r in select_scenes(split, data)] == [token(3), token(4)]
 
 
-def test_the_folder_of_logs_is_named_or_found_by_the_tokens(data):
+def test_the_folder_of_logs_is_named_or_found_by_the_tokens(data: Path) -> None:
     assert load_split(write(data / "b.csv", f"token,log_name\n{token(103)},b\n"), data).data_split == "test"
     assert load_split(write(data / "c.csv", f"token,data_split\n{token(103)},test\n"), data).data_split == "test"
     for index, folder in ((103, "test"), (3, "mini")):
@@ -66,7 +70,7 @@ def test_the_folder_of_logs_is_named_or_found_by_the_tokens(data):
         load_split(write(data / "d.csv", "token,data_split\n1,test\n2,mini\n"), data)
 
 
-def test_a_folder_that_cannot_be_told_is_asked_for_with_counts(data):
+def test_a_folder_that_cannot_be_told_is_asked_for_with_counts(data: Path) -> None:
     for text, message in (
         ("token,log_name\n1,nowhere\n", r"none of its logs \(1\) is in any folder below navsim_logs/ \(mini, test\)"),
         ("token\nbeef\ncafe\n", r"none of its scenes \(2\) is in any folder .*--data-split"),
@@ -80,7 +84,7 @@ def test_a_folder_that_cannot_be_told_is_asked_for_with_counts(data):
             load_split(write(data / "spread.csv", text), data)
 
 
-def test_a_folder_that_is_asked_for_decides(data):
+def test_a_folder_that_is_asked_for_decides(data: Path) -> None:
     spread = write(data / "spread.csv", f"token\n{token(3)}\n{token(4)}\n{token(103)}\n")
     split = load_split(spread, data, "mini")
     assert [r.token for r in select_scenes(split, data, allow_missing=True)] == [token(3), token(4)]
@@ -89,14 +93,16 @@ def test_a_folder_that_is_asked_for_decides(data):
         load_split(spread, data, "nope")
 
 
-def test_a_part_of_the_tokens_in_one_folder_alone_is_enough_to_tell(data, capsys):
+def test_a_part_of_the_tokens_in_one_folder_alone_is_enough_to_tell(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     split = load_split(write(data / "part.csv", f"token\n{token(103)}\nbeef\n"), data)
     assert split.data_split == "test"
     with pytest.raises(ValueError, match="1 of 2 scenes are in no log"):
         select_scenes(split, data)
 
 
-def test_scenes_that_two_folders_have_are_asked_for(data):
+def test_scenes_that_two_folders_have_are_asked_for(data: Path) -> None:
     shutil.copy(data / "navsim_logs/mini/a.pkl", data / "navsim_logs/test/a.pkl")
     listed = write(data / "x.csv", f"token\n{token(3)}\n")
     with pytest.raises(SplitError, match=r"all of its 1 scenes are in mini and in test; .*--data-split"):
@@ -105,24 +111,31 @@ def test_scenes_that_two_folders_have_are_asked_for(data):
     assert load_split(write(data / "y.csv", f"token\n{token(3)}\n{token(103)}\n"), data).data_split == "test"
 
 
-def test_the_search_stops_where_all_scenes_are_found(data, monkeypatch):
+def test_the_search_stops_where_all_scenes_are_found(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("c", "d"):
         shutil.copy(data / "navsim_logs/test/b.pkl", data / f"navsim_logs/test/{name}.pkl")
     opened = []
     real = log_folder.load_plain_pickle
-    monkeypatch.setattr(log_folder, "load_plain_pickle", lambda path: opened.append(path.name) or real(path))
+
+    def noted(path: Path) -> Any:
+        opened.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(log_folder, "load_plain_pickle", noted)
     assert load_split(write(data / "x.csv", f"token\n{token(3)}\n"), data).data_split == "mini"
     assert opened == ["a.pkl"]
 
 
-def test_a_log_that_cannot_be_searched_is_named_with_the_way_out(data):
+def test_a_log_that_cannot_be_searched_is_named_with_the_way_out(data: Path) -> None:
     write(data / "navsim_logs/mini/a.pkl", "no pickle")
     with pytest.raises(SplitError, match=r"a\.pkl: not a readable pickle .*--data-split"):
         load_split(write(data / "x.csv", f"token\n{token(103)}\n"), data)
 
 
 @pytest.mark.parametrize(("name", "scenes"), [("human.csv", 7), ("v2_human.csv", 16)])  # three windows are cut off
-def test_score_files_select_their_scenes_between_several_folders(world, tmp_path, name, scenes):
+def test_score_files_select_their_scenes_between_several_folders(
+    world: World, tmp_path: Path, name: str, scenes: int
+) -> None:
     for folder in ("aaa", "trainval", "zzz"):
         shutil.copytree(world.root / "navsim_logs/mini", tmp_path / "navsim_logs" / folder)
     for folder in ("aaa", "zzz"):  # the same logs of another drive
@@ -136,7 +149,7 @@ def test_score_files_select_their_scenes_between_several_folders(world, tmp_path
     assert len(select_scenes(split, tmp_path, allow_missing=True)) == scenes
 
 
-def test_the_devkits_bare_scene_filters_are_splits_too(data):
+def test_the_devkits_bare_scene_filters_are_splits_too(data: Path) -> None:
     header = "_target_: navsim.common.dataclasses.SceneFilter\n_convert_: 'all'\n\nnum_history_frames: 4\n"
     rules = f"{header}num_future_frames: 10\nframe_interval: 1\nhas_route: true\nmax_scenes: null\n"
     path = write(data / "navfew.yaml", f"{rules}log_names:\n  - 'b'\ntokens:\n  - '{token(104)}'\n")
@@ -153,13 +166,13 @@ def test_the_devkits_bare_scene_filters_are_splits_too(data):
     assert len(select_scenes(load_split(whole, data, "test"), data)) == 3
 
 
-def test_second_stages_are_refused_as_such(data):
+def test_second_stages_are_refused_as_such(data: Path) -> None:
     path = write(data / "two.yaml", "data_split: mini\nscene_filter: {}\nreactive_all_mapping:\n- - a\n")
     with pytest.raises(SplitError, match="reactive_all_mapping is set: the second stage of NAVSIM v2 is not supported"):
         load_split(path, data)
 
 
-def test_lists_that_cannot_be_used_say_why(data):
+def test_lists_that_cannot_be_used_say_why(data: Path) -> None:
     for text, message in (
         ("name\nx\n", r"no column 'token'; it has name"),
         ("", r"no column 'token'; it has none"),
@@ -178,14 +191,14 @@ def test_lists_that_cannot_be_used_say_why(data):
 @pytest.mark.parametrize(("name", "text"), [
     ("bad.csv", "token,log_name\nab,café\n"), ("bad.yaml", "data_split: café\n"),
 ])  # fmt: skip
-def test_files_in_other_encodings_are_named(data, name, text):
+def test_files_in_other_encodings_are_named(data: Path, name: str, text: str) -> None:
     for encoding in ("utf-16", "latin-1"):
         (data / name).write_bytes(text.encode(encoding))
         with pytest.raises(SplitError, match=rf"{name}: not UTF-8 text \(byte \d+ is 0x..\); save it as UTF-8$"):
             load_split(data / name, data)
 
 
-def test_a_bad_yaml_names_its_file_once_and_in_one_line(data):
+def test_a_bad_yaml_names_its_file_once_and_in_one_line(data: Path) -> None:
     lines = "expected 'key: value' lines"
     for text, message in (("a: b: c", "not valid YAML: mapping values"), ("", f"{lines}, found nothing"),
                           ("- a", f"{lines}, found a list")):  # fmt: skip
@@ -200,7 +213,7 @@ def test_a_bad_yaml_names_its_file_once_and_in_one_line(data):
         load_split(path, data)
 
 
-def test_suffixes_in_upper_case_are_the_same_kinds(data, monkeypatch):
+def test_suffixes_in_upper_case_are_the_same_kinds(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data)
     write(data / "A.CSV", f"token\n{token(3)}\n")
     write(data / "B.YAML", "data_split: mini\nnum_future_frames: 0\n")
@@ -211,7 +224,7 @@ def test_suffixes_in_upper_case_are_the_same_kinds(data, monkeypatch):
         load_split(write(data / "C.Parquet", ""), data)
 
 
-def test_score_files_of_the_devkit_select_their_scenes(world):
+def test_score_files_of_the_devkit_select_their_scenes(world: World) -> None:
     for name in ("human.csv", "constant_velocity.csv"):
         with open(FIXTURE / name) as file:
             expected = {row["token"] for row in csv.DictReader(file) if not row["token"].startswith("average")}
@@ -220,13 +233,13 @@ def test_score_files_of_the_devkit_select_their_scenes(world):
         assert {r.token for r in select_scenes(split, world.root)} == expected
 
 
-def test_parquet_needs_pyarrow_and_says_so(data, monkeypatch):
+def test_parquet_needs_pyarrow_and_says_so(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(SplitError, match=r"few\.parquet: reading Parquet needs pyarrow .*or give a CSV"):
         load_split(write(data / "few.parquet", ""), data)
 
 
-def test_parquet_lists_are_read(data):
+def test_parquet_lists_are_read(data: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
@@ -238,11 +251,13 @@ def test_parquet_lists_are_read(data):
 
 
 @pytest.fixture
-def records(data):
+def records(data: Path) -> list[SceneRecord]:
     return select_scenes(load_split(write(data / "all.yaml", "data_split: mini\nframe_interval: 1\n"), data), data)
 
 
-def test_missing_images_are_counted_before_any_work(data, records, capsys):
+def test_missing_images_are_counted_before_any_work(
+    data: Path, records: list[SceneRecord], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert len(records) == 3
     assert list(missing_images(records, data, CAMERAS)) == [token(4)]
     with pytest.raises(
@@ -259,7 +274,9 @@ def test_missing_images_are_counted_before_any_work(data, records, capsys):
     assert "--allow-missing" not in str(raised.value)
 
 
-def test_files_without_content_and_what_is_no_file_are_missing_too(data, records, capsys):
+def test_files_without_content_and_what_is_no_file_are_missing_too(
+    data: Path, records: list[SceneRecord], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = data / "sensor_blobs/mini/a"
     (folder / "CAM_L0/3.jpg").write_bytes(b"")
     (folder / "CAM_F0/5.jpg").unlink()
@@ -280,7 +297,7 @@ def test_files_without_content_and_what_is_no_file_are_missing_too(data, records
     assert "(empty)" not in said
 
 
-def test_links_that_lead_to_themselves_are_no_regular_files(data, records):
+def test_links_that_lead_to_themselves_are_no_regular_files(data: Path, records: list[SceneRecord]) -> None:
     folder = data / "sensor_blobs/mini/a"
     (folder / "CAM_F0/4.jpg").symlink_to(folder / "CAM_F0/4.jpg")
     shutil.rmtree(folder / "CAM_L0")
@@ -291,7 +308,7 @@ def test_links_that_lead_to_themselves_are_no_regular_files(data, records):
     }  # fmt: skip
 
 
-def test_what_is_left_out_is_said(data, capsys):
+def test_what_is_left_out_is_said(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     split = load_split(write(data / "lost.csv", f"token,log_name\n{token(3)},a\nbeef,gone\n"), data)
     with pytest.raises(FileNotFoundError, match="1 of 2 logs are not in"):
         select_scenes(split, data)
@@ -301,7 +318,9 @@ def test_what_is_left_out_is_said(data, capsys):
     assert "1 of 2 scenes are in no log" in said
 
 
-def test_an_agent_with_cameras_plans_nothing_when_images_are_missing(world, tmp_path, monkeypatch):
+def test_an_agent_with_cameras_plans_nothing_when_images_are_missing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["--agent", "dpvla", "--checkpoint", str(tmp_path / "none"), "--split", str(world.split_file)]
     roots = ["--data-root", str(world.root), "--maps-root", str(world.maps), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="no checkpoint at"):  # a wrong checkpoint is told before logs are read

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import os
 import pickle
 import pickletools
@@ -5,13 +7,17 @@ import re
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from navsim_bridge.files.pickles import UnsafePickleError, dump_plain_pickle
 from navsim_bridge.submission import v1 as submissions
 from navsim_bridge.submission.v1 import SubmissionError, Team, read_submission, validate_submission, write_submission
+from tests.navsim_bridge.conftest import World
 from tools import export_submission
 
 TEAM = Team("<a href='https://example.org'>team</a>", "A. Author", "a@example.org", "here", "there")
@@ -49,18 +55,18 @@ print(list(content), float(trajectory.poses.sum()))
 """
 
 
-def plans(*tokens, value=0.5):
+def plans(*tokens: str, value: float = 0.5) -> dict[str, NDArray[np.float32]]:
     return {token: np.full((8, 3), value) for token in tokens}
 
 
 @pytest.fixture
-def submission(tmp_path):
+def submission(tmp_path: Path) -> Path:
     return write_submission(
         tmp_path / "submission.pkl", TEAM, [plans("00ab", "00cd"), plans("00ab", "00cd", value=1.0)]
     )
 
 
-def test_the_devkits_classes_load_it(submission, tmp_path):
+def test_the_devkits_classes_load_it(submission: Path, tmp_path: Path) -> None:
     for name, code in DEVKIT.items():
         file = tmp_path / "devkit" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +80,7 @@ def test_the_devkits_classes_load_it(submission, tmp_path):
     assert "navsim" not in sys.modules
 
 
-def test_it_names_only_what_numpy_1_and_the_devkit_have(submission):
+def test_it_names_only_what_numpy_1_and_the_devkit_have(submission: Path) -> None:
     strings, named = [], set()
     data = submission.read_bytes()
     for opcode, argument, _ in pickletools.genops(data):
@@ -95,20 +101,20 @@ def test_it_names_only_what_numpy_1_and_the_devkit_have(submission):
     assert data[:2] == b"\x80\x04"  # protocol 4
 
 
-def test_what_was_written_is_read_back(submission):
+def test_what_was_written_is_read_back(submission: Path) -> None:
     metadata, predictions = read_submission(submission)
     assert metadata["country / region"] == "there"
     assert [sorted(seed) for seed in predictions] == [["00ab", "00cd"]] * 2
     np.testing.assert_array_equal(predictions[1]["00cd"], np.ones((8, 3), dtype=np.float32))
 
 
-def test_a_good_submission_gets_warnings_only(submission, tmp_path):
+def test_a_good_submission_gets_warnings_only(submission: Path, tmp_path: Path) -> None:
     assert validate_submission(submission, ["00cd", "00ab"]) == ["2 seeds: the leaderboard encourages three or more"]
     plain = write_submission(tmp_path / "x.pkl", Team("a", "b", "c", "d", "e"), [plans("00ab")] * 3)
     assert ["HTML link" in w or "not checked" in w for w in validate_submission(plain)] == [True, True]
 
 
-def test_wrong_token_sets_are_refused(submission):
+def test_wrong_token_sets_are_refused(submission: Path) -> None:
     with pytest.raises(SubmissionError, match=r"seed 0: 1 of 3 tokens are missing, first 00ef.*seed 1"):
         validate_submission(submission, ["00ab", "00cd", "00ef"])
     with pytest.raises(SubmissionError, match="seed 0: 1 token not in the split, first 00cd"):
@@ -122,18 +128,20 @@ def test_wrong_token_sets_are_refused(submission):
     ([plans("a", value=np.nan)], "token a: NaN or infinite values"),
     ([plans("a"), plans("b")], "seed 1: 1 of 1 tokens are missing, first a"),
 ])  # fmt: skip
-def test_bad_predictions_are_not_written(tmp_path, predictions, message):
+def test_bad_predictions_are_not_written(
+    tmp_path: Path, predictions: list[dict[str, NDArray[Any]]], message: str
+) -> None:
     with pytest.raises(SubmissionError, match=message):
         write_submission(tmp_path / "x.pkl", TEAM, predictions)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_empty_metadata_is_refused(tmp_path):
+def test_empty_metadata_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SubmissionError, match="the submission needs email, country / region"):
         write_submission(tmp_path / "x.pkl", Team("a", "b", " ", "d", ""), [plans("a")])
 
 
-def test_changed_files_are_refused(submission, tmp_path):
+def test_changed_files_are_refused(submission: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.pkl"
     data = submission.read_bytes()
     bad.write_bytes(data.replace(b"\x0binstitution", b"\x0binstitutiom"))
@@ -148,7 +156,7 @@ def test_changed_files_are_refused(submission, tmp_path):
         validate_submission(bad)
 
 
-def write_plans(path, poses, horizon, interval, num_poses=None, **other):
+def write_plans(path: Path, poses: Any, horizon: Any, interval: Any, num_poses: Any = None, **other: Any) -> Path:
     """A submission of one plan with any sampling, pickled as the devkit does."""
     sampling = submissions._Sampling()
     sampling.num_poses = len(poses) if num_poses is None else num_poses
@@ -181,7 +189,9 @@ def write_plans(path, poses, horizon, interval, num_poses=None, **other):
     (np.zeros((8, 3), "f4"), np.float64(4), np.float32(0.5), None),
     (np.zeros((8, 3), "f4"), np.int64(4), np.array(0.5), None),
 ])  # fmt: skip
-def test_what_the_official_scorer_takes_is_not_refused(tmp_path, poses, horizon, interval, note):
+def test_what_the_official_scorer_takes_is_not_refused(
+    tmp_path: Path, poses: Any, horizon: Any, interval: Any, note: str | None
+) -> None:
     path = write_plans(tmp_path / "x.pkl", poses, horizon, interval)
     warnings = validate_submission(path, ["00ab"])
     assert warnings[-1].startswith("1 seed")
@@ -191,7 +201,7 @@ def test_what_the_official_scorer_takes_is_not_refused(tmp_path, poses, horizon,
         assert re.search(note, warnings[0])
 
 
-def test_a_number_of_poses_that_nothing_reads_is_noted_only(tmp_path):
+def test_a_number_of_poses_that_nothing_reads_is_noted_only(tmp_path: Path) -> None:
     path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), 4, 0.5, num_poses=np.int32(40))
     assert "num_poses np.int32(40) for 8 poses: the scorer does not read it" in validate_submission(path)[0]
     path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), 1, 1, without=["trajectory_sampling"])
@@ -220,14 +230,16 @@ def test_a_number_of_poses_that_nothing_reads_is_noted_only(tmp_path):
     (np.zeros((8, 3), "U1"), 4, 0.5, "<U1, expected numbers"),
     (np.full((40, 3), np.inf), 4, 0.1, "NaN or infinite values"),
 ])  # fmt: skip
-def test_what_the_official_scorer_would_die_of_or_misread_is_refused(tmp_path, poses, horizon, interval, message):
+def test_what_the_official_scorer_would_die_of_or_misread_is_refused(
+    tmp_path: Path, poses: Any, horizon: Any, interval: Any, message: str
+) -> None:
     path = write_plans(tmp_path / "x.pkl", poses, horizon, interval)
     with pytest.raises(SubmissionError, match=rf"x\.pkl: seed 0, token 00ab: .*{message}"):
         validate_submission(path)
 
 
-def test_a_deeply_nested_value_is_not_written_out(tmp_path):
-    nested = "x"
+def test_a_deeply_nested_value_is_not_written_out(tmp_path: Path) -> None:
+    nested: Any = "x"
     for _ in range(60):
         nested = [nested, nested]
     path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), nested, 0.5)
@@ -235,7 +247,7 @@ def test_a_deeply_nested_value_is_not_written_out(tmp_path):
         validate_submission(path)
 
 
-def test_a_submission_is_not_replaced_unasked(world, tmp_path):
+def test_a_submission_is_not_replaced_unasked(world: World, tmp_path: Path) -> None:
     team = ["--team-name", "a", "--authors", "b", "--email", "c", "--institution", "d", "--country", "e"]
     options = ["--split", "small", "--data-root", str(world.root), "--out", str(tmp_path / "s.pkl"), *team]
     export_submission.main(["--agent", "constant_velocity", *options])
@@ -253,7 +265,7 @@ def test_a_submission_is_not_replaced_unasked(world, tmp_path):
         export_submission.main(["--agent", "stand_still", *options, "--overwrite", "--device", "cuda:99"])
 
 
-def test_the_tool_exports_and_validates(world, tmp_path, capsys):
+def test_the_tool_exports_and_validates(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "submission.pkl"
     team = ["--team-name", "a", "--authors", "b", "--email", "c", "--institution", "d", "--country", "e"]
     common = ["--split", "small", "--data-root", str(world.root)]

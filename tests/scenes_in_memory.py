@@ -11,10 +11,9 @@ from dpvla.batch import DrivingBatch, Scores, Sensors, fake_batch
 
 
 class ScenesInMemory:
-    """``count`` scenes for a policy with three images of ``image_size`` (width, height)."""
+    """``count`` scenes for a policy that looks at ``sensors``."""
 
-    def __init__(self, count: int, image_size: tuple[int, int], seed: int = 0) -> None:
-        sensors = Sensors(width=image_size[0], height=image_size[1])
+    def __init__(self, count: int, sensors: Sensors, seed: int = 0) -> None:
         self._all = fake_batch(sensors, count, torch.Generator().manual_seed(seed))
 
     @property

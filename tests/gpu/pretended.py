@@ -78,8 +78,10 @@ def value(tensor: Tensor) -> Tensor:
 class Generator(torch.Generator):
     """A generator of any device that draws on the CPU."""
 
+    pretended: torch.device
+
     def __new__(cls, device: torch.device | str = "cpu") -> Generator:
-        made = super().__new__(cls, "cpu")
+        made = super().__new__(cls, "cpu")  # type: ignore[call-arg]
         made.pretended = torch.device(device)
         return made
 
@@ -113,7 +115,7 @@ class _FakeTensorMode(FakeTensorMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kwargs and kwargs.get("device") == torch.device("meta"):
-            made = super().__torch_dispatch__(func, types, args, kwargs | {"device": self._of_autograd})
+            made: Any = super().__torch_dispatch__(func, types, args, kwargs | {"device": self._of_autograd})
             if made.ndim:
                 return made
             kwargs = kwargs | {"device": torch.device("cpu")}
@@ -141,13 +143,13 @@ class _Values(TorchDispatchMode):
             return tree_map(lambda result: self._like(result, args, kwargs), values)
         for fake, real in zip(tree_leaves(fakes), tree_leaves(values), strict=True):
             if isinstance(fake, FakeTensor):
-                fake.real_value = real
+                fake.real_value = real  # type: ignore[attr-defined]
         return fakes
 
     def _faked(self, item: Any) -> Any:
         if not isinstance(item, Tensor) or isinstance(item, FakeTensor):
             return item
-        fake = self.gpu.fake_mode.from_tensor(item)
+        fake: Any = self.gpu.fake_mode.from_tensor(item)
         fake.real_value = item
         return fake
 
@@ -170,7 +172,7 @@ class _Values(TorchDispatchMode):
         if not isinstance(result, Tensor):
             return result
         device = self.gpu.device if self._on_gpu(args, kwargs) else torch.device("cpu")
-        fake = torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=device)
+        fake: Any = torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=device)
         fake.real_value = result
         return fake
 

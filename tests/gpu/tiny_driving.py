@@ -25,7 +25,7 @@ def make_policy(encoder: str = "tiny", clip_ratio: float | None = None) -> tuple
     config = CONFIGS[encoder]()
     config = replace(config, diffusion=replace(config.diffusion, num_steps=STEPS, clip_ratio=clip_ratio))
     policy = DPVLA.from_config(config)
-    source = ScenesInMemory(6, (config.encoder.image_width, config.encoder.image_height))
+    source = ScenesInMemory(6, config.encoder.sensors)
     policy.plan_coding.fit(source.plans(), source.ego_status())
     policy.add_adapters(ADAPTERS, 4)
     for parameter in policy.head.parameters():

@@ -1,26 +1,30 @@
 """The positive and negative adapters: one pass, gradients for both, PEFT's files."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dpvla.algorithms.dipole import ADAPTERS
 from dpvla.models import DPVLA, DPVLAConfig, HeadConfig
 from dpvla.models.adapters import adaptable_layers
-from dpvla.models.head import DiTHead
+from dpvla.models.head import DiTHead, Policies
 from tests.dpvla.models.tiny_policies import make_batch, make_policy, randomise_adapters
 
 
-def _errors(policy, adapters, scenes=3, candidates=2):
+def _errors(policy: DPVLA, adapters: Policies, scenes: int = 3, candidates: int = 2) -> Tensor:
     batch = make_batch(policy.config, scenes)
     context = policy.encode(batch)
     t, noise = policy.draw(scenes, candidates, torch.Generator().manual_seed(5))
+    assert batch.plan is not None
     plans = batch.plan[:, None].expand(-1, candidates, -1, -1)
     return policy.denoising_errors(context, plans, t, noise, adapters)
 
 
-def test_one_backward_reaches_both_adapters(light):
+def test_one_backward_reaches_both_adapters(light: DPVLA) -> None:
     light.add_adapters(ADAPTERS)
     light.freeze_encoder()
     randomise_adapters(light)
@@ -28,22 +32,24 @@ def test_one_backward_reaches_both_adapters(light):
     (positive.mean() + 0.3 * negative.mean()).backward()
     for name, layer in adaptable_layers(light.head).items():
         for parameter in (layer.adapter_down, layer.adapter_up):
+            assert parameter is not None and parameter.grad is not None
             for policy_index in range(2):
                 assert parameter.grad[policy_index].abs().sum() > 0, (name, policy_index)
     assert all(p.grad is None for p in light.parameters() if not p.requires_grad)
 
 
-def test_each_adapter_gets_its_own_gradient_only(light):
+def test_each_adapter_gets_its_own_gradient_only(light: DPVLA) -> None:
     light.add_adapters(ADAPTERS)
     light.freeze_encoder()
     randomise_adapters(light)
     _errors(light, ADAPTERS)[0].mean().backward()
-    layer = light.head.blocks[0].mlp.up
+    block: Any = light.head.blocks[0]
+    layer = block.mlp.up
     assert layer.adapter_up.grad[0].abs().sum() > 0
     assert layer.adapter_up.grad[1].abs().sum() == 0
 
 
-def test_equal_weights_keep_both_adapters_equal(light):
+def test_equal_weights_keep_both_adapters_equal(light: DPVLA) -> None:
     """So beta = 0 means that the guided combination adds nothing of its own."""
     light.add_adapters(ADAPTERS)
     light.freeze_encoder()
@@ -53,29 +59,31 @@ def test_equal_weights_keep_both_adapters_equal(light):
         (0.5 * _errors(light, ADAPTERS)).mean().backward()
         optimizer.step()
     for layer in adaptable_layers(light.head).values():
+        assert layer.adapter_down is not None and layer.adapter_up is not None
         assert layer.adapter_up.abs().sum() > 0
         for pair in (layer.adapter_down, layer.adapter_up):
             torch.testing.assert_close(pair[0], pair[1], rtol=0, atol=1e-5)
 
 
-def test_the_first_step_moves_both_adapters(light):
+def test_the_first_step_moves_both_adapters(light: DPVLA) -> None:
     light.add_adapters(ADAPTERS)
     light.freeze_encoder()
-    optimiser = torch.optim.AdamW(light.adapter_parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(light.adapter_parameters(), lr=1e-2)
     _errors(light, ADAPTERS).mean().backward()
-    optimiser.step()
-    up = light.head.blocks[0].attention.qkv.adapter_up
+    optimizer.step()
+    block: Any = light.head.blocks[0]
+    up = block.attention.qkv.adapter_up
     assert (up[0].abs().sum() > 0) and (up[1].abs().sum() > 0)
 
 
-def test_new_adapters_equal_the_base_policy(light):
+def test_new_adapters_equal_the_base_policy(light: DPVLA) -> None:
     base = _errors(light, (None,))
     light.add_adapters(ADAPTERS)
     both = _errors(light, ADAPTERS)
     torch.testing.assert_close(both, base.expand_as(both), rtol=1e-5, atol=1e-6)
 
 
-def test_the_fused_pass_equals_single_passes(light):
+def test_the_fused_pass_equals_single_passes(light: DPVLA) -> None:
     light.add_adapters(ADAPTERS)
     randomise_adapters(light)
     fused = _errors(light, ("positive", None, "negative"))
@@ -84,14 +92,14 @@ def test_the_fused_pass_equals_single_passes(light):
     assert not torch.allclose(fused[0], fused[2], rtol=1e-2)
 
 
-def test_adapters_sit_on_attention_and_mlp_only(light):
+def test_adapters_sit_on_attention_and_mlp_only(light: DPVLA) -> None:
     names = set(adaptable_layers(light.head))
     assert {name.split(".", 2)[2] for name in names} == {
         "attention.qkv", "attention.out", "cross.q", "cross.k", "cross.v", "cross.out", "mlp.up", "mlp.down",
     }  # fmt: skip
 
 
-def test_adapters_survive_the_disk_exactly(light, tmp_path):
+def test_adapters_survive_the_disk_exactly(light: DPVLA, tmp_path: Path) -> None:
     light.add_adapters(ADAPTERS, rank=4, alpha=8)
     randomise_adapters(light)
     light.save_adapters(tmp_path)
@@ -101,7 +109,7 @@ def test_adapters_survive_the_disk_exactly(light, tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["tiny", "mixed"])
-def test_peft_reads_what_we_write_and_gives_the_same_output(preset, tmp_path):
+def test_peft_reads_what_we_write_and_gives_the_same_output(preset: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
     blocks = {"tiny": None, "mixed": ("2 modulated self mlp", "1 plain self fused-cross mlp")}[preset]
@@ -126,7 +134,7 @@ def test_peft_reads_what_we_write_and_gives_the_same_output(preset, tmp_path):
     assert not torch.allclose(expected[0], expected[1], atol=1e-2)
 
 
-def test_adapters_written_by_peft_are_read(tmp_path):
+def test_adapters_written_by_peft_are_read(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     policy = make_policy(DPVLAConfig.tiny())
@@ -136,14 +144,15 @@ def test_adapters_written_by_peft_are_read(tmp_path):
     peft.add_adapter("negative", LoraConfig(r=4, lora_alpha=4, target_modules=names))
     for parameter in peft.parameters():
         parameter.data.normal_(std=0.1)
-    peft.save_pretrained(tmp_path)
+    peft.save_pretrained(str(tmp_path))
     policy.load_adapters(tmp_path)
     name = "blocks.1.cross.k"
-    stored = peft.base_model.model.get_submodule(name).lora_A["negative"].weight
-    assert torch.equal(policy.head.get_submodule(name).adapter_down[1], stored)
+    theirs: Any = peft.base_model.model
+    ours: Any = policy.head.get_submodule(name)
+    assert torch.equal(ours.adapter_down[1], theirs.get_submodule(name).lora_A["negative"].weight)
 
 
-def test_adapters_of_another_head_are_refused(light, tmp_path):
+def test_adapters_of_another_head_are_refused(light: DPVLA, tmp_path: Path) -> None:
     light.add_adapters(ADAPTERS)
     light.save_adapters(tmp_path)
     other = make_policy(DPVLAConfig(encoder=light.config.encoder, head=HeadConfig(preset="tiny", width=64)))
@@ -154,7 +163,7 @@ def test_adapters_of_another_head_are_refused(light, tmp_path):
         make_policy(DPVLAConfig(encoder=light.config.encoder, head=deeper)).load_adapters(tmp_path)
 
 
-def test_a_missing_adapter_is_named(light, tmp_path):
+def test_a_missing_adapter_is_named(light: DPVLA, tmp_path: Path) -> None:
     light.add_adapters(ADAPTERS)
     light.save_adapters(tmp_path)
     (tmp_path / "negative" / "adapter_config.json").unlink()
@@ -162,7 +171,7 @@ def test_a_missing_adapter_is_named(light, tmp_path):
         light.load_adapters(tmp_path)
 
 
-def test_adapters_with_unequal_scales_are_refused(light, tmp_path):
+def test_adapters_with_unequal_scales_are_refused(light: DPVLA, tmp_path: Path) -> None:
     light.add_adapters(ADAPTERS)
     light.save_adapters(tmp_path)
     path = tmp_path / "negative" / "adapter_config.json"
@@ -171,7 +180,7 @@ def test_adapters_with_unequal_scales_are_refused(light, tmp_path):
         light.load_adapters(tmp_path)
 
 
-def test_using_or_saving_adapters_before_adding_them_is_an_error(light, tmp_path):
+def test_using_or_saving_adapters_before_adding_them_is_an_error(light: DPVLA, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no adapter 'positive', 'negative': the head has none; None is the base"):
         _errors(light, ADAPTERS)
     with pytest.raises(RuntimeError, match="no adapters"):
@@ -180,7 +189,7 @@ def test_using_or_saving_adapters_before_adding_them_is_an_error(light, tmp_path
         _errors(light, ("positiv",))
 
 
-def test_freeze_encoder_keeps_the_encoder_in_eval_mode(light):
+def test_freeze_encoder_keeps_the_encoder_in_eval_mode(light: DPVLA) -> None:
     assert isinstance(light, DPVLA)
     light.add_adapters(ADAPTERS)
     light.freeze_encoder()

@@ -1,7 +1,10 @@
 """The action head: sizes, block lists, and that sharing a scene's context is exact."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from dpvla.layers.blocks import parse_blocks
 from dpvla.models import HeadConfig
@@ -11,7 +14,7 @@ from dpvla.models.head import Condition, DiTHead
 CONDITIONING = ("condition.", "context.", "status_embedding")
 
 
-def _head(**options) -> DiTHead:
+def _head(**options: Any) -> DiTHead:
     torch.manual_seed(0)
     head = DiTHead(HeadConfig(preset="tiny", width=32, heads=2, **options), channels=4, context_width=16)
     for parameter in head.parameters():
@@ -19,7 +22,9 @@ def _head(**options) -> DiTHead:
     return head.eval()
 
 
-def _inputs(scenes: int = 3, candidates: int = 5, tokens: int = 7):
+def _inputs(
+    scenes: int = 3, candidates: int = 5, tokens: int = 7
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Condition]:
     generator = torch.Generator().manual_seed(0)
     condition = Condition(
         torch.arange(scenes) % 4,
@@ -38,7 +43,7 @@ def _inputs(scenes: int = 3, candidates: int = 5, tokens: int = 7):
 @pytest.mark.parametrize(
     "preset, core_millions, adapter", [("paper", 473.58, 6_684_672), ("cross18", 475.69, 6_782_976)]
 )
-def test_presets_have_the_published_sizes(preset, core_millions, adapter):
+def test_presets_have_the_published_sizes(preset: str, core_millions: float, adapter: int) -> None:
     with torch.device("meta"):
         head = DiTHead(HeadConfig(preset=preset), channels=4, context_width=1024)
         core = sum(p.numel() for name, p in head.named_parameters() if not name.startswith(CONDITIONING))
@@ -50,7 +55,7 @@ def test_presets_have_the_published_sizes(preset, core_millions, adapter):
     assert both == 2 * adapter
 
 
-def test_candidates_do_not_see_each_other():
+def test_candidates_do_not_see_each_other() -> None:
     head = _head()
     x_t, t, tokens, mask, condition = _inputs()
     together = head(x_t, t, tokens, mask, condition)
@@ -60,7 +65,7 @@ def test_candidates_do_not_see_each_other():
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_scenes_do_not_see_each_other():
+def test_scenes_do_not_see_each_other() -> None:
     head = _head()
     x_t, t, tokens, mask, condition = _inputs()
     whole = head(x_t, t, tokens, mask, condition)
@@ -70,7 +75,7 @@ def test_scenes_do_not_see_each_other():
     torch.testing.assert_close(whole[:, second], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_shared_time_equals_the_same_time_for_every_candidate():
+def test_a_shared_time_equals_the_same_time_for_every_candidate() -> None:
     head = _head()
     x_t, t, tokens, mask, condition = _inputs()
     context = head.prepare(tokens, mask, condition)
@@ -78,7 +83,7 @@ def test_a_shared_time_equals_the_same_time_for_every_candidate():
     torch.testing.assert_close(shared, head.denoise(x_t, torch.full_like(t, 0.3), context), rtol=1e-4, atol=1e-5)
 
 
-def test_masked_tokens_have_no_influence():
+def test_masked_tokens_have_no_influence() -> None:
     head = _head()
     x_t, t, tokens, _, condition = _inputs()
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
@@ -91,7 +96,7 @@ def test_masked_tokens_have_no_influence():
 
 
 @pytest.mark.parametrize("option", ["use_command", "use_ego_status", "use_history"])
-def test_each_condition_can_be_switched_off(option):
+def test_each_condition_can_be_switched_off(option: str) -> None:
     x_t, t, tokens, mask, condition = _inputs()
     other = Condition((condition.command + 1) % 4, condition.ego_status, condition.history)
     if option == "use_ego_status":
@@ -104,22 +109,22 @@ def test_each_condition_can_be_switched_off(option):
         assert same == (not value)
 
 
-def test_all_conditions_off_leaves_a_working_head():
+def test_all_conditions_off_leaves_a_working_head() -> None:
     head = _head(use_command=False, use_ego_status=False, use_history=False)
     assert head(*_inputs()).shape == (1, 3, 5, 8, 4)
 
 
-def test_an_untrained_head_predicts_zero():
+def test_an_untrained_head_predicts_zero() -> None:
     head = DiTHead(HeadConfig(preset="tiny"), channels=4, context_width=16)
     assert head(*_inputs()).abs().max().item() == 0
 
 
 @pytest.mark.parametrize("blocks", [("2 modulated self mlp", "1 plain self cross mlp"), ("2 plain fused-cross mlp",)])
-def test_other_block_lists_run(blocks):
+def test_other_block_lists_run(blocks: tuple[str, ...]) -> None:
     assert _head(blocks=blocks)(*_inputs()).isfinite().all()
 
 
-def test_block_lists_are_read():
+def test_block_lists_are_read() -> None:
     assert parse_blocks("2 modulated self mlp") == [(True, ("self", "mlp"))] * 2
     with pytest.raises(ValueError, match=r"expected e\.g\."):
         parse_blocks("self mlp")
@@ -129,7 +134,7 @@ def test_block_lists_are_read():
         parse_blocks("1 plain cross fused-cross")
 
 
-def test_bad_head_configs_are_refused():
+def test_bad_head_configs_are_refused() -> None:
     with pytest.raises(ValueError, match="paper, cross18"):
         HeadConfig(preset="papre").resolved()
     with pytest.raises(ValueError, match="not divisible"):

@@ -29,7 +29,7 @@ from dpvla.training.run_directory import write_run
 from dpvla.training.stage import Stage
 from tests.scenes_in_memory import ScenesInMemory, prefer_left
 
-IMAGE_SIZE = (96, 48)
+SENSORS = DPVLAConfig.tiny().encoder.sensors
 LOOP = LoopConfig(lr=3e-3, warmup_steps=2, lr_schedule="cosine", ema_decay=0.9, seed=7, log_every=2, save_every=3,
                   trackers=())  # fmt: skip
 
@@ -39,7 +39,7 @@ def describe(directory: Path) -> None:
 
 
 def imitation(accelerator: Accelerator, out: Path, scenes: int = 10) -> ImitationStage:
-    source = ScenesInMemory(scenes, IMAGE_SIZE)
+    source = ScenesInMemory(scenes, SENSORS)
     torch.manual_seed(0)
     policy = DPVLA.from_config(DPVLAConfig.tiny())
     policy.plan_coding.fit(source.plans(), source.ego_status())
@@ -64,7 +64,7 @@ def dipole(start: Path, control_variate: bool = False) -> Callable[[Accelerator,
         config = RolloutConfig(
             group_size=4, cycles=2, epochs_per_cycle=2, scenes_per_cycle=6, batch_size=4, scenes_per_call=5
         )
-        source = ScenesInMemory(10, IMAGE_SIZE)
+        source = ScenesInMemory(10, SENSORS)
         return RolloutStage(policy, algorithm, source, prefer_left, config, accelerator, 7, start / "model", describe)
 
     return make

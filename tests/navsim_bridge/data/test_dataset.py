@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from PIL import Image
 from dpvla.batch import DEFAULT_CAMERAS, Sensors
 from navsim_bridge.data.dataset import NavsimDataset, read_image
 from navsim_bridge.splits.sensors import camera_names
+from tests.navsim_bridge.conftest import World
 
 SENSORS = Sensors(width=96, height=48)
 NAMES = camera_names(DEFAULT_CAMERAS)
@@ -15,7 +19,7 @@ FULL = (320, 180)
 
 
 @pytest.fixture(scope="module")
-def with_images(world, tmp_path_factory):
+def with_images(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The world's records with small images, each camera of each scene in its own grey."""
     root = tmp_path_factory.mktemp("images")
     for i, record in enumerate(world.records):
@@ -26,14 +30,15 @@ def with_images(world, tmp_path_factory):
     return root
 
 
-def grey(scene, camera):
+def grey(scene: int, camera: int) -> int:
     return 20 + 30 * scene + 10 * camera
 
 
-def test_a_batch_holds_what_the_records_say(world, with_images):
+def test_a_batch_holds_what_the_records_say(world: World, with_images: Path) -> None:
     dataset = NavsimDataset(world.records, with_images, SENSORS)
     batch = dataset.batch([4, 1])
     records = [world.records[4], world.records[1]]
+    assert batch.plan is not None
     assert batch.tokens == tuple(r.token for r in records)
     assert batch.images.shape == (2, 3, 3, 48, 96)
     assert batch.images.dtype == torch.uint8
@@ -46,7 +51,7 @@ def test_a_batch_holds_what_the_records_say(world, with_images):
     np.testing.assert_array_equal(dataset.plans()[[4, 1]], batch.plan)
 
 
-def test_the_cameras_are_those_of_the_encoder_in_its_order(world, with_images, tmp_path):
+def test_the_cameras_are_those_of_the_encoder_in_its_order(world: World, with_images: Path, tmp_path: Path) -> None:
     sensors = Sensors(("front_right", "front"), 96, 48)
     dataset = NavsimDataset(world.records, with_images, sensors)
     images = dataset.batch([4, 1]).images
@@ -61,12 +66,12 @@ def test_the_cameras_are_those_of_the_encoder_in_its_order(world, with_images, t
     assert len(paths) == 4
 
 
-def test_a_camera_that_navsim_does_not_have_is_refused_with_the_list(world, with_images):
+def test_a_camera_that_navsim_does_not_have_is_refused_with_the_list(world: World, with_images: Path) -> None:
     with pytest.raises(ValueError, match=r"NAVSIM has no camera 'roof'; choose from front \(CAM_F0\), .*rear"):
         NavsimDataset(world.records, with_images, Sensors(("front", "roof")))
 
 
-def test_history_ends_half_a_second_ago_in_the_ego_frame(world, with_images):
+def test_history_ends_half_a_second_ago_in_the_ego_frame(world: World, with_images: Path) -> None:
     dataset = NavsimDataset(world.records, with_images, SENSORS)
     record = world.records[0]
     history = dataset[0].history[0].numpy()
@@ -77,7 +82,7 @@ def test_history_ends_half_a_second_ago_in_the_ego_frame(world, with_images):
         np.testing.assert_allclose(history[k, :2], expected, atol=1e-5)
 
 
-def test_an_item_is_a_batch_of_one(world, with_images):
+def test_an_item_is_a_batch_of_one(world: World, with_images: Path) -> None:
     dataset = NavsimDataset(world.records, with_images, SENSORS)
     for index, row in ((2, 2), (-1, 6)):
         item, batch = dataset[index], dataset.batch([row])
@@ -88,7 +93,9 @@ def test_an_item_is_a_batch_of_one(world, with_images):
         dataset[7]
 
 
-def test_cached_images_equal_decoded_ones(world, with_images, tmp_path, capsys):
+def test_cached_images_equal_decoded_ones(
+    world: World, with_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset = NavsimDataset(world.records, with_images, SENSORS, workers=1)
     decoded = dataset.batch(range(7)).images
     path = dataset.cache_images(tmp_path)
@@ -100,7 +107,7 @@ def test_cached_images_equal_decoded_ones(world, with_images, tmp_path, capsys):
     assert NavsimDataset(world.records[1:], with_images, SENSORS).cache_images(tmp_path) != path
 
 
-def test_a_changed_image_makes_another_cache(world, with_images, tmp_path):
+def test_a_changed_image_makes_another_cache(world: World, with_images: Path, tmp_path: Path) -> None:
     records = world.records[:1]
     first = NavsimDataset(records, with_images, SENSORS).cache_images(tmp_path)
     image = with_images / "sensor_blobs/mini" / records[0].cameras["CAM_F0"]
@@ -109,7 +116,7 @@ def test_a_changed_image_makes_another_cache(world, with_images, tmp_path):
     Image.new("RGB", FULL, (grey(0, 1),) * 3).save(image, quality=95)
 
 
-def test_missing_images_are_counted_and_the_first_named(world, with_images, tmp_path):
+def test_missing_images_are_counted_and_the_first_named(world: World, with_images: Path, tmp_path: Path) -> None:
     dataset = NavsimDataset(world.records, world.root, SENSORS)
     for read in (lambda: dataset.batch([0]), lambda: dataset.cache_images(tmp_path)):
         with pytest.raises(FileNotFoundError, match=r"21 of 21 images are missing .*first .*CAM_L0"):
@@ -117,7 +124,7 @@ def test_missing_images_are_counted_and_the_first_named(world, with_images, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_are_cut_equally_at_top_and_bottom(tmp_path):
+def test_rows_are_cut_equally_at_top_and_bottom(tmp_path: Path) -> None:
     pixels = np.full((216, 384, 3), 128, dtype=np.uint8)
     pixels[:12], pixels[-12:] = (255, 0, 0), (0, 0, 255)  # 216 - 384 / 2 = 24 rows are too many
     for name in ("x.png", "x.jpg"):
@@ -129,7 +136,7 @@ def test_rows_are_cut_equally_at_top_and_bottom(tmp_path):
         assert abs(small - 128).max() < 40  # the border rows see at most a trace of the cut ones
 
 
-def test_an_image_of_the_right_shape_keeps_all_its_rows(tmp_path):
+def test_an_image_of_the_right_shape_keeps_all_its_rows(tmp_path: Path) -> None:
     ramp = np.repeat(np.linspace(0, 255, 216, dtype=np.uint8)[:, None], 384, axis=1)
     Image.fromarray(ramp).save(tmp_path / "x.png")
     small = read_image(tmp_path / "x.png", (64, 36)).astype(int)
@@ -137,7 +144,7 @@ def test_an_image_of_the_right_shape_keeps_all_its_rows(tmp_path):
     assert small[:, -1].min() > 249
 
 
-def test_scenes_without_a_future_have_no_plan(world, with_images):
+def test_scenes_without_a_future_have_no_plan(world: World, with_images: Path) -> None:
     cut = [dataclasses.replace(r, poses=r.poses[:4], times_us=r.times_us[:4]) for r in world.records]
     dataset = NavsimDataset(cut, with_images, SENSORS)
     assert dataset.batch([0]).plan is None
@@ -146,7 +153,7 @@ def test_scenes_without_a_future_have_no_plan(world, with_images):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xd8 no image", b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(9), None])
-def test_a_broken_image_is_named_with_what_to_do(world, with_images, content):
+def test_a_broken_image_is_named_with_what_to_do(world: World, with_images: Path, content: bytes | None) -> None:
     record = dataclasses.replace(world.records[0], cameras=dict.fromkeys(NAMES, "broken.jpg"))
     path = with_images / "sensor_blobs/mini/broken.jpg"
     if content is None:  # cut off

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,9 +41,9 @@ class EPDMSConfig(MetricConfig):
 class EPDMS(Metric[EPDMSConfig]):
     """EPDMS of NAVSIM v2: one stage, log-replay traffic."""
 
-    Config = EPDMSConfig
+    Config: ClassVar[type[MetricConfig]] = EPDMSConfig
     version = NAVSIM_V2.name
-    columns = (*EXTENDED_PDM_SCORE, Column("score", "EPDMS", "the extended PDM score"))
+    columns: ClassVar[tuple[Column, ...]] = (*EXTENDED_PDM_SCORE, Column("score", "EPDMS", "the extended PDM score"))
     scene_rules = NAVSIM_V2
     average_row = "average_all_frames"
 

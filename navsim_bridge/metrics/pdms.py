@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,9 +27,9 @@ class PDMSConfig(MetricConfig):
 class PDMS(Metric[PDMSConfig]):
     """The PDM score of NAVSIM v1."""
 
-    Config = PDMSConfig
+    Config: ClassVar[type[MetricConfig]] = PDMSConfig
     version = NAVSIM_V1.name
-    columns = (*PDM_SCORE, Column("score", "PDMS", "the PDM score"))
+    columns: ClassVar[tuple[Column, ...]] = (*PDM_SCORE, Column("score", "PDMS", "the PDM score"))
     scene_rules = NAVSIM_V1
 
     def pack(self, scenes: Sequence[MetricScene]) -> SceneBatch:

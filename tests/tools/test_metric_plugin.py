@@ -21,58 +21,29 @@ from navsim_bridge.pdm import SUB_SCORES
 from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.scenes import select_scenes
 from tests.paths import ROOT
-from tests.tools.test_going_on import DIPOLE, PRETRAIN, call, newest, refused
-from tests.tools.test_main_job import TOY_WORLD
+from tests.tools.real_tools import call, refused
 
 WEIGHTS = "adapters/positive/adapter_model.safetensors"
 EXAMPLE = str(ROOT / "examples" / "metric.py")
-OTHER_WEIGHTS = '''
-"""The PDM score with other weights, in scenes of its own kind."""
-
-import dataclasses
-from dataclasses import dataclass
-
-from navsim_bridge.metrics.epdms_inputs import epdms_inputs
-from navsim_bridge.metrics.metric import MetricConfig
-from navsim_bridge.metrics.pdms import PDMS
-from navsim_bridge.metrics.registry import METRICS
-from navsim_bridge.metrics.scene_rules import NAVSIM_V1
-
-
-@dataclass(frozen=True)
-class BraveConfig(MetricConfig):
-    name: str = "brave"  # its name
-
-
-def inputs(log, vector_map, record, lanes):
-    return epdms_inputs(log, vector_map, record, lanes)
-
-
-class Brave(PDMS):
-    Config = BraveConfig
-    version = "PDMS for the brave"
-    columns = tuple(
-        dataclasses.replace(column, weight=10.0 * (column.name == "ego_progress")) for column in PDMS.columns
-    )
-    scene_rules = dataclasses.replace(NAVSIM_V1, key="brave", name="the brave", inputs=inputs, suffix="-b")
-
-
-METRICS["brave"] = Brave
-'''
+RECIPE = {
+    "split": "navtrain",
+    "checkpoint": "runs/pre",
+    "rollouts": {"group_size": 3, "cycles": 1, "epochs_per_cycle": 1, "scenes_per_cycle": 4, "batch_size": 2},
+    "lora": {"rank": 4, "alpha": 4},
+    "loop": {"lr": 1e-2, "log_every": 1, "save_every": 1, "trackers": []},
+}
+BRAVE = ("--plugin", str(ROOT / "tests/tools/plugins/toy_metric.py"), "--metric", "brave")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A toy world, a pretrained policy runs/pre, and a plug-in; what plug-ins add is gone afterwards."""
-    folder = tmp_path_factory.mktemp("metrics")
-    call("make_demo_world.py", *TOY_WORLD, cwd=folder)
-    (folder / "pretrain.yaml").write_text(yaml.safe_dump(PRETRAIN))
-    (folder / "dipole.yaml").write_text(yaml.safe_dump(DIPOLE))
-    (folder / "brave_metric.py").write_text(OTHER_WEIGHTS)
-    call("pretrain.py", "--config", "pretrain.yaml", "--out", "runs/pre", cwd=folder)
-    yield folder
-    for name, module in {"ade": "metric", "brave": "brave_metric"}.items():
-        METRICS.pop(name, None)
+def place(toy_place: Path) -> Iterator[Path]:
+    """A toy world and a pretrained policy; what plug-ins add to the metrics is gone afterwards."""
+    (toy_place / "metric.yaml").write_text(yaml.safe_dump(RECIPE))
+    kept = dict(METRICS)
+    yield toy_place
+    METRICS.clear()
+    METRICS.update(kept)
+    for module in ("metric", "toy_metric"):
         sys.modules.pop(module, None)
 
 
@@ -81,14 +52,19 @@ def scores(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def newest(place: Path, name: str) -> Path:
+    return sorted((place / "runs" / name / "checkpoints").glob("step_*"))[-1]
+
+
 def learn(place: Path, out: str, *options: str) -> dict[str, Any]:
     """Two updates with a stop in between, equal to two at a stretch; returns the buffer's scores."""
-    words = ("--config", "dipole.yaml", *options)
-    stopped = ("--loop.stop-after-step", "1", "--loop.save-every", "1")
-    text = call("rl_finetune.py", *words, "--out", f"runs/{out}", *stopped, cwd=place, status=(130,))
+    words = ("--config", "metric.yaml", *options)
+    text = call(
+        "rl_finetune.py", *words, "--out", f"runs/{out}", "--loop.stop-after-step", "1", cwd=place, status=(130,)
+    )
     assert "the same command goes on from there" in text
-    call("rl_finetune.py", *words, "--out", f"runs/{out}", "--loop.save-every", "1", cwd=place)
-    call("rl_finetune.py", *words, "--out", f"runs/{out}_whole", "--loop.save-every", "1", cwd=place)
+    call("rl_finetune.py", *words, "--out", f"runs/{out}", cwd=place)
+    call("rl_finetune.py", *words, "--out", f"runs/{out}_whole", cwd=place)
     one, two = (load_file(newest(place, name) / WEIGHTS) for name in (out, f"{out}_whole"))
     assert newest(place, out).name.endswith("2") and all((one[key] == two[key]).all() for key in one)
     buffer = load_file(newest(place, out) / "trainer_state/buffer.safetensors")
@@ -119,7 +95,7 @@ def test_a_metric_of_plan_and_recording_alone_is_learned_from(place: Path) -> No
     assert (found["score"] - (-found["ade"] / 2).exp()).abs().max() < 1e-12
     content = yaml.safe_load((place / "runs/ade/run.yaml").read_text())
     assert content["config"]["metric"] == {"name": "ade", "scale": 2.0}
-    words = ("--config", "dipole.yaml", "--plugin", EXAMPLE, "--metric", "ade", "--out", "runs/none")
+    words = ("--config", "metric.yaml", "--plugin", EXAMPLE, "--metric", "ade", "--out", "runs/none")
     text = refused("rl_finetune.py", *words, "--metric-cache", str(own_cache(place)), cwd=place)
     assert "--metric ade needs no metric scenes: leave out --metric-cache" in text
     assert "nothing to cache" in refused("cache_metrics.py", *words[2:6], "--split", "navtest", "--out", "x", cwd=place)
@@ -135,7 +111,7 @@ def test_a_metric_with_scenes_of_its_own_is_cached_by_several_processes_and_eval
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "SCENES_PER_PROCESS", 1)
-    words = ("--plugin", "brave_metric", "--metric", "brave", "--split", "navtrain")
+    words = (*BRAVE, "--split", "navtrain")
     call("cache_metrics.py", *words, "--out", "caches/brave", "--workers", "2", cwd=place)
     cache = MetricCache(place / "caches/brave")
     assert (cache.metric, len(cache.index["logs"])) == ("the brave", 2)
@@ -161,7 +137,7 @@ def test_epdms_is_learned_from(place: Path) -> None:
     assert ((found["score"] >= 0) & (found["score"] <= 1)).all()
     cache = MetricCache(place / "data/demo_world/metric_cache/navtrain-epdms")
     assert cache.metric == EPDMS.version
-    words = ("--config", "dipole.yaml", "--out", "runs/none", "--metric-cache", str(cache.path))
+    words = ("--config", "metric.yaml", "--out", "runs/none", "--metric-cache", str(cache.path))
     assert "choose another --metric" in refused("rl_finetune.py", *words, cwd=place)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,9 +98,9 @@ def test_epdms_on_a_gpu_equals_that_on_the_cpu(golden_v2: list[GoldenEPDMS]) -> 
 
 @pytest.mark.parametrize("metric", [PDMS(), EPDMS()], ids=["pdms", "epdms"])
 def test_an_evaluation_scores_and_explains_on_a_gpu(
-    metric: PDMS | EPDMS, golden: list[GoldenScene], golden_v2: list[GoldenEPDMS]
+    metric: Any, golden: list[GoldenScene], golden_v2: list[GoldenEPDMS]
 ) -> None:
-    files: list = golden if isinstance(metric, PDMS) else golden_v2
+    files: list[Any] = golden if isinstance(metric, PDMS) else golden_v2
     packed, plans = metric.pack([file.scene for file in files]), plans_of(files)[:, 1:2]
     expected = metric.judge(packed, plans)
     gpu = PretendedGPU()
@@ -119,10 +120,10 @@ class Scenes:
         self._scenes = {file.scene.token: file.scene for file in files}
         self.tokens = tuple(self._scenes)
 
-    def load(self, tokens: tuple[str, ...]) -> list:
+    def load(self, tokens: Sequence[str]) -> list[Any]:
         return [self._scenes[token] for token in tokens]
 
-    def require(self, tokens: tuple[str, ...]) -> None: ...
+    def require(self, tokens: Sequence[str]) -> None: ...
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])

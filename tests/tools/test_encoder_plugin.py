@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from dpvla.registry import import_plugin
-from navsim_bridge.doctor.machine import check_split
+from navsim_bridge.doctor.data import check_split
 from tests.paths import ROOT
 from tests.tools.real_tools import PRETRAIN, call, refused
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.algorithm import RolloutBatch
 from dpvla.algorithms.dipole import ADAPTERS, Dipole, DipoleConfig, dichotomous_weights
+from dpvla.layers.blocks import Block
 from dpvla.models import DPVLA, DPVLAConfig, SceneContext
 from dpvla.models.adapters import adapter_parameters
 from dpvla.models.plan_coding import PlanCodingConfig
@@ -58,7 +59,8 @@ def policy() -> DPVLA:
     made.plan_coding.fit(torch.randn(32, 8, 3), torch.randn(32, 4))
     torch.nn.init.normal_(made.head.output.weight, std=0.1)  # a fresh head's output is zero whatever goes in
     for block in made.head.blocks:
-        torch.nn.init.normal_(block.modulation.weight, std=0.05)  # type: ignore[union-attr]
+        assert isinstance(block, Block)
+        torch.nn.init.normal_(block.modulation.weight, std=0.05)
     made.add_adapters(ADAPTERS, 4, 4)
     made.freeze_encoder()
     return made
@@ -94,7 +96,8 @@ def loss_at(
 
 def loss_of(policy: DPVLA, context: SceneContext, advantages: Tensor, beta: float) -> Tensor:
     plans = torch.randn(len(context), advantages.shape[1], 8, 3, generator=torch.Generator().manual_seed(1))
-    t, noise = policy.draw(*advantages.shape, generator=torch.Generator().manual_seed(2))
+    scenes, candidates = advantages.shape
+    t, noise = policy.draw(scenes, candidates, torch.Generator().manual_seed(2))
     return loss_at(policy, context, plans, advantages, t, noise, beta)
 
 

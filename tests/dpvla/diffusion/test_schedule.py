@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from dpvla.diffusion import PARAMETRISATIONS, VPLinearSchedule, combine
+from dpvla.diffusion import PARAMETRISATIONS, Parametrisation, VPLinearSchedule, combine
 
 SCHEDULE = VPLinearSchedule()
 
 
-def test_alpha_and_sigma_have_the_published_end_points():
+def test_alpha_and_sigma_have_the_published_end_points() -> None:
     t = torch.tensor([1e-3, 1.0], dtype=torch.float64)
     alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
     assert alpha[1].item() == pytest.approx(math.exp(-0.25 * 19.9 - 0.05), rel=1e-12)  # 0.0066
@@ -18,12 +18,12 @@ def test_alpha_and_sigma_have_the_published_end_points():
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(2, dtype=torch.float64))
 
 
-def test_time_of_log_snr_inverts_log_snr():
+def test_time_of_log_snr_inverts_log_snr() -> None:
     t = torch.linspace(1e-3, 1, 101, dtype=torch.float64)
     torch.testing.assert_close(SCHEDULE.time_of_log_snr(SCHEDULE.log_snr(t)), t, rtol=1e-10, atol=1e-12)
 
 
-def test_low_precision_times_are_computed_in_float32():
+def test_low_precision_times_are_computed_in_float32() -> None:
     assert SCHEDULE.sigma(torch.tensor([0.001], dtype=torch.bfloat16)).dtype == torch.float32
 
 
@@ -37,7 +37,7 @@ def _noised() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("source", PARAMETRISATIONS)
 @pytest.mark.parametrize("to", PARAMETRISATIONS)
-def test_every_parametrisation_converts_to_every_other(source, to):
+def test_every_parametrisation_converts_to_every_other(source: Parametrisation, to: Parametrisation) -> None:
     x0, noise, t, x_t = _noised()
     converted = SCHEDULE.convert(SCHEDULE.target(source, x0, noise, t), x_t, t, source, to)
     torch.testing.assert_close(converted, SCHEDULE.target(to, x0, noise, t), rtol=1e-7, atol=1e-9)
@@ -45,7 +45,7 @@ def test_every_parametrisation_converts_to_every_other(source, to):
 
 @pytest.mark.parametrize("source", PARAMETRISATIONS)
 @pytest.mark.parametrize("to", PARAMETRISATIONS)
-def test_guidance_commutes_with_conversions(source, to):
+def test_guidance_commutes_with_conversions(source: Parametrisation, to: Parametrisation) -> None:
     _, noise, t, x_t = _noised()
     positive, negative = torch.randn_like(noise), torch.randn_like(noise)
     combined_first = SCHEDULE.convert(combine(positive, negative, 1.5), x_t, t, source, to)
@@ -57,7 +57,9 @@ def test_guidance_commutes_with_conversions(source, to):
 
 @pytest.mark.parametrize("output", PARAMETRISATIONS)
 @pytest.mark.parametrize("weighting", PARAMETRISATIONS)
-def test_error_factors_equal_the_error_of_the_converted_prediction(output, weighting):
+def test_error_factors_equal_the_error_of_the_converted_prediction(
+    output: Parametrisation, weighting: Parametrisation
+) -> None:
     x0, noise, t, x_t = _noised()
     prediction = torch.randn_like(noise)
     own = (prediction - SCHEDULE.target(output, x0, noise, t)).square()
@@ -67,12 +69,12 @@ def test_error_factors_equal_the_error_of_the_converted_prediction(output, weigh
     torch.testing.assert_close(own * factor[..., None, None], direct, rtol=1e-6, atol=1e-9)
 
 
-def test_alpha_floor_bounds_the_weight_of_pure_noise():
+def test_alpha_floor_bounds_the_weight_of_pure_noise() -> None:
     one = torch.ones(1)
     assert SCHEDULE.squared_output_factor("v", one).item() > 20_000
     assert SCHEDULE.squared_output_factor("v", one, alpha_floor=0.1).item() == pytest.approx(100, rel=1e-5)
 
 
-def test_unknown_parametrisation_is_refused():
+def test_unknown_parametrisation_is_refused() -> None:
     with pytest.raises(ValueError, match="expected one of eps, x0, v"):
         SCHEDULE.target("score", torch.zeros(1), torch.zeros(1), torch.ones(1))

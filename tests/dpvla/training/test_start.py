@@ -145,7 +145,7 @@ def test_a_merge_of_one_linear_layer_is_exact() -> None:
     policy = make_policy(DPVLAConfig.tiny())
     policy.add_adapters(ADAPTERS, 4, 8)
     randomise_adapters(policy)
-    layer = policy.head.blocks[0].mlp.up
+    layer: Any = policy.head.blocks[0].mlp.up  # type: ignore[union-attr]
     x = torch.randn(5, layer.in_features)
     with torch.no_grad():
         positive, negative = layer(x, (0, 1), shared=True)

@@ -44,7 +44,7 @@ class Ranks:
     """A stage whose loss is its process's number, from 1."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.module = Number(accelerator.process_index + 1)
+        self.module: torch.nn.Module = Number(accelerator.process_index + 1)
 
     def batches(self, first_step: int, log: object, whole_weights: object) -> Iterator[None]:
         while True:

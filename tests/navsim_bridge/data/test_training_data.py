@@ -3,6 +3,9 @@
 import os
 import pickle
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,20 +13,22 @@ from accelerate import Accelerator
 from PIL import Image
 
 from dpvla.batch import DEFAULT_CAMERAS, Sensors
-from navsim_bridge.data.training_data import DataConfig, open_training_data
+from navsim_bridge.data.training_data import DataConfig, TrainingData, open_training_data
 from navsim_bridge.files.logs import log_path
-from navsim_bridge.metric_cache import CacheError, build_metric_cache
+from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
+from navsim_bridge.metrics.reward import MetricReward
 from navsim_bridge.splits.coverage import Coverage
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
 from navsim_bridge.splits.sensors import camera_names
-from tests.navsim_bridge.conftest import LOG
+from tests.navsim_bridge.conftest import LOG, World
 
 SENSORS = Sensors(width=32, height=16)
 NAMES = camera_names(DEFAULT_CAMERAS)
+Open = Callable[..., TrainingData]
 
 
 @pytest.fixture
-def data(world, tmp_path):
+def data(world: World, tmp_path: Path) -> Path:
     """Three copies of the world's log with tokens and images of their own, of which the split names a fourth."""
     root = tmp_path / "data"
     for name in ("a", "b", "c"):
@@ -47,17 +52,16 @@ def data(world, tmp_path):
 
 
 @pytest.fixture
-def opened(data, world):
-    def run(reward_on="validation", root=data, **options):
-        config = DataConfig(
-            **{"split": "three", "data_root": str(root), "maps_root": str(world.maps), "workers": 1, **options}
-        )
+def opened(data: Path, world: World) -> Open:
+    def run(reward_on: Any = "validation", root: Path = data, **options: Any) -> TrainingData:
+        given: Any = {"split": "three", "data_root": str(root), "maps_root": str(world.maps), "workers": 1, **options}
+        config = DataConfig(**given)
         return open_training_data(config, SENSORS, Accelerator(cpu=True), reward_on=reward_on)
 
     return run
 
 
-def test_the_start_of_training_names_the_data(opened, data, capsys):
+def test_the_start_of_training_names_the_data(opened: Open, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = opened(validation_logs=1)
     said = capsys.readouterr().out
     assert (
@@ -68,7 +72,7 @@ def test_the_start_of_training_names_the_data(opened, data, capsys):
     assert found.coverage == Coverage.whole(21)
 
 
-def test_training_on_a_part_says_so(opened, data, capsys):
+def test_training_on_a_part_says_so(opened: Open, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "splits/three.yaml").write_text(
         "data_split: mini\nscene_filter: {frame_interval: 4, log_names: [a, b, c, gone]}\n"
     )
@@ -84,22 +88,25 @@ def test_training_on_a_part_says_so(opened, data, capsys):
 
 
 @pytest.mark.parametrize("reward_on", ["source", "validation"])
-def test_scenes_that_a_given_cache_lacks_are_not_trained_on(opened, data, world, tmp_path, capsys, reward_on):
+def test_scenes_that_a_given_cache_lacks_are_not_trained_on(
+    opened: Open, data: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], reward_on: str
+) -> None:
     kept = {"source": [0, 1, 2, 14], "validation": [14, 15]}[reward_on]
     tokens = opened().source.tokens
     split = Split("few", "mini", SceneFilter(frame_interval=4, tokens=tuple(tokens[i] for i in kept)))
     build_metric_cache(data, world.maps, split, tmp_path / "cache", progress=False)
-    options = {"validation_logs": 1, "metric_cache": str(tmp_path / "cache")}
+    options: Any = {"validation_logs": 1, "metric_cache": str(tmp_path / "cache")}
     with pytest.raises(CacheError, match="scenes are not in the metric cache"):
         opened(reward_on, **options)
     found = opened(reward_on, **options, allow_missing=True)
     lacking = {"source": 11, "validation": 5}[reward_on]
     assert found.coverage == Coverage(21 - lacking, 21, {"missing_cached": lacking})
+    assert found.validation is not None
     assert [len(found.source), len(found.validation)] == {"source": [3, 7], "validation": [14, 2]}[reward_on]
     assert f"NOT the whole split three: {lacking} scenes are not in the metric cache" in capsys.readouterr().out
 
 
-def test_moved_data_keeps_its_fingerprint(opened, data, tmp_path):
+def test_moved_data_keeps_its_fingerprint(opened: Open, data: Path, tmp_path: Path) -> None:
     first = opened(validation_logs=1).fingerprint
     moved = tmp_path / "elsewhere"
     shutil.copytree(data, moved)
@@ -109,7 +116,7 @@ def test_moved_data_keeps_its_fingerprint(opened, data, tmp_path):
     assert opened(validation_logs=1, workers=2).fingerprint == first
 
 
-def test_changed_data_changes_the_fingerprint(opened, data):
+def test_changed_data_changes_the_fingerprint(opened: Open, data: Path) -> None:
     first, rewarded = opened().fingerprint, opened("source").fingerprint
     assert rewarded != first
     assert opened(validation_logs=2).fingerprint != first  # other scenes are learned from
@@ -134,7 +141,7 @@ def test_changed_data_changes_the_fingerprint(opened, data):
     assert opened().fingerprint != first
 
 
-def test_scenes_of_another_folder_are_trained_on_when_asked(opened, data):
+def test_scenes_of_another_folder_are_trained_on_when_asked(opened: Open, data: Path) -> None:
     shutil.copytree(data / "navsim_logs/mini", data / "navsim_logs/other")
     shutil.copytree(data / "sensor_blobs/mini", data / "sensor_blobs/other")
     found = opened(data_split="other")
@@ -146,20 +153,25 @@ def test_scenes_of_another_folder_are_trained_on_when_asked(opened, data):
     assert len(opened(split=str(listed), data_split="mini").source) == 5
 
 
-def test_lists_of_one_name_have_metric_caches_of_their_own(opened, data):
+def cache_of(found: TrainingData) -> MetricCache:
+    assert isinstance(found.reward, MetricReward) and isinstance(found.reward.scenes, MetricCache)
+    return found.reward.scenes
+
+
+def test_lists_of_one_name_have_metric_caches_of_their_own(opened: Open, data: Path) -> None:
     tokens = opened().source.tokens
     lists = []
     for folder, some in (("x", tokens[:3]), ("y", tokens[3:5])):
         (data / folder).mkdir()
         lists.append(data / folder / "scores.csv")
         lists[-1].write_text("\n".join(("token", *some)))
-    caches = [opened("source", split=str(path)).reward.scenes for path in lists]
+    caches = [cache_of(opened("source", split=str(path))) for path in lists]
     assert [len(cache) for cache in caches] == [3, 2]
     assert all(cache.path.name.startswith("scores-") for cache in caches)
     caches[0].verify()  # the second has not replaced it
-    assert opened("source").reward.scenes.path == data / "metric_cache/three"
+    assert cache_of(opened("source")).path == data / "metric_cache/three"
 
 
-def test_too_many_validation_logs_are_refused_with_a_number_that_works(opened):
+def test_too_many_validation_logs_are_refused_with_a_number_that_works(opened: Open) -> None:
     with pytest.raises(ValueError, match=r"validation_logs is 8, but the scenes lie in 3 logs .*--validation-logs 1"):
         opened(validation_logs=8)

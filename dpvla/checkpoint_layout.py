@@ -55,3 +55,13 @@ class CheckpointLayout:
     def behavior(self) -> Path:
         """Adapters of the head that rolled them out."""
         return self.trainer_state / "behaviour"
+
+    @property
+    def replay(self) -> Path:
+        """Rows that a state-based run has collected online."""
+        return self.trainer_state / "replay.safetensors"
+
+    @property
+    def episodes(self) -> Path:
+        """Its episodes under way."""
+        return self.trainer_state / "online.safetensors"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dpvla.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE
 from dpvla.config import from_dict, to_dict
 from dpvla.registry import RegistryError
 from dpvla.state_based.agents.agent import Agent
@@ -24,8 +25,8 @@ def save_agent(agent: Agent, directory: Path) -> None:
         "seeds": list(agent.seeds),
         "config": to_dict(agent.config),
     }
-    checkpoint.write_meta(directory / "config.json", meta)
-    save_tensors(directory / "model.safetensors", agent.state_dict())
+    checkpoint.write_meta(directory / CONFIG_FILE, meta)
+    save_tensors(directory / WEIGHTS_FILE, agent.state_dict())
 
 
 def load_agent(directory: Path, **changes: Any) -> Agent:
@@ -36,7 +37,7 @@ def load_agent(directory: Path, **changes: Any) -> Agent:
         ConfigError: ``changes`` that the agent does not have, or values it cannot have.
         CheckpointError: weights of other networks.
     """
-    where = Path(directory) / "config.json"
+    where = Path(directory) / CONFIG_FILE
     meta = json.loads(where.read_text(encoding="utf-8"))
     try:
         own = agent_class(meta["agent"])
@@ -44,6 +45,6 @@ def load_agent(directory: Path, **changes: Any) -> Agent:
         raise RegistryError(f"{where}: {error}") from None
     config = changed(from_dict(own.Config, meta["config"], str(where)), changes, "changes")
     agent = make_agent(meta["agent"], config, meta["observation_dim"], meta["action_dim"], meta["seeds"])
-    path = Path(directory) / "model.safetensors"
+    path = Path(directory) / WEIGHTS_FILE
     checkpoint.load_weights(agent, agent.state_dict(), load_tensors(path), path)
     return agent.eval()

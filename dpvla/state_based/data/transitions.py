@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -72,15 +72,6 @@ class Transitions:
         tensors = {f.name: torch.from_numpy(np.asarray(arrays[f.name], dtype=np.float32)) for f in fields(Transitions)}
         tensors["actions"] = tensors["actions"].clamp(-ACTION_LIMIT, ACTION_LIMIT)
         return Transitions(**tensors)
-
-    @staticmethod
-    def cat(parts: Sequence[Transitions]) -> Transitions:
-        """One after the other; every part must end an episode (its last row is a terminal)."""
-        for number, part in enumerate(parts[:-1]):
-            if len(part) and part.terminals[-1] != 1:
-                raise ValueError(f"transitions: part {number} of {len(parts)} does not end an episode")
-        names = [field.name for field in fields(Transitions)]
-        return Transitions(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def __len__(self) -> int:
         return len(self.observations)

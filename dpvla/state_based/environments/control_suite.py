@@ -81,9 +81,6 @@ class ControlEnvironment(Environment):
         """Positions, velocities and actuator states, as stored in ExORL's episode files."""
         return np.array(self.raw.physics.get_state(), dtype=np.float64)
 
-    def about(self) -> dict[str, Any]:
-        return {"packages": versions()}
-
 
 def make_raw(name: str, seed: int = 0) -> Any:
     """dm_control's own environment of an ExORL task name, actions in their physical range."""

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
+TaskMetric = Literal["success", "return"]
+"""What a benchmark reports: success of an episode's last step, or the undiscounted sum of its rewards."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -30,7 +33,7 @@ class Environment(ABC):
     observation_size: int
     action_size: int
     max_steps: int  # time limit [control steps]
-    metric: Literal["success", "return"]  # what the benchmark reports: success of the last step, or sum of rewards
+    metric: TaskMetric
 
     @abstractmethod
     def reset(self, seed: int | None = None) -> Array:
@@ -44,10 +47,6 @@ class Environment(ABC):
         Raises:
             ValueError: the action has another shape or is not finite.
         """
-
-    @abstractmethod
-    def about(self) -> dict[str, Any]:
-        """Versions and settings that a reported number depends on."""
 
     def _checked(self, action: NDArray[Any]) -> Array:
         action = np.asarray(action, dtype=np.float32)

@@ -57,7 +57,7 @@ class OGBenchEnvironment(Environment):
     """A single-task environment of the installed ``ogbench`` package.
 
     Since ogbench 1.2.0 the reward, the end of the task and the success belong to the state an action was taken in
-    ("pre"), as in the relabelled data; before, to the state it led to ("post"). `about` says which.
+    ("pre"), as in the relabelled data; before, to the state it led to ("post"). `success_timing` says which.
     """
 
     metric = "success"
@@ -90,9 +90,6 @@ class OGBenchEnvironment(Environment):
             finished=bool(terminated or truncated),
             success=float(info["success"]),
         )
-
-    def about(self) -> dict[str, Any]:
-        return {"packages": versions(), "success_timing": success_timing(self._env)}
 
     @contextmanager
     def _global_randomness(self) -> Iterator[None]:

@@ -11,21 +11,18 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dpvla.state_based.agents.agent import Agent
-from dpvla.state_based.environments.environment import Step
+from dpvla.state_based.environments.environment import Step, TaskMetric
 from dpvla.state_based.running.environment_workers import EnvironmentPool
 from dpvla.training.order import step_seed
 
 START, NOISE = 1, 2
 """Branches of a seed's random numbers: how evaluation episodes start, and what the policy draws in them."""
-
-Metric = Literal["success", "return"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class AgentEvaluation:
     """All episodes of an agent after ``step`` updates: one list for each of its seeds, in the episodes' order."""
 
     step: int
-    metric: Metric
+    metric: TaskMetric
     seeds: tuple[int, ...]
     episodes: tuple[tuple[Episode, ...], ...]
     seconds: float  # wall time
@@ -98,7 +95,9 @@ class _Running:
 
 
 @torch.no_grad()
-def evaluate_agent(agent: Agent, pool: EnvironmentPool, episodes: int, step: int, metric: Metric) -> AgentEvaluation:
+def evaluate_agent(
+    agent: Agent, pool: EnvironmentPool, episodes: int, step: int, metric: TaskMetric
+) -> AgentEvaluation:
     """Play ``episodes`` episodes with every seed's policy at temperature 0.
 
     Each seed has an equal share of the pool's environments (at least one; the pool must have as many). A slot whose

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.environments.environment import Step
@@ -27,8 +28,6 @@ from dpvla.tensors import load_tensors, save_tensors
 
 START, NOISE = 3, 4
 """Branches of a seed's random numbers: how episodes start, and what the policy draws."""
-
-STATE = "online.safetensors"
 
 
 class OnlineCollector:
@@ -77,8 +76,8 @@ class OnlineCollector:
             print(error, file=sys.stderr, flush=True)
         return values
 
-    def save(self, state: Path) -> None:
-        """Write the episodes under way into ``state``."""
+    def save(self, path: Path) -> None:
+        """Write the episodes under way."""
         longest = max(map(len, self._actions))
         actions = np.zeros((len(self._actions), longest, self.agent.action_dim), np.float32)
         for padded, own in zip(actions, self._actions):
@@ -91,13 +90,13 @@ class OnlineCollector:
             "observations": torch.from_numpy(self._observations),
             "actions": torch.from_numpy(actions),
         }
-        save_tensors(state / STATE, tensors)
+        save_tensors(path, tensors)
 
-    def restore(self, state: Path) -> None:
+    def restore(self, path: Path) -> None:
         """Read back what ``save`` wrote; the environments follow when the next step is asked for."""
-        if not (state / STATE).exists():
+        if not path.exists():
             return
-        tensors = load_tensors(state / STATE)
+        tensors = load_tensors(path)
         self._episodes = tensors["episodes"].tolist()
         self._totals = tensors["totals"].numpy().copy()
         self._observations = tensors["observations"].numpy().copy()
@@ -196,9 +195,9 @@ class OnlineStage(AgentStage):
     def save(self, directory: Path) -> None:
         """The agent, its replay, and the environments."""
         super().save(directory)
-        self._collector.save(directory / "trainer_state")
+        self._collector.save(CheckpointLayout(directory).episodes)
 
     def restore(self, directory: Path) -> None:
         """The replay, and the environments as far as they can be simulated again."""
         super().restore(directory)
-        self._collector.restore(directory / "trainer_state")
+        self._collector.restore(CheckpointLayout(directory).episodes)

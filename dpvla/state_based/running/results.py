@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dpvla import provenance
+from dpvla.checkpoint_layout import METRICS_FILE
 from dpvla.config import ConfigError, to_dict
 from dpvla.files import read_json, write_json
 from dpvla.state_based.agents.config import AgentConfig
@@ -178,7 +179,7 @@ def updates_per_second(run_dir: Path) -> float:
 
     Several seeds side by side count as one update.
     """
-    path = run_dir / "metrics.csv"
+    path = run_dir / METRICS_FILE
     if not path.exists():
         return 0.0
     updates, seconds, before = 0, 0.0, 0

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import nn
 
+from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.agent_files import save_agent
 from dpvla.state_based.data.replay import Replay
@@ -36,8 +37,6 @@ STATE_BASED_LOOP = StateBasedLoop(
     save_every=100_000,
 )
 """The loop's options on this track (paper: Adam 3e-4, no decay, no clipping, 1M updates)."""
-
-REPLAY = "replay.safetensors"
 
 Evaluate = Callable[[int], Mapping[str, float]]
 """``step -> named numbers``, with the agent as it is."""
@@ -83,13 +82,13 @@ class AgentStage:
 
     def save(self, directory: Path) -> None:
         """``model/``, ``run.yaml``, and the collected rows if there may be any."""
-        save_agent(self.agent, directory / "model")
+        save_agent(self.agent, CheckpointLayout(directory).model)
         self._describe(directory)
         if self.replay.capacity:
-            self.replay.save(directory / "trainer_state" / REPLAY)
+            self.replay.save(CheckpointLayout(directory).replay)
 
     def restore(self, directory: Path) -> None:
         """Take up the collected rows; what ``collect`` holds itself is the caller's (``online.OnlineStage``)."""
-        path = directory / "trainer_state" / REPLAY
+        path = CheckpointLayout(directory).replay
         if self.replay.capacity and path.exists():
             self.replay.load(path)

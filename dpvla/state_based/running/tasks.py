@@ -8,6 +8,7 @@ from typing import Literal
 
 from dpvla.state_based.data.ogbench.episodes import SOURCES
 from dpvla.state_based.environments.control_suite import TASKS
+from dpvla.state_based.environments.environment import TaskMetric
 from dpvla.state_based.environments.ogbench import parse_name, refuse_unknown
 
 PREFIX = "exorl-"
@@ -40,7 +41,7 @@ class Task:
 
     name: str  # as `make_environment` and `load_data` take it
     benchmark: Literal["OGBench", "ExORL"]
-    metric: Literal["success", "return"]  # success of an episode's last step; undiscounted return
+    metric: TaskMetric
     episodes: int  # per evaluation: 50 (FQL's protocol), 10 (ExORL's and CFGRL's); the paper does not say
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.config import ConfigError
 from dpvla.files import one_writer, write_json
 from dpvla.state_based.agents.agent import Agent
@@ -44,7 +45,7 @@ from dpvla.training.loop import train
 from dpvla.training.run_directory import Run, TrainedOn, open_run
 
 FREE = (
-    *run_directory.FREE, "plugin", "data", "environments", "launch.per_step", "launch.cuda_graph", "launch.tf32",
+    *run_directory.FREE, "data", "environments", "launch.per_step", "launch.cuda_graph", "launch.tf32",
     "launch.threads", "launch.compile",
 )  # fmt: skip
 """Options that change what is computed by float rounding at most; recorded data may move, but not change."""
@@ -157,7 +158,7 @@ def evaluate_acting(config: StateBasedConfig, acting: Mapping[str, Any]) -> dict
     out = Path(config.out)
     if (found := read_acting(out, acting, config.all_steps)) is not None:
         return found
-    agent = load_agent(resolve_checkpoint(out) / "model", **acting)
+    agent = load_agent(CheckpointLayout(resolve_checkpoint(out)).model, **acting)
     agent.to(make_accelerator(replace(config.loop, trackers=()), out).device)
     episodes = evaluation_episodes(config, task)
     count = environments_at_once(config.environments, len(config.all_seeds), episodes)
@@ -200,7 +201,7 @@ class _Evaluator:
             step = checkpoint_step(directory)
             if step not in self.evaluations and self._due(step):
                 print(f"evaluating {directory}", file=sys.stderr, flush=True)
-                agent = load_agent(directory / "model").to(self.agent.device)
+                agent = load_agent(CheckpointLayout(directory).model).to(self.agent.device)
                 self.evaluations.add(self._evaluated(agent, step))
 
     def _due(self, step: int) -> bool:

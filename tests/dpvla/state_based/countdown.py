@@ -34,9 +34,6 @@ class Countdown(Environment):
         self._left -= 1
         return Step(self._observation(), float(action[0]), 1.0, self._left == 0, float(action[0] > 0))
 
-    def about(self) -> dict[str, Any]:
-        return {}
-
     def _observation(self) -> NDArray[np.float32]:
         return np.array([self._left, 1], np.float32)
 

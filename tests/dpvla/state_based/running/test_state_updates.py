@@ -317,10 +317,6 @@ def test_transitions_refuse_what_cannot_be_learned_from() -> None:
     with pytest.raises(ValueError, match=r"actions must lie in \[-1, 1\]"):
         replace(transitions(), actions=torch.full((60, 2), 1.5))
     assert Transitions.from_arrays(good | {"actions": 9 * good["actions"]}).actions.abs().max() <= ACTION_LIMIT
-    both = Transitions.cat([transitions(20), transitions(30)])
-    assert len(both) == 50
-    with pytest.raises(ValueError, match="part 0 of 2 does not end an episode"):
-        Transitions.cat([transitions(15), transitions(20)])
 
 
 def test_threads_follow_the_environment_and_else_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from tests.paths import ROOT
 
 PACKAGES = ("dpvla", "navsim_bridge")
 
-KEEP_TO_ORDER = ("dpvla",)
+KEEP_TO_ORDER = ("dpvla", "navsim_bridge")
 """Packages whose files all do."""
 
 ORDER = (

@@ -10,20 +10,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpvla import cli
-from dpvla.cli import reporting_errors
+from dpvla.cli import parse, refuse_given, reporting_errors
 from dpvla.config import Whole
 from dpvla.files import check_folder
 from dpvla.parallel import available_cores
 from navsim_bridge.files import roots
+from navsim_bridge.files.roots import DataAndMapOptions
 from navsim_bridge.metric_cache import build_metric_cache, convert_official_cache, merge_caches
 from navsim_bridge.metrics.registry import make_metric
 from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.shard import Shard
 
 
-@dataclass(frozen=True)
-class CacheMetrics:
+@dataclass(frozen=True, kw_only=True)
+class CacheMetrics(DataAndMapOptions):
     """Build the metric cache of a split from logs and maps, or from the devkit's own metric cache (v1.1).
 
     An interrupted run goes on where it stopped. On several machines with a shared folder (or folders copied together
@@ -34,26 +34,23 @@ class CacheMetrics:
     out: str  # folder of the cache; shards go into shard-K-of-N below it
     metric: str = "pdms"  # whose scenes: pdms (NAVSIM v1), epdms (v2), or a metric of a plug-in
     plugin: tuple[str, ...] = ()  # modules of yours with further metrics
-    split: str = ""  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
-    data_split: str = ""  # folder below navsim_logs/; default: what the split says, else the one that has its scenes
-    official_cache: str = ""  # instead of a split: folder that the devkit's metric caching wrote
+    split: str | None = None  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
+    official_cache: str | None = None  # instead of a split: folder that the devkit's metric caching wrote
     merge: tuple[str, ...] = ()  # instead of a split: shards, or folders that hold them
-    shard: str = ""  # K/N, such as 3/16: only this part of the split's logs
-    data_root: str = ""  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
-    maps_root: str = ""  # folder with nuplan-maps-v1.0.json; default: NUPLAN_MAPS_ROOT, then the demo world
+    shard: str | None = None  # K/N, such as 3/16: only this part of the split's logs
     workers: Whole = 0  # processes (0: one per core, divided among the processes that a launcher starts here)
     allow_missing: bool = False  # cache (or merge) what there is when logs, scenes or shards of the split are missing
 
 
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    options = cli.parse(CacheMetrics, argv)
+    options = parse(CacheMetrics, argv)
     if sum(map(bool, (options.split, options.official_cache, options.merge))) != 1:
         raise ValueError("give one of --split, --official-cache and --merge")
     if not options.split:
-        cli.refuse_given(options, ["shard", "data_split", "metric"], "--split")
+        refuse_given(options, ["shard", "data_split", "metric"], "--split")
     if options.official_cache:
-        cli.refuse_given(options, ["allow_missing"], "--split and --merge")
+        refuse_given(options, ["allow_missing"], "--split and --merge")
     rules = make_metric(options.metric).scene_rules
     if rules is None:
         raise ValueError(f"--metric {options.metric} needs no metric scenes: there is nothing to cache")
@@ -68,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.official_cache:
         cache = convert_official_cache(options.official_cache, options.out, workers=workers)
     else:
+        assert options.split is not None
         data_root = roots.data_root(options.data_root)
         cache = build_metric_cache(
             data_root,

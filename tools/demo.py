@@ -19,21 +19,20 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tqdm import tqdm
 
 from dpvla.cli import parse, reporting_errors
 from dpvla.config import NotNegative, Whole
 from dpvla.files import check_folder, write_json, write_text
-from dpvla.parallel import available_cores, run_jobs
-from dpvla.registry import import_plugin
+from dpvla.parallel import available_cores
 from dpvla.report.scene_picture import DrawnPlan
 from dpvla.report.table import markdown_table
 from dpvla.training.checkpoint import resolve_checkpoint
-from navsim_bridge.agents import AGENTS, Agent, PolicyAgent, find_agent
+from navsim_bridge.agents import AGENTS
 from navsim_bridge.data.training_data import own_metric_cache
 from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
+from navsim_bridge.evaluation.methods import Method, score_methods
 from navsim_bridge.evaluation.pictures import save_scene_picture
-from navsim_bridge.evaluation.run import Evaluation, evaluate, scenes_from_cache, write_evaluation
+from navsim_bridge.evaluation.run import Evaluation
 from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
 
@@ -172,61 +171,33 @@ ROWS = (
 )
 
 
-def policy_agent(config: DemoConfig, out: Path, name: str, image_cache: Path | None = None) -> PolicyAgent:
-    """The newest checkpoint of a run as an agent."""
-    checkpoint = resolve_checkpoint(out / name)
-    return PolicyAgent.from_checkpoint(
-        checkpoint, config.world.root, omega=config.omega, seed=config.seed, image_cache=image_cache, batch_size=256
-    )
+def methods(config: DemoConfig, out: Path) -> dict[str, Method]:
+    """By name; of trained ones the newest checkpoint."""
+    return {
+        row.name: Method(row.name, seed=config.seed)
+        if row.name in AGENTS
+        else Method(row.name, resolve_checkpoint(out / row.name), config.omega, config.seed)
+        for row in ROWS
+    }
 
 
 def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, Any]], dict[str, Evaluation]]:
-    """Every method on the filtered and the unfiltered test split, one sample a scene.
-
-    The filtered split is part of the unfiltered one, so one pass over the latter scores both.
-    """
+    """Rows of the table, every method on the filtered and the unfiltered test split; evaluations on the filtered."""
     root = Path(config.world.root)
     everything, filtered = load_split("navtest_all", root), load_split("navtest", root)
-    records = select_scenes(everything, root)
-    inside = {r.token for r in select_scenes(filtered, root)}
-    jobs = [(config, out, row.name) for row in ROWS]
-    found = dict(tqdm(run_jobs(score_method, jobs, available_cores()), total=len(jobs), unit="method"))
-    cache = own_metric_cache(filtered, root, root / "maps", workers=1)
-    rows: dict[str, list[dict[str, Any]]] = {"navtest": [], "navtest_all": []}
-    scored = {}
-    for row in ROWS:
-        learned = row.name not in AGENTS
-        scored[row.name] = found[row.name].restricted(inside)
-        for split, evaluation in ((filtered, scored[row.name]), (everything, found[row.name])):
-            write_evaluation(
-                out / "evaluation" / f"{row.name}_{split.name}",
-                evaluation,
-                agent="dpvla" if learned else row.name,
-                split=split,
-                records=[r for r in records if r.token in inside or split is everything],
-                data_root=root,
-                seed=config.seed,
-                omega=config.omega if learned else None,
-                checkpoint=resolve_checkpoint(out / row.name) if learned else None,
-                cache=cache,
-            )
-            means = evaluation.averages
+    scored = score_methods(
+        [*methods(config, out).values()], everything, filtered, root, out / "evaluation", workers=available_cores(),
+        plugin=config.plugin,
+    )  # fmt: skip
+    rows = []
+    for split, which in ((filtered, 0), (everything, 1)):
+        for row in ROWS:
+            evaluation = scored[row.name][which]
             label = {column.name: column.label for column in evaluation.metric.columns}
-            numbers = {label[name]: 100 * means[name] for name in TABLE}
+            numbers = {label[name]: 100 * evaluation.averages[name] for name in TABLE}
             about = {"method": row.method, "trained_on": row.trained_on, "split": split.name}
-            rows[split.name].append(about | numbers | {"scenes": len(evaluation.tokens)})
-    return rows["navtest"] + rows["navtest_all"], scored
-
-
-def score_method(config: DemoConfig, out: Path, name: str) -> tuple[str, Evaluation]:
-    """One row's plans on the unfiltered test split, scored; for a process of its own."""
-    for module in config.plugin:
-        import_plugin(module)
-    root = Path(config.world.root)
-    split = load_split("navtest_all", root)
-    cache = own_metric_cache(split, root, root / "maps", workers=1)
-    agent: Agent = find_agent(name) if name in AGENTS else policy_agent(config, out, name, root / "image_cache")
-    return name, evaluate(agent, select_scenes(split, root), scenes_from_cache(cache), progress=False)
+            rows.append(about | numbers | {"scenes": len(evaluation.tokens)})
+    return rows, {name: of_filtered for name, (of_filtered, _) in scored.items()}
 
 
 def export_submission(config: DemoConfig, out: Path) -> None:
@@ -252,8 +223,9 @@ def draw_pictures(config: DemoConfig, out: Path, scored: dict[str, Evaluation]) 
     better = np.flatnonzero((was < FAILED) & (now > SUCCEEDED))
     if not len(better):
         better = np.argsort(was - now, kind="stable")[: config.pictures]
-    runs = [("imitation", policy_agent(config, out, "pretrain"), before),
-            ("DIPOLE", policy_agent(config, out, "dipole_navtrain"), after)]  # fmt: skip
+    trained = methods(config, out)
+    runs = [("imitation", trained["pretrain"].agent(root), before),
+            ("DIPOLE", trained["dipole_navtrain"].agent(root), after)]  # fmt: skip
     tokens = spread([records[before.tokens[i]] for i in better], config.pictures)
     for number, token in enumerate(tokens):
         record = records[token]

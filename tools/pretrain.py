@@ -23,6 +23,7 @@ from dpvla.training.loop import train
 from dpvla.training.run_directory import FREE, Run, open_run
 from dpvla.training.start import Start, open_start, refuse_other_start
 from navsim_bridge.data.training_data import DataConfig, open_training_data
+from navsim_bridge.demo_world import make_demo_world_if_needed
 
 DEMO = Path(__file__).parent.parent / "configs" / "pretrain_demo.yaml"
 
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             refuse_other_start(run, "init_from", config.init_from)
         with accelerator.main_process_first():  # one process fetches released weights for all
             policy = initial_policy(config, run, start)
+        if accelerator.is_main_process:
+            make_demo_world_if_needed(config.data_root, config.maps_root)
         data = open_training_data(config, policy.encoder.sensors, accelerator, reward_on="validation")
         if run.last is None and start is None:
             policy.plan_coding.fit(data.source.plans(), data.source.ego_status())

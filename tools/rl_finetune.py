@@ -28,6 +28,7 @@ from dpvla.training.loop import train
 from dpvla.training.run_directory import FREE, open_run
 from dpvla.training.start import StartingPoint, WhatOfAdapters, open_start, refuse_other_start, starting_point
 from navsim_bridge.data.training_data import DataConfig, open_training_data
+from navsim_bridge.demo_world import make_demo_world_if_needed
 
 DEMO = Path(__file__).parent.parent / "configs" / "dipole_demo.yaml"
 OF_ROLLOUTS = (
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             first = StartingPoint(policy, (), run.before.get("start") or {}, None)
         policy = first.policy.to(accelerator.device)
         policy.precision = config.loop.precision
+        if accelerator.is_main_process:
+            make_demo_world_if_needed(config.data_root, config.maps_root)
         data = open_training_data(config, policy.encoder.sensors, accelerator, reward_on="source")
         assert data.reward is not None
         torch.manual_seed(seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from dpvla.config import Whole
 from dpvla.parallel import available_cores
 from dpvla.training.run_directory import TrainedOn
 from navsim_bridge.data.dataset import NavsimDataset
-from navsim_bridge.files.roots import DEMO_WORLD, LOGS, data_root, maps_root
+from navsim_bridge.files.roots import LOGS, DataAndMapOptions, data_root, maps_root
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
 from navsim_bridge.metrics.pdms import PDMSConfig
 from navsim_bridge.metrics.registry import AnyMetric, make_metric
@@ -34,13 +33,10 @@ LOOKED_INTO = 64
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(DataAndMapOptions):
     """Scenes to train on."""
 
     split: str = "navtrain"  # name, or a YAML, CSV or Parquet file that lists its scenes
-    data_split: str | None = None  # folder below navsim_logs/ (default: what the split says, or that of its scenes)
-    data_root: str | None = None  # holds navsim_logs/ (default: OPENSCENE_DATA_ROOT, then the demo world)
-    maps_root: str | None = None  # holds the maps (default: NUPLAN_MAPS_ROOT, then the demo world's)
     metric: AnyMetric = field(default_factory=PDMSConfig)  # what plans are scored by: reward and validation
     # what tools/cache_metrics.py wrote (default: one below DATA_ROOT/metric_cache, made if absent)
     metric_cache: str | None = None
@@ -128,8 +124,8 @@ def _content(data: NavsimDataset) -> bytes:
 def open_training_data(
     config: DataConfig, sensors: Sensors, accelerator: Accelerator, *, reward_on: str
 ) -> TrainingData:
-    """Find the scenes of ``config.split``, making the demo world, image cache and metric cache where asked for; says
-    in one line which they are.
+    """Find the scenes of ``config.split``, making image cache and metric cache where asked for; says in one line which
+    they are.
 
     Args:
         sensors: what the policy looks at.
@@ -140,8 +136,6 @@ def open_training_data(
     """
     cameras = camera_names(sensors.cameras)
     with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            make_demo_world_if_needed(config)
         root, maps = data_root(config.data_root), maps_root(config.maps_root)
         workers = config.workers or available_cores()
         split = load_split(config.split, root, config.data_split)
@@ -176,17 +170,6 @@ def open_training_data(
                 data, reward=MetricReward(metric, scenes, accelerator.device, scored.tokens), learns_from=made_from
             )
     return data
-
-
-def make_demo_world_if_needed(config: DataConfig) -> None:
-    """Generate the default demo world when neither options nor environment name other data and there is none."""
-    named = config.data_root or config.maps_root or os.environ.get("OPENSCENE_DATA_ROOT")
-    if named or (DEMO_WORLD / "world.json").exists():
-        return
-    from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
-
-    print(f"no data named and no demo world in {DEMO_WORLD}: making one")
-    make_demo_world(DemoWorldConfig(root=str(DEMO_WORLD)))
 
 
 def own_metric_cache(

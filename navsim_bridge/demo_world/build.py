@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from navsim_bridge.demo_world.log_name import LogName
 from navsim_bridge.demo_world.pictures.render import paint_log
 from navsim_bridge.demo_world.roads.network import network_of
 from navsim_bridge.demo_world.traffic.drive import record_drive
+from navsim_bridge.files.roots import DEMO_WORLD
 
 FINISHED, STARTED = "world.json", "world.started.json"
 PARTS = ("maps", "navsim_logs", "sensor_blobs", "splits", "metric_cache")
@@ -61,6 +63,14 @@ def make_demo_world(config: DemoWorldConfig) -> dict[str, Any]:
     write_json(root / FINISHED, summary)
     (root / STARTED).unlink()
     return summary
+
+
+def make_demo_world_if_needed(data_root: str | None, maps_root: str | None) -> None:
+    """Generate the default demo world when neither options nor environment name other data and there is none."""
+    if data_root or maps_root or os.environ.get("OPENSCENE_DATA_ROOT") or (DEMO_WORLD / FINISHED).exists():
+        return
+    print(f"no data named and no demo world in {DEMO_WORLD}: making one")
+    make_demo_world(DemoWorldConfig(root=str(DEMO_WORLD)))
 
 
 def log_names(config: DemoWorldConfig) -> list[LogName]:

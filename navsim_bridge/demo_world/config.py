@@ -7,6 +7,7 @@ from typing import Annotated
 
 from dpvla.config import Count, NotNegative, Range, Whole, check
 from navsim_bridge.files.logs import ALL_CAMERAS
+from navsim_bridge.files.roots import DEMO_WORLD
 from navsim_bridge.splits.scene_filter import SceneFilter
 
 GENERATOR_VERSION = 3
@@ -41,7 +42,7 @@ LOCATIONS = (
 class DemoWorldConfig:
     """What to generate and where. Two runs with equal settings (workers aside) write equal bytes."""
 
-    root: str = "data/demo_world"  # folder that receives maps/, navsim_logs/, sensor_blobs/ and splits/
+    root: str = str(DEMO_WORLD)  # folder that receives maps/, navsim_logs/, sensor_blobs/ and splits/
     seed: Whole = 0  # everything random derives from it
     num_train_logs: Count = 136  # logs in navsim_logs/trainval
     num_test_logs: Count = 44  # logs in navsim_logs/test

@@ -112,7 +112,7 @@ def test_a_made_up_batch_is_what_the_encoder_reads_and_a_policy_learns(name: str
 
 
 def test_every_encoder_says_its_name_and_is_found_by_it() -> None:
-    for name in ENCODERS:
+    for name in ("florence", "timm"):  # and not those that other tests plug in
         config = encoder_of({"name": name})
         assert config.name == name and encoder_class(config).Config is type(config)
         assert config.cameras == DEFAULT_CAMERAS

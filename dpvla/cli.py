@@ -7,6 +7,7 @@ Parsing and help come from tyro.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import os
 import sys
@@ -73,6 +74,7 @@ def parse(
         arguments, names = _chosen(config_class, arguments)
         data = merged(config_class, data, modern(config_class, names, "the command line", data))
         concrete = _concrete(config_class, data)
+        _refuse_unknown_options(config_class, concrete, arguments)
         _refuse_repeated_lists(concrete, arguments)
         text = (description or config_class.__doc__ or "").strip()
         text = text.replace("\npython ", "\n\npython ")  # an example a line: the help joins the lines of a paragraph
@@ -92,6 +94,7 @@ def parse(
 def _in_words_of_today(config_class: type, arguments: Sequence[str]) -> list[str]:
     """Options by their names of today, which is said; the bare name of a chosen group is its ``name``."""
     former = {_option(old): _option(new) for old, new in _renamed_below(config_class)}
+    former |= {_negated(old): _negated(new) for old, new in former.items()}
     bare = {_option(path) for path in _choices(config_class)}
     words = []
     for word in arguments:
@@ -132,7 +135,9 @@ def _chosen(config_class: type, arguments: Sequence[str]) -> tuple[list[str], di
     """The arguments with names of choices written in full, and these choices as a mapping."""
     words, data = list(arguments), dict[str, Any]()
     for path in _choices(config_class):
-        name = _take_option(words, f"{_option(path)}.name")
+        name = None
+        while (given := _take_option(words, f"{_option(path)}.name")) is not None:
+            name = given  # the last one counts, as for every option
         if name is None:
             continue
         *groups, last = path.split(".")
@@ -150,6 +155,54 @@ def _chosen(config_class: type, arguments: Sequence[str]) -> tuple[list[str], di
 
 def _option(path: str) -> str:
     return "--" + path.replace("_", "-")
+
+
+def _negated(option: str) -> str:
+    """What turns a switch off: ``--loop.no-x`` of ``--loop.x``."""
+    groups, dot, key = option.removeprefix("--").rpartition(".")
+    return f"--{groups}{dot}no-{key}"
+
+
+def _refuse_unknown_options(config_class: type, concrete: type, arguments: Sequence[str]) -> None:
+    """Raise ConfigError at the first option that there is not, with the nearest, or with the choice that has it."""
+    known, free = {"--help"}, []
+    for path, hint in _options_below(concrete):
+        known |= {_option(path)} | ({_negated(_option(path))} if hint is bool else set())
+        if hint is dict or typing.get_origin(hint) is dict:
+            free.append(f"{_option(path)}.")
+    for word in arguments:
+        option = word.partition("=")[0].replace("_", "-")
+        if not word.startswith("--") or word.startswith("--tyro-") or option in known or option.startswith((*free,)):
+            continue
+        for path in _choices(config_class):
+            key = option.removeprefix(f"{_option(path)}.")
+            if key != option and (others := _having(config_class, path, key)):
+                belongs = " or ".join(f"{_option(path)} {name}" for name in others)
+                raise ConfigError(f"the command line: {option} belongs to {belongs}")
+        near = difflib.get_close_matches(option, sorted(known), n=1, cutoff=0.0)[0]
+        raise ConfigError(f"the command line: unknown option {option}; nearest valid name: {near} (--help lists all)")
+
+
+def _options_below(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and type of everything that is no group."""
+    for field, hint in fields_and_types(config_class):
+        group, _ = group_of(hint)
+        if group is not None:
+            yield from _options_below(group, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, hint
+
+
+def _having(config_class: type, path: str, key: str) -> list[str]:
+    """Names of the choices at ``path`` that have an option ``key``."""
+    for name in path.split("."):
+        hint = next(hint for field, hint in fields_and_types(config_class) if field.name == name)
+        group, choice = group_of(hint)
+        assert group is not None
+        config_class = group
+    assert choice is not None
+    options = {name: _options_below(choice.config(name, "", path)) for name in choice.registry}
+    return [name for name, inside in options.items() if key in {path.replace("_", "-") for path, _ in inside}]
 
 
 def _import_plugins(config_class: type, arguments: Sequence[str]) -> None:

@@ -63,13 +63,18 @@ class Drawing:
 
     shape: Annotated[Shape, OneOf(SHAPES, "shape", in_full)] = field(default_factory=lambda: SquareConfig(side=9))
     width: int = 3  # of the line
+    filled: bool = False  # or only its outline
 
 
 @dataclass(frozen=True)
 class Options:
     """A tool's options."""
 
-    RENAMED: ClassVar[Mapping[str, str]] = {"old.side": "drawing.shape.side", "old.width": "drawing.width"}
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "old.side": "drawing.shape.side",
+        "old.width": "drawing.width",
+        "old.full": "drawing.filled",
+    }
 
     drawing: Drawing = field(default_factory=Drawing)  # what to draw
     plugin: tuple[str, ...] = ()  # your modules
@@ -126,7 +131,28 @@ def test_what_the_choice_does_not_have_is_refused_on_the_command_line(capsys: py
         with pytest.raises(SystemExit) as end:
             shape(*words)
         assert end.value.code == 2
-    assert "unknown shape 'cirle'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unknown shape 'cirle'" in said
+    assert "error: the command line: --drawing.shape.side belongs to --drawing.shape square\n" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "nearest"),
+    [("--drawing.widht", "--drawing.width"), ("--drawing.shape.sidee", "--drawing.shape.side"), ("--x", "--plugin")],
+)
+def test_an_unknown_option_is_one_line_with_the_nearest(
+    option: str, nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([option, "3"], [f"{option}=3"]):
+        with pytest.raises(SystemExit) as end:
+            shape(*words)
+        assert end.value.code == 2
+        line = f"error: the command line: unknown option {option}; nearest valid name: "
+        assert capsys.readouterr().err.startswith(line + (nearest if nearest != "--plugin" else ""))
+
+
+def test_of_several_names_the_last_counts() -> None:
+    assert shape("--drawing.shape", "circle", "--drawing.shape.name=square") == SquareConfig(side=9)
 
 
 def test_the_help_is_that_of_the_choice(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +167,9 @@ def test_former_names_still_work_and_are_said(tmp_path: Path, capsys: pytest.Cap
     assert shape("--old.side", "4") == SquareConfig(side=4)
     assert shape("--drawing.paint=blue") == SquareConfig(side=9, color="blue")
     assert "--old.side is now --drawing.shape.side" in capsys.readouterr().err
+    assert parse(Options, ["--old.full"]).drawing.filled
+    (tmp_path / "full.yaml").write_text("drawing: {filled: true}")
+    assert not parse(Options, ["--config", str(tmp_path / "full.yaml"), "--old.no-full"]).drawing.filled
     (tmp_path / "a.yaml").write_text("old: {side: 4, width: 8}\ndrawing: {paint: blue}")
     assert parse(Options, ["--config", str(tmp_path / "a.yaml")]).drawing == Drawing(
         SquareConfig(side=4, color="blue"), 8

@@ -17,6 +17,7 @@ from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.algorithm import Algorithm, AlgorithmConfig, RolloutBatch
 from dpvla.config import NotNegative
 from dpvla.diffusion import combine
+from dpvla.diffusion.guidance import dichotomous_weights
 from dpvla.models import DPVLA
 from dpvla.models.sampling import Sampling
 
@@ -99,9 +100,3 @@ class Dipole(Algorithm):
             return None
         output, _ = policy.denoise_plans(batch.context, batch.plans, t, noise, ADAPTERS, batch.behavior)
         return combine(output[0], output[1], self.config.omega)
-
-
-def dichotomous_weights(advantages: Tensor, beta: float, shift: float = 0.0) -> tuple[Tensor, Tensor]:
-    """``sigmoid(beta G + k)`` for the positive policy and one minus it for the negative one (Eq. 9, App. D.2)."""
-    positive = torch.sigmoid(beta * advantages + shift)
-    return positive, 1.0 - positive

@@ -1,8 +1,15 @@
-"""Greedy combination of the positive and the negative policy (paper eq. 10)."""
+"""The positive and the negative policy: their weights in the loss (paper Eq. 9) and their combination (Eq. 10)."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+
+def dichotomous_weights(advantages: Tensor, beta: float, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+    """``sigmoid(beta G + k)`` for the positive policy and one minus it for the negative one (Eq. 9, App. D.2)."""
+    positive = torch.sigmoid(beta * advantages + shift)
+    return positive, 1.0 - positive
 
 
 def combine(positive: Tensor, negative: Tensor, omega: float) -> Tensor:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpvla.algorithms.dipole import dichotomous_weights
 from dpvla.config import Count, NotNegative
-from dpvla.diffusion.guidance import combine
+from dpvla.diffusion.guidance import combine, dichotomous_weights
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.config import ImplicitQConfig
 from dpvla.state_based.agents.policies import best_of, flow_actions, noised_actions, policy_network, repeated

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.algorithm import RolloutBatch
-from dpvla.algorithms.dipole import ADAPTERS, Dipole, DipoleConfig, dichotomous_weights
+from dpvla.algorithms.dipole import ADAPTERS, Dipole, DipoleConfig
+from dpvla.diffusion.guidance import dichotomous_weights
 from dpvla.layers.blocks import Block
 from dpvla.models import DPVLA, DPVLAConfig, SceneContext
 from dpvla.models.adapters import adapter_parameters

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from dpvla.files import write_json
-from dpvla.provenance import collect
+from dpvla.provenance import made_by
 from navsim_bridge.golden.v1 import read_golden
 from navsim_bridge.metric_cache import MetricCache, build_metric_cache, convert_official_cache
 from navsim_bridge.metric_cache.cache import finish
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{row['scenes_per_s_per_core']:>13}{row['written_scenes_per_s'] or '-':>11}"
         )
     if options.json:
-        write_json(options.json, {"rows": rows, "made_by": collect()})
+        write_json(options.json, {"rows": rows, "made_by": made_by()})
     return 0
 
 

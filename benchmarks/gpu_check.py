@@ -40,7 +40,7 @@ from dpvla.encoders.florence_commands import tokenize_commands
 from dpvla.encoders.florence_tiny import tiny_tokenizer
 from dpvla.files import write_json
 from dpvla.models import DPVLA, DPVLAConfig
-from dpvla.provenance import collect
+from dpvla.provenance import made_by
 from dpvla.rl.stage import RolloutConfig, RolloutStage
 from dpvla.state_based.agents.dipole import DipoleAgentConfig
 from dpvla.state_based.agents.registry import make_agent
@@ -444,7 +444,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the outcome here")
     options = parser.parse_args(argv)
     began, on_gpu = time.perf_counter(), torch.cuda.is_available()
-    made = collect()
+    made = made_by()
     if on_gpu:
         print(f"{made['device']}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
     else:

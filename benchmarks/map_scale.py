@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla.files import write_json
-from dpvla.provenance import collect
+from dpvla.provenance import made_by
 from navsim_bridge.demo_world.config import LOCATIONS
 from navsim_bridge.demo_world.files.map_writer import LAYERS, write_map, write_map_index
 from navsim_bridge.demo_world.roads.network import build_network
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
                       f"{row['mapped_mb']:>18.0f}")  # fmt: skip
     if options.json:
         about = {"map_mb": path.stat().st_size / 1e6, "objects": sizes, "arrays_mb": shared_mb, "sharing_s": sharing}
-        write_json(options.json, {"rows": rows, "map": about, "made_by": collect()})
+        write_json(options.json, {"rows": rows, "map": about, "made_by": made_by()})
     return 0
 
 

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpvla.files import write_json
-from dpvla.provenance import collect
+from dpvla.provenance import made_by
 from navsim_bridge.golden import v2
 from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, GoldenScene, golden_fields, read_golden
 from navsim_bridge.metric_cache.official import OfficialCache
@@ -194,7 +194,7 @@ def _write(options: Any, paths: list[Path], results: dict[str, Scored]) -> None:
     for path in paths:
         if path.stem in results:
             digest.update(path.read_bytes())
-    made_by = {
+    about = {
         "metric": make_metric(options.metric).version,
         "human_filter": {"": "v2.1.2", "unf_": "off", "main_": "fixed"} if options.metric == "epdms" else None,
         "golden": str(options.golden),
@@ -203,9 +203,9 @@ def _write(options: Any, paths: list[Path], results: dict[str, Scored]) -> None:
         "scenes": len(results),
         "candidates_per_scene": sorted({item.plans for item in results.values()}),
         "trained_on": [],  # no weights: the plans are in the files
-        "provenance": collect(device=options.device),
+        "provenance": made_by(device=options.device),
     }
-    write_json(options.out.with_name(f"{options.out.stem}.provenance.json"), made_by)
+    write_json(options.out.with_name(f"{options.out.stem}.provenance.json"), about)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dpvla.files import write_json
-from dpvla.provenance import collect
+from dpvla.provenance import made_by
 from navsim_bridge.golden.v1 import GoldenScene, read_golden
 from navsim_bridge.metrics.reward import packed_bytes
 from navsim_bridge.pdm import SceneBatch, score, score_plans
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{'packing/s':>11}  time share of " + " / ".join(STAGES)
     )
     rows = []
-    made = collect(device=options.device)
+    made = made_by(device=options.device)
     for scenes, candidates in sizes:
         row = measure(golden, scenes, candidates, options.device, options.seconds, options.max_plans_in_flight)
         rows.append(row | {"threads": options.threads, "provenance": made})

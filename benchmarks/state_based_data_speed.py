@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.files import write_json
-from dpvla.provenance import collect
+from dpvla.provenance import made_by
 from dpvla.state_based.data.exorl.rewards import rewards_of
 from dpvla.state_based.data.ogbench.episodes import make_episode
 from dpvla.state_based.environments.control_suite import ControlEnvironment
@@ -75,7 +75,7 @@ def main() -> None:
         if not (rewards_of(env.raw, states) == full_reset(env.raw, states)).all():
             raise ValueError(f"{name}: relabelling differs from full resets")
         table[name] = {
-            "relabelled states": rate(rows, repeats, lambda: rewards_of(env.raw, states)),  # noqa: B023
+            "relabeled states": rate(rows, repeats, lambda: rewards_of(env.raw, states)),  # noqa: B023
             "by full resets": rate(rows, repeats, lambda: full_reset(env.raw, states)),  # noqa: B023
             "steps": rate(rows, repeats, lambda: walk(env, rows)),  # noqa: B023
         }
@@ -89,7 +89,7 @@ def main() -> None:
         }
         print(name, {key: round(value) for key, value in table[name].items()})
     if options.json:
-        write_json(options.json, {"per_cpu_second": table, "provenance": collect()})
+        write_json(options.json, {"per_cpu_second": table, "provenance": made_by()})
 
 
 if __name__ == "__main__":

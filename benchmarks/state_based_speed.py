@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpvla.files import write_json
-from dpvla.provenance import collect
+from dpvla.provenance import made_by
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.registry import agent_class, make_agent
 from dpvla.state_based.data.replay import Replay
@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
         table.append({"name": name, "median_ms": statistics.median(values), "least_ms": min(values), "ratio": ratio})
         print(f"{name:32s} {table[-1]['median_ms']:7.1f} {table[-1]['least_ms']:7.1f} {ratio:6.2f}")
     if options.json:
-        write_json(options.json, {"unit": unit, "rows": table, "times": times, "provenance": collect()})
+        write_json(options.json, {"unit": unit, "rows": table, "times": times, "provenance": made_by()})
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpvla.files import write_json
-from dpvla.provenance import collect
+from dpvla.provenance import made_by
 from navsim_bridge.agents import find_agent
 from navsim_bridge.evaluation.run import Evaluation, evaluate
 from navsim_bridge.golden.compare import PARTS, differences, with_part_of
@@ -307,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(
             options.out,
             {"world": str(options.world), "tolerance": TOLERANCE, "rows": table, "caching": caching,
-             "provenance": collect(seed=None)},
+             "provenance": made_by(seed=None)},
         )  # fmt: skip
     return 0 if all(row.passed for row in rows) else 1
 

@@ -19,7 +19,7 @@ PACKAGES = ("dpvla", "torch", "torchvision", "numpy", "scipy", "shapely", "trans
             "accelerate", "timm", "safetensors", "mujoco", "dm_control", "gymnasium", "ogbench")  # fmt: skip
 
 
-def collect(seed: int | Sequence[int] | None = None, device: torch.device | str | None = None) -> dict[str, Any]:
+def made_by(seed: int | Sequence[int] | None = None, device: torch.device | str | None = None) -> dict[str, Any]:
     """Python, package and BLAS versions, git commit of the source tree (None outside one), device, command, seed(s).
 
     ``device``: where it was computed; None: whatever this machine has.

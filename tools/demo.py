@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_text(out / "summary.md", table + "\n")
     write_json(out / "seconds.json", {name: round(value, 1) for name, value in seconds.items()})
     print(f"\n{table}\n")
-    print("Rows trained on navtest are scored on the scenes they were trained on (adaptation, not generalisation).")
+    print("Rows trained on navtest are scored on the scenes they were trained on (adaptation, not generalization).")
     print(", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
     print(f"results in {out}: summary.json, summary.md, submission.pkl, pictures/")
 

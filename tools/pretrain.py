@@ -37,7 +37,7 @@ class PretrainConfig(DataConfig):
     init_from: str | None = None  # start from the weights of this run, checkpoint or model directory
     model: DPVLAConfig = field(default_factory=DPVLAConfig)  # encoder, head, diffusion
     imitation: ImitationConfig = field(default_factory=ImitationConfig)  # epochs, batches
-    loop: LoopConfig = field(default_factory=LoopConfig)  # optimiser, logging, checkpoints
+    loop: LoopConfig = field(default_factory=LoopConfig)  # optimizer, logging, checkpoints
 
 
 @reporting_errors

@@ -2,6 +2,6 @@
 
 from dpvla.diffusion.guidance import clip_x0, combine
 from dpvla.diffusion.samplers.dpm import DPMSolver
-from dpvla.diffusion.schedule import PARAMETRISATIONS, Parametrisation, VPLinearSchedule
+from dpvla.diffusion.schedule import PARAMETRIZATIONS, Parametrization, VPLinearSchedule
 
-__all__ = ["PARAMETRISATIONS", "DPMSolver", "Parametrisation", "VPLinearSchedule", "clip_x0", "combine"]
+__all__ = ["PARAMETRIZATIONS", "DPMSolver", "Parametrization", "VPLinearSchedule", "clip_x0", "combine"]

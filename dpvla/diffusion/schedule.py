@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Parametrisation = Literal["eps", "x0", "v"]
-PARAMETRISATIONS: tuple[str, ...] = get_args(Parametrisation)
+Parametrization = Literal["eps", "x0", "v"]
+PARAMETRIZATIONS: tuple[str, ...] = get_args(Parametrization)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class VPLinearSchedule:
         return _over(self.alpha(t), x0) * x0 + _over(self.sigma(t), x0) * noise
 
     def target(self, kind: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What a perfect network of this parametrisation outputs."""
+        """What a perfect network of this parametrization outputs."""
         _check(kind)
         if kind == "x0":
             return x0
@@ -82,7 +82,7 @@ class VPLinearSchedule:
         return _over(self.alpha(t), x0) * noise - _over(self.sigma(t), x0) * x0
 
     def convert(self, output: Tensor, x_t: Tensor, t: Tensor, source: str, to: str) -> Tensor:
-        """The same prediction written as another parametrisation.
+        """The same prediction written as another parametrization.
 
         Between eps and x0 this divides by alpha or sigma: alpha(1) = 0.0066 amplifies errors of a raw eps network.
         """
@@ -128,5 +128,5 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _check(kind: str) -> None:
-    if kind not in PARAMETRISATIONS:
-        raise ValueError(f"unknown parametrisation {kind!r}; expected one of {', '.join(PARAMETRISATIONS)}")
+    if kind not in PARAMETRIZATIONS:
+        raise ValueError(f"unknown parametrization {kind!r}; expected one of {', '.join(PARAMETRIZATIONS)}")

@@ -131,9 +131,9 @@ class DiTHead(nn.Module):
         half = FREQUENCIES // 2
         frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half, dtype=torch.float32) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Xavier linears; every modulation and the output start at zero (adaLN-Zero)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""Plans in metres and radians to the normalised numbers the diffusion works on, and back."""
+"""Plans in meters and radians to the normalized numbers the diffusion works on, and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PlanCodingConfig:
     channels: Literal["x_y_cos_sin", "x_y_heading"] = "x_y_cos_sin"  # cos and sin have no wrap-around
     baseline: Literal["constant_velocity", "none"] = "constant_velocity"  # code the residual to it, or absolute poses
     positions: Literal["pose", "delta"] = "pose"  # x and y as they are, or as steps from the pose before (smoother)
-    std_floor: Positive = 0.01  # smallest spread (m, rad) that is normalised to 1; cos hardly varies at 0.5 s
+    std_floor: Positive = 0.01  # smallest spread (m, rad) that is normalized to 1; cos hardly varies at 0.5 s
 
 
 class PlanCoding(nn.Module):
@@ -31,7 +31,7 @@ class PlanCoding(nn.Module):
 
     mean: Tensor  # (pose, channel)
     std: Tensor  # (pose, channel)
-    largest: Tensor  # (pose, channel): largest absolute normalised value of the training split
+    largest: Tensor  # (pose, channel): largest absolute normalized value of the training split
     fitted: Tensor  # 0-dim bool
 
     def __init__(self, config: PlanCodingConfig) -> None:
@@ -72,7 +72,7 @@ class PlanCoding(nn.Module):
         self._is_fitted = True
 
     def encode(self, plans: Tensor, ego_status: Tensor) -> Tensor:
-        """Plans (scene, ..., 8, 3) to normalised values (scene, ..., 8, channel), float32 at least."""
+        """Plans (scene, ..., 8, 3) to normalized values (scene, ..., 8, channel), float32 at least."""
         self._require_statistics()
         plans = plans if plans.dtype == torch.float64 else plans.float()
         baseline = self._over_candidates(self._baseline(ego_status.to(plans.dtype)), plans)

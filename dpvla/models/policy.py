@@ -205,7 +205,7 @@ class DPVLA(nn.Module):
         policies: Policies = BASE_POLICY,
         head: DiTHead | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """What the network outputs for noised plans, and what it should: both in its own parametrisation, float32.
+        """What the network outputs for noised plans, and what it should: both in its own parametrization, float32.
 
         Args:
             plans: (scene, candidate, 8, 3). t: (scene, candidate). noise: (scene, candidate, 8, channel).

@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def jitter_colors(images: Tensor, strength: float) -> Tensor:
-    """Random contrast, brightness and colour cast, the same for all cameras of a scene.
+    """Random contrast, brightness and color cast, the same for all cameras of a scene.
 
     Args:
         images: (scene, camera, 3, height, width) uint8.
-        strength: each channel is scaled around mid-grey by a factor of 1 ± strength, a half of it shared by the three
+        strength: each channel is scaled around mid-gray by a factor of 1 ± strength, a half of it shared by the three
             channels, and shifted by up to ± strength / 2 of full scale. 0 returns the images as they are.
 
     Randomness comes from torch's global generator.
     """
     if not 0 <= strength < 1:
-        raise ValueError(f"colour jitter must lie in [0, 1), found {strength}")
+        raise ValueError(f"color jitter must lie in [0, 1), found {strength}")
     if strength == 0:
         return images
 

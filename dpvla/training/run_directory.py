@@ -24,7 +24,7 @@ from dpvla.checkpoint_layout import (
 )
 from dpvla.config import ConfigError, from_dict, modern, to_dict
 from dpvla.files import LOCK, DirectoryInUseError, check_folder, one_writer, write_text
-from dpvla.provenance import collect
+from dpvla.provenance import made_by
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 
 FREE = (
@@ -107,7 +107,7 @@ class Run:
                 "choose another --out, or --restart"
             )
         self._refuse_other_data(data)
-        made = collect(seed, self.accelerator.device) | {"processes": self.accelerator.num_processes}
+        made = made_by(seed, self.accelerator.device) | {"processes": self.accelerator.num_processes}
         content: dict[str, Any] = {
             "config": to_dict(self.config),
             "trained_on": list(map(_plain, trained_on)),
@@ -261,7 +261,7 @@ def write_run(directory: Path, config: Any, seed: int, trained_on: Sequence[Trai
     content = {
         "config": to_dict(config),
         "trained_on": list(map(_plain, trained_on)),
-        "provenance": collect(seed),
+        "provenance": made_by(seed),
     }
     write_text(directory / RUN_FILE, yaml.safe_dump(content, sort_keys=False))
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dpvla.files import check_folder, write_json, write_text
 from dpvla.plan import NUM_POSES
-from dpvla.provenance import collect
+from dpvla.provenance import made_by
 from navsim_bridge.agents import Agent
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.metric_cache.builder import scene_builder
@@ -383,7 +383,7 @@ def write_evaluation(
         "trained_on_evaluation_split": saw_split(trained_on, split, records),
         "samples_per_scene": 1,  # plans drawn from the agent
         "candidates_per_scene": 1,  # plans scored
-        "provenance": collect(seed, evaluation.device),
+        "provenance": made_by(seed, evaluation.device),
     }
     write_text(Path(out) / SCORES, evaluation.to_csv(part.is_whole))
     write_json(Path(out) / SUMMARY, summary)

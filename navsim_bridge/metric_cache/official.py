@@ -4,7 +4,7 @@ A cache file is an LZMA-compressed pickle of navsim, nuplan and shapely objects.
 mapped to plain holders that keep what the pickle stores in them; no code of theirs is needed or run, and a file that
 names anything else is refused.
 
-Objects are stored as polygons of their box corners, 51 frames of them. Centre, heading and size are taken back from
+Objects are stored as polygons of their box corners, 51 frames of them. Center, heading and size are taken back from
 the corners; where they are within `SNAP` of the first-seen object's size, or of the straight line between 0.5 s key
 frames along which the devkit interpolated, they are set to that, which removes the rounding of the corners. Headings
 keep it (about 1e-9 rad).

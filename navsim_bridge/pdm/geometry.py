@@ -56,7 +56,7 @@ def ego_points(states: Tensor) -> Tensor:
 
 
 def ego_center(states: Tensor) -> Tensor:
-    """Centre of the ego box (..., 2) for rear-axle states (..., >=3)."""
+    """Center of the ego box (..., 2) for rear-axle states (..., >=3)."""
     heading = states[..., 2]
     return torch.stack(
         (
@@ -141,7 +141,7 @@ def points_in_polygons(points: Tensor, chains: Tensor, chain_polygon: Tensor, nu
 
 
 def _occupied_cells(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres (scene, cell, 2) of the cells that hold points, -inf as padding, and each point's flat cell."""
+    """Centers (scene, cell, 2) of the cells that hold points, -inf as padding, and each point's flat cell."""
     num_scenes, device = len(points), points.device
     # the offset keeps centers off the round coordinates on which edges like to lie
     grid = torch.floor((points.clamp(-_FAR, _FAR) - _CELL_OFFSET) / _CELL).to(torch.int64) + (1 << 23)

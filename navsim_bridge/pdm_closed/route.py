@@ -240,7 +240,7 @@ class RouteFinder:
             raise MapError(f"{self._map.path}: {token} on the route has no polygon in layer {layer}")
         return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
 
-    # Centreline
+    # Centerline
 
     def _starting_lane(self, lanes: tuple[str, ...], rear: Float, center: Float) -> Lane:
         on_route = set(lanes)

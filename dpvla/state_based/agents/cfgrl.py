@@ -37,7 +37,7 @@ class CFGRLConfig(ImplicitQConfig):
     normalization before it.
     """
 
-    scheme: Literal["dropout", "both"] = "dropout"  # dropout: each row is labelled positive, negative or (with chance
+    scheme: Literal["dropout", "both"] = "dropout"  # dropout: each row is labeled positive, negative or (with chance
     # null_share) null; both: each row teaches null with weight null_share and, where A is positive, positive
     null_share: Share = 0.1  # of rows, or weight, for the unconditional velocity
     threshold: float = 0.0  # an advantage of at least this is positive
@@ -74,7 +74,7 @@ class CFGRLConfig(ImplicitQConfig):
 
 
 class CFGRL(Agent):
-    """Two Qs, V, one labelled flow policy."""
+    """Two Qs, V, one labeled flow policy."""
 
     Config = CFGRLConfig
     config: CFGRLConfig

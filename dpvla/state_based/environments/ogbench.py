@@ -57,7 +57,7 @@ class OGBenchEnvironment(Environment):
     """A single-task environment of the installed ``ogbench`` package.
 
     Since ogbench 1.2.0 the reward, the end of the task and the success belong to the state an action was taken in
-    ("pre"), as in the relabelled data; before, to the state it led to ("post"). `success_timing` says which.
+    ("pre"), as in the relabeled data; before, to the state it led to ("post"). `success_timing` says which.
     """
 
     metric = "success"

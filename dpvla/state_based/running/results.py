@@ -148,7 +148,7 @@ def write_result(
         "deviations_from_the_paper": departures,
         "hyperparameters": to_dict(recipe),
         "config": to_dict(config),
-        "provenance": provenance.collect(seeds if len(seeds) > 1 else seeds[0], device) | {"data": dict(data)},
+        "provenance": provenance.made_by(seeds if len(seeds) > 1 else seeds[0], device) | {"data": dict(data)},
     }
     if resumed:  # by other commands, versions or machines, perhaps
         result |= {"begun_with": run["provenance"], "resumed": resumed}

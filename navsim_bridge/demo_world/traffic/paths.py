@@ -67,8 +67,8 @@ def random_legs(
     """A random drive of at least ``length`` meters. With ``turns`` (weights of left, straight, right) lanes are
     changed where the turn asks for it; without, traffic stays in its lane."""  # fmt: skip
     legs: list[Leg] = []
-    travelled = 0.0
-    while travelled < length:
+    traveled = 0.0
+    while traveled < length:
         road = network.carriageways[carriageway]
         lanes = range(road.lanes) if turns is not None and road.length > 78 else (lane,)
         options = [(k, e) for k in lanes for e in network.exits[carriageway, k]]
@@ -84,7 +84,7 @@ def random_legs(
             out_lane, chosen = options[int(rng.choice(len(options), p=weights / weights.sum()))]
         legs.append(Leg(carriageway, lane, out_lane, chosen))
         connector = network.connectors[chosen]
-        travelled += road.length + float(curves.arc_length(connector.line)[-1])
+        traveled += road.length + float(curves.arc_length(connector.line)[-1])
         carriageway, lane = connector.target
     return legs
 

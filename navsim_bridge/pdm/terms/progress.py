@@ -16,7 +16,7 @@ _ONCOMING_LIMITS = (2.0, 6.0)  # [m] below: 1, below: 0.5, else 0
 
 
 def progress_along_centerline(scenes: SceneBatch, states: Tensor) -> Tensor:
-    """Metres (scene, candidate) the ego center advances along the centerline, not below zero."""
+    """Meters (scene, candidate) the ego center advances along the centerline, not below zero."""
     ends = ego_center(states[:, :, [0, -1]])
     num_scenes, num_candidates = states.shape[:2]
     at = project_on_polyline(ends.view(num_scenes, -1, 2), scenes.centerline, scenes.centerline_mask)
@@ -25,7 +25,7 @@ def progress_along_centerline(scenes: SceneBatch, states: Tensor) -> Tensor:
 
 
 def progress_scale(weighted: Tensor, reference_weighted: Tensor) -> Tensor:
-    """Metres (scene, candidate) that count as full progress: the further of candidate and reference.
+    """Meters (scene, candidate) that count as full progress: the further of candidate and reference.
 
     Args:
         weighted: (scene, candidate) meters times the product of the multipliers.
@@ -66,7 +66,7 @@ def normalize_raw_progress(raw: Tensor, scale: Tensor) -> Tensor:
 
 
 def against_route(states: Tensor, areas: EgoAreas) -> Tensor:
-    """Metres (scene, candidate, 40) driven off the route's lanes within the window that ends at each step."""
+    """Meters (scene, candidate, 40) driven off the route's lanes within the window that ends at each step."""
     center = ego_center(states)
     step = torch.linalg.vector_norm(center[:, :, 1:] - center[:, :, :-1], dim=-1)
     against = torch.where(areas.oncoming[:, :, 1:], step, 0.0)

@@ -138,7 +138,7 @@ def test_equal_adapters_get_gradients_that_sum_to_plain_imitation(policy: DPVLA)
 
 
 def parts(policy: DPVLA, scenes: int, candidates: int) -> tuple[SceneContext, Tensor, Tensor, Tensor]:
-    """Context, plans, noise levels and noise; the normalised plans are standard normal."""
+    """Context, plans, noise levels and noise; the normalized plans are standard normal."""
     context = scene(policy, scenes)
     values = torch.randn(scenes, candidates, 8, policy.plan_coding.num_channels)
     t, noise = policy.draw(scenes, candidates)
@@ -208,7 +208,7 @@ def test_where_the_losses_have_their_minimum_for_a_denoiser_that_is_not_exact(an
     torch.manual_seed(8)
     target = 1.7 + torch.randn(5, 4, 8, 3, dtype=torch.float64)
     advantages = target.mean((-2, -1)) + torch.randn(5, 4, dtype=torch.float64)
-    v_b, shift = 0.9, 0.4  # the behaviour misses the mean of its own samples by delta
+    v_b, shift = 0.9, 0.4  # the behavior misses the mean of its own samples by delta
     policy = OneNumberEach(target)
     t = torch.ones(5, 4, dtype=torch.float64)
     drew = torch.full_like(target, v_b) if anchored else None
@@ -227,7 +227,7 @@ def test_where_the_losses_have_their_minimum_for_a_denoiser_that_is_not_exact(an
     assert mixed == pytest.approx(v_b if anchored else v_b + float(delta))
 
 
-def test_without_preference_a_policy_that_equals_the_behaviour_stays_as_it_is(policy: DPVLA) -> None:
+def test_without_preference_a_policy_that_equals_the_behavior_stays_as_it_is(policy: DPVLA) -> None:
     torch.manual_seed(7)
     with torch.no_grad():
         for parameter in policy.adapter_parameters():

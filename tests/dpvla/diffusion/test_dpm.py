@@ -59,7 +59,7 @@ def test_a_denoiser_in_low_precision_is_refused() -> None:
 
 
 def weighted_density(points: Tensor, log_weight: Callable[[Tensor], Tensor]) -> Tensor:
-    """mu(a) exp(log_weight(a)) on a grid, normalised to sum 1; mu is a mixture of three Gaussians."""
+    """mu(a) exp(log_weight(a)) on a grid, normalized to sum 1; mu is a mixture of three Gaussians."""
     mu = torch.exp(-0.5 * ((points[:, None] - MODES) / MODE_STD) ** 2).sum(1)
     density = mu * torch.exp(log_weight(points))
     return density / density.sum()

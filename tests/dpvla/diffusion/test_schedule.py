@@ -1,11 +1,11 @@
-"""The noise schedule and the conversions between parametrisations."""
+"""The noise schedule and the conversions between parametrizations."""
 
 import math
 
 import pytest
 import torch
 
-from dpvla.diffusion import PARAMETRISATIONS, Parametrisation, VPLinearSchedule, combine
+from dpvla.diffusion import PARAMETRIZATIONS, Parametrization, VPLinearSchedule, combine
 
 SCHEDULE = VPLinearSchedule()
 
@@ -35,17 +35,17 @@ def _noised() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return x0, noise, t, SCHEDULE.add_noise(x0, noise, t)
 
 
-@pytest.mark.parametrize("source", PARAMETRISATIONS)
-@pytest.mark.parametrize("to", PARAMETRISATIONS)
-def test_every_parametrisation_converts_to_every_other(source: Parametrisation, to: Parametrisation) -> None:
+@pytest.mark.parametrize("source", PARAMETRIZATIONS)
+@pytest.mark.parametrize("to", PARAMETRIZATIONS)
+def test_every_parametrization_converts_to_every_other(source: Parametrization, to: Parametrization) -> None:
     x0, noise, t, x_t = _noised()
     converted = SCHEDULE.convert(SCHEDULE.target(source, x0, noise, t), x_t, t, source, to)
     torch.testing.assert_close(converted, SCHEDULE.target(to, x0, noise, t), rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("source", PARAMETRISATIONS)
-@pytest.mark.parametrize("to", PARAMETRISATIONS)
-def test_guidance_commutes_with_conversions(source: Parametrisation, to: Parametrisation) -> None:
+@pytest.mark.parametrize("source", PARAMETRIZATIONS)
+@pytest.mark.parametrize("to", PARAMETRIZATIONS)
+def test_guidance_commutes_with_conversions(source: Parametrization, to: Parametrization) -> None:
     _, noise, t, x_t = _noised()
     positive, negative = torch.randn_like(noise), torch.randn_like(noise)
     combined_first = SCHEDULE.convert(combine(positive, negative, 1.5), x_t, t, source, to)
@@ -55,10 +55,10 @@ def test_guidance_commutes_with_conversions(source: Parametrisation, to: Paramet
     torch.testing.assert_close(combined_first, converted_first, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("output", PARAMETRISATIONS)
-@pytest.mark.parametrize("weighting", PARAMETRISATIONS)
+@pytest.mark.parametrize("output", PARAMETRIZATIONS)
+@pytest.mark.parametrize("weighting", PARAMETRIZATIONS)
 def test_error_factors_equal_the_error_of_the_converted_prediction(
-    output: Parametrisation, weighting: Parametrisation
+    output: Parametrization, weighting: Parametrization
 ) -> None:
     x0, noise, t, x_t = _noised()
     prediction = torch.randn_like(noise)
@@ -75,6 +75,6 @@ def test_alpha_floor_bounds_the_weight_of_pure_noise() -> None:
     assert SCHEDULE.squared_output_factor("v", one, alpha_floor=0.1).item() == pytest.approx(100, rel=1e-5)
 
 
-def test_unknown_parametrisation_is_refused() -> None:
+def test_unknown_parametrization_is_refused() -> None:
     with pytest.raises(ValueError, match="expected one of eps, x0, v"):
         SCHEDULE.target("score", torch.zeros(1), torch.zeros(1), torch.ones(1))

@@ -12,7 +12,7 @@ from dpvla.algorithms.dipole import ADAPTERS
 from dpvla.models import DPVLA, DPVLAConfig, HeadConfig
 from dpvla.models.adapters import adaptable_layers
 from dpvla.models.head import DiTHead, Policies
-from tests.dpvla.models.tiny_policies import make_batch, make_policy, randomise_adapters
+from tests.dpvla.models.tiny_policies import make_batch, make_policy, randomize_adapters
 
 
 def _errors(policy: DPVLA, adapters: Policies, scenes: int = 3, candidates: int = 2) -> Tensor:
@@ -27,7 +27,7 @@ def _errors(policy: DPVLA, adapters: Policies, scenes: int = 3, candidates: int 
 def test_one_backward_reaches_both_adapters(light: DPVLA) -> None:
     light.add_adapters(ADAPTERS)
     light.freeze_encoder()
-    randomise_adapters(light)
+    randomize_adapters(light)
     positive, negative = _errors(light, ADAPTERS)
     (positive.mean() + 0.3 * negative.mean()).backward()
     for name, layer in adaptable_layers(light.head).items():
@@ -41,7 +41,7 @@ def test_one_backward_reaches_both_adapters(light: DPVLA) -> None:
 def test_each_adapter_gets_its_own_gradient_only(light: DPVLA) -> None:
     light.add_adapters(ADAPTERS)
     light.freeze_encoder()
-    randomise_adapters(light)
+    randomize_adapters(light)
     _errors(light, ADAPTERS)[0].mean().backward()
     block: Any = light.head.blocks[0]
     layer = block.mlp.up
@@ -85,7 +85,7 @@ def test_new_adapters_equal_the_base_policy(light: DPVLA) -> None:
 
 def test_the_fused_pass_equals_single_passes(light: DPVLA) -> None:
     light.add_adapters(ADAPTERS)
-    randomise_adapters(light)
+    randomize_adapters(light)
     fused = _errors(light, ("positive", None, "negative"))
     single = torch.cat([_errors(light, (name,)) for name in ("positive", None, "negative")])
     torch.testing.assert_close(fused, single, rtol=1e-4, atol=1e-5)
@@ -101,7 +101,7 @@ def test_adapters_sit_on_attention_and_mlp_only(light: DPVLA) -> None:
 
 def test_adapters_survive_the_disk_exactly(light: DPVLA, tmp_path: Path) -> None:
     light.add_adapters(ADAPTERS, rank=4, alpha=8)
-    randomise_adapters(light)
+    randomize_adapters(light)
     light.save_adapters(tmp_path)
     other = make_policy(DPVLAConfig.tiny())
     other.load_adapters(tmp_path)
@@ -118,7 +118,7 @@ def test_peft_reads_what_we_write_and_gives_the_same_output(preset: str, tmp_pat
         DPVLAConfig(encoder=settings.encoder, head=HeadConfig(preset="tiny", blocks=blocks), plan=settings.plan)
     )
     policy.add_adapters(ADAPTERS)
-    randomise_adapters(policy)
+    randomize_adapters(policy)
     policy.save_adapters(tmp_path)
     bare = DiTHead(policy.config.head, 4, policy.encoder.token_width)
     bare.load_state_dict({k: v for k, v in policy.head.state_dict().items() if "adapter_" not in k})

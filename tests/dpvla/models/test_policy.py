@@ -16,7 +16,7 @@ from dpvla.encoders.timm import TimmConfig
 from dpvla.layers.adaptable import AdaptableLinear
 from dpvla.models import DPVLA, DPVLAConfig, PlanCodingConfig, SceneContext
 from dpvla.models.sampling import Sampling
-from tests.dpvla.models.tiny_policies import CONFIGS, make_batch, make_policy, randomise_adapters
+from tests.dpvla.models.tiny_policies import CONFIGS, make_batch, make_policy, randomize_adapters
 
 ENCODER = TimmConfig(network="test_resnet", pretrained=False, image_width=96, image_height=48)
 
@@ -32,7 +32,7 @@ def recorded(batch: DrivingBatch) -> Tensor:
 
 def test_a_saved_policy_gives_the_same_plans_bit_for_bit(policy: DPVLA, tmp_path: Path) -> None:
     policy.add_adapters(ADAPTERS)
-    randomise_adapters(policy)
+    randomize_adapters(policy)
     policy.save_pretrained(tmp_path / "model")
     policy.save_adapters(tmp_path / "adapters")
     loaded = DPVLA.from_pretrained(tmp_path / "model")
@@ -109,7 +109,7 @@ def test_configs_survive_json_and_refuse_unknown_keys() -> None:
 
 
 def test_imitation_learns_a_scene_by_heart() -> None:
-    policy = make_policy(DPVLAConfig.tiny(), randomise=False).train()
+    policy = make_policy(DPVLAConfig.tiny(), randomize=False).train()
     batch = make_batch(policy.config)
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=2e-3)
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +120,7 @@ def test_imitation_learns_a_scene_by_heart() -> None:
         optimizer.step()
     assert info["imitation/loss"].item() == loss.item()
     miss = (_plans(policy.eval(), batch) - recorded(batch)[:, None])[..., :2].norm(dim=-1).mean().item()
-    untrained = make_policy(DPVLAConfig.tiny(), randomise=False)
+    untrained = make_policy(DPVLAConfig.tiny(), randomize=False)
     before = (_plans(untrained, batch) - recorded(batch)[:, None])[..., :2].norm(dim=-1).mean().item()
     assert miss < 0.6 * before
 
@@ -159,7 +159,7 @@ def test_the_loss_is_the_eps_error_whatever_the_network_outputs(output: Literal[
 
 def test_guidance_follows_the_formula_of_the_paper(light: DPVLA) -> None:
     light.add_adapters(ADAPTERS)
-    randomise_adapters(light)
+    randomize_adapters(light)
     context = light.encode(make_batch(light.config))
     noise = torch.randn(4, 2, 8, 4)
     unclipped = make_policy(replace(light.config, diffusion=replace(light.config.diffusion, clip_ratio=None)))
@@ -178,7 +178,7 @@ def test_guidance_follows_the_formula_of_the_paper(light: DPVLA) -> None:
 
 def test_omega_zero_is_the_positive_policy_and_is_never_clipped(light: DPVLA) -> None:
     light.add_adapters(ADAPTERS)
-    randomise_adapters(light)
+    randomize_adapters(light)
     context = light.encode(make_batch(light.config))
     noise = torch.randn(4, 2, 8, 4)
     plans = light.sample(context, 2, omega=0.0, noise=noise)
@@ -225,7 +225,7 @@ def test_contexts_are_selected_and_joined(policy: DPVLA) -> None:
 
 def test_training_and_sampling_run_under_bfloat16_autocast(policy: DPVLA) -> None:
     policy.add_adapters(ADAPTERS)
-    randomise_adapters(policy)
+    randomize_adapters(policy)
     batch = make_batch(policy.config)
     with torch.autocast("cpu", torch.bfloat16):
         context = policy.encode(batch)

@@ -11,7 +11,7 @@ import torch
 from dpvla.config import ConfigError
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.models.sampling import FORMER_ADAPTERS, Sampling, read_sampling
-from tests.dpvla.models.tiny_policies import make_batch, make_policy, randomise_adapters
+from tests.dpvla.models.tiny_policies import make_batch, make_policy, randomize_adapters
 
 
 def plans(policy: DPVLA, sampling: Sampling | None = None, omega: float | None = None) -> torch.Tensor:
@@ -23,7 +23,7 @@ def plans(policy: DPVLA, sampling: Sampling | None = None, omega: float | None =
 def policy() -> DPVLA:
     made = make_policy(DPVLAConfig.tiny())
     made.add_adapters(("a", "b", "c"), 4, 4)
-    randomise_adapters(made)
+    randomize_adapters(made)
     return made
 
 

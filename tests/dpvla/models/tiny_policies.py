@@ -31,20 +31,20 @@ def make_batch(config: DPVLAConfig, scenes: int = 4, seed: int = 0) -> DrivingBa
     )
 
 
-def make_policy(config: DPVLAConfig, randomise: bool = True) -> DPVLA:
-    """A policy with plan statistics; ``randomise`` undoes the zero initialization, so that outputs depend on all."""
+def make_policy(config: DPVLAConfig, randomize: bool = True) -> DPVLA:
+    """A policy with plan statistics; ``randomize`` undoes the zero initialization, so that outputs depend on all."""
     torch.manual_seed(0)
     policy = DPVLA.from_config(config)
     batch = make_batch(config, 32)
     assert batch.plan is not None
     policy.plan_coding.fit(batch.plan, batch.ego_status)
-    if randomise:
+    if randomize:
         for parameter in policy.head.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     return policy.eval()
 
 
-def randomise_adapters(policy: DPVLA, seed: int = 1) -> None:
+def randomize_adapters(policy: DPVLA, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in policy.adapter_parameters():
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)

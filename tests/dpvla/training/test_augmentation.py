@@ -1,4 +1,4 @@
-"""Colour jitter."""
+"""Color jitter."""
 
 import pytest
 import torch
@@ -28,5 +28,5 @@ def test_cameras_of_a_scene_change_alike() -> None:
 
 
 def test_a_strength_out_of_range_is_refused() -> None:
-    with pytest.raises(ValueError, match="colour jitter"):
+    with pytest.raises(ValueError, match="color jitter"):
         jitter_colors(IMAGES, 1.0)

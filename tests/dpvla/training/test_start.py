@@ -19,7 +19,7 @@ from dpvla.models.sampling import Sampling
 from dpvla.tensors import CheckpointError
 from dpvla.training.run_directory import Run, TrainedOn, write_run
 from dpvla.training.start import open_start, refuse_other_start, starting_point
-from tests.dpvla.models.tiny_policies import make_batch, make_policy, randomise_adapters
+from tests.dpvla.models.tiny_policies import make_batch, make_policy, randomize_adapters
 
 IMITATION = TrainedOn("imitation", "navtrain", 6, ("log1",))
 DIPOLE = TrainedOn("dipole", "navtest", 2, ("log2",), weights="adapters")
@@ -29,7 +29,7 @@ DIPOLE = TrainedOn("dipole", "navtest", 2, ("log2",), weights="adapters")
 def policy() -> DPVLA:
     policy = make_policy(DPVLAConfig.tiny())
     policy.add_adapters(ADAPTERS, 4, 4)
-    randomise_adapters(policy)
+    randomize_adapters(policy)
     policy.sampling, policy.precision = Sampling(ADAPTERS, 2.5), "bf16"
     return policy
 
@@ -130,7 +130,7 @@ def test_a_merge_is_the_guided_combination_to_first_order() -> None:
         policy = make_policy(DPVLAConfig.tiny())
         policy.config = replace(policy.config, diffusion=replace(policy.config.diffusion, clip_ratio=None))
         policy.add_adapters(ADAPTERS, 4, 4)
-        randomise_adapters(policy)
+        randomize_adapters(policy)
         for layer in policy.adapter_parameters()[1::2]:
             layer.data *= size
         base = plans(policy, omega=0.0)
@@ -144,7 +144,7 @@ def test_a_merge_is_the_guided_combination_to_first_order() -> None:
 def test_a_merge_of_one_linear_layer_is_exact() -> None:
     policy = make_policy(DPVLAConfig.tiny())
     policy.add_adapters(ADAPTERS, 4, 8)
-    randomise_adapters(policy)
+    randomize_adapters(policy)
     layer: Any = policy.head.blocks[0].mlp.up  # type: ignore[union-attr]
     x = torch.randn(5, layer.in_features)
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_a_run_that_goes_on_may_name_its_start_otherwise_but_not_another_one(
     run = opened({"config": {"checkpoint": "runs/a"}, "start": {"weights_sha256": start.weights_hash()}})
     refuse_other_start(run, "checkpoint", "runs/a")  # as it was written, whatever lies there now
     refuse_other_start(run, "checkpoint", str(checkpoint.resolve()))
-    randomise_adapters(policy, seed=5)
+    randomize_adapters(policy, seed=5)
     policy.save_adapters(checkpoint / "adapters")  # the same model with other adapters
     for other in (str(checkpoint), str(checkpoint / "model"), None):
         with pytest.raises(ConfigError, match="holds other weights"):

@@ -68,7 +68,7 @@ def checkpoint(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy.plan_coding.fit(plans, status)
     policy.add_adapters(ADAPTERS, 4, 4)
     with torch.no_grad():
-        for parameter in policy.head.parameters():  # away from its zero-initialised gates
+        for parameter in policy.head.parameters():  # away from its zero-initialized gates
             parameter.add_(0.1 * torch.randn_like(parameter))
     policy.save_pretrained(folder / "model")
     policy.save_adapters(folder / "adapters")

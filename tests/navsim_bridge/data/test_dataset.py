@@ -20,17 +20,17 @@ FULL = (320, 180)
 
 @pytest.fixture(scope="module")
 def with_images(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The world's records with small images, each camera of each scene in its own grey."""
+    """The world's records with small images, each camera of each scene in its own gray."""
     root = tmp_path_factory.mktemp("images")
     for i, record in enumerate(world.records):
         for j, camera in enumerate(NAMES):
             path = root / "sensor_blobs/mini" / record.cameras[camera]
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", FULL, (grey(i, j),) * 3).save(path, quality=95)
+            Image.new("RGB", FULL, (gray(i, j),) * 3).save(path, quality=95)
     return root
 
 
-def grey(scene: int, camera: int) -> int:
+def gray(scene: int, camera: int) -> int:
     return 20 + 30 * scene + 10 * camera
 
 
@@ -44,7 +44,7 @@ def test_a_batch_holds_what_the_records_say(world: World, with_images: Path) -> 
     assert batch.images.dtype == torch.uint8
     for i, scene in enumerate((4, 1)):
         for camera in range(3):  # front-left, front, front-right
-            assert abs(batch.images[i, camera].float().mean() - grey(scene, camera)) < 2
+            assert abs(batch.images[i, camera].float().mean() - gray(scene, camera)) < 2
         np.testing.assert_array_equal(batch.plan[i], records[i].plan().astype(np.float32))
         np.testing.assert_array_equal(batch.ego_status[i, :2], records[i].velocity.astype(np.float32))
     assert batch.command.tolist() == [r.command for r in records]
@@ -58,7 +58,7 @@ def test_the_cameras_are_those_of_the_encoder_in_its_order(world: World, with_im
     assert images.shape == (2, *sensors.shape) == (2, 2, 3, 48, 96)
     for i, scene in enumerate((4, 1)):
         for place, camera in enumerate((2, 1)):
-            assert abs(images[i, place].float().mean() - grey(scene, camera)) < 2
+            assert abs(images[i, place].float().mean() - gray(scene, camera)) < 2
     paths = {dataset.cache_images(tmp_path)}
     assert torch.equal(dataset.batch([4, 1]).images, images)
     for cameras in (("front", "front_right"), ("front",), DEFAULT_CAMERAS):
@@ -113,7 +113,7 @@ def test_a_changed_image_makes_another_cache(world: World, with_images: Path, tm
     image = with_images / "sensor_blobs/mini" / records[0].cameras["CAM_F0"]
     Image.new("RGB", FULL, (200,) * 3).save(image, quality=80)
     assert NavsimDataset(records, with_images, SENSORS).cache_images(tmp_path) != first
-    Image.new("RGB", FULL, (grey(0, 1),) * 3).save(image, quality=95)
+    Image.new("RGB", FULL, (gray(0, 1),) * 3).save(image, quality=95)
 
 
 def test_missing_images_are_counted_and_the_first_named(world: World, with_images: Path, tmp_path: Path) -> None:

@@ -117,8 +117,8 @@ def test_velocity_and_acceleration_fit_the_recorded_poses(log: list[dict]) -> No
     position = np.array([frame["ego2global_translation"][:2] for frame in log])
     speed = np.array([frame["ego_dynamic_state"][0] for frame in log])
     acceleration = np.array([frame["ego_dynamic_state"][2] for frame in log])
-    travelled = np.hypot(*np.diff(position, axis=0).T)
-    assert np.abs(travelled / 0.5 - 0.5 * (speed[1:] + speed[:-1])).max() < 0.35
+    traveled = np.hypot(*np.diff(position, axis=0).T)
+    assert np.abs(traveled / 0.5 - 0.5 * (speed[1:] + speed[:-1])).max() < 0.35
     assert np.abs(np.diff(speed) / 0.5 - 0.5 * (acceleration[1:] + acceleration[:-1])).max() < 1.2
     assert speed.max() > 3.0
 

@@ -33,7 +33,7 @@ def plan(scene: PlannerScene, version: Version = "v1") -> ReferencePlan:
 
 
 def along(result: ReferencePlan) -> NDArray[np.float64]:
-    """Metres along the road, from the ego's place, of the plan's rear axle."""
+    """Meters along the road, from the ego's place, of the plan's rear axle."""
     return result.states[:, 0] - ORIGIN[0]
 
 

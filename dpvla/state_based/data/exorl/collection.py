@@ -172,7 +172,7 @@ def _describe(config: ExORLCollection, buffer: Path) -> None:
     about = buffer.parent / COLLECTION
     if not about.exists():
         note = "collected with this project's own RND agent; not the official ExORL data"
-        made_by = provenance.collect(config.seed)
+        made_by = provenance.made_by(config.seed)
         write_json(about, {"origin": ORIGIN, "note": note, "settings": config.identity(), "provenance": made_by})
 
 

@@ -114,7 +114,7 @@ def _made(config: OGBenchGeneration, out: Path, shards: Path, about: dict[str, A
         "episodes": config.counts,
         "rows": {part: count * config.rows for part, count in config.counts.items()},
         "files": {},
-        "provenance": provenance.collect(config.seed),
+        "provenance": provenance.made_by(config.seed),
     }
     # Until the sidecar is there again the shards are the data set, so a kill in between loses nothing.
     sidecar_path(out, f"{config.env}-v0").unlink(missing_ok=True)

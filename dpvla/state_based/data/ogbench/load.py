@@ -1,4 +1,4 @@
-"""OGBench's data through the ``ogbench`` package: found or downloaded, relabelled for one task, checked."""
+"""OGBench's data through the ``ogbench`` package: found or downloaded, relabeled for one task, checked."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from dpvla.state_based.networks.draws import FreshDraws
 
 RADIUS = 0.8  # so that no mode is cut off at ± 1
 ANGLES = torch.arange(8) * (2 * math.pi / 8)
-CENTRES = RADIUS * torch.stack((ANGLES.cos(), ANGLES.sin()), 1)
+CENTERS = RADIUS * torch.stack((ANGLES.cos(), ANGLES.sin()), 1)
 SPREAD = 0.1 * RADIUS
 CONFIG = DipoleAgentConfig(hidden=(96, 96, 96), beta=1.0, flow_steps=32, samples=1)
 STEPS, ROWS = 2000, 512
@@ -34,7 +34,7 @@ def trained() -> Dipole:
     zeros = torch.zeros(1, ROWS)
     for step in range(STEPS):
         modes = torch.randint(8, (1, ROWS), generator=generator)
-        actions = CENTRES[modes] + SPREAD * torch.randn(1, ROWS, 2, generator=generator)
+        actions = CENTERS[modes] + SPREAD * torch.randn(1, ROWS, 2, generator=generator)
         batch = Batch(zeros[..., None], actions, zeros, zeros[..., None], zeros)
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * (1 - step / STEPS)
@@ -53,7 +53,7 @@ def sample(agent: Dipole, omega: float, count: int) -> Tensor:
 def closed_form(omega: float) -> tuple[Tensor, float]:
     """Share of each mode and expected reward under ``mu sigmoid(r) exp(omega r)``, by sampling mu densely."""
     generator = torch.Generator().manual_seed(1)
-    actions = CENTRES[:, None] + SPREAD * torch.randn(8, 20_000, 2, generator=generator)
+    actions = CENTERS[:, None] + SPREAD * torch.randn(8, 20_000, 2, generator=generator)
     weight = torch.sigmoid(rewards(actions)) * (omega * rewards(actions)).exp()
     share = weight.sum(1) / weight.sum()
     return share, float((weight * rewards(actions)).sum() / weight.sum())
@@ -62,7 +62,7 @@ def closed_form(omega: float) -> tuple[Tensor, float]:
 @pytest.mark.parametrize(("omega", "largest"), [(0.0, 0.01), (1.0, 0.02)])
 def test_modes_are_drawn_as_often_as_the_closed_form_says(trained: Dipole, omega: float, largest: float) -> None:
     actions = sample(trained, omega, 4000)
-    found = torch.bincount(torch.cdist(actions, CENTRES).argmin(1), minlength=8) / len(actions)
+    found = torch.bincount(torch.cdist(actions, CENTERS).argmin(1), minlength=8) / len(actions)
     expected, reward = closed_form(omega)
     divergence = float((found * (found / expected).clamp_min(1e-9).log()).sum())
     assert divergence < largest

@@ -1,4 +1,4 @@
-"""ExORL episode files: collected here, relabelled from physics, loaded as transitions."""
+"""ExORL episode files: collected here, relabeled from physics, loaded as transitions."""
 
 from __future__ import annotations
 

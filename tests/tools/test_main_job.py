@@ -60,7 +60,7 @@ def test_the_demo_leaves_a_row_for_every_method_and_split(place: Path) -> None:
 def test_the_control_differs_from_dipole_in_beta_alone(place: Path) -> None:
     control = yaml.safe_load((place / "runs/demo/control_beta0/run.yaml").read_text())["config"]
     dipole = yaml.safe_load((place / "runs/demo/dipole_navtrain/run.yaml").read_text())["config"]
-    assert control["dipole"].pop("beta") == 0 < dipole["dipole"].pop("beta")
+    assert control["algorithm"].pop("beta") == 0 < dipole["algorithm"].pop("beta")
     control.pop("out"), dipole.pop("out")
     assert control == dipole
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import io
 import os
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -81,11 +83,13 @@ def parse(
         text += "\n\nOptions may also stand in a YAML file given with --config FILE; the command line wins."
         registry = ConstructorRegistry()
         registry.struct_rule(_without_own_checks)
-        with registry:
+        with registry, _box_as_line():
             unchecked = tyro.cli(concrete, args=arguments, description=text, default=_unfinished(concrete, data))
         where = "the command line" if not files else f"the command line and {', '.join(map(str, files))}"
         config = built(config_class, checked_group(config_class, fields_of(unchecked), where), where)
     except (ConfigError, RegistryError) as error:
+        if error.__cause__ is not None:  # what a user's own module raised
+            traceback.print_exception(error.__cause__)
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     return config
@@ -224,9 +228,12 @@ def _import_plugins_of_file(config_class: type, path: Path | str) -> None:
     with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         names = content.get("plugin") if isinstance(content, dict) else None
-        if _has_plugins(config_class) and isinstance(names, list):
-            for name in names:
-                import_plugin(str(name))
+        if not _has_plugins(config_class) or names is None:
+            return
+        if not isinstance(names, list):
+            raise ConfigError(f"{path}: plugin takes a list: plugin: [{names}]")
+        for name in names:
+            import_plugin(str(name))
 
 
 def _has_plugins(config_class: type) -> bool:
@@ -278,6 +285,23 @@ def _without_own_checks(info: StructTypeInfo) -> StructConstructorSpec | None:
         return config
 
     return dataclasses.replace(spec, instantiate=make)
+
+
+@contextmanager
+def _box_as_line() -> Iterator[None]:
+    """What tyro refuses, which it says in a box of many lines, as ConfigError."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    except SystemExit as end:
+        if not end.code:
+            raise
+        lines = [line.strip("│ ") for line in said.getvalue().splitlines()[1:]]  # behind the title; rules part them
+        rules = [i for i, line in enumerate(lines) if not line.strip("─-")] + [len(lines)]
+        reason = lines[: rules[0]] or lines[1 : rules[1]]
+        raise ConfigError(f"the command line: {' '.join(reason)} (--help lists all)") from None
+    sys.stderr.write(said.getvalue())
 
 
 def _refuse_repeated_lists(config_class: type, arguments: Sequence[str]) -> None:
@@ -367,9 +391,12 @@ def _unfinished(config_class: type[Config], data: Mapping[str, Any], base: Any =
     """
     config = object.__new__(config_class)
     for field, hint in fields_and_types(config_class):
-        default = default_of(field) if base is dataclasses.MISSING else getattr(base, field.name)
-        value: Any = data.get(field.name, default)
         group, _ = group_of(hint)
+        if base is not dataclasses.MISSING:
+            default = getattr(base, field.name)
+        else:  # a group need not be made for the defaults of its fields, which it may refuse by themselves
+            default = dataclasses.MISSING if group and field.default_factory is group else default_of(field)
+        value: Any = data.get(field.name, default)
         if group is not None:
             own = issubclass(group, type(default))  # else the default is of what another name chooses
             value = _unfinished(group, data.get(field.name, {}), default if own else dataclasses.MISSING)

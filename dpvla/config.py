@@ -69,13 +69,33 @@ class OneOf:
     registry: Mapping[str, Any]
     kind: str  # what the registry holds, for errors
     in_full: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict  # older ways to write the group, as today's
+    base: type = object  # what is annotated with it, which ``group_of`` sets
 
     def config(self, name: Any, where: str, key: str) -> type:
         """The config class that a name chooses."""
         try:
-            return typing.cast(type, look_up(self.registry, name, self.kind).Config)
+            return config_of(look_up(self.registry, name, self.kind), self.base, f"{self.kind} {name!r}")
         except RegistryError as error:
             raise ConfigError(f"{where}: {key}.name: {error}") from None
+
+
+def config_of(found: Any, base: type, what: str) -> type:
+    """``Config`` of a registered class; RegistryError, which begins with ``what``, where it can be none."""
+    config: Any = getattr(found, "Config", None)
+    if not isinstance(found, type) or not isinstance(config, type):
+        raise RegistryError(f"{what} is {found!r:.80}: no class with a Config")
+    name = config.__qualname__
+    if "__dataclass_fields__" not in vars(config):
+        raise RegistryError(f"{what}: its Config, {name}, is no dataclass: write @dataclass(frozen=True) above it")
+    if not issubclass(config, base):
+        raise RegistryError(f"{what}: its Config, {name}, is no subclass of {base.__module__}.{base.__name__}")
+    if without := [field.name for field in dataclasses.fields(config) if default_of(field) is dataclasses.MISSING]:
+        raise RegistryError(f"{what}: its Config, {name}, gives {', '.join(without)} no default")
+    try:
+        typing.get_type_hints(config, include_extras=True)
+    except (NameError, TypeError, SyntaxError) as error:
+        raise RegistryError(f"{what}: a type in its Config, {name}, cannot be read: {error}") from None
+    return typing.cast(type, config)
 
 
 def group_of(hint: Any) -> tuple[type | None, OneOf | None]:
@@ -83,7 +103,7 @@ def group_of(hint: Any) -> tuple[type | None, OneOf | None]:
     choice = None
     if typing.get_origin(hint) is Annotated:
         hint, *marks = typing.get_args(hint)
-        choice = next((mark for mark in marks if isinstance(mark, OneOf)), None)
+        choice = next((dataclasses.replace(mark, base=hint) for mark in marks if isinstance(mark, OneOf)), None)
     return (hint if dataclasses.is_dataclass(hint) else None), choice  # type: ignore[return-value]
 
 

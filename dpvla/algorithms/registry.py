@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 from dpvla.algorithms.algorithm import Algorithm, AlgorithmConfig
 from dpvla.config import OneOf
-from dpvla.registry import look_up
+from dpvla.registry import ContractError, Registry, look_up
 
-ALGORITHMS: dict[str, Any] = {
-    "dipole": "dpvla.algorithms.dipole:Dipole",
-}
+ALGORITHMS = Registry(
+    Algorithm,
+    dipole="dpvla.algorithms.dipole:Dipole",
+)
 
 AnyAlgorithm = Annotated[AlgorithmConfig, OneOf(ALGORITHMS, "algorithm")]
 """Type of a config field that chooses an algorithm by its ``name``."""
 
 
 def make_algorithm(config: AlgorithmConfig) -> Algorithm:
-    """The algorithm that a config names."""
+    """The algorithm that a config names.
+
+    Raises RegistryError for an unknown one, ContractError where its adapters or its sampling cannot be.
+    """
     made: Algorithm = look_up(ALGORITHMS, config.name, "algorithm")(config)
+    names, where = made.adapters, f"algorithm {config.name}: "
+    if not isinstance(names, tuple) or not all(isinstance(name, str) and is_folder_name(name) for name in names):
+        raise ContractError(f"{where}adapters must be a tuple of names that folders can have, found {names!r}")
+    if len(set(names)) < len(names):
+        raise ContractError(f"{where}adapters need names that differ, found {names!r}")
+    if strange := [policy for policy in made.sampling().policies if policy not in (None, *names)]:
+        raise ContractError(f"{where}sampling names {strange[0]!r}, which is none of its adapters {names!r}")
     return made
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether adapters of this name can be saved: each has a folder."""
+    return Path(name).name == name not in ("", "..")

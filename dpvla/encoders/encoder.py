@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from dpvla.batch import DEFAULT_CAMERAS, DrivingBatch, Sensors, fake_batch
 from dpvla.config import Count
+from dpvla.registry import ContractError
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,28 @@ class Encoder(nn.Module, ABC, Generic[ConfigT]):
     def fake_batch(self, scenes: int, generator: torch.Generator | None = None) -> DrivingBatch:
         """A batch that it can read and a policy can learn, made without data: for tests and measurements."""
         return fake_batch(self.sensors, scenes, generator)
+
+
+def width_of(encoder: Encoder[Any]) -> int:
+    """Its ``token_width``; raises ContractError where it has set none."""
+    width = getattr(encoder, "token_width", None)
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise ContractError(f"the encoder {encoder.config.name} must set token_width, a whole number, found {width!r}")
+    return width
+
+
+def tokens_of(encoder: Encoder[Any], batch: DrivingBatch) -> tuple[Tensor, Tensor | None]:
+    """What ``forward`` gives; raises ContractError where that is not what this page says."""
+    given, expected = encoder(batch), f"(scene, token, width) = ({len(batch)}, token, {encoder.token_width})"
+    name = f"the encoder {encoder.config.name}"
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Tensor)):
+        raise ContractError(f"{name} gives a {type(given).__name__}, not tokens {expected} and a mask or None")
+    tokens, mask = given
+    if tokens.dim() != 3 or (len(tokens), tokens.shape[2]) != (len(batch), encoder.token_width):
+        raise ContractError(f"{name} gives tokens {tuple(tokens.shape)}, not {expected}")
+    if mask is not None and (mask.shape != tokens.shape[:2] or mask.dtype != torch.bool):
+        raise ContractError(
+            f"{name} gives a mask {tuple(mask.shape)} of {mask.dtype}, not (scene, token) = {tuple(tokens.shape[:2])} "
+            "of torch.bool"
+        )
+    return tokens, mask

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 from dpvla.config import ConfigError, OneOf
 from dpvla.encoders.encoder import Encoder, EncoderConfig
-from dpvla.registry import look_up
+from dpvla.registry import Registry, look_up
 
-ENCODERS: dict[str, Any] = {
-    "florence": "dpvla.encoders.florence:FlorenceEncoder",
-    "timm": "dpvla.encoders.timm:TimmEncoder",
-}
+ENCODERS = Registry(
+    Encoder,
+    florence="dpvla.encoders.florence:FlorenceEncoder",
+    timm="dpvla.encoders.timm:TimmEncoder",
+)
 
 
 def encoder_class(config: EncoderConfig) -> type[Encoder[Any]]:

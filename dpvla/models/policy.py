@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dpvla.batch import DrivingBatch
 from dpvla.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE
 from dpvla.diffusion import DPMSolver, clip_x0, combine
-from dpvla.encoders.encoder import Encoder
+from dpvla.encoders.encoder import Encoder, tokens_of, width_of
 from dpvla.encoders.registry import encoder_class
 from dpvla.models import adapter_files
 from dpvla.models import adapters as adapter_bank
@@ -49,7 +49,7 @@ class DPVLA(nn.Module):
         self.solver = DPMSolver(self.schedule, config.diffusion.num_steps)
         self.encoder = encoder
         self.plan_coding = PlanCoding(config.plan)
-        self.head = DiTHead(config.head, self.plan_coding.num_channels, encoder.token_width)
+        self.head = DiTHead(config.head, self.plan_coding.num_channels, width_of(encoder))
         self.encoder_frozen = False
         self.sampling = Sampling()
         self.precision = "no"
@@ -185,7 +185,7 @@ class DPVLA(nn.Module):
     def encode(self, batch: DrivingBatch) -> SceneContext:
         """Run the encoder once a scene. Without gradients when it is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen), self.autocast():
-            tokens, mask = self.encoder(batch)
+            tokens, mask = tokens_of(self.encoder, batch)
         return SceneContext(tokens, mask, batch.command, batch.ego_status.float(), batch.history.float())
 
     def draw(self, scenes: int, draws: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

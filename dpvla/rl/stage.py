@@ -19,6 +19,7 @@ from dpvla.models import DPVLA, SceneContext
 from dpvla.models.adapter_files import load_adapters, save_adapters
 from dpvla.models.head import DiTHead
 from dpvla.rl.buffer import RolloutBuffer
+from dpvla.rl.checks import check_loss, check_targets
 from dpvla.rl.rollout import collect
 from dpvla.rl.token_cache import TokenCache
 from dpvla.tensors import CheckpointError
@@ -51,7 +52,9 @@ class RolloutStep(nn.Module):
 
     def forward(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The algorithm's loss."""
-        return self.algorithm.loss(self.policy, batch)
+        given = self.algorithm.loss(self.policy, batch)
+        check_loss(self.algorithm, given)
+        return given
 
 
 class RolloutStage:
@@ -123,6 +126,7 @@ class RolloutStage:
             mine = self.buffer.part(self._rank)
             roll_outs = {name: value[mine] for name, value in self.buffer.roll_outs.items()}
             targets = self.algorithm.targets(self.buffer.scores, self.buffer.roll_outs)
+            check_targets(self.algorithm, targets, *self.buffer.scores["score"].shape)
             targets = {name: value[mine] for name, value in targets.items()}
             order = epoch_batches(self._local, self._batch, place, self.seed, cycle, self._rank)
             for _, scenes in zip(range(place, self.steps_per_cycle), order):

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dpvla.batch import SceneSource
 from dpvla.models import DPVLA, SceneContext
+from dpvla.registry import ContractError
+from dpvla.tensors import not_finite
 
 
 def chunks(count: int, size: int) -> Iterator[range]:
@@ -57,7 +59,14 @@ class TokenCache:
     @torch.no_grad()
     def _encode(self, indices: Sequence[int]) -> SceneContext:
         self._policy.eval()
-        return self._policy.encode(self._source.batch(indices).to(self._accelerator.device))
+        context = self._policy.encode(self._source.batch(indices).to(self._accelerator.device))
+        if not_finite({"tokens": context.tokens}):
+            bad = (~context.tokens.isfinite()).flatten(1).any(-1).nonzero().flatten().tolist()
+            raise ContractError(
+                f"the encoder {self._policy.config.encoder.name} gives NaN or infinity for {len(bad)} scenes, first "
+                f"{self._source.tokens[indices[bad[0]]]}"
+            )
+        return context
 
     def _encode_all(self, limit_gb: float) -> list[SceneContext] | None:
         kept: list[SceneContext] = []

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.config import to_dict
+from dpvla.registry import ContractError
 from dpvla.training import checkpoint
 from dpvla.training.config import LoopConfig, learning_rate
 from dpvla.training.order import step_seed
@@ -45,14 +47,20 @@ def train(
     after the current step and raise KeyboardInterrupt. What is not finite is never saved: FloatingPointError names it
     and the last checkpoint.
     """
-    with Stopper(accelerator, config) as stopper:
-        return _train(stage, config, out, accelerator, make(stage.module, config, accelerator), stopper)
+    with Stopper(accelerator, config) as stopper, ExitStack() as ending:
+        return _train(stage, config, out, accelerator, make(stage.module, config, accelerator), stopper, ending)
 
 
 def _train(
-    stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator, strategy: Strategy, stopper: Stopper
+    stage: Stage,
+    config: LoopConfig,
+    out: Path,
+    accelerator: Accelerator,
+    strategy: Strategy,
+    stopper: Stopper,
+    ending: ExitStack,
 ) -> Path:
-    _check_stride(config, strategy.stride)
+    _check_stride(config, getattr(strategy, "stride", None))
 
     def save(step: int) -> Path:
         with checkpoint.writing(out, step, config.keep_checkpoints, accelerator) as directory:
@@ -76,13 +84,15 @@ def _train(
         init = {"wandb": {"name": out.name}} if "wandb" in config.trackers else {}
         accelerator.init_trackers("dpvla", config=_flat(to_dict(config)), init_kwargs=init)
     tracker = Tracker(accelerator, out, first)
-    bar = tqdm(
-        total=config.steps,
-        initial=first,
-        unit="step",
-        disable=not accelerator.is_main_process,
-        smoothing=0.05,
-        mininterval=0.1 if sys.stderr.isatty() else LOG_FILE_INTERVAL,
+    bar = ending.enter_context(
+        tqdm(
+            total=config.steps,
+            initial=first,
+            unit="step",
+            disable=not accelerator.is_main_process,
+            smoothing=0.05,
+            mininterval=0.1 if sys.stderr.isatty() else LOG_FILE_INTERVAL,
+        )
     )
     batches = stage.batches(first, tracker.log, strategy.whole_weights)
     sums: dict[str, Tensor] = {}
@@ -95,7 +105,7 @@ def _train(
         waited += time.perf_counter() - before
 
         torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
-        for name, value in strategy.step(batch, step, learning_rate(config, step)).items():
+        for name, value in check_logged(strategy.step(batch, step, learning_rate(config, step))).items():
             sums[name] = sums[name] + value.detach().float() if name in sums else value.detach().float()
             counts[name] += 1
         summed += 1
@@ -162,7 +172,19 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_stride(config: LoopConfig, stride: int) -> None:
+def check_logged(given: Any) -> Mapping[str, Tensor]:
+    """What a strategy's ``step`` gives; raises ContractError where that is not tensors of one number, or no loss."""
+    if not isinstance(given, Mapping) or "train/loss" not in given:
+        raise ContractError("loop.strategy: step gave no train/loss: it gives a dict of what to log, which holds it")
+    wrong = next((name for name, value in given.items() if not isinstance(value, Tensor) or value.dim()), None)
+    if wrong is not None:
+        raise ContractError(f"loop.strategy: step logs {wrong!r} as something else than a tensor of one number")
+    return given
+
+
+def _check_stride(config: LoopConfig, stride: Any) -> None:
+    if not isinstance(stride, int) or stride < 1:
+        raise ContractError(f"loop.strategy: stride must be how many updates a step makes, found {stride!r}")
     for name in ("steps", "log_every", "evaluate_every", "save_every", "stop_after_step"):
         if getattr(config, name) % stride:
             raise ValueError(

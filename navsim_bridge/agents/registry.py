@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpvla.registry import look_up
+from dpvla.registry import Registry, look_up
 
-AGENTS: dict[str, Any] = {
-    "dpvla": "navsim_bridge.agents.policy_agent:PolicyAgent",
-    "constant_velocity": "navsim_bridge.agents.baselines:constant_velocity",
-    "stand_still": "navsim_bridge.agents.baselines:stand_still",
-    "human": "navsim_bridge.agents.baselines:human",
-}
+AGENTS = Registry(
+    None,
+    dpvla="navsim_bridge.agents.policy_agent:PolicyAgent",
+    constant_velocity="navsim_bridge.agents.baselines:constant_velocity",
+    stand_still="navsim_bridge.agents.baselines:stand_still",
+    human="navsim_bridge.agents.baselines:human",
+)
 """Each an `Agent`, or where it is; a trained policy, which needs a checkpoint, is the class `PolicyAgent`."""
 
 

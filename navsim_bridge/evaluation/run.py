@@ -23,6 +23,7 @@ from tqdm import tqdm
 from dpvla.files import check_folder, write_json, write_text
 from dpvla.plan import NUM_POSES
 from dpvla.provenance import made_by
+from dpvla.registry import ContractError
 from navsim_bridge.agents import Agent
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.metric_cache.builder import scene_builder
@@ -309,7 +310,8 @@ class _Judge:
         packed = self.metric.pack(scenes).to(self.device)
         on_device = torch.from_numpy(plans)[:, None].to(self.device)
         terms = self.metric.judge(packed, on_device)
-        for record, score in zip(records, self.metric.values(terms)["score"][:, 0].tolist()):
+        values = self.metric.columns_of(terms, len(records), 1)
+        for record, score in zip(records, values["score"][:, 0].tolist()):
             if not np.isfinite(score):
                 raise ValueError(f"scene {record.token} got a score that is not finite")
         reasons = tuple(why[0] for why in self.metric.explain(packed, on_device, terms))
@@ -328,6 +330,8 @@ def _score(judge: _Judge, rows: Sequence[int], allow_failures: bool) -> Iterator
     try:
         yield judge(rows)
         return
+    except ContractError:  # of the metric, in whatever scene
+        raise
     except Exception as error:
         if len(rows) == 1:
             record = judge.records[rows[0]]

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpvla.registry import ContractError
 from navsim_bridge.metrics.scene_rules import SceneRules
 from navsim_bridge.pdm import formula
 from navsim_bridge.pdm.formula import Column
@@ -124,8 +125,27 @@ class Metric(ABC, Generic[Options]):
         Raises:
             TypeError: plans that are neither a tensor nor an array of numbers.
             ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
+            ContractError: terms that are no dataclass.
         """
-        return self.terms(scenes, check_plans(scenes, plans))
+        terms = self.terms(scenes, check_plans(scenes, plans))
+        if not dataclasses.is_dataclass(terms):
+            raise ContractError(
+                f"metric {self.config.name}: terms gives a {type(terms).__name__}, not a dataclass of tensors"
+            )
+        return terms
+
+    def columns_of(self, terms: Terms, scenes: int, candidates: int) -> dict[str, Tensor]:
+        """``values``; raises ContractError where a column is missing or of another shape."""
+        values = self.values(terms)
+        for column in self.columns:
+            found = values.get(column.name) if isinstance(values, Mapping) else None
+            if not isinstance(found, Tensor) or tuple(found.shape) != (scenes, candidates):
+                what = "is missing" if found is None else f"is {tuple(getattr(found, 'shape', ()))}"
+                raise ContractError(
+                    f"metric {self.config.name}: values: column {column.name!r} {what}, not (scene, candidate) = "
+                    f"{(scenes, candidates)}"
+                )
+        return values
 
     def means(self, values: Mapping[str, Tensor]) -> Result:
         """Every scene a row of the first candidate's values, and the mean of those that there are."""

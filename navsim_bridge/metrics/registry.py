@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from dpvla.config import OneOf
-from dpvla.registry import look_up
+from dpvla.registry import ContractError, Registry, look_up
 from navsim_bridge.metrics.metric import Metric, MetricConfig
 
-METRICS: dict[str, Any] = {
-    "pdms": "navsim_bridge.metrics.pdms:PDMS",
-    "epdms": "navsim_bridge.metrics.epdms:EPDMS",
-}
+METRICS = Registry(
+    Metric,
+    pdms="navsim_bridge.metrics.pdms:PDMS",
+    epdms="navsim_bridge.metrics.epdms:EPDMS",
+)
 AnyMetric = Annotated[MetricConfig, OneOf(METRICS, "metric")]
 """Type of a config group that chooses a metric and has its options."""
 
 
 def make_metric(config: MetricConfig | str) -> Metric[Any]:
-    """The metric of a config, or of a name with its defaults; RegistryError for an unknown one."""
-    if isinstance(config, str):
-        return look_up(METRICS, config, "metric")()  # type: ignore[no-any-return]
-    return look_up(METRICS, config.name, "metric")(config)  # type: ignore[no-any-return]
+    """The metric of a config, or of a name with its defaults; RegistryError for an unknown one,
+    ContractError for one whose columns cannot be."""
+    name = config if isinstance(config, str) else config.name
+    found = look_up(METRICS, name, "metric")
+    made: Metric[Any] = found() if isinstance(config, str) else found(config)
+    names = [column.name for column in made.columns]
+    if names[-1:] != ["score"] or len(set(names)) < len(names):
+        raise ContractError(f"metric {name}: columns need names that differ, and score as the last, found {names}")
+    return made

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpvla.registry import ContractError
 from navsim_bridge.metrics.metric import Metric, Packed, Terms
 from navsim_bridge.metrics.scenes import Scenes, refuse_text
 
@@ -61,8 +62,17 @@ class MetricReward:
         return self.metric.judge(self._scenes_of(tuple(tokens)), plans)
 
     def __call__(self, tokens: Iterable[str], plans: Tensor | NDArray[Any]) -> dict[str, Tensor]:
-        """Sub-scores by name, ``score`` the reward: (scene, candidate) each, float64, on ``device``; as ``terms``."""
-        values = self.metric.values(self.terms(tokens, plans))
+        """Sub-scores by name, ``score`` the reward: (scene, candidate) each, float64, on ``device``; as ``terms``.
+
+        Raises ContractError, too: what the metric gives is not what its contract says, or a score is not finite.
+        """
+        tokens = tuple(tokens)
+        values = self.metric.columns_of(self.terms(tokens, plans), len(tokens), plans.shape[1])
+        if bad := (~values["score"].isfinite()).any(-1).nonzero().flatten().tolist():
+            raise ContractError(
+                f"metric {self.metric.config.name}: {len(bad)} scenes got a score that is not finite, first "
+                f"{tokens[bad[0]]}"
+            )
         return {column.name: values[column.name] for column in self.metric.columns if not column.optional}
 
     def _scenes_of(self, tokens: Sequence[str]) -> Packed:

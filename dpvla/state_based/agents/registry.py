@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from dpvla.config import ConfigError, check
-from dpvla.registry import RegistryError, look_up
+from dpvla.config import ConfigError, check, config_of
+from dpvla.registry import Registry, RegistryError, look_up
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.config import AgentConfig
 
-AGENTS: dict[str, Any] = {
-    "dipole": "dpvla.state_based.agents.dipole:Dipole",
-    "iql": "dpvla.state_based.agents.iql:IQL",
-    "rebrac": "dpvla.state_based.agents.rebrac:ReBRAC",
-    "cfgrl": "dpvla.state_based.agents.cfgrl:CFGRL",
-    "idql": "dpvla.state_based.agents.idql:IDQL",
-    "ifql": "dpvla.state_based.agents.ifql:IFQL",
-    "fql": "dpvla.state_based.agents.fql:FQL",
-    "flow_bc": "dpvla.state_based.agents.flow_bc:FlowBC",
-}
+AGENTS = Registry(
+    Agent,
+    dipole="dpvla.state_based.agents.dipole:Dipole",
+    iql="dpvla.state_based.agents.iql:IQL",
+    rebrac="dpvla.state_based.agents.rebrac:ReBRAC",
+    cfgrl="dpvla.state_based.agents.cfgrl:CFGRL",
+    idql="dpvla.state_based.agents.idql:IDQL",
+    ifql="dpvla.state_based.agents.ifql:IFQL",
+    fql="dpvla.state_based.agents.fql:FQL",
+    flow_bc="dpvla.state_based.agents.flow_bc:FlowBC",
+)
 
 
 def agent_class(name: str) -> type[Agent]:
@@ -27,18 +27,18 @@ def agent_class(name: str) -> type[Agent]:
 
     Raises:
         RegistryError: there is none (the message has the nearest name and all others), or what is registered is no
-            ``Agent``.
+            whole ``Agent`` with a ``Config``.
     """
-    found = look_up(AGENTS, name, "agent")
-    if not (isinstance(found, type) and issubclass(found, Agent)):
-        raise RegistryError(f"agent {name!r} is {found!r}: no subclass of {Agent.__module__}.Agent")
+    found: type[Agent] = look_up(AGENTS, name, "agent")
+    config_of(found, AgentConfig, f"agent {name!r}")
     return found
 
 
 def agent_name(agent: Agent) -> str:
     """The name that an agent's class is registered under; raises RegistryError when it is under none."""
-    for name in AGENTS:
-        if agent_class(name) is type(agent):
+    own = f"{type(agent).__module__}:{type(agent).__qualname__}"
+    for name, found in AGENTS.items():
+        if found is type(agent) or found == own:
             return name
     raise RegistryError(f"{type(agent).__name__} is not registered: it needs a name in AGENTS to be saved under")
 

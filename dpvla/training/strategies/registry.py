@@ -8,12 +8,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from dpvla.config import OneOf
-from dpvla.registry import look_up
+from dpvla.registry import Registry, look_up
 from dpvla.training.strategies.strategy import NamedStrategy, Strategy, StrategyConfig
 
-STRATEGIES: dict[str, Any] = {
-    "ddp": "dpvla.training.strategies.ddp:DDP",
-}
+STRATEGIES = Registry(
+    NamedStrategy,
+    ddp="dpvla.training.strategies.ddp:DDP",
+)
 
 AnyStrategy = Annotated[StrategyConfig, OneOf(STRATEGIES, "strategy")]
 """Type of a config field that chooses a strategy by its ``name``."""

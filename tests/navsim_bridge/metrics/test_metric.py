@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpvla.registry import RegistryError
+from dpvla.registry import ContractError, RegistryError
 from navsim_bridge.agents import constant_velocity, stand_still
 from navsim_bridge.evaluation.run import ScenesFromLogs, evaluate, recorded_scenes
 from navsim_bridge.metric_cache import build_scenes
@@ -194,3 +194,46 @@ def test_scenes_that_were_not_opened_are_told(world: World) -> None:
 def test_the_memory_of_packed_scenes_counts_those_inside(world: World, records: list[SceneRecord]) -> None:
     packed = EPDMS().pack(list(build_scenes(records[:2], world.root, world.maps, NAVSIM_V2)))
     assert packed_bytes(packed) > packed_bytes(packed.scenes) > packed.scenes.object_boxes.nbytes
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "column 'off' is missing"),
+        ({"off": torch.zeros(2, 3)}, "column 'score' is missing"),
+        ({"off": torch.zeros(2), "score": torch.zeros(2, 3)}, r"column 'off' is \(2,\), not .* = \(2, 3\)"),
+        ({"off": 3.0, "score": torch.zeros(2, 3)}, r"column 'off' is \(\)"),
+    ],
+)
+def test_values_that_lack_a_column_or_have_another_shape_are_told(
+    values: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = Straightness()
+    monkeypatch.setattr(metric, "values", lambda terms: values)
+    with pytest.raises(ContractError, match=f"^metric epdms: values: {message}"):
+        metric.columns_of(Ends(torch.zeros(2, 3)), 2, 3)
+
+
+def test_columns_end_with_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in ((), Straightness.columns[::-1], (*Straightness.columns, Straightness.columns[1])):
+        monkeypatch.setitem(METRICS, "odd", type("Odd", (Straightness,), {"columns": columns}))
+        with pytest.raises(ContractError, match="metric odd: columns need names that differ, and score as the last"):
+            make_metric("odd")
+        monkeypatch.delitem(METRICS, "odd")
+
+
+def test_a_reward_that_is_no_number_and_terms_that_are_no_dataclass_are_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = world.records[:2]
+    reward = MetricReward(Straightness(), RecordedScenes(records))
+    tokens, plans = [r.token for r in records], torch.zeros(2, 3, 8, 3, dtype=torch.float64)
+    off = torch.zeros(2, 3, dtype=torch.float64)
+    score = off.clone()
+    score[1, 2] = float("nan")
+    monkeypatch.setattr(reward.metric, "values", lambda terms: {"off": off, "score": score})
+    with pytest.raises(ContractError, match=f"1 scenes got a score that is not finite, first {tokens[1]}"):
+        reward(tokens, plans)
+    monkeypatch.setattr(reward.metric, "terms", lambda scenes, plans: {})
+    with pytest.raises(ContractError, match="terms gives a dict, not a dataclass of tensors"):
+        reward(tokens, plans)

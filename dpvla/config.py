@@ -84,12 +84,12 @@ def config_of(found: Any, base: type, what: str) -> type:
     config: Any = getattr(found, "Config", None)
     if not isinstance(found, type) or not isinstance(config, type):
         raise RegistryError(f"{what} is {found!r:.80}: no class with a Config")
-    name = config.__qualname__
+    name, made_of = config.__qualname__, typing.cast(Any, config)
     if "__dataclass_fields__" not in vars(config):
         raise RegistryError(f"{what}: its Config, {name}, is no dataclass: write @dataclass(frozen=True) above it")
     if not issubclass(config, base):
         raise RegistryError(f"{what}: its Config, {name}, is no subclass of {base.__module__}.{base.__name__}")
-    if without := [field.name for field in dataclasses.fields(config) if default_of(field) is dataclasses.MISSING]:
+    if without := [field.name for field in dataclasses.fields(made_of) if default_of(field) is dataclasses.MISSING]:
         raise RegistryError(f"{what}: its Config, {name}, gives {', '.join(without)} no default")
     try:
         typing.get_type_hints(config, include_extras=True)

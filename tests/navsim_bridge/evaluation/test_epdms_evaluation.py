@@ -181,7 +181,7 @@ def test_bad_traffic_lights_are_refused_by_frame(tmp_path: Path, frame: Callable
 def test_the_human_filter_of_the_other_metric_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         tool.main(["--agent", "human", "--split", "x", "--out", "y", "--human-filter", "fixed"])
-    assert "Unrecognized options: --metric.human-filter" in capsys.readouterr().err
+    assert "--metric.human-filter belongs to --metric epdms" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,7 @@ class MetricReward:
 
         Raises ContractError, too: what the metric gives is not what its contract says, or a score is not finite.
         """
+        refuse_text(tokens)
         tokens = tuple(tokens)
         values = self.metric.columns_of(self.terms(tokens, plans), len(tokens), plans.shape[1])
         if bad := (~values["score"].isfinite()).any(-1).nonzero().flatten().tolist():

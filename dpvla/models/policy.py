@@ -34,7 +34,7 @@ class DPVLA(nn.Module):
     """Driving policy: scene encoder, diffusion head, plan coding.
 
     Call it through its methods. What is trained under DistributedDataParallel is a small module around it whose
-    ``forward`` is the loss (``training.imitation``, ``rl.finetune``), so that gradients are synchronised.
+    ``forward`` is the loss (``training.imitation``, ``rl.stage``), so that gradients are synchronized.
     """
 
     sampling: Sampling

@@ -43,10 +43,6 @@ class SceneContext:
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
         return moved if dtype is None else replace(moved, tokens=moved.tokens.to(dtype))
 
-    def detach(self) -> SceneContext:
-        """The same without gradient history."""
-        return self._map(Tensor.detach)
-
     @staticmethod
     def cat(contexts: Sequence[SceneContext]) -> SceneContext:
         """Several contexts of one policy behind one another."""

@@ -256,16 +256,6 @@ def _hold(out: Path, stack: ExitStack, accelerator: Accelerator) -> None:
         raise DirectoryInUseError(text)
 
 
-def write_run(directory: Path, config: Any, seed: int, trained_on: Sequence[TrainedOn]) -> None:
-    """``run.yaml`` of weights made without a run directory: config, seed, versions, commit, and the scenes seen."""
-    content = {
-        "config": to_dict(config),
-        "trained_on": list(map(_plain, trained_on)),
-        "provenance": made_by(seed),
-    }
-    write_text(directory / RUN_FILE, yaml.safe_dump(content, sort_keys=False))
-
-
 def read_run(directory: Path) -> dict[str, Any]:
     """The mapping in a run's or a checkpoint's ``run.yaml``."""
     path = Path(directory) / RUN_FILE

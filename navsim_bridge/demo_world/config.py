@@ -83,16 +83,3 @@ class DemoWorldConfig:
         aside = {"root", "workers", "overwrite", "quiet", "metric_cache"}
         values = {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in aside}
         return {**values, "cameras": sorted(self.cameras), "generator_version": GENERATOR_VERSION}
-
-
-TINY_WORLD = DemoWorldConfig(
-    num_train_logs=1,
-    num_test_logs=1,
-    log_seconds=20.0,
-    frame_interval=1,
-    image_width=64,
-    image_height=36,
-    workers=1,
-    quiet=True,
-)
-"""A world for tests, made in seconds: one log a split, 27 scenes each; replace ``root``."""

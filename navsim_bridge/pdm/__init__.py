@@ -6,7 +6,7 @@ scores = score_plans(batch, plans).score        # plans (scene, candidate, 8, 3)
 EPDMS: ``epdms_scores(epdms_terms(EPDMSBatch.from_scenes(scenes), plans), human_filter).score``, see ``epdms``.
 """
 
-from navsim_bridge.pdm.epdms import EPDMS_SUB_SCORES, EPDMSScores, EPDMSTerms, epdms_scores, epdms_terms
+from navsim_bridge.pdm.epdms import EPDMSTerms, epdms_scores, epdms_terms
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.metric_scene import EPDMSInputs, MetricScene
 from navsim_bridge.pdm.scene import SceneBatch
@@ -15,11 +15,9 @@ from navsim_bridge.pdm.simulate import ego_state_as_read_back
 from navsim_bridge.pdm.terms.comfort import two_frame_extended_comfort
 
 __all__ = [
-    "EPDMS_SUB_SCORES",
     "SUB_SCORES",
     "EPDMSBatch",
     "EPDMSInputs",
-    "EPDMSScores",
     "EPDMSTerms",
     "MetricScene",
     "PDMScores",

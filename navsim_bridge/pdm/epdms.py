@@ -39,8 +39,6 @@ EXTENDED_COMFORT = next(column.name for column in EXTENDED_PDM_SCORE if column.o
 TERMS = tuple(column.name for column in EXTENDED_PDM_SCORE if not column.optional)
 """The sub-scores of one frame, in the devkit's order."""
 MULTIPLIERS = tuple(column.name for column in EXTENDED_PDM_SCORE if column.multiplies)
-EPDMS_SUB_SCORES = (*(column.name for column in EXTENDED_PDM_SCORE), "score")
-"""The columns of the devkit's one-stage result, in its order."""
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from dpvla.training.config import LoopConfig, learning_rate
 from dpvla.training.imitation import ImitationConfig, ImitationStage
 from dpvla.training.loop import train
 from dpvla.training.order import epoch_batches, steps_per_epoch
-from dpvla.training.run_directory import write_run
 from dpvla.training.stage import Stage
 from tests.scenes_in_memory import ScenesInMemory, prefer_left
+from tests.written_runs import write_run
 
 SENSORS = DPVLAConfig.tiny().encoder.sensors
 LOOP = LoopConfig(lr=3e-3, warmup_steps=2, lr_schedule="cosine", ema_decay=0.9, seed=7, log_every=2, save_every=3,

@@ -17,7 +17,8 @@ from dpvla.files import DirectoryInUseError
 from dpvla.training.checkpoint import writing
 from dpvla.training.config import LoopConfig
 from dpvla.training.imitation import ImitationConfig
-from dpvla.training.run_directory import TrainedOn, open_run, read_run, read_trained_on, write_run
+from dpvla.training.run_directory import TrainedOn, open_run, read_run, read_trained_on
+from tests.written_runs import write_run
 
 LEARNED = TrainedOn("imitation", "navtrain", 6, ("log1",))
 

@@ -17,9 +17,10 @@ from dpvla.config import ConfigError
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.models.sampling import Sampling
 from dpvla.tensors import CheckpointError
-from dpvla.training.run_directory import Run, TrainedOn, write_run
+from dpvla.training.run_directory import Run, TrainedOn
 from dpvla.training.start import open_start, refuse_other_start, starting_point
 from tests.dpvla.models.tiny_policies import make_batch, make_policy, randomize_adapters
+from tests.written_runs import write_run
 
 IMITATION = TrainedOn("imitation", "navtrain", 6, ("log1",))
 DIPOLE = TrainedOn("dipole", "navtest", 2, ("log2",), weights="adapters")

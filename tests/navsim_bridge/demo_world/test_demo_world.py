@@ -15,7 +15,7 @@ import pytest
 import shapely
 import yaml
 
-from navsim_bridge.demo_world import TINY_WORLD, OtherWorldError, make_demo_world
+from navsim_bridge.demo_world import DemoWorldConfig, OtherWorldError, make_demo_world
 from navsim_bridge.demo_world.config import LOCATIONS
 from navsim_bridge.demo_world.files.map_writer import LAYERS
 from navsim_bridge.files.logs import ALL_CAMERAS
@@ -28,6 +28,18 @@ FRAME_KEYS = {
     "ego2global_translation", "ego2global_rotation", "ego2global", "lidar2ego", "lidar2global", "ego_dynamic_state",
     "traffic_lights", "driving_command", "cams", "sample_prev", "sample_next", "anns",
 }  # fmt: skip
+
+TINY_WORLD = DemoWorldConfig(
+    num_train_logs=1,
+    num_test_logs=1,
+    log_seconds=20.0,
+    frame_interval=1,
+    image_width=64,
+    image_height=36,
+    workers=1,
+    quiet=True,
+)
+"""Made in seconds: one log a split, 27 scenes each; replace ``root``."""
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ from dpvla.state_based.running.update import StackedUpdate, UpdateConfig, make_u
 from dpvla.tensors import CheckpointError
 from dpvla.training.config import LoopConfig
 from dpvla.training.loop import train
-from dpvla.training.run_directory import write_run
 from tests.dpvla.state_based.agent_of import agent_of, config_of
+from tests.written_runs import write_run
 
 SMALL: dict[str, Any] = {"hidden": (8, 8), "batch_size": 16}
 LOOP = replace(STATE_BASED_LOOP, steps=12, log_every=4, evaluate_every=6, save_every=4, trackers=())

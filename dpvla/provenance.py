@@ -29,7 +29,7 @@ def made_by(seed: int | Sequence[int] | None = None, device: torch.device | str 
         "seed": list(seed) if isinstance(seed, Sequence) else seed,
         "git_commit": git_commit(),
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "packages": {name: version for name in PACKAGES if (version := version_of(name)) is not None},
         "blas": blas_versions(),
         "device": device_name(device),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
@@ -80,7 +80,8 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Of an installed distribution; None where there is none of that name."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -54,7 +54,7 @@ def write_split(
 
 
 @dataclass(frozen=True)
-class Selection:
+class Judgments:
     """Scores of the two judges over an unfiltered split, in order of log and time."""
 
     tokens: tuple[str, ...]
@@ -67,7 +67,7 @@ class Selection:
         return tuple(t for t, k in zip(self.tokens, keep) if k)
 
 
-def select(root: Path, name: str, workers: int, progress: bool = True) -> Selection:
+def select(root: Path, name: str, workers: int, progress: bool = True) -> Judgments:
     """Build the metric cache of the unfiltered split at ``metric_cache/<name>_all`` and score both judges on it."""
     split = load_split(f"{name}_all", root)
     cache = build_metric_cache(
@@ -82,4 +82,4 @@ def select(root: Path, name: str, workers: int, progress: bool = True) -> Select
         tokens += [r.token for r in of_log]
         straight.append(scores[:, 0])
         driver.append(scores[:, 1])
-    return Selection(tuple(tokens), np.concatenate(straight), np.concatenate(driver))
+    return Judgments(tuple(tokens), np.concatenate(straight), np.concatenate(driver))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpvla.provenance import version_of
 from navsim_bridge.doctor.finding import ERROR, OK, WARNING, Finding, verdict
 
 PYTHONS = ((3, 10), (3, 13))  # from, and the first that is too new
@@ -59,7 +60,7 @@ def check_packages() -> Iterator[Finding]:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         checked += 1
-        found = _version(requirement.name)
+        found = version_of(requirement.name)
         if found is None:
             good = False
             yield Finding(ERROR, f"package {requirement.name} is missing", f"pip install '{requirement}'")
@@ -70,7 +71,7 @@ def check_packages() -> Iterator[Finding]:
                 f"pip install '{requirement}'",
             )  # fmt: skip
     if good:
-        versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "numpy", "scipy", "shapely"))
+        versions = ", ".join(f"{name} {version_of(name)}" for name in ("torch", "numpy", "scipy", "shapely"))
         yield Finding(OK, f"all {checked} required packages are there ({versions})")
 
 
@@ -80,7 +81,7 @@ def check_navsim() -> Iterator[Finding]:
         spec = importlib.util.find_spec("navsim")
     except (ImportError, ValueError):
         spec = None
-    version = _version("navsim")
+    version = version_of("navsim")
     if spec is None and version is None:
         yield Finding(OK, "no package navsim (the devkit is not needed)")
         return
@@ -98,7 +99,7 @@ def check_navsim() -> Iterator[Finding]:
 
 def check_torchvision() -> Iterator[Finding]:
     """Whether torchvision was built for the installed torch. A missing one is another check's finding."""
-    torch_version, vision_version = _version("torch"), _version("torchvision")
+    torch_version, vision_version = version_of("torch"), version_of("torchvision")
     if torch_version is None or vision_version is None:
         return
     needed = _torch_that_torchvision_needs(metadata.requires("torchvision") or [])
@@ -160,13 +161,6 @@ def check_linear_algebra() -> Iterator[Finding]:
         "pip install 'numpy>=1.24' (OpenBLAS >= 0.3.21), or set OPENBLAS_CORETYPE=SkylakeX",
         f"linear algebra: the inverses of numpy issue 22502 are right (error {max(errors):.0e})",
     )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _torch_that_torchvision_needs(requirements: Sequence[str]) -> str | None:

@@ -116,7 +116,7 @@ def test_missing_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_torchvision_of_another_torch_is_named_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_version", {"torch": "2.5.1+cu124", "torchvision": "0.19.0"}.get)
+    monkeypatch.setattr(machine, "version_of", {"torch": "2.5.1+cu124", "torchvision": "0.19.0"}.get)
     monkeypatch.setattr(machine.metadata, "requires", lambda _: ["numpy", "torch==2.4.0", "pillow>=5.3"])
     finding = only(check_torchvision())
     assert finding.level == ERROR

@@ -22,7 +22,7 @@ from navsim_bridge.metrics.pdms import PDMSConfig
 from navsim_bridge.metrics.registry import AnyMetric, make_metric
 from navsim_bridge.metrics.reward import MetricReward
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
-from navsim_bridge.metrics.scenes import RecordedScenes, Scenes
+from navsim_bridge.metrics.scenes import RecordedScenes, ScoredScenes
 from navsim_bridge.splits.coverage import Coverage, usable_scenes
 from navsim_bridge.splits.scene_filter import Split, is_named, load_split
 from navsim_bridge.splits.scenes import SceneRecord
@@ -160,7 +160,7 @@ def open_training_data(
                 dataset.cache_images(config.image_cache, progress=accelerator.is_main_process)
         scored = source if reward_on == "source" else validation
         if scored is not None:
-            scenes: Scenes
+            scenes: ScoredScenes
             if metric.scene_rules is None:
                 scenes, made_from = RecordedScenes(scored.records), None
             else:

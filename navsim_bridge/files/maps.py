@@ -58,7 +58,7 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Block:
+class Roadblock:
     """A roadblock (lane group) or roadblock connector (lane-group connector)."""
 
     id: str
@@ -92,7 +92,7 @@ class VectorMap:
         """Layer -> its polygons, in table order."""
         self.lanes: Mapping[str, Lane] = ById(self._graph["lane.id"], self._lane)
         """Id -> lane or lane connector; lanes first, each in table order."""
-        self.blocks: Mapping[str, Block] = ById(self._graph["block.id"], self._block)
+        self.blocks: Mapping[str, Roadblock] = ById(self._graph["block.id"], self._block)
         """Id -> roadblock or roadblock connector; roadblocks first, each in table order."""
 
     def near(self, layer: str, x: float, y: float, radius: float) -> list[Polygon]:
@@ -220,9 +220,9 @@ class VectorMap:
             index=None if index == NONE else index,
         )
 
-    def _block(self, row: int) -> Block:
+    def _block(self, row: int) -> Roadblock:
         g = self._graph
-        return Block(
+        return Roadblock(
             id=str(g["block.id"][row]),
             is_connector=bool(row >= g["block.groups"][0]),
             lanes=self._links("block.lane", row),

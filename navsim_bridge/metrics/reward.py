@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpvla.registry import ContractError
 from navsim_bridge.metrics.metric import Metric, Packed, Terms
-from navsim_bridge.metrics.scenes import Scenes, refuse_text
+from navsim_bridge.metrics.scenes import ScoredScenes, refuse_text
 
 _SAMPLE = 16
 
@@ -31,7 +31,7 @@ class MetricReward:
     def __init__(
         self,
         metric: Metric[Any],
-        scenes: Scenes,
+        scenes: ScoredScenes,
         device: torch.device | str = "cpu",
         tokens: Iterable[str] | None = None,
         keep_bytes: int = 8 << 30,

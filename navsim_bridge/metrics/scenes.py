@@ -15,7 +15,7 @@ from torch import Tensor
 from navsim_bridge.splits.scenes import SceneRecord
 
 
-class Scenes(Protocol):
+class ScoredScenes(Protocol):
     """Where a reward has its scenes from; ``metric_cache.MetricCache`` is one."""
 
     @property
@@ -30,7 +30,7 @@ class Scenes(Protocol):
 
 
 class RecordedScenes:
-    """`Scenes` of a metric that looks at plan and recording alone."""
+    """`ScoredScenes` of a metric that looks at plan and recording alone."""
 
     def __init__(self, records: Iterable[SceneRecord]) -> None:
         self._records = {record.token: record for record in records}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection, Mapping
 
-from navsim_bridge.files.maps import Block, Lane
+from navsim_bridge.files.maps import Lane, Roadblock
 
 
 def link_blocks(
-    blocks: Mapping[str, Block], start: str, targets: Collection[str], max_blocks: int, forward: bool = True
+    blocks: Mapping[str, Roadblock], start: str, targets: Collection[str], max_blocks: int, forward: bool = True
 ) -> tuple[str, ...] | None:
     """The shortest chain of roadblocks between ``start`` and a target, both included, in driving order.
 
@@ -51,7 +51,7 @@ def link_blocks(
     return None
 
 
-def _neighbors(blocks: Mapping[str, Block], block: str, forward: bool) -> tuple[str, ...]:
+def _neighbors(blocks: Mapping[str, Roadblock], block: str, forward: bool) -> tuple[str, ...]:
     if block not in blocks:
         return ()
     return blocks[block].outgoing if forward else blocks[block].incoming

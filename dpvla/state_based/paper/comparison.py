@@ -9,7 +9,7 @@ from typing import Any
 
 from dpvla.report.table import markdown_table
 from dpvla.state_based.paper.reproduction import Grid
-from dpvla.state_based.running.paper_tables import SEEDS, Method, PaperTable, Printed
+from dpvla.state_based.running.paper_tables import SEEDS, PaperTable, Printed, TableMethod
 from dpvla.state_based.running.results import mean_and_std, read_acting
 from dpvla.state_based.running.tasks import find_task
 
@@ -52,7 +52,7 @@ def compare(grid: Grid) -> str:
     return "\n".join(lines + [""] * bool(notes) + [f"- {note}" for note in notes]) + "\n"
 
 
-def _cell(grid: Grid, row: str, method: Method) -> tuple[Ours | None, str]:
+def _cell(grid: Grid, row: str, method: TableMethod) -> tuple[Ours | None, str]:
     """Our numbers of a cell; where there are none, what to print instead."""
     tasks = [_scores(grid, task, method) for task in grid.table.tasks(row)]
     seeds = [seed for seed in tasks[0] if all(seed in task for task in tasks)]
@@ -125,7 +125,7 @@ Scores = dict[int, tuple[float, float | None, Sequence[str]]]
 """By seed: the last step's score, the one before the online steps, departures from the paper."""
 
 
-def _scores(grid: Grid, task: str, method: Method) -> Scores:
+def _scores(grid: Grid, task: str, method: TableMethod) -> Scores:
     metric = find_task(task).metric
     scale = _scale(metric)
     found: Scores = {}
@@ -151,7 +151,7 @@ def _scale(metric: str) -> float:
     return 100.0 if metric == "success" else 1.0
 
 
-def _printed(table: PaperTable, row: str, method: Method) -> str:
+def _printed(table: PaperTable, row: str, method: TableMethod) -> str:
     cell: Printed | None = table.printed.get((row, method.key))
     if cell is None:
         return NOTHING

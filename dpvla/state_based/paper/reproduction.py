@@ -19,7 +19,7 @@ from dpvla.state_based.agents.registry import AGENTS
 from dpvla.state_based.paper.time_estimate import measure_updates_per_second
 from dpvla.state_based.running.config import StateBasedConfig, read_task
 from dpvla.state_based.running.environment_workers import WorkerDied
-from dpvla.state_based.running.paper_tables import ONLINE_STEPS, SEEDS, Method, PaperTable, method_of, table_keys
+from dpvla.state_based.running.paper_tables import ONLINE_STEPS, SEEDS, PaperTable, TableMethod, method_of, table_keys
 from dpvla.state_based.running.results import Evaluations, read_result, updates_per_second
 from dpvla.state_based.running.tasks import find_task, nearest
 from dpvla.state_based.running.training_run import FREE, evaluate_acting, train_state_based
@@ -193,7 +193,7 @@ class Grid:
         tasks = [task for row in self.rows for task in self.table.tasks(row)]
         return [(task, agent) for task in tasks for agent in dict.fromkeys(m.agent for m in self.methods)]
 
-    def _acting(self) -> Iterator[tuple[str, Method, dict[str, Any]]]:
+    def _acting(self) -> Iterator[tuple[str, TableMethod, dict[str, Any]]]:
         for task, agent in self.cells():
             for method in self.methods:
                 if method.agent == agent and method.acting:
@@ -226,7 +226,7 @@ class Grid:
                 )
 
 
-def _selected(table: PaperTable, only: Sequence[str]) -> tuple[list[str], list[Method]]:
+def _selected(table: PaperTable, only: Sequence[str]) -> tuple[list[str], list[TableMethod]]:
     """Rows and methods that the words name, agents the table has no column of as well; all where no word names any."""
     methods = [method for method in table.methods if method.key in only]
     known = {method.key for method in table.methods}

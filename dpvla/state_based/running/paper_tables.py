@@ -32,7 +32,7 @@ class Printed:
 
 
 @dataclass(frozen=True)
-class Method:
+class TableMethod:
     """A column."""
 
     key: str
@@ -47,7 +47,7 @@ class PaperTable:
 
     key: str
     title: str
-    methods: tuple[Method, ...]
+    methods: tuple[TableMethod, ...]
     rows: tuple[str, ...]
     averages: bool  # rows are domains
     printed: Mapping[tuple[str, str], Printed]  # by row and method; empty where the paper has nothing
@@ -108,10 +108,10 @@ def read_table(key: str) -> PaperTable:
     )
 
 
-def method_of(name: str) -> Method:
+def method_of(name: str) -> TableMethod:
     """A method of the data file, or else the agent of that name."""
     given = {"title": name, "agent": name} | _content()["methods"].get(name, {})
-    return Method(name, **given)
+    return TableMethod(name, **given)
 
 
 @cache

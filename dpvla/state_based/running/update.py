@@ -33,7 +33,7 @@ REHEARSALS = 3  # steps before a capture, in which cuBLAS and autograd allocate 
 MOST_USEFUL_THREADS = 8  # for layers of 512 and batches of 256
 
 
-Loss = Callable[[Batch, Draws, int], tuple[Tensor, Info]]
+LossFunction = Callable[[Batch, Draws, int], tuple[Tensor, Info]]
 """``Agent.loss``."""
 
 
@@ -62,7 +62,7 @@ class StackedUpdate:
         else:
             torch.set_num_threads(launch.threads or own_cores())
         self._capture = on_gpu and launch.cuda_graph
-        self._loss: Loss = torch.compile(agent.loss, dynamic=False) if launch.compile else agent.loss
+        self._loss: LossFunction = torch.compile(agent.loss, dynamic=False) if launch.compile else agent.loss
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
         self.names = [name for name, parameter in agent.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]

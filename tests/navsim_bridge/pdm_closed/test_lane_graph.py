@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from navsim_bridge.files.maps import Block, Lane
+from navsim_bridge.files.maps import Lane, Roadblock
 from navsim_bridge.pdm_closed.lane_graph import chain_lanes, link_blocks
 
 Links = Collection[tuple[Any, ...]]
@@ -16,13 +16,13 @@ def graph(links: Links) -> dict[str, Any]:
     """Blocks from (before, after) pairs; neighbors in the order of the pairs."""
     names = dict.fromkeys(i for pair in links for i in pair)
     return {
-        i: Block(i, False, (), tuple(a for a, b in links if b == i), tuple(b for a, b in links if a == i))
+        i: Roadblock(i, False, (), tuple(a for a, b in links if b == i), tuple(b for a, b in links if a == i))
         for i in names
     }
 
 
 def search_with_repetition(
-    blocks: dict[Any, Block], start: Any, targets: list[Any], max_blocks: int, forward: bool
+    blocks: dict[Any, Roadblock], start: Any, targets: list[Any], max_blocks: int, forward: bool
 ) -> tuple[Any, ...] | None:
     """Breadth first without a record of visited blocks: every way to a block is queued, the last one is kept."""
     level, ways = [start], {start: [start]}

@@ -15,7 +15,7 @@ from dpvla.state_based.paper.comparison import compare, curve_panels, curves
 from dpvla.state_based.paper.reproduction import Grid, ReproduceConfig
 from dpvla.state_based.paper.time_estimate import SIZES
 from dpvla.state_based.running.config import StateBasedConfig, read_task
-from dpvla.state_based.running.paper_tables import Method, PaperTable, Printed, read_table
+from dpvla.state_based.running.paper_tables import PaperTable, Printed, TableMethod, read_table
 from dpvla.state_based.running.tasks import DEFAULT_TASKS, find_task
 from tools import reproduce as tool
 
@@ -46,7 +46,7 @@ def settings(data: Path, tmp_path: Path) -> ReproduceConfig:
 
 def maze_table(**changes: Any) -> PaperTable:
     """One task with two methods, the second of which is the first one acting otherwise."""
-    methods = (Method("dipole", "DIPOLE", "dipole"), Method("no_rs", "w/o rs", "dipole", {"samples": 1}))
+    methods = (TableMethod("dipole", "DIPOLE", "dipole"), TableMethod("no_rs", "w/o rs", "dipole", {"samples": 1}))
     printed = {(MAZE, "dipole"): Printed(61, 10, (97, 2)), (MAZE, "no_rs"): Printed(50, 3)}
     table = PaperTable("3", "a maze", methods, (MAZE,), False, printed, False, ("a note",), {})
     return replace(table, **changes)

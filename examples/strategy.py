@@ -1,6 +1,7 @@
 """A strategy to copy: plain SGD on one process, without an average of the weights.
 
-python tools/pretrain.py --plugin examples/strategy.py --loop.strategy sgd --loop.strategy.momentum 0.9 --loop.ema-decay 0
+python tools/pretrain.py --plugin examples/strategy.py --loop.ema-decay 0 --loop.strategy sgd \\
+    --loop.strategy.momentum 0.9
 """
 
 from __future__ import annotations

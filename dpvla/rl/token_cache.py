@@ -46,7 +46,7 @@ class TokenCache:
             if self._kept is not None and len(self._kept) > number:
                 yield rows, self._kept[number].to(self._accelerator.device)
             else:
-                yield rows, self._encode(self.indices[rows.start : rows.stop].tolist())
+                yield rows, self._first_look(rows)
 
     def select(self, rows: Tensor) -> SceneContext:
         """Context of some rows (int64) of ``indices``."""
@@ -59,7 +59,12 @@ class TokenCache:
     @torch.no_grad()
     def _encode(self, indices: Sequence[int]) -> SceneContext:
         self._policy.eval()
-        context = self._policy.encode(self._source.batch(indices).to(self._accelerator.device))
+        return self._policy.encode(self._source.batch(indices).to(self._accelerator.device))
+
+    def _first_look(self, rows: range) -> SceneContext:
+        """Of a portion; tokens are looked through here alone, since updates must not wait for the device."""
+        indices = self.indices[rows.start : rows.stop].tolist()
+        context = self._encode(indices)
         if not_finite({"tokens": context.tokens}):
             bad = (~context.tokens.isfinite()).flatten(1).any(-1).nonzero().flatten().tolist()
             raise ContractError(
@@ -71,7 +76,7 @@ class TokenCache:
     def _encode_all(self, limit_gb: float) -> list[SceneContext] | None:
         kept: list[SceneContext] = []
         for rows in chunks(len(self.indices), self._portion):
-            context = self._encode(self.indices[rows.start : rows.stop].tolist())
+            context = self._first_look(rows)
             if not kept:
                 total = context.tokens.nbytes / len(rows) * len(self.indices)
                 if total > limit_gb * 2**30:

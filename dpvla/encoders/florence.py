@@ -135,7 +135,9 @@ class FlorenceEncoder(Encoder[FlorenceConfig]):
         # Concatenation equals the released model's placeholder scheme, whose image placeholders come first.
         inputs = torch.cat([seen, words.to(seen.dtype)], dim=1)
         mask = torch.cat([word_mask.new_ones(seen.shape[:2]), word_mask], dim=1)
-        tokens = self.text_encoder(inputs_embeds=inputs, attention_mask=mask.long()).last_hidden_state
+        # As a whole mask: of a flat one transformers would ask whether it hides anything, which waits for the device.
+        seen_by_all = mask[:, None, None].expand(-1, 1, mask.shape[1], -1)
+        tokens = self.text_encoder(inputs_embeds=inputs, attention_mask=seen_by_all).last_hidden_state
         if beside is not None and beside.shape[1]:
             tokens = torch.cat([tokens, beside.to(tokens.dtype)], dim=1)
             mask = torch.cat([mask, mask.new_ones(beside.shape[:2])], dim=1)

@@ -1,0 +1,48 @@
+"""Floating-point operations of a policy, counted from shapes alone: nothing is computed and no memory is taken.
+
+A multiplication and an addition count as two; matrix products, convolutions and attention are what counts
+(``torch.utils.flop_counter``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dpvla.models.policy import DPVLA
+from dpvla.models.scene_context import SceneContext
+
+
+def on_meta(policy: DPVLA) -> DPVLA:
+    """A copy of ``policy`` without numbers: what is done with it is counted, not computed. It takes no memory.
+
+    Whether parameters ask for gradients stays as it is, and with it what a backward costs.
+    """
+    without: dict[int, object] = {
+        id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        for parameter in policy.parameters()
+    }
+    without |= {id(buffer): buffer.to("meta") for buffer in policy.buffers()}
+    copy = deepcopy(policy, without)
+    copy.plan_coding.fitted = torch.tensor(True)  # asked for its value; any will do
+    return copy
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Of what ``call`` does, backward passes included."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def encode_flops(policy: DPVLA, scenes: int = 1) -> tuple[int, SceneContext]:
+    """Of encoding so many scenes with an ``on_meta`` policy, and their context, which has shapes alone."""
+    batch = policy.encoder.fake_batch(scenes).to("meta")
+    contexts: list[SceneContext] = []
+    with torch.no_grad():
+        flops = count_flops(lambda: contexts.append(policy.encode(batch)))
+    return flops, contexts[0]

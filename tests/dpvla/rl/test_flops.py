@@ -1,0 +1,46 @@
+"""FLOPs from shapes alone are those of the real thing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dpvla.algorithms.algorithm import RolloutBatch
+from dpvla.algorithms.dipole import Dipole, DipoleConfig
+from dpvla.models.flops import count_flops, on_meta
+from dpvla.rl.flops import SceneFlops, scene_flops
+from tests.gpu.tiny_driving import make_policy, numbers
+
+
+@pytest.mark.parametrize("encoder", ["tiny", "tiny_florence"])
+@pytest.mark.parametrize("control_variate", [False, True])
+def test_counts_without_numbers_are_those_of_real_passes(encoder: str, control_variate: bool) -> None:
+    policy, source = make_policy(encoder)
+    policy.freeze_encoder()
+    algorithm = Dipole(DipoleConfig(control_variate=control_variate))
+    policy.sampling = algorithm.sampling()
+    found = scene_flops(policy, algorithm, 3)
+    with sdpa_kernel(SDPBackend.MATH):  # torch counts nothing of the CPU's own attention
+        batch = source.batch([0])
+        assert count_flops(lambda: policy.encode(batch)) == found.encode
+        context = policy.encode(batch)
+        assert count_flops(lambda: policy.sample(context, 3, generator=numbers())) == found.roll_out
+        plans = policy.sample(context, 3, generator=numbers())
+        behavior = policy.snapshot_head() if control_variate else None
+        rolled = RolloutBatch(context, {"plans": plans}, {"advantages": torch.randn(1, 3)}, behavior)
+        assert count_flops(lambda: algorithm.loss(policy.train(), rolled)[0].backward()) == found.update
+
+
+def test_counting_leaves_the_policy_alone_and_takes_no_memory() -> None:
+    policy, _ = make_policy()
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    copy = on_meta(policy)
+    assert {tensor.device.type for name, tensor in copy.state_dict().items() if "fitted" not in name} == {"meta"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+
+
+def test_a_cycle_counts_encodings_roll_out_and_epochs() -> None:
+    assert SceneFlops(encode=100, roll_out=10, update=1).cycle(epochs=9) == 119
+    assert SceneFlops(100, 10, 1).cycle(9, encodings=10) == 1019
+    assert SceneFlops(100, 10, 1).cycle(9, encodings=0) == 19

@@ -121,9 +121,8 @@ def points_in_polygons(points: Tensor, chains: Tensor, chain_polygon: Tensor, nu
     num_cells = centers.shape[1]
     inside, edges, edge_cell, edge_polygon = _cell_centers_in_polygons(centers, chains, chain_polygon, num_polygons)
     # every point meets the edges of its cell
-    edges_in_cell = torch.bincount(edge_cell, minlength=num_scenes * num_cells)
-    first_edge = torch.cumsum(edges_in_cell, 0) - edges_in_cell
-    meetings = edges_in_cell.index_select(0, cell_of_point)
+    first_edge = torch.searchsorted(edge_cell, torch.arange(num_scenes * num_cells + 1, device=points.device))
+    meetings = torch.diff(first_edge).index_select(0, cell_of_point)
     point = torch.repeat_interleave(meetings)
     first_meeting = torch.cumsum(meetings, 0) - meetings
     shift = first_edge.index_select(0, cell_of_point) - first_meeting
@@ -149,9 +148,8 @@ def _occupied_cells(points: Tensor) -> tuple[Tensor, Tensor]:
     key = (scene << 48) | (grid[..., 0] << 24) | grid[..., 1]
     cells, flat_index = torch.unique(key.view(-1), return_inverse=True)
     cell_scene = cells >> 48
-    per_scene = torch.bincount(cell_scene, minlength=num_scenes)
-    first = torch.cumsum(per_scene, 0) - per_scene
-    num_cells = int(per_scene.max())
+    first = torch.searchsorted(cells, torch.arange(num_scenes + 1, device=device) << 48)
+    num_cells = int(torch.diff(first).max())
     slot = cell_scene * num_cells + torch.arange(len(cells), device=device) - first.index_select(0, cell_scene)
     corner = torch.stack(((cells >> 24) & 0xFFFFFF, cells & 0xFFFFFF), dim=-1) - (1 << 23)
     centers = torch.full((num_scenes * num_cells, 2), -torch.inf, dtype=points.dtype, device=device)

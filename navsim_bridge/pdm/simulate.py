@@ -7,7 +7,6 @@ plans that stand still: there the curvature fit divides noise by noise.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -17,18 +16,23 @@ from torch import Tensor
 
 from dpvla.plan import NUM_POSES, POSE_INTERVAL
 from navsim_bridge.ego import WHEEL_BASE
+from navsim_bridge.pdm.compiled import choice
+from navsim_bridge.pdm.constants import constant
 from navsim_bridge.pdm.geometry import read_back_rear_axle, wrap_angle
-
-NUM_STEPS = 40
-"""Simulated steps; trajectories have ``NUM_STEPS + 1`` states."""
-STEP_SECONDS = 0.1
-
-_MOTION_DT = 100000 * 1e-6  # [s] 0.09999999999999999: the bicycle converts from microseconds
-_HORIZON = 10  # tracker look-ahead in steps
-_STOPPED_SPEED = 0.2  # [m/s] below it the tracker brakes with a proportional controller
-_ACCEL_TIME_CONSTANT = 0.2  # [s]
-_STEERING_TIME_CONSTANT = 0.05  # [s]
-_MAX_STEERING = math.pi / 3  # [rad]
+from navsim_bridge.pdm.motion import (
+    ACCEL_GAIN,
+    BRAKING_GAIN,
+    HEADING_WEIGHT,
+    HORIZON,
+    MAX_STEERING,
+    MOTION_DT,
+    NUM_STEPS,
+    SMALL_CURVATURE,
+    SPEED_GAIN,
+    STEERING_GAIN,
+    STEP_SECONDS,
+    STOPPED_SPEED,
+)
 
 
 def plan_knots(ego_pose: Tensor, plans: Tensor) -> Tensor:
@@ -68,8 +72,12 @@ def plan_times_us(ego_time_us: Tensor, num_poses: int = NUM_POSES, interval: flo
 
 def query_times_us(ego_time_us: Tensor) -> Tensor:
     """The 41 sample times [us] of the simulation: (scene, 41) int64, truncated like the knots."""
-    seconds = torch.from_numpy(np.arange(0, 4.1, 0.1)[: NUM_STEPS + 1]).to(ego_time_us.device)
+    seconds = constant(ego_time_us.device, _query_seconds)
     return ((seconds + ego_time_us.to(torch.float64).unsqueeze(-1) * 1e-6) * 1e6).to(torch.int64)
+
+
+def _query_seconds() -> NDArray[np.float64]:
+    return np.arange(0, 4.1, 0.1)[: NUM_STEPS + 1]
 
 
 def ego_state_as_read_back(ego_state: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -122,8 +130,7 @@ def interpolate(knots: Tensor, knot_times_us: Tensor, knot_count: Tensor, times_
     return read_back_rear_axle(torch.cat((poses[..., :2], heading), dim=-1))
 
 
-@functools.lru_cache(maxsize=1)
-def _speed_fit_matrix() -> NDArray[np.float64]:
+def speed_fit_matrix() -> NDArray[np.float64]:
     """Constant (40, 40) map from displacements along the heading to the fitted speed profile.
 
     The devkit stacks cosine and sine rows per displacement; since cos^2 + sin^2 = 1 the normal matrix does
@@ -149,8 +156,7 @@ def fit_speed(poses: Tensor) -> Tensor:
     step = poses[..., 1:, :2] - poses[..., :-1, :2]
     heading = poses[..., :-1, 2]
     along = step[..., 0] * torch.cos(heading) + step[..., 1] * torch.sin(heading)
-    matrix = torch.from_numpy(_speed_fit_matrix()).to(poses.device)
-    return along @ matrix.T
+    return along @ constant(poses.device, speed_fit_matrix).T
 
 
 def fit_curvature(poses: Tensor, speed: Tensor) -> Tensor:
@@ -170,7 +176,7 @@ def fit_curvature(poses: Tensor, speed: Tensor) -> Tensor:
         denominator = 1.0 + pivot[-1]
         rhs.append(target[i] + rhs[-1] / denominator)
         pivot.append(weight[i] + pivot[-1] / denominator)
-    kappa = [rhs[-1] / (pivot[-1] + 1e-10)]
+    kappa = [rhs[-1] / (pivot[-1] + SMALL_CURVATURE)]
     for i in range(1, NUM_STEPS):
         kappa.append((rhs[last - i] + kappa[-1]) / (1.0 + pivot[last - i]))
     return torch.stack(kappa, dim=-1)
@@ -187,11 +193,15 @@ def track(ego_state: Tensor, poses: Tensor) -> Tensor:
         (scene, candidate, 41, 11); the first state is the ego state, later ones have vy = ay = 0.
     """
     speed = fit_speed(poses)
+    if choice.use_triton(poses):
+        from navsim_bridge.pdm.compiled import triton_tracker
+
+        return triton_tracker.track(ego_state, poses, speed)
     kappa = fit_curvature(poses, speed)
     device = poses.device
-    j = torch.arange(_HORIZON, dtype=torch.float64, device=device)
-    later_steps = _HORIZON - 1 - j  # how many tracker steps follow step j, and the sum of their indices
-    later_index_sum = (_HORIZON - 1) * _HORIZON / 2 - j * (j + 1) / 2
+    j = torch.arange(HORIZON, dtype=torch.float64, device=device)
+    later_steps = HORIZON - 1 - j  # how many tracker steps follow step j, and the sum of their indices
+    later_index_sum = (HORIZON - 1) * HORIZON / 2 - j * (j + 1) / 2
     input_gain = STEP_SECONDS * j / WHEEL_BASE  # a unit steering rate has turned the wheel by 0.1 j at step j
 
     start = ego_state.unsqueeze(1).expand(-1, poses.shape[1], -1)
@@ -199,17 +209,15 @@ def track(ego_state: Tensor, poses: Tensor) -> Tensor:
     ref_x, ref_y, ref_heading = (column.unbind(-1) for column in poses.unbind(-1))
     ref_cos, ref_sin = poses[..., 2].cos().unbind(-1), poses[..., 2].sin().unbind(-1)
     speeds = speed.unbind(-1)
-    padded_kappa = torch.cat((kappa, kappa[..., -1:].expand(*kappa.shape[:-1], _HORIZON)), dim=-1)
-    dt = _MOTION_DT
-    accel_gain = dt / (dt + _ACCEL_TIME_CONSTANT)
-    steering_gain = dt / (dt + _STEERING_TIME_CONSTANT)
+    padded_kappa = torch.cat((kappa, kappa[..., -1:].expand(*kappa.shape[:-1], HORIZON)), dim=-1)
+    dt = MOTION_DT
     zero = torch.zeros_like(x)
     states = [start]
     for k in range(NUM_STEPS):
-        ref_speed = speeds[min(k + _HORIZON, NUM_STEPS - 1)]
+        ref_speed = speeds[min(k + HORIZON, NUM_STEPS - 1)]
         speed_error = vx - ref_speed
-        stopping = (ref_speed <= _STOPPED_SPEED) & (vx <= _STOPPED_SPEED)  # signed: reversing counts
-        accel = torch.where(stopping, -0.5 * speed_error, -(10.0 / 11.0) * speed_error)
+        stopping = (ref_speed <= STOPPED_SPEED) & (vx <= STOPPED_SPEED)  # signed: reversing counts
+        accel = torch.where(stopping, -BRAKING_GAIN * speed_error, -SPEED_GAIN * speed_error)
 
         dx, dy = x - ref_x[k], y - ref_y[k]
         lateral = -dx * ref_sin[k] + dy * ref_cos[k]
@@ -219,24 +227,24 @@ def track(ego_state: Tensor, poses: Tensor) -> Tensor:
         base, slope = (STEP_SECONDS * vx).unsqueeze(-1), (STEP_SECONDS * STEP_SECONDS * accel).unsqueeze(-1)
         advance = base + slope * j  # distance driven in step j
         remaining = base * later_steps + slope * later_index_sum  # distance driven after step j
-        turning = advance * (delta.unsqueeze(-1) / WHEEL_BASE - padded_kappa[..., k : k + _HORIZON])
+        turning = advance * (delta.unsqueeze(-1) / WHEEL_BASE - padded_kappa[..., k : k + HORIZON])
         lateral_end = lateral + heading_error * advance.sum(-1) + (turning * remaining).sum(-1)
         heading_end = heading_error + turning.sum(-1)
         heading_end = torch.atan2(heading_end.sin(), heading_end.cos())
         gained = advance * input_gain
         gain_heading, gain_lateral = gained.sum(-1), (gained * remaining).sum(-1)
-        steering_rate = -(gain_lateral * lateral_end + 10.0 * gain_heading * heading_end) / (
-            gain_lateral * gain_lateral + 10.0 * gain_heading * gain_heading + 1.0
+        steering_rate = -(gain_lateral * lateral_end + HEADING_WEIGHT * gain_heading * heading_end) / (
+            gain_lateral * gain_lateral + HEADING_WEIGHT * gain_heading * gain_heading + 1.0
         )
         steering_rate = torch.where(stopping, zero, steering_rate)
 
-        ax = accel_gain * (accel - ax) + ax
-        applied_rate = steering_gain * (dt * steering_rate) / dt
+        ax = ACCEL_GAIN * (accel - ax) + ax
+        applied_rate = STEERING_GAIN * (dt * steering_rate) / dt
         x = x + vx * heading.cos() * dt
         y = y + vx * heading.sin() * dt
         heading = wrap_angle(heading + vx * delta.tan() / WHEEL_BASE * dt)
         vx = vx + ax * dt
-        delta = (delta + applied_rate * dt).clamp(-_MAX_STEERING, _MAX_STEERING)
+        delta = (delta + applied_rate * dt).clamp(-MAX_STEERING, MAX_STEERING)
         new_yaw_rate = vx * delta.tan() / WHEEL_BASE
         yaw_accel = (new_yaw_rate - yaw_rate) / dt
         yaw_rate = new_yaw_rate

@@ -15,8 +15,16 @@ from navsim_bridge.golden.v2 import GoldenEPDMS, read_golden_epdms
 from navsim_bridge.metrics import reward
 from navsim_bridge.metrics.epdms import EPDMS
 from navsim_bridge.metrics.pdms import PDMS
-from navsim_bridge.pdm import EPDMSBatch, SceneBatch, epdms_scores, epdms_terms, score_plans, two_frame_extended_comfort
-from navsim_bridge.pdm.terms import comfort
+from navsim_bridge.pdm import (
+    EPDMSBatch,
+    SceneBatch,
+    constants,
+    epdms_scores,
+    epdms_terms,
+    score_plans,
+    two_frame_extended_comfort,
+)
+from navsim_bridge.pdm.compiled import choice
 from tests.gpu.pretended import PretendedGPU, value
 from tests.paths import FIXTURES
 
@@ -27,9 +35,10 @@ CANDIDATES = 3
 
 @pytest.fixture(autouse=True)
 def _filters() -> Iterator[None]:
-    """Filters are kept for each device; those of a pretended one must not outlive it."""
-    yield
-    comfort._filter.cache_clear()
+    """Constants are kept for each device; those of a pretended one must not outlive it."""
+    with choice.using("torch"):
+        yield
+    constants.forget()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +79,7 @@ def test_the_number_of_times_scoring_waits_does_not_grow_with_the_plans(golden: 
     batch, plans = SceneBatch.from_scenes([golden[0].scene]), plans_of(golden[:1])
     waits = []
     for count in (1, CANDIDATES):
-        comfort._filter.cache_clear()
+        constants.forget()
         gpu = PretendedGPU()
         with gpu():
             moved, some = batch.to(gpu.device), plans[:, :count].to(gpu.device)

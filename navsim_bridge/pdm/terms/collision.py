@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from navsim_bridge.ego import EGO_LENGTH, EGO_RADIUS, EGO_WIDTH, HALF_EGO, REAR_AXLE_TO_CENTER
+from navsim_bridge.pdm.constants import constant
 from navsim_bridge.pdm.geometry import (
     boxes_intersect,
     ego_center,
@@ -67,7 +69,7 @@ def first_hits(
     none = torch.zeros(0, dtype=torch.int64, device=device)
     if num_objects == 0:
         return FirstHits(none, none, none, none)
-    frames = torch.arange(num_times, device=device)[:, None] + torch.tensor(lookahead, device=device)
+    frames = torch.arange(num_times, device=device)[:, None] + constant(device, np.array, lookahead)
     flat_frames = frames.view(-1)
     boxes = scenes.object_boxes.index_select(1, flat_frames)
     usable = scenes.object_mask & ~torch.gather(scenes.track_skipped, 1, scenes.object_track).unsqueeze(1)

@@ -3,7 +3,6 @@ compares the plans of two frames."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from navsim_bridge.ego import REAR_AXLE_TO_CENTER
+from navsim_bridge.pdm.constants import constant
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 
 NUM_STATES = 41
@@ -75,16 +75,15 @@ def savgol_matrix(
     return matrix
 
 
-@functools.lru_cache(maxsize=64)
-def _filter(device: torch.device, samples: int, window: int, order: int, derivative: int) -> Tensor:
+def _filter(samples: int, window: int, order: int, derivative: int) -> NDArray[np.float64]:
     delta = float(np.mean(np.diff(np.arange(samples) * 0.1))) if derivative else 1.0  # [s] as the devkit derives it
-    matrix = savgol_matrix(samples, min(window, samples), order, derivative, delta)
-    return torch.from_numpy(matrix.T.copy()).to(device)
+    return savgol_matrix(samples, min(window, samples), order, derivative, delta).T.copy()
 
 
 def smooth(values: Tensor, window: int, order: int, derivative: int = 0) -> Tensor:
     """Savitzky-Golay filter over the last axis (0.1 s steps), rounded to eight decimals as in the devkit."""
-    return torch.round(values @ _filter(values.device, values.shape[-1], window, order, derivative), decimals=8)
+    matrix = constant(values.device, _filter, values.shape[-1], window, order, derivative)
+    return torch.round(values @ matrix, decimals=8)
 
 
 def unwrap(heading: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from navsim_bridge.pdm.constants import constant
 from navsim_bridge.pdm.geometry import ego_center
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.terms.areas import EgoAreas
@@ -42,13 +44,13 @@ def judge_threats(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> Threat
     speed = torch.hypot(states[..., 3], states[..., 4])
     heading = states[..., 2]
     direction = torch.stack((heading.cos(), heading.sin()), dim=-1)
-    seconds = torch.tensor(LOOKAHEAD, dtype=torch.float64, device=states.device) * 0.1
+    seconds = constant(states.device, np.array, LOOKAHEAD) * 0.1
     travel = (speed.unsqueeze(-1) * seconds).unsqueeze(-1) * direction.unsqueeze(3)
     centers = ego_center(states).unsqueeze(3) + travel
     hits = first_hits(scenes, centers, heading, LOOKAHEAD, active=speed >= _STANDING)
 
     time = torch.div(hits.key, len(LOOKAHEAD), rounding_mode="floor")
-    steps = torch.tensor(LOOKAHEAD, device=states.device)[hits.key - time * len(LOOKAHEAD)]
+    steps = constant(states.device, np.array, LOOKAHEAD)[hits.key - time * len(LOOKAHEAD)]
     at = (hits.scene, hits.candidate, time)
     target = scenes.object_boxes[hits.scene, time + steps, hits.track, :2]
     angle = relative_angle(states[at], target)

@@ -1,0 +1,84 @@
+"""Which code scores: compiled kernels where they run, the tensor code elsewhere.
+
+The environment variable ``DPVLA_SCORER`` forces one: "torch" for the tensor code alone, "compiled" for an error where a
+compiler is missing; "auto", the default, takes what is there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+VARIABLE = "DPVLA_SCORER"
+Scorer = Literal["auto", "torch", "compiled"]
+
+
+def asked_for() -> Scorer:
+    """What ``DPVLA_SCORER`` says.
+
+    Raises:
+        ValueError: something unknown.
+    """
+    value = os.environ.get(VARIABLE) or "auto"
+    if value not in get_args(Scorer):
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(get_args(Scorer))}, found {value!r}")
+    return value  # type: ignore[return-value]
+
+
+@contextmanager
+def using(scorer: Scorer) -> Iterator[None]:
+    """Inside, ``DPVLA_SCORER`` is ``scorer``."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = scorer
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+def use_triton(tensor: Tensor) -> bool:
+    """Whether Triton's kernels take this tensor: it is on a GPU that they run on.
+
+    Raises:
+        RuntimeError: they do not, but ``DPVLA_SCORER`` is "compiled".
+    """
+    if tensor.device.type != "cuda" or (scorer := asked_for()) == "torch":
+        return False
+    return _granted(scorer, _without_triton(tensor.device))
+
+
+def _granted(scorer: Scorer, problem: str) -> bool:
+    if problem and scorer == "compiled":
+        raise RuntimeError(f"{VARIABLE}=compiled: {problem}")
+    return not problem
+
+
+@functools.lru_cache(maxsize=16)
+def _without_triton(device: torch.device) -> str:
+    """Why Triton does not run on ``device``; empty when it does, which is tried once."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed, pip install triton"
+    if not torch.cuda.is_available():  # a pretended GPU
+        return f"torch finds no GPU {device}"
+    from navsim_bridge.pdm.compiled import triton_tracker
+
+    try:
+        start, poses = torch.zeros((1, 11), device=device).double(), torch.zeros((1, 1, 41, 3), device=device).double()
+        triton_tracker.track(start, poses, torch.zeros_like(poses[..., :40, 0]))
+    except Exception as error:  # no C compiler, a GPU that is too old, ...: Triton raises whatever it likes
+        last_line = [type(error).__name__, *str(error).strip().splitlines()][-1]
+        problem = f"Triton cannot compile for {device}: {last_line}"
+        warnings.warn(f"{problem}; plans are simulated by many small operations instead, which is slower", stacklevel=2)
+        return problem
+    return ""

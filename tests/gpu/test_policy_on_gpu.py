@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpvla.algorithms.dipole import Dipole, DipoleConfig
 from dpvla.batch import DrivingBatch
+from dpvla.diffusion import DPMSolver, VPLinearSchedule
 from dpvla.models.sampling import Sampling
 from dpvla.rl.stage import RolloutConfig, RolloutStage
 from dpvla.training.config import LoopConfig
@@ -72,6 +73,20 @@ def test_sampling_copies_the_noise_in_and_nothing_else(
             assert plans.device == gpu.device
             assert not gpu.syncs and gpu.copies_in == 1
         assert_near(plans, expected)
+
+
+@pytest.mark.parametrize("num_steps", [2, 10])
+def test_the_solver_sends_nothing_to_the_gpu_and_waits_for_nothing(num_steps: int) -> None:
+    solver, noise = DPMSolver(VPLinearSchedule(), num_steps), torch.randn(2, 3, 8, 4, generator=numbers())
+    expected = solver.sample(lambda x, t: torch.tanh(x) * t, noise)
+    gpu = PretendedGPU()
+    with gpu():
+        moved = noise.to(gpu.device)
+        gpu.forget()
+        samples = solver.sample(lambda x, t: torch.tanh(x) * t, moved)
+        assert samples.device == gpu.device
+        assert not gpu.syncs and gpu.copies_in == 0, gpu.syncs
+    assert torch.equal(value(samples), expected)
 
 
 def test_sampling_without_a_generator_draws_on_the_gpu() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dpvla.diffusion import DPMSolver, VPLinearSchedule, clip_x0, combine
+from dpvla.diffusion.samplers.dpm import diffusers_scheduler, solver_steps
 
 SCHEDULE = VPLinearSchedule()
 MODES = torch.tensor([-0.7, 0.0, 0.6], dtype=torch.float64)
@@ -39,6 +40,41 @@ def test_the_denoiser_is_called_ten_times_from_pure_noise_to_t_min() -> None:
 def test_the_grid_is_uniform_in_log_snr() -> None:
     steps = SCHEDULE.log_snr(DPMSolver(SCHEDULE, 10).times.double()).diff()
     torch.testing.assert_close(steps, steps.mean().expand_as(steps), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, VPLinearSchedule(beta_min=0.5, beta_max=12.0)])
+@pytest.mark.parametrize("num_steps", [2, 3, 5, 10, 14, 15, 20, 100])
+def test_samples_are_those_of_diffusers_in_every_bit(schedule: VPLinearSchedule, num_steps: int) -> None:
+    generator = torch.Generator().manual_seed(num_steps)
+    noise, mix = (torch.randn(shape, generator=generator) for shape in ((6, 3, 8, 4), (4, 4)))
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        return (3 * torch.tanh(0.3 * x @ mix) - 2 * torch.sin(x)).clamp(-2, 2)  # what differs by a bit soon differs
+
+    solver, scheduler = DPMSolver(schedule, num_steps), diffusers_scheduler(schedule, num_steps)
+    x = noise
+    for t, index in zip(solver.times, scheduler.timesteps):
+        x = scheduler.step(denoise(x, t), index, x, return_dict=False)[0]
+    assert torch.equal(solver.sample(denoise, noise), x)
+
+
+def test_the_table_is_made_once() -> None:
+    assert DPMSolver(SCHEDULE, 7).steps is DPMSolver(VPLinearSchedule(), 7).steps
+    assert DPMSolver(SCHEDULE, 8).steps is not DPMSolver(VPLinearSchedule(beta_max=19.0), 8).steps
+    assert all(type(number) is float for step in solver_steps(SCHEDULE, 7) for number in step)
+
+
+def test_the_callers_noise_and_what_the_denoiser_keeps_stay_as_they_are() -> None:
+    noise, kept = torch.randn(5), []
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        kept.extend([(x, x.clone()), (0.5 * x, 0.5 * x)])
+        return kept[-1][0]
+
+    before = noise.clone()
+    DPMSolver(SCHEDULE, 4).sample(denoise, noise)
+    assert torch.equal(noise, before)
+    assert all(torch.equal(tensor, then) for tensor, then in kept)
 
 
 @pytest.mark.parametrize("std, tolerance", [(0.2, 0.04), (0.05, 0.06), (0.5, 0.05)])

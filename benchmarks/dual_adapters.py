@@ -38,7 +38,8 @@ from dpvla.diffusion import combine
 from dpvla.files import write_json
 from dpvla.models.adapter_files import save_adapters
 from dpvla.models.adapters import adaptable_layers, adapter_parameters, add_adapters
-from dpvla.models.head import Condition, DiTHead, HeadConfig
+from dpvla.models.config import HeadConfig
+from dpvla.models.head import Condition, DiTHead
 from dpvla.plan import NUM_POSES
 from dpvla.provenance import made_by
 

@@ -33,22 +33,26 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import Florence2Config
 
-from dpvla.algorithms.dipole import Dipole, DipoleConfig
-from dpvla.batch import DrivingBatch, Sensors, fake_batch
-from dpvla.encoders.florence import FlorenceConfig, FlorenceEncoder
+from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.dipole import Dipole
+from dpvla.batch import DrivingBatch, fake_batch
+from dpvla.encoders.config import FlorenceConfig
+from dpvla.encoders.florence import FlorenceEncoder
 from dpvla.encoders.florence_commands import tokenize_commands
 from dpvla.encoders.florence_tiny import tiny_tokenizer
 from dpvla.files import write_json
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.provenance import made_by
-from dpvla.rl.stage import RolloutConfig, RolloutStage
+from dpvla.rl.config import RolloutConfig
+from dpvla.rl.stage import RolloutStage
+from dpvla.sensors import Sensors
 from dpvla.state_based.agents.dipole import DipoleAgentConfig
 from dpvla.state_based.agents.registry import make_agent
 from dpvla.state_based.data.replay import Replay
-from dpvla.state_based.running.stage import STATE_BASED_LOOP
-from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
-from dpvla.training.config import LoopConfig
-from dpvla.training.imitation import ImitationConfig, ImitationStage
+from dpvla.state_based.running.loop_config import STATE_BASED_LOOP, UpdateConfig
+from dpvla.state_based.running.update import StackedUpdate
+from dpvla.training.config import ImitationConfig, LoopConfig
+from dpvla.training.imitation import ImitationStage
 from dpvla.training.strategies.registry import make_strategy
 from navsim_bridge.doctor.scores import BUNDLED
 from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, GoldenScene, read_golden

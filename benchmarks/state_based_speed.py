@@ -30,8 +30,8 @@ from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.registry import agent_class, make_agent
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.data.transitions import Transitions
-from dpvla.state_based.running.stage import STATE_BASED_LOOP
-from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
+from dpvla.state_based.running.loop_config import STATE_BASED_LOOP, UpdateConfig
+from dpvla.state_based.running.update import StackedUpdate
 
 OBSERVATION, ACTION, BATCH, ROWS = 28, 5, 256, 100_000
 WORKER = Path(__file__).with_name("fql_jax_worker.py")

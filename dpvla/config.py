@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 
-from dpvla.registry import RegistryError, look_up
+from dpvla.registry import RegistryError, look_up_config
 
 Config = TypeVar("Config")
 
@@ -74,16 +74,16 @@ class OneOf:
     def config(self, name: Any, where: str, key: str) -> type:
         """The config class that a name chooses."""
         try:
-            return config_of(look_up(self.registry, name, self.kind), self.base, f"{self.kind} {name!r}")
+            config = look_up_config(self.registry, name, self.kind)
+            return checked_config(config, self.base, f"{self.kind} {name!r}")
         except RegistryError as error:
             raise ConfigError(f"{where}: {key}.name: {error}") from None
 
 
-def config_of(found: Any, base: type, what: str) -> type:
-    """``Config`` of a registered class; RegistryError, which begins with ``what``, where it can be none."""
-    config: Any = getattr(found, "Config", None)
-    if not isinstance(found, type) or not isinstance(config, type):
-        raise RegistryError(f"{what} is {found!r:.80}: no class with a Config")
+def checked_config(config: Any, base: type, what: str) -> type:
+    """``config``, which is ``Config`` of a registered class; RegistryError, led by ``what``, if it is none."""
+    if not isinstance(config, type):
+        raise RegistryError(f"{what}: its Config is {config!r:.80}: no class")
     name, made_of = config.__qualname__, typing.cast(Any, config)
     if "__dataclass_fields__" not in vars(config):
         raise RegistryError(f"{what}: its Config, {name}, is no dataclass: write @dataclass(frozen=True) above it")

@@ -28,10 +28,22 @@ class ContractError(ValueError):
 class Registry(dict[str, Any]):
     """From names to classes, or to where they are. RegistryError for a name that stands for something else already."""
 
-    def __init__(self, contract: type | None, **own: Any) -> None:
-        """``contract``: the abstract class or protocol that they keep to, which ``look_up`` sees to."""
+    def __init__(self, contract: type | str | None, configs: Mapping[str, str] | None = None, /, **own: Any) -> None:
+        """
+        Args:
+            contract: the abstract class or protocol that they keep to, or where it is; ``look_up`` sees to it.
+            configs: where the ``Config`` of some of them is: it is read without loading the class, as ``--help`` does.
+        """
         super().__init__(own)
-        self.contract = contract
+        self.configs = dict(configs or {})
+        self._contract = contract
+
+    @property
+    def contract(self) -> type | None:
+        """What all keep to; imported when it is first asked for."""
+        if isinstance(self._contract, str):
+            self._contract = _imported(self._contract, "the contract")
+        return self._contract  # type: ignore[return-value]
 
     def __setitem__(self, name: str, thing: Any) -> None:
         if name in self and _origin(self[name]) != _origin(thing):
@@ -71,6 +83,17 @@ def look_up(registry: Mapping[str, Any], name: str, kind: str) -> Any:
     if isinstance(registry, Registry) and registry.contract is not None:
         _require(found, registry.contract, f"{kind} {name!r}")
     return found
+
+
+def look_up_config(registry: Mapping[str, Any], name: str, kind: str) -> Any:
+    """``Config`` of what ``name`` stands for, of a name of ours without loading the rest; errors as in ``look_up``.
+
+    None where it has none.
+    """
+    own: Mapping[str, str] = getattr(registry, "configs", {})
+    if name in own:
+        return _imported(own[name], f"the config of {kind} {name!r}")
+    return getattr(look_up(registry, name, kind), "Config", None)
 
 
 def _imported(where: str, what: str) -> Any:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dpvla.algorithms.advantages import group_advantages
-from dpvla.algorithms.algorithm import Algorithm, AlgorithmConfig, RolloutBatch
+from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
+from dpvla.algorithms.config import AlgorithmConfig
 from dpvla.algorithms.registry import ALGORITHMS
 from dpvla.config import Positive
 from dpvla.models import DPVLA

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dpvla.batch import COMMANDS, DrivingBatch
 from dpvla.config import Count
-from dpvla.encoders.encoder import Encoder, EncoderConfig
+from dpvla.encoders.config import EncoderConfig
+from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.image_normalization import ImageNormalization
 from dpvla.encoders.registry import ENCODERS
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dpvla.config import Positive
-from navsim_bridge.metrics.metric import Metric, MetricConfig
+from navsim_bridge.metrics.config import MetricConfig
+from navsim_bridge.metrics.metric import Metric
 from navsim_bridge.metrics.registry import METRICS
 from navsim_bridge.metrics.scenes import RecordedPlans
 from navsim_bridge.pdm.formula import Column

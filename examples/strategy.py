@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from dpvla.config import BelowOne, ConfigError
 from dpvla.tensors import load_tensors, not_finite, save_tensors
+from dpvla.training.strategies.config import OptimizerConfig, StrategyConfig
 from dpvla.training.strategies.registry import STRATEGIES
-from dpvla.training.strategies.strategy import OptimizerConfig, StrategyConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpvla.batch import DrivingBatch, Scores, Sensors, fake_batch
+from dpvla.batch import DrivingBatch, Scores, fake_batch
+from dpvla.sensors import Sensors
 
 
 class ScenesInMemory:

@@ -16,7 +16,6 @@ from dpvla.files import check_folder
 from dpvla.parallel import available_cores
 from navsim_bridge.files import roots
 from navsim_bridge.files.roots import DataAndMapOptions
-from navsim_bridge.metric_cache import build_metric_cache, convert_official_cache, merge_caches
 from navsim_bridge.metrics.registry import make_metric
 from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.shard import Shard
@@ -45,6 +44,8 @@ class CacheMetrics(DataAndMapOptions):
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(CacheMetrics, argv)
+    from navsim_bridge.metric_cache import build_metric_cache, convert_official_cache, merge_caches
+
     if sum(map(bool, (options.split, options.official_cache, options.merge))) != 1:
         raise ValueError("give one of --split, --official-cache and --merge")
     if not options.split:

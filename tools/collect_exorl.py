@@ -6,11 +6,13 @@ python tools/collect_exorl.py --domain walker --episodes 300 --out data/exorl
 from __future__ import annotations
 
 from dpvla.cli import command
-from dpvla.state_based.data.exorl.collection import ExORLCollection, collect_episodes
+from dpvla.state_based.data.exorl.collection_config import ExORLCollection
 
 
 @command(ExORLCollection, __doc__)
 def main(config: ExORLCollection) -> None:
+    from dpvla.state_based.data.exorl.collection import collect_episodes
+
     buffer = collect_episodes(config)
     print(f"{buffer}: {len(list(buffer.glob('*.npz')))} episodes; locally generated")
 

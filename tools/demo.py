@@ -15,26 +15,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from dpvla.cli import parse, reporting_errors
 from dpvla.config import NotNegative, Whole
 from dpvla.files import check_folder, write_json, write_text
 from dpvla.parallel import available_cores
-from dpvla.report.scene_picture import DrawnPlan
 from dpvla.report.table import markdown_table
-from dpvla.training.checkpoint import resolve_checkpoint
 from navsim_bridge.agents import AGENTS
-from navsim_bridge.data.training_data import own_metric_cache
 from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
-from navsim_bridge.evaluation.methods import Method, score_methods
-from navsim_bridge.evaluation.pictures import save_scene_picture
-from navsim_bridge.evaluation.run import Evaluation
 from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
+
+if TYPE_CHECKING:
+    from navsim_bridge.evaluation.methods import Method
+    from navsim_bridge.evaluation.run import Evaluation
 
 HERE = Path(__file__).resolve().parent
 TABLE = ("no_at_fault_collisions", "drivable_area_compliance", "time_to_collision_within_bound", "comfort",
@@ -173,6 +170,9 @@ ROWS = (
 
 def methods(config: DemoConfig, out: Path) -> dict[str, Method]:
     """By name; of trained ones the newest checkpoint."""
+    from dpvla.training.checkpoint import resolve_checkpoint
+    from navsim_bridge.evaluation.methods import Method
+
     return {
         row.name: Method(row.name, seed=config.seed)
         if row.name in AGENTS
@@ -183,6 +183,8 @@ def methods(config: DemoConfig, out: Path) -> dict[str, Method]:
 
 def score_everything(config: DemoConfig, out: Path) -> tuple[list[dict[str, Any]], dict[str, Evaluation]]:
     """Rows of the table, every method on the filtered and the unfiltered test split; evaluations on the filtered."""
+    from navsim_bridge.evaluation.methods import score_methods
+
     root = Path(config.world.root)
     everything, filtered = load_split("navtest_all", root), load_split("navtest", root)
     scored = score_methods(
@@ -215,6 +217,12 @@ def draw_pictures(config: DemoConfig, out: Path, scored: dict[str, Evaluation]) 
 
     Where there is none, those in which DIPOLE gained most.
     """
+    import numpy as np
+
+    from dpvla.report.scene_picture import DrawnPlan
+    from navsim_bridge.data.training_data import own_metric_cache
+    from navsim_bridge.evaluation.pictures import save_scene_picture
+
     root = Path(config.world.root)
     records = {r.token: r for r in select_scenes(load_split("navtest", root), root)}
     cache = own_metric_cache(load_split("navtest", root), root, root / "maps", workers=1)
@@ -240,6 +248,8 @@ def draw_pictures(config: DemoConfig, out: Path, scored: dict[str, Evaluation]) 
 
 def spread(records: Sequence[SceneRecord], count: int) -> list[str]:
     """Tokens of up to ``count`` records, evenly through the list."""
+    import numpy as np
+
     chosen = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int))
     return [records[i].token for i in chosen]
 

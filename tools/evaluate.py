@@ -9,30 +9,12 @@ from typing import ClassVar
 
 from dpvla.cli import parse, reporting_errors
 from dpvla.config import Whole
-from dpvla.device import usable_device
 from dpvla.files import check_folder, one_writer
-from navsim_bridge.agents import PolicyAgent, cameras_of
+from navsim_bridge.agents import cameras_of
 from navsim_bridge.agents.options import AgentOptions
-from navsim_bridge.evaluation.run import (
-    SCORES,
-    SUMMARY,
-    Identity,
-    LoadScenes,
-    ScenesFromLogs,
-    check_results,
-    describe,
-    evaluate,
-    identity,
-    keep_whole,
-    recorded_scenes,
-    scenes_from_cache,
-    write_evaluation,
-)
 from navsim_bridge.files import roots
 from navsim_bridge.files.roots import DataAndMapOptions
-from navsim_bridge.metric_cache import MetricCache
-from navsim_bridge.metric_cache.builder import require_scorable
-from navsim_bridge.metrics.pdms import PDMSConfig
+from navsim_bridge.metrics.config import PDMSConfig
 from navsim_bridge.metrics.registry import AnyMetric, make_metric
 from navsim_bridge.splits.coverage import usable_scenes
 from navsim_bridge.splits.scene_filter import load_split
@@ -57,6 +39,26 @@ class Evaluate(AgentOptions, DataAndMapOptions):
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Evaluate, argv)
+    from dpvla.device import usable_device
+    from navsim_bridge.agents import PolicyAgent
+    from navsim_bridge.evaluation.run import (
+        SCORES,
+        SUMMARY,
+        Identity,
+        LoadScenes,
+        ScenesFromLogs,
+        check_results,
+        describe,
+        evaluate,
+        identity,
+        keep_whole,
+        recorded_scenes,
+        scenes_from_cache,
+        write_evaluation,
+    )
+    from navsim_bridge.metric_cache import MetricCache
+    from navsim_bridge.metric_cache.builder import require_scorable
+
     options.check_agent("seed")
     check_folder(options.out)
     device = usable_device(options.device)

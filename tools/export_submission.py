@@ -9,9 +9,8 @@ from pathlib import Path
 
 from dpvla.cli import parse, refuse_given, reporting_errors
 from dpvla.config import Whole
-from dpvla.device import usable_device
 from dpvla.files import check_file
-from navsim_bridge.agents import Agent, PolicyAgent, cameras_of
+from navsim_bridge.agents import Agent, cameras_of
 from navsim_bridge.agents.options import AgentOptions
 from navsim_bridge.files.roots import DataOptions, data_root
 from navsim_bridge.splits.scene_filter import load_split
@@ -65,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_file(options.out)
     if Path(options.out).exists() and not options.overwrite:
         raise ValueError(f"{options.out} exists: choose another --out, or replace it with --overwrite")
+    from dpvla.device import usable_device  # with torch
+
     usable_device(options.device)
     agents = _agents(options)
     records = with_images(
@@ -78,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _agents(options: ExportSubmission) -> list[Agent]:
     """One a seed; the weights of a policy are shared."""
+    from navsim_bridge.agents import PolicyAgent
+
     first = options.open_agent(data_root(options.data_root))
     return [first.with_seed(seed) for seed in options.seeds] if isinstance(first, PolicyAgent) else [first]
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.cli import parse, reporting_errors
 from dpvla.config import ConfigError
-from dpvla.models import DPVLA, DPVLAConfig
-from dpvla.training.config import LoopConfig
-from dpvla.training.imitation import ImitationConfig, ImitationStage
-from dpvla.training.launch import make_accelerator
-from dpvla.training.loop import train
-from dpvla.training.run_directory import FREE, Run, open_run
-from dpvla.training.start import Start, open_start, refuse_other_start
-from navsim_bridge.data.training_data import DataConfig, open_training_data
-from navsim_bridge.demo_world import make_demo_world_if_needed
+from dpvla.models.config import DPVLAConfig
+from dpvla.training.config import ImitationConfig, LoopConfig
+from navsim_bridge.data.config import DataConfig
+
+if TYPE_CHECKING:
+    from dpvla.models import DPVLA
+    from dpvla.training.run_directory import Run
+    from dpvla.training.start import Start
 
 DEMO = Path(__file__).parent.parent / "configs" / "pretrain_demo.yaml"
 
@@ -44,6 +42,14 @@ class PretrainConfig(DataConfig):
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, or go on training, and say where the checkpoint is."""
     config = parse(PretrainConfig, argv, __doc__, default_config=DEMO)
+    from dpvla.training.imitation import ImitationStage
+    from dpvla.training.launch import make_accelerator
+    from dpvla.training.loop import train
+    from dpvla.training.run_directory import FREE, open_run
+    from dpvla.training.start import open_start, refuse_other_start
+    from navsim_bridge.data.training_data import open_training_data
+    from navsim_bridge.demo_world import make_demo_world_if_needed
+
     seed = config.loop.seed
     accelerator = make_accelerator(config.loop, config.out)
     sources = ("init_from", *(f"model.encoder.{key}" for key in config.model.encoder.SOURCES))
@@ -81,6 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def initial_policy(config: PretrainConfig, run: Run, start: Start | None) -> DPVLA:
     """The policy before this call's first update: of the run that goes on, of --init-from, or new."""
+    import torch
+
+    from dpvla.models import DPVLA
+
     torch.manual_seed(config.loop.seed)
     if run.last is not None:
         policy = DPVLA.from_pretrained(CheckpointLayout(run.last).model, config=config.model)

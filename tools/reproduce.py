@@ -18,14 +18,15 @@ from typing import Any
 
 from dpvla.cli import command, refuse_given
 from dpvla.files import check_folder, write_text
-from dpvla.report.learning_curves import draw_curves
-from dpvla.state_based.paper.comparison import compare, curve_panels, curves, timings
-from dpvla.state_based.paper.reproduction import Grid, ReproduceConfig
+from dpvla.state_based.paper.config import ReproduceConfig
 from dpvla.state_based.running.paper_tables import read_table
 
 
 def write_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """The rows as CSV and as a picture, beside ``path``; nothing where there are none."""
+    from dpvla.report.learning_curves import draw_curves
+    from dpvla.state_based.paper.comparison import curve_panels
+
     if not rows:
         return
     lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
@@ -36,6 +37,9 @@ def write_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 @command(ReproduceConfig, __doc__)
 def main(config: ReproduceConfig) -> None:
     """Say what is missing, run it unless it is a dry run, print the table."""
+    from dpvla.state_based.paper.comparison import compare, curves, timings
+    from dpvla.state_based.paper.reproduction import Grid
+
     check_folder(config.out)
     table_of_paper = read_table(config.table)
     if not table_of_paper.online:

@@ -13,22 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
-from dpvla.algorithms.dipole import DipoleConfig
+from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.registry import AnyAlgorithm, make_algorithm
 from dpvla.checkpoint_layout import ADAPTERS, MODEL, CheckpointLayout
 from dpvla.cli import parse, reporting_errors
-from dpvla.models import DPVLA
-from dpvla.models.adapters import LoRAConfig
-from dpvla.rl.stage import RolloutConfig, RolloutStage
-from dpvla.training.config import LoopConfig
-from dpvla.training.launch import make_accelerator
-from dpvla.training.loop import train
-from dpvla.training.run_directory import FREE, open_run
-from dpvla.training.start import StartingPoint, WhatOfAdapters, open_start, refuse_other_start, starting_point
-from navsim_bridge.data.training_data import DataConfig, open_training_data
-from navsim_bridge.demo_world import make_demo_world_if_needed
+from dpvla.models.config import LoRAConfig
+from dpvla.rl.config import RolloutConfig
+from dpvla.training.config import LoopConfig, WhatOfAdapters
+from navsim_bridge.data.config import DataConfig
 
 DEMO = Path(__file__).parent.parent / "configs" / "dipole_demo.yaml"
 OF_ROLLOUTS = (
@@ -60,6 +52,17 @@ class FinetuneConfig(DataConfig):
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, or go on training, and say where the checkpoint is."""
     config = parse(FinetuneConfig, argv, __doc__, default_config=DEMO)
+    import torch
+
+    from dpvla.models import DPVLA
+    from dpvla.rl.stage import RolloutStage
+    from dpvla.training.launch import make_accelerator
+    from dpvla.training.loop import train
+    from dpvla.training.run_directory import FREE, open_run
+    from dpvla.training.start import StartingPoint, open_start, refuse_other_start, starting_point
+    from navsim_bridge.data.training_data import open_training_data
+    from navsim_bridge.demo_world import make_demo_world_if_needed
+
     config = replace(config, out=config.out or f"runs/{config.algorithm.name}_{Path(config.split).stem}")
     seed, algorithm, lora = config.loop.seed, make_algorithm(config.algorithm), config.lora
     accelerator = make_accelerator(config.loop, str(config.out))

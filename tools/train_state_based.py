@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from dpvla.cli import command
 from dpvla.state_based.running.config import StateBasedConfig
-from dpvla.state_based.running.environment_workers import WorkerDied
-from dpvla.state_based.running.training_run import train_state_based
 
 
 @command(StateBasedConfig, __doc__)
 def main(config: StateBasedConfig) -> None:
     """Train, evaluate, and say what came out."""
+    from dpvla.state_based.running.environment_workers import WorkerDied
+    from dpvla.state_based.running.training_run import train_state_based
+
     try:
         result = train_state_based(config)
     except WorkerDied as error:

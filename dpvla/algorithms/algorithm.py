@@ -21,16 +21,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dpvla.algorithms.config import AlgorithmConfig
 from dpvla.models import DPVLA, SceneContext
 from dpvla.models.head import DiTHead
 from dpvla.models.sampling import Sampling
-
-
-@dataclass(frozen=True)
-class AlgorithmConfig:
-    """What every algorithm has; its own hyperparameters come in a subclass."""
-
-    name: str  # in the registry of algorithms
 
 
 @dataclass(frozen=True)

@@ -8,31 +8,19 @@ each learned with a bounded weight (Eq. 7-9) and combined again when sampling (E
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dpvla.algorithms.advantages import group_advantages
-from dpvla.algorithms.algorithm import Algorithm, AlgorithmConfig, RolloutBatch
-from dpvla.config import NotNegative
+from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
+from dpvla.algorithms.config import DipoleConfig
 from dpvla.diffusion import combine
 from dpvla.diffusion.guidance import dichotomous_weights
 from dpvla.models import DPVLA
 from dpvla.models.sampling import Sampling
 
 ADAPTERS = ("positive", "negative")
-
-
-@dataclass(frozen=True)
-class DipoleConfig(AlgorithmConfig):
-    """The weights and the loss of DIPOLE."""
-
-    name: str = "dipole"  # of the algorithm: dipole, or one of a plug-in
-    beta: NotNegative = 1.0  # temperature of the weights sigmoid(beta G + shift); not given by the paper
-    shift: float = 0.0  # k of App. D.2; 0 in driving
-    omega: NotNegative = 1.0  # w: greediness of the roll-outs, and of later sampling; not given by the paper
-    control_variate: bool = False  # anchors the pair to the policy that rolled out (algorithms.dipole.Dipole.loss)
 
 
 class Dipole(Algorithm):

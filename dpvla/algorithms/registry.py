@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from dpvla.algorithms.algorithm import Algorithm, AlgorithmConfig
+from dpvla.algorithms.config import AlgorithmConfig
 from dpvla.config import OneOf
 from dpvla.registry import ContractError, Registry, look_up
 
+if TYPE_CHECKING:
+    from dpvla.algorithms.algorithm import Algorithm
+
 ALGORITHMS = Registry(
-    Algorithm,
+    "dpvla.algorithms.algorithm:Algorithm",
+    {"dipole": "dpvla.algorithms.config:DipoleConfig"},
     dipole="dpvla.algorithms.dipole:Dipole",
 )
 

@@ -29,37 +29,15 @@ holds its config and its weights, and data are read as its ``sensors`` say. ``ex
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dpvla.batch import DEFAULT_CAMERAS, DrivingBatch, Sensors, fake_batch
-from dpvla.config import Count
+from dpvla.batch import DrivingBatch, fake_batch
+from dpvla.encoders.config import EncoderConfig
 from dpvla.registry import ContractError
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """What all encoders have; each adds its own keys in a subclass."""
-
-    SOURCES: ClassVar[tuple[str, ...]] = ()
-    """Keys that only say where the first weights came from: a saved model may be loaded whatever they are."""
-
-    name: str  # which encoder
-    cameras: tuple[str, ...] = DEFAULT_CAMERAS  # what it looks at, in this order
-    image_width: Count = 768  # pixels of every camera's image
-    image_height: Count = 384  # the data are cut and reduced to this
-
-    def __post_init__(self) -> None:
-        _ = self.sensors  # which checks them
-
-    @property
-    def sensors(self) -> Sensors:
-        """Cameras and size together; raises ValueError where they cannot be."""
-        return Sensors(self.cameras, self.image_width, self.image_height)
-
+from dpvla.sensors import Sensors
 
 ConfigT = TypeVar("ConfigT", bound=EncoderConfig)
 

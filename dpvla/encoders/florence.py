@@ -6,8 +6,7 @@ The text decoder (258M parameters) is never built: without it encoder (571M) and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,26 +15,12 @@ from transformers.models.bart.modeling_bart import BartEncoder
 from transformers.models.florence2.modeling_florence2 import Florence2MultiModalProjector, Florence2VisionBackbone
 
 from dpvla.batch import DrivingBatch
-from dpvla.encoders.encoder import Encoder, EncoderConfig
-from dpvla.encoders.florence_checkpoint import RELEASED, FlorenceFiles, load_weights
+from dpvla.encoders.config import TINY, FlorenceConfig
+from dpvla.encoders.encoder import Encoder
+from dpvla.encoders.florence_checkpoint import FlorenceFiles, load_weights
 from dpvla.encoders.florence_commands import COMMAND_PHRASES, tokenize_commands
 from dpvla.encoders.florence_tiny import tiny_florence_config, tiny_tokenizer
 from dpvla.encoders.image_normalization import ImageNormalization
-
-TINY = "tiny"
-"""The source that is no file: about a million random parameters."""
-
-
-@dataclass(frozen=True)
-class FlorenceConfig(EncoderConfig):
-    """Florence-2 without its text decoder; multiples of 384 pixels keep it out of window padding."""
-
-    SOURCES: ClassVar[tuple[str, ...]] = ("source", "revision")
-
-    name: str = "florence"  # which encoder
-    source: str = RELEASED  # of the weights: hub id, directory, or tiny: small and random
-    revision: str | None = None  # hub revision; the released large model is pinned when this is empty
-    views_in_text_encoder: Literal["all", "front"] = "all"  # whose tokens the text encoder reads
 
 
 class FlorenceEncoder(Encoder[FlorenceConfig]):

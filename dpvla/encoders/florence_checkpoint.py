@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Florence2Config
 
+from dpvla.encoders.config import RELEASED
 from dpvla.encoders.florence_commands import tokenize_commands
 from dpvla.files import read_json
 from dpvla.tensors import not_finite
 
-RELEASED = "florence-community/Florence-2-large"
 RELEASED_REVISION = "4271c66b88cdbc05735372ec13b2360108de5317"
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

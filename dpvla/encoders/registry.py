@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dpvla.config import ConfigError, OneOf
-from dpvla.encoders.encoder import Encoder, EncoderConfig
+from dpvla.encoders.config import EncoderConfig
 from dpvla.registry import Registry, look_up
 
+if TYPE_CHECKING:
+    from dpvla.encoders.encoder import Encoder
+
 ENCODERS = Registry(
-    Encoder,
+    "dpvla.encoders.encoder:Encoder",
+    {"florence": "dpvla.encoders.config:FlorenceConfig", "timm": "dpvla.encoders.config:TimmConfig"},
     florence="dpvla.encoders.florence:FlorenceEncoder",
     timm="dpvla.encoders.timm:TimmEncoder",
 )

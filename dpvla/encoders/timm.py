@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from dpvla.batch import COMMANDS, DrivingBatch
-from dpvla.config import Count, Whole
-from dpvla.encoders.encoder import Encoder, EncoderConfig
+from dpvla.encoders.config import TimmConfig
+from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.image_normalization import ImageNormalization
 from dpvla.layers.blocks import Block
 
 REFUSED_OPTIONS = ("checkpoint_path", "pretrained", "cache_dir", "features_only", "out_indices", "num_classes")
 """Beginnings of options of ``timm.create_model`` that no config, and so no stranger's checkpoint, may give."""
-
-
-@dataclass(frozen=True)
-class TimmConfig(EncoderConfig):
-    """An image network of timm, and what is made of its feature map."""
-
-    SOURCES: ClassVar[tuple[str, ...]] = ("pretrained",)
-
-    name: str = "timm"  # which encoder
-    network: str = "resnet18"  # any image network that timm knows
-    pretrained: bool = True  # start from its released weights
-    stride: Count = 16  # feature map to take, in pixels per cell
-    width: Count = 96  # of the tokens
-    summary_width: Whole = 0  # all cells, reduced to so many numbers each, also reach every token; 0: they do not
-    mixer_blocks: Whole = 1  # transformer blocks over all cameras' tokens
-    mixer_heads: Count = 4  # their attention heads
-    options: dict[str, Any] = field(default_factory=dict)  # more arguments of timm.create_model
 
 
 class TimmEncoder(Encoder[TimmConfig]):

@@ -1,10 +1,15 @@
-"""The driving policy: encoders, diffusion head, adapters, plan coding."""
+"""The driving policy: encoders, diffusion head, adapters, plan coding. Reading configs loads no network."""
 
-from dpvla.models.config import DPVLAConfig
-from dpvla.models.head import HeadConfig
-from dpvla.models.plan_coding import PlanCodingConfig
-from dpvla.models.policy import DPVLA
-from dpvla.models.scene_context import SceneContext
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dpvla.models.config import DPVLAConfig, HeadConfig, PlanCodingConfig
+
+if TYPE_CHECKING:
+    from dpvla.models.policy import DPVLA
+    from dpvla.models.scene_context import SceneContext
 
 __all__ = [
     "DPVLA",
@@ -13,3 +18,11 @@ __all__ = [
     "PlanCodingConfig",
     "SceneContext",
 ]
+
+_LOADED_WHEN_ASKED_FOR = {"DPVLA": "dpvla.models.policy", "SceneContext": "dpvla.models.scene_context"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOADED_WHEN_ASKED_FOR:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LOADED_WHEN_ASKED_FOR[name]), name)

@@ -7,22 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from dpvla.config import Count
 from dpvla.layers.adaptable import AdaptableLinear
 from dpvla.models.head import DiTHead
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Size of the adapters."""
-
-    rank: Count = 16  # of the low-rank updates (paper: 16)
-    alpha: Count = 16  # they are scaled by alpha / rank (paper: 16)
 
 
 def adaptable_layers(head: DiTHead) -> dict[str, AdaptableLinear]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from dpvla.config import Count, NotNegative, Positive, Range, Share, check, from_dict
-from dpvla.diffusion.schedule import VPLinearSchedule
-from dpvla.encoders.florence import FlorenceConfig
+from dpvla.encoders.config import FlorenceConfig, TimmConfig
 from dpvla.encoders.registry import AnyEncoder
-from dpvla.encoders.timm import TimmConfig
-from dpvla.models.head import HeadConfig
-from dpvla.models.plan_coding import PlanCodingConfig
+
+if TYPE_CHECKING:
+    from dpvla.diffusion.schedule import VPLinearSchedule
+
+PRESETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    # (width, attention heads, blocks)
+    "tiny": (96, 4, ("3 modulated self cross mlp",)),
+    # The layout that reproduces the paper's sizes (475M, 6.68M per rank-16 adapter); one cross-attention block.
+    "paper": (1024, 16, ("24 modulated self mlp", "1 plain self cross mlp")),
+    # Cross-attention in every block instead: 475.7M and 6.78M.
+    "cross18": (1024, 16, ("18 modulated self fused-cross mlp",)),
+}
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,60 @@ class DiffusionConfig:
 
     def schedule(self) -> VPLinearSchedule:
         """The noise schedule."""
+        from dpvla.diffusion.schedule import VPLinearSchedule  # with torch, which reading a config does not need
+
         return VPLinearSchedule(self.beta_min, self.beta_max)
 
     def __post_init__(self) -> None:
         check(self, "diffusion")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The action head.
+
+    A block reads ``COUNT modulated|plain SUBLAYER...``; sublayers are self, cross, fused-cross (one projection for
+    keys and values) and mlp.
+    """
+
+    preset: str = "paper"  # paper | cross18 | tiny: gives width, heads and blocks where they are not set below
+    width: Count | None = None  # model width d
+    heads: Count | None = None  # attention heads
+    blocks: tuple[str, ...] | None = None  # e.g. ("24 modulated self mlp", "1 plain self cross mlp")
+    mlp_ratio: Count = 4  # hidden width of the MLPs over d
+    use_command: bool = True  # driving command in the adaLN condition (the encoder sees it as text in any case)
+    use_ego_status: bool = True  # velocity and acceleration in the adaLN condition; the paper does not say
+    use_history: bool = True  # past poses in the adaLN condition; the paper does not say
+    status_token: bool = True  # the same condition once more as a context token
+    project_context: bool = True  # linear projection of the encoder tokens to d before keys and values
+
+    def resolved(self) -> tuple[int, int, tuple[str, ...]]:
+        """Width, heads and blocks with the preset filled in."""
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown head preset {self.preset!r}; expected one of {', '.join(PRESETS)}")
+        width, heads, blocks = PRESETS[self.preset]
+        width, heads, blocks = self.width or width, self.heads or heads, self.blocks or blocks
+        if width % heads:
+            raise ValueError(f"head width {width} is not divisible by {heads} attention heads")
+        return width, heads, tuple(blocks)
+
+
+@dataclass(frozen=True)
+class PlanCodingConfig:
+    """How a plan is written for the denoiser."""
+
+    channels: Literal["x_y_cos_sin", "x_y_heading"] = "x_y_cos_sin"  # cos and sin have no wrap-around
+    baseline: Literal["constant_velocity", "none"] = "constant_velocity"  # code the residual to it, or absolute poses
+    positions: Literal["pose", "delta"] = "pose"  # x and y as they are, or as steps from the pose before (smoother)
+    std_floor: Positive = 0.01  # smallest spread (m, rad) that is normalized to 1; cos hardly varies at 0.5 s
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Size of the adapters."""
+
+    rank: Count = 16  # of the low-rank updates (paper: 16)
+    alpha: Count = 16  # they are scaled by alpha / rank (paper: 16)
 
 
 @dataclass(frozen=True)

@@ -15,55 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpvla.batch import COMMANDS
-from dpvla.config import Count
 from dpvla.layers.adaptable import BASE, Active
 from dpvla.layers.blocks import Block, parse_blocks
+from dpvla.models.config import HeadConfig
 from dpvla.plan import HISTORY_POSES, NUM_POSES
 
-PRESETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
-    # (width, attention heads, blocks)
-    "tiny": (96, 4, ("3 modulated self cross mlp",)),
-    # The layout that reproduces the paper's sizes (475M, 6.68M per rank-16 adapter); one cross-attention block.
-    "paper": (1024, 16, ("24 modulated self mlp", "1 plain self cross mlp")),
-    # Cross-attention in every block instead: 475.7M and 6.78M.
-    "cross18": (1024, 16, ("18 modulated self fused-cross mlp",)),
-}
 Policies = tuple[str | None, ...]
 """Policies that one head holds, by the name of their adapter; ``None`` is the base: the head without any."""
 BASE_POLICY: Policies = (None,)
 FREQUENCIES = 256
 STATUS = 4
 HISTORY = 3 * HISTORY_POSES
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """The action head.
-
-    A block reads ``COUNT modulated|plain SUBLAYER...``; sublayers are self, cross, fused-cross (one projection for
-    keys and values) and mlp.
-    """
-
-    preset: str = "paper"  # paper | cross18 | tiny: gives width, heads and blocks where they are not set below
-    width: Count | None = None  # model width d
-    heads: Count | None = None  # attention heads
-    blocks: tuple[str, ...] | None = None  # e.g. ("24 modulated self mlp", "1 plain self cross mlp")
-    mlp_ratio: Count = 4  # hidden width of the MLPs over d
-    use_command: bool = True  # driving command in the adaLN condition (the encoder sees it as text in any case)
-    use_ego_status: bool = True  # velocity and acceleration in the adaLN condition; the paper does not say
-    use_history: bool = True  # past poses in the adaLN condition; the paper does not say
-    status_token: bool = True  # the same condition once more as a context token
-    project_context: bool = True  # linear projection of the encoder tokens to d before keys and values
-
-    def resolved(self) -> tuple[int, int, tuple[str, ...]]:
-        """Width, heads and blocks with the preset filled in."""
-        if self.preset not in PRESETS:
-            raise ValueError(f"unknown head preset {self.preset!r}; expected one of {', '.join(PRESETS)}")
-        width, heads, blocks = PRESETS[self.preset]
-        width, heads, blocks = self.width or width, self.heads or heads, self.blocks or blocks
-        if width % heads:
-            raise ValueError(f"head width {width} is not divisible by {heads} attention heads")
-        return width, heads, tuple(blocks)
 
 
 @dataclass(frozen=True)

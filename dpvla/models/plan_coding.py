@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from dpvla.config import Positive, check
+from dpvla.config import check
+from dpvla.models.config import PlanCodingConfig
 from dpvla.plan import NUM_POSES, POSE_INTERVAL
-
-
-@dataclass(frozen=True)
-class PlanCodingConfig:
-    """How a plan is written for the denoiser."""
-
-    channels: Literal["x_y_cos_sin", "x_y_heading"] = "x_y_cos_sin"  # cos and sin have no wrap-around
-    baseline: Literal["constant_velocity", "none"] = "constant_velocity"  # code the residual to it, or absolute poses
-    positions: Literal["pose", "delta"] = "pose"  # x and y as they are, or as steps from the pose before (smoother)
-    std_floor: Positive = 0.01  # smallest spread (m, rad) that is normalized to 1; cos hardly varies at 0.5 s
 
 
 class PlanCoding(nn.Module):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from accelerate import Accelerator
@@ -14,12 +12,13 @@ from torch import Tensor, nn
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.batch import RewardFunction, SceneSource
 from dpvla.checkpoint_layout import CheckpointLayout
-from dpvla.config import ConfigError, Count, NotNegative, Range, Whole, check
+from dpvla.config import ConfigError, check
 from dpvla.models import DPVLA, SceneContext
 from dpvla.models.adapter_files import load_adapters, save_adapters
 from dpvla.models.head import DiTHead
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.rl.checks import check_loss, check_targets
+from dpvla.rl.config import RolloutConfig
 from dpvla.rl.rollout import collect
 from dpvla.rl.token_cache import TokenCache
 from dpvla.tensors import CheckpointError
@@ -27,19 +26,6 @@ from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, link_t
 from dpvla.training.order import epoch_batches, permutation, step_seed, steps_per_epoch
 from dpvla.training.run_directory import read_run
 from dpvla.training.stage import Track, WholeWeights
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """The cycles of roll-outs and training on them, whatever the algorithm."""
-
-    group_size: Annotated[Count, Range(least=2)] = 10  # g: plans of a scene (paper: 10 navtrain, 25 navtest)
-    cycles: Count = 1  # times the buffer is cleared and filled again
-    epochs_per_cycle: Count = 9  # training epochs on one buffer (paper: 9 after 1 roll-out epoch)
-    scenes_per_cycle: Whole = 0  # at most so many scenes are rolled out in a cycle; 0: all of the split
-    batch_size: Count = 56  # scenes in an update over all processes, each with its whole group (paper: 56 on each GPU)
-    scenes_per_call: Count = 64  # scenes encoded, sampled and scored together
-    context_cache_gb: NotNegative = 8.0  # encoded scenes of a cycle stay in memory up to this size, else made anew
 
 
 class RolloutStep(nn.Module):

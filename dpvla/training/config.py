@@ -1,14 +1,18 @@
-"""Settings of the loop, whatever is trained."""
+"""Settings of the loop, whatever is trained, and of imitation."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
-from dpvla.config import Count, Whole
+from dpvla.config import BelowOne, Count, Whole
+from dpvla.training.strategies.config import DDPConfig, OptimizerConfig
 from dpvla.training.strategies.registry import AnyStrategy
-from dpvla.training.strategies.strategy import DDPConfig, OptimizerConfig
+
+WhatOfAdapters = Literal["keep", "merge", "discard"]
+"""What a new round does with the adapters it finds."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,20 @@ class LoopConfig(OptimizerConfig):
     trackers: tuple[str, ...] = ("tensorboard",)  # accelerate's trackers, beside metrics.csv
     stop_after_step: Whole = 0  # save and stop after this step as if interrupted; 0: never
     strategy: AnyStrategy = field(default_factory=DDPConfig)  # how an update is spread over processes
+
+
+@dataclass(frozen=True)
+class ImitationConfig:
+    """The diffusion loss on recorded plans."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"colour_jitter": "color_jitter"}
+
+    epochs: Count = 100  # passes over the training split (paper: 100)
+    batch_size: Count = 16  # scenes in an update, over all processes (paper: 16)
+    noise_draws: Count = 1  # noise levels drawn for each scene of an update; the scene is encoded once
+    color_jitter: BelowOne = 0.0  # random contrast, brightness and cast of the images; against learning the weather
+    num_workers: Whole = 0  # processes that decode images; 0: in the training process
+    validation_scenes: Count = 256  # held-out scenes used for loss and PDMS
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -14,25 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from dpvla.batch import DrivingBatch, RewardFunction, SceneSource
 from dpvla.checkpoint_layout import CheckpointLayout
-from dpvla.config import BelowOne, ConfigError, Count, Whole, check
+from dpvla.config import ConfigError, check
 from dpvla.models import DPVLA
 from dpvla.training.augmentation import jitter_colors
+from dpvla.training.config import ImitationConfig
 from dpvla.training.order import epoch_batches, steps_per_epoch
 from dpvla.training.stage import Track, WholeWeights
-
-
-@dataclass(frozen=True)
-class ImitationConfig:
-    """The diffusion loss on recorded plans."""
-
-    RENAMED: ClassVar[Mapping[str, str]] = {"colour_jitter": "color_jitter"}
-
-    epochs: Count = 100  # passes over the training split (paper: 100)
-    batch_size: Count = 16  # scenes in an update, over all processes (paper: 16)
-    noise_draws: Count = 1  # noise levels drawn for each scene of an update; the scene is encoded once
-    color_jitter: BelowOne = 0.0  # random contrast, brightness and cast of the images; against learning the weather
-    num_workers: Whole = 0  # processes that decode images; 0: in the training process
-    validation_scenes: Count = 256  # held-out scenes used for loss and PDMS
 
 
 class ImitationStep(nn.Module):

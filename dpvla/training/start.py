@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,10 +18,8 @@ from dpvla.models.adapters import adapter_size
 from dpvla.models.sampling import read_sampling
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import resolve_checkpoint
+from dpvla.training.config import WhatOfAdapters
 from dpvla.training.run_directory import Run, TrainedOn, read_run, read_trained_on
-
-WhatOfAdapters = Literal["keep", "merge", "discard"]
-"""What a new round does with the adapters it finds."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from dpvla.cli import refuse_given
 from dpvla.config import Count, NotNegative
-from dpvla.device import usable_device
 from navsim_bridge.agents.agent import Agent
-from navsim_bridge.agents.policy_agent import PolicyAgent
 from navsim_bridge.agents.registry import find_agent
 
 
@@ -26,6 +24,8 @@ class AgentOptions:
 
     def check_agent(self, *further: str) -> None:
         """Raise ValueError when agent and options do not fit; ``further``: a tool's own options of the policy."""
+        from navsim_bridge.agents.policy_agent import PolicyAgent  # with torch, which options do not need
+
         if find_agent(self.agent) is not PolicyAgent:
             refuse_given(self, ["checkpoint", *further, "omega", "batch_size"], "--agent dpvla")
         elif not self.checkpoint:
@@ -36,6 +36,9 @@ class AgentOptions:
 
         Raises FileNotFoundError or ValueError when there is no such checkpoint, or its policy has no use for omega.
         """
+        from dpvla.device import usable_device
+        from navsim_bridge.agents.policy_agent import PolicyAgent
+
         agent: Agent = find_agent(self.agent)
         if agent is not PolicyAgent:
             return agent

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dpvla.batch import DrivingBatch, Sensors
+from dpvla.batch import DrivingBatch
 from dpvla.files import write_atomically
 from dpvla.plan import HISTORY_POSES, NUM_POSES
+from dpvla.sensors import Sensors
 from navsim_bridge.files.roots import SENSORS
 from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.sensors import camera_names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from dpvla.batch import RewardFunction, Sensors
-from dpvla.config import Whole
+from dpvla.batch import RewardFunction
 from dpvla.parallel import available_cores
+from dpvla.sensors import Sensors
 from dpvla.training.run_directory import TrainedOn
+from navsim_bridge.data.config import DataConfig
 from navsim_bridge.data.dataset import NavsimDataset
-from navsim_bridge.files.roots import LOGS, DataAndMapOptions, data_root, maps_root
+from navsim_bridge.files.roots import LOGS, data_root, maps_root
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
-from navsim_bridge.metrics.pdms import PDMSConfig
-from navsim_bridge.metrics.registry import AnyMetric, make_metric
+from navsim_bridge.metrics.registry import make_metric
 from navsim_bridge.metrics.reward import MetricReward
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
 from navsim_bridge.metrics.scenes import RecordedScenes, ScoredScenes
@@ -30,21 +30,6 @@ from navsim_bridge.splits.sensors import camera_names, image_path, image_sizes
 
 LOOKED_INTO = 64
 """Scenes whose camera files are read for a fingerprint: all of them would take hours."""
-
-
-@dataclass(frozen=True)
-class DataConfig(DataAndMapOptions):
-    """Scenes to train on."""
-
-    split: str = "navtrain"  # name, or a YAML, CSV or Parquet file that lists its scenes
-    metric: AnyMetric = field(default_factory=PDMSConfig)  # what plans are scored by: reward and validation
-    # what tools/cache_metrics.py wrote (default: one below DATA_ROOT/metric_cache, made if absent)
-    metric_cache: str | None = None
-    image_cache: str | None = None  # folder for images decoded once at the model's size (default: decode every time)
-    validation_logs: Whole = 0  # the last so many logs of the split are held out
-    workers: Whole = 0  # processes for reading and caching (0: one per core)
-    allow_missing: bool = False  # train on what there is, and say so, when something is missing
-    plugin: tuple[str, ...] = ()  # your modules (or .py files) that add algorithms, encoders, metrics, strategies
 
 
 @dataclass(frozen=True)

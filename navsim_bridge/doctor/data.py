@@ -91,7 +91,7 @@ def check_split(
     root: Path, maps: Path, split_name: str, data_split: str | None = None, cameras: Sequence[str] = ()
 ) -> Iterator[Finding]:
     """Logs, scenes, maps and camera files of one split."""
-    from dpvla.batch import DEFAULT_CAMERAS
+    from dpvla.sensors import DEFAULT_CAMERAS
 
     try:
         names = camera_names(cameras or DEFAULT_CAMERAS)

@@ -8,18 +8,18 @@ reward, which sees one scene at a time, nowhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from navsim_bridge.metrics.config import EPDMSConfig, MetricConfig
 from navsim_bridge.metrics.epdms_inputs import SYNTHETIC_TOKEN
 from navsim_bridge.metrics.explain_epdms import reasons
-from navsim_bridge.metrics.metric import Metric, MetricConfig, Result
+from navsim_bridge.metrics.metric import Metric, Result
 from navsim_bridge.metrics.scene_rules import NAVSIM_V2
-from navsim_bridge.pdm.epdms import EPDMSTerms, HumanFilter, epdms_scores, epdms_terms
+from navsim_bridge.pdm.epdms import EPDMSTerms, epdms_scores, epdms_terms
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.formula import EXTENDED_PDM_SCORE, Column
 from navsim_bridge.pdm.metric_scene import MetricScene
@@ -28,14 +28,6 @@ from navsim_bridge.splits.scenes import SceneRecord
 
 ADJACENT = (0.05, 0.55)
 """[s] A frame of the same log this much earlier is the previous frame of two-frame comfort."""
-
-
-@dataclass(frozen=True)
-class EPDMSConfig(MetricConfig):
-    """Options of EPDMS."""
-
-    name: str = "epdms"  # pdms (NAVSIM v1), epdms (v2 in one stage with recorded traffic), or one of a plug-in
-    human_filter: HumanFilter = "v2.1.2"  # what the recorded driver fails, too: as released, as fixed later, or off
 
 
 class EPDMS(Metric[EPDMSConfig]):

@@ -23,19 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpvla.registry import ContractError
+from navsim_bridge.metrics.config import MetricConfig
 from navsim_bridge.metrics.scene_rules import SceneRules
 from navsim_bridge.pdm import formula
 from navsim_bridge.pdm.formula import Column
 from navsim_bridge.pdm.score import check_plans
 from navsim_bridge.splits.scenes import SceneRecord
-
-
-@dataclass(frozen=True)
-class MetricConfig:
-    """Options of a metric; each has its own subclass, and a ``name`` that is the one in the registry."""
-
-    name: str
-
 
 Options = TypeVar("Options", bound=MetricConfig)
 Terms = Any

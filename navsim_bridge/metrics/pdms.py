@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from navsim_bridge.metrics.config import MetricConfig, PDMSConfig
 from navsim_bridge.metrics.explain_pdms import explain
-from navsim_bridge.metrics.metric import Metric, MetricConfig
+from navsim_bridge.metrics.metric import Metric
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1
 from navsim_bridge.pdm.formula import PDM_SCORE, Column
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.score import PDMScores, score_plans
-
-
-@dataclass(frozen=True)
-class PDMSConfig(MetricConfig):
-    """The PDM score v1 has no options."""
-
-    name: str = "pdms"  # pdms (NAVSIM v1), epdms (v2 in one stage with recorded traffic), or one of a plug-in
 
 
 class PDMS(Metric[PDMSConfig]):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dpvla.config import OneOf
 from dpvla.registry import ContractError, Registry, look_up
-from navsim_bridge.metrics.metric import Metric, MetricConfig
+from navsim_bridge.metrics.config import MetricConfig
+
+if TYPE_CHECKING:
+    from navsim_bridge.metrics.metric import Metric
 
 METRICS = Registry(
-    Metric,
+    "navsim_bridge.metrics.metric:Metric",
+    {"pdms": "navsim_bridge.metrics.config:PDMSConfig", "epdms": "navsim_bridge.metrics.config:EPDMSConfig"},
     pdms="navsim_bridge.metrics.pdms:PDMS",
     epdms="navsim_bridge.metrics.epdms:EPDMS",
 )

@@ -8,12 +8,13 @@ scores = epdms_scores(terms, human_filter="v2.1.2")     # .score (scene, candida
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from navsim_bridge.human_filter import HumanFilter
 from navsim_bridge.pdm.chunks import PER_SCENE, score_in_chunks
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.formula import EXTENDED_PDM_SCORE, total
@@ -31,9 +32,6 @@ from navsim_bridge.pdm.terms.progress import (
     progress_scale,
 )
 from navsim_bridge.pdm.terms.ttc import LOOKAHEAD, time_to_collision
-
-HumanFilter = Literal["v2.1.2", "fixed", "off"]
-"""How sub-scores that the recorded driver fails are forgiven: as released, as corrected later, or not at all."""
 
 EXTENDED_COMFORT = next(column.name for column in EXTENDED_PDM_SCORE if column.optional)
 TERMS = tuple(column.name for column in EXTENDED_PDM_SCORE if not column.optional)

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpvla.algorithms.algorithm import Algorithm, AlgorithmConfig, RolloutBatch
+from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
+from dpvla.algorithms.config import AlgorithmConfig
 from dpvla.algorithms.registry import ALGORITHMS, make_algorithm
 from dpvla.batch import DrivingBatch
-from dpvla.encoders.encoder import Encoder, EncoderConfig, tokens_of, width_of
+from dpvla.encoders.config import EncoderConfig
+from dpvla.encoders.encoder import Encoder, tokens_of, width_of
 from dpvla.models import DPVLA
 from dpvla.models.sampling import Sampling
 from dpvla.registry import ContractError

@@ -13,12 +13,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dpvla.algorithms.algorithm import RolloutBatch
-from dpvla.algorithms.dipole import Dipole, DipoleConfig
+from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.dipole import Dipole
 from dpvla.models import DPVLA
 from dpvla.models.plan_coding import PlanCoding
 from dpvla.rl.rollout import collect
 from dpvla.rl.token_cache import TokenCache, chunks
-from dpvla.training.imitation import ImitationConfig, ImitationStage
+from dpvla.training.config import ImitationConfig
+from dpvla.training.imitation import ImitationStage
 from navsim_bridge.agents.policy_agent import PolicyAgent
 from tests.gpu.pretended import PretendedGPU
 from tests.gpu.tiny_driving import make_policy, numbers, training_on

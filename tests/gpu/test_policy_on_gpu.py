@@ -10,13 +10,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dpvla.algorithms.dipole import Dipole, DipoleConfig
+from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.dipole import Dipole
 from dpvla.batch import DrivingBatch
 from dpvla.diffusion import DPMSolver, VPLinearSchedule
 from dpvla.models.sampling import Sampling
-from dpvla.rl.stage import RolloutConfig, RolloutStage
-from dpvla.training.config import LoopConfig
-from dpvla.training.imitation import ImitationConfig, ImitationStage
+from dpvla.rl.config import RolloutConfig
+from dpvla.rl.stage import RolloutStage
+from dpvla.training.config import ImitationConfig, LoopConfig
+from dpvla.training.imitation import ImitationStage
 from dpvla.training.strategies.registry import make_strategy
 from navsim_bridge.agents.policy_agent import PolicyAgent
 from tests.gpu.pretended import PretendedGPU, value

@@ -13,14 +13,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from dpvla.algorithms.dipole import Dipole, DipoleConfig
-from dpvla.rl.stage import RolloutConfig, RolloutStage
+from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.dipole import Dipole
+from dpvla.rl.config import RolloutConfig
+from dpvla.rl.stage import RolloutStage
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.networks.draws import FreshDraws
-from dpvla.state_based.running.stage import STATE_BASED_LOOP
-from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
-from dpvla.training.config import LoopConfig
-from dpvla.training.imitation import ImitationConfig, ImitationStage
+from dpvla.state_based.running.loop_config import STATE_BASED_LOOP, UpdateConfig
+from dpvla.state_based.running.update import StackedUpdate
+from dpvla.training.config import ImitationConfig, LoopConfig
+from dpvla.training.imitation import ImitationStage
 from dpvla.training.strategies.registry import make_strategy
 from navsim_bridge.golden.v1 import read_golden
 from navsim_bridge.golden.v2 import read_golden_epdms

@@ -16,8 +16,8 @@ from dpvla.state_based.agents.registry import AGENTS
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.data.transitions import Transitions
 from dpvla.state_based.networks.draws import FreshDraws
-from dpvla.state_based.running.stage import STATE_BASED_LOOP
-from dpvla.state_based.running.update import StackedUpdate, UpdateConfig
+from dpvla.state_based.running.loop_config import STATE_BASED_LOOP, UpdateConfig
+from dpvla.state_based.running.update import StackedUpdate
 from tests.dpvla.state_based.agent_of import agent_of, config_of
 from tests.gpu.pretended import PretendedGPU, value
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from dpvla.config import Count, Range, Share
-from dpvla.state_based.networks.stacked import Activation, LayerNorm
+from dpvla.state_based.networks.options import Activation, LayerNorm
 
 
 @dataclass(frozen=True)

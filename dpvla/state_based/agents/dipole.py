@@ -22,7 +22,7 @@ from dpvla.state_based.agents.policies import best_of, flow_actions, noised_acti
 from dpvla.state_based.agents.values import ImplicitQ, aggregate
 from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
-from dpvla.state_based.networks.stacked import Activation
+from dpvla.state_based.networks.options import Activation
 
 
 @dataclass(frozen=True)

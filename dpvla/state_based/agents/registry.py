@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from dpvla.config import ConfigError, check, config_of
+from dpvla.config import ConfigError, check, checked_config
 from dpvla.registry import Registry, RegistryError, look_up
-from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.config import AgentConfig
 
+if TYPE_CHECKING:
+    from dpvla.state_based.agents.agent import Agent
+
 AGENTS = Registry(
-    Agent,
+    "dpvla.state_based.agents.agent:Agent",
     dipole="dpvla.state_based.agents.dipole:Dipole",
     iql="dpvla.state_based.agents.iql:IQL",
     rebrac="dpvla.state_based.agents.rebrac:ReBRAC",
@@ -30,7 +33,7 @@ def agent_class(name: str) -> type[Agent]:
             whole ``Agent`` with a ``Config``.
     """
     found: type[Agent] = look_up(AGENTS, name, "agent")
-    config_of(found, AgentConfig, f"agent {name!r}")
+    checked_config(getattr(found, "Config", None), AgentConfig, f"agent {name!r}")
     return found
 
 

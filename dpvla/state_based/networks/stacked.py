@@ -9,16 +9,14 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpvla.state_based.networks.options import Activation, LayerNorm
 from dpvla.state_based.networks.stacked_matmul import batched_affine
 
-Activation = Literal["tanh", "gelu", "mish", "swish", "relu"]
-LayerNorm = Literal["none", "after", "before", "before_but_last"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "gelu": lambda x: F.gelu(x, approximate="tanh"),  # flax's default

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from dpvla.checkpoint_layout import RUN_FILE
-from dpvla.config import ConfigError, Whole, from_dict, merged, read_yaml, to_dict
+from dpvla.config import ConfigError, from_dict, merged, read_yaml, to_dict
 from dpvla.files import read_json, write_json
-from dpvla.parallel import available_cores
 from dpvla.registry import import_plugin
 from dpvla.state_based.agents.registry import AGENTS
+from dpvla.state_based.paper.config import ReproduceConfig
 from dpvla.state_based.paper.time_estimate import measure_updates_per_second
 from dpvla.state_based.running.config import StateBasedConfig, read_task
 from dpvla.state_based.running.environment_workers import WorkerDied
-from dpvla.state_based.running.paper_tables import ONLINE_STEPS, SEEDS, PaperTable, TableMethod, method_of, table_keys
+from dpvla.state_based.running.paper_tables import ONLINE_STEPS, PaperTable, TableMethod, method_of
 from dpvla.state_based.running.results import Evaluations, read_result, updates_per_second
 from dpvla.state_based.running.tasks import find_task, nearest
 from dpvla.state_based.running.training_run import FREE, evaluate_acting, train_state_based
@@ -28,32 +28,6 @@ from dpvla.training.launch import make_accelerator
 from dpvla.training.run_directory import read_run
 
 GRID = "grid.json"
-
-
-@dataclass(frozen=True)
-class ReproduceConfig:
-    """Which table, and how its runs are made. Without options: the paper's protocol with 8 seeds."""
-
-    table: str  # 1: ExORL; 2, 7: OGBench; 3: offline to online; small: see docs
-    out: str = "runs/reproduce"  # folder of all runs; tables share those they have in common
-    protocol: str | None = None  # YAML file with options of train_state_based.py for every run
-    only: tuple[str, ...] = ()  # rows (or what their names begin with), methods and other agents; none: the table's
-    seeds: tuple[Whole, ...] = tuple(range(SEEDS))  # of every cell; more can be added later
-    seeds_per_run: Whole = 0  # seeds that train side by side in one run; 0: all of them
-    steps: Whole = 0  # offline updates; 0: the protocol's
-    online_steps: Whole = 0  # of table 3; 0: the paper's
-    eval_episodes: Whole = 0  # 0: the protocol's
-    ogbench_data: str | None = None  # none: ~/.ogbench/data
-    exorl_data: str | None = None  # none: data/exorl
-    workers: Whole = field(default_factory=available_cores)  # processes that step environments
-    plugin: tuple[str, ...] = ()  # modules of yours that add agents: their names, or .py files
-    dry_run: bool = False  # say what is missing and how long it would take, after a short trial of each kind
-
-    def __post_init__(self) -> None:
-        if self.table not in table_keys():
-            raise ConfigError(f"table must be one of {', '.join(table_keys())}, found {self.table!r}")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"seeds must be given and differ, found {list(self.seeds)}")
 
 
 @dataclass(frozen=True)

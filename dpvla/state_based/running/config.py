@@ -12,10 +12,9 @@ from dpvla.config import ConfigError, Count, Whole
 from dpvla.parallel import available_cores
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.recipes import changed, load_recipe
+from dpvla.state_based.running.loop_config import STATE_BASED_LOOP, StateBasedLoop, UpdateConfig, refuse_unsupported
 from dpvla.state_based.running.paper_tables import OFFLINE_STEPS
-from dpvla.state_based.running.stage import STATE_BASED_LOOP, StateBasedLoop
 from dpvla.state_based.running.tasks import Task, find_task
-from dpvla.state_based.running.update import UpdateConfig, refuse_unsupported
 
 
 @dataclass(frozen=True)

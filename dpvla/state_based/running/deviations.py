@@ -9,8 +9,8 @@ from typing import Any
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.recipes import changed, load_recipe
 from dpvla.state_based.running.config import StateBasedConfig, evaluation_episodes, parse_options
+from dpvla.state_based.running.loop_config import STATE_BASED_LOOP
 from dpvla.state_based.running.paper_tables import OFFLINE_STEPS, ONLINE_STEPS, in_the_paper, read_table
-from dpvla.state_based.running.stage import STATE_BASED_LOOP
 from dpvla.state_based.running.tasks import Task, canonical_name
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
@@ -13,30 +11,7 @@ from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.agent_files import save_agent
 from dpvla.state_based.data.replay import Replay
-from dpvla.training.config import LoopConfig
 from dpvla.training.stage import Track, WholeWeights
-
-
-@dataclass(frozen=True)
-class StateBasedLoop(LoopConfig):
-    """The loop's options as this track has them: what it does not have says so."""
-
-    steps: int = 0  # not here: use --steps and --online-steps
-    seed: int = 0  # not here: use --seed or --seeds
-    clip_norm: float = 0.0  # not on this track: stays 0
-    ema_decay: float = 0.0  # not on this track: stays 0
-    precision: Literal["no", "bf16"] = "no"  # not on this track: stays no (--launch.tf32 is for GPUs)
-
-
-STATE_BASED_LOOP = StateBasedLoop(
-    steps=1_000_000,
-    lr=3e-4,
-    weight_decay=0.0,
-    log_every=5_000,
-    evaluate_every=100_000,
-    save_every=100_000,
-)
-"""The loop's options on this track (paper: Adam 3e-4, no decay, no clipping, 1M updates)."""
 
 Evaluate = Callable[[int], Mapping[str, float]]
 """``step -> named numbers``, with the agent as it is."""

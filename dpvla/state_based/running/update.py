@@ -11,19 +11,19 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dpvla.config import ConfigError, Count, Whole
+from dpvla.config import ConfigError
 from dpvla.parallel import available_cores
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.networks.draws import CountingDraws, Draws, TapeDraws
+from dpvla.state_based.running.loop_config import UpdateConfig, refuse_unsupported
 from dpvla.tensors import load_tensors, not_finite, save_tensors
 from dpvla.training import checkpoint
 from dpvla.training.config import LoopConfig
@@ -35,17 +35,6 @@ MOST_USEFUL_THREADS = 8  # for layers of 512 and batches of 256
 
 LossFunction = Callable[[Batch, Draws, int], tuple[Tensor, Info]]
 """``Agent.loss``."""
-
-
-@dataclass(frozen=True)
-class UpdateConfig:
-    """How updates are launched; what is learned does not depend on it, beyond the rounding of floats."""
-
-    per_step: Count = 1  # updates in one step of the loop, and in one CUDA graph; steps count updates all the same
-    cuda_graph: bool = True  # capture them where there is a GPU
-    tf32: bool = True  # TensorFloat-32 matmuls on a GPU, as JAX has them by default
-    threads: Whole = 0  # CPU threads; 0: the cores this process really has, at most 8
-    compile: bool = False  # torch.compile the losses; pays for small layers on a CPU, needs a C++ compiler and a minute
 
 
 class StackedUpdate:
@@ -218,10 +207,3 @@ def own_cores() -> int:
     if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         return max(1, int(asked))
     return min(available_cores(), MOST_USEFUL_THREADS)
-
-
-def refuse_unsupported(config: LoopConfig) -> None:
-    """Raise ValueError when ``config`` asks for what this track does not have."""
-    for name, value in (("clip_norm", 0.0), ("ema_decay", 0.0), ("precision", "no")):
-        if getattr(config, name) != value:
-            raise ValueError(f"loop.{name} must be {value} on the state-based track, found {getattr(config, name)}")

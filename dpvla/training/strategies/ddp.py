@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dpvla.tensors import load_tensors, not_finite, require_same, save_tensors
 from dpvla.training import checkpoint
-from dpvla.training.strategies.strategy import DDPConfig, OptimizerConfig, StrategyConfig
+from dpvla.training.strategies.config import DDPConfig, OptimizerConfig, StrategyConfig
 
 
 class DDP:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-from accelerate import Accelerator
-from torch import nn
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dpvla.config import OneOf
 from dpvla.registry import Registry, look_up
-from dpvla.training.strategies.strategy import NamedStrategy, Strategy, StrategyConfig
+from dpvla.training.strategies.config import StrategyConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from dpvla.training.strategies.strategy import NamedStrategy, Strategy
 
 STRATEGIES = Registry(
-    NamedStrategy,
+    "dpvla.training.strategies.strategy:NamedStrategy",
+    {"ddp": "dpvla.training.strategies.config:DDPConfig"},
     ddp="dpvla.training.strategies.ddp:DDP",
 )
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.algorithm import RolloutBatch
-from dpvla.algorithms.dipole import ADAPTERS, Dipole, DipoleConfig
+from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.dipole import ADAPTERS, Dipole
 from dpvla.diffusion.guidance import dichotomous_weights
 from dpvla.layers.blocks import Block
 from dpvla.models import DPVLA, DPVLAConfig, SceneContext
 from dpvla.models.adapters import adapter_parameters
-from dpvla.models.plan_coding import PlanCodingConfig
+from dpvla.models.config import PlanCodingConfig
 
 
 def test_advantages_have_zero_mean_and_unit_spread_in_every_group() -> None:

@@ -12,15 +12,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from dpvla.batch import DEFAULT_CAMERAS, DrivingBatch, Sensors
+from dpvla.batch import DrivingBatch
 from dpvla.cli import parse
 from dpvla.config import ConfigError, from_dict
-from dpvla.encoders.encoder import Encoder, EncoderConfig
-from dpvla.encoders.florence import FlorenceConfig
+from dpvla.encoders.config import EncoderConfig, FlorenceConfig, TimmConfig
+from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.registry import ENCODERS, encoder_class
-from dpvla.encoders.timm import TimmConfig, TimmEncoder
+from dpvla.encoders.timm import TimmEncoder
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.plan import NUM_POSES
+from dpvla.sensors import DEFAULT_CAMERAS, Sensors
 from tests.dpvla.models.tiny_policies import CONFIGS
 
 

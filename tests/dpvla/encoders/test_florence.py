@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import BartConfig, Florence2Config, Florence2ForConditionalGeneration
 
 from dpvla.batch import COMMANDS, DrivingBatch
-from dpvla.encoders.florence import FlorenceConfig, FlorenceEncoder
+from dpvla.encoders.config import FlorenceConfig
+from dpvla.encoders.florence import FlorenceEncoder
 from dpvla.encoders.florence_commands import COMMAND_PHRASES, tokenize_commands
 from dpvla.encoders.florence_tiny import tiny_florence_config, tiny_tokenizer
 

@@ -11,15 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpvla.batch import DEFAULT_CAMERAS, DrivingBatch
+from dpvla.batch import DrivingBatch
 from dpvla.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE
 from dpvla.config import ConfigError
-from dpvla.encoders.encoder import EncoderConfig
-from dpvla.encoders.florence import FlorenceConfig
+from dpvla.encoders.config import EncoderConfig, FlorenceConfig, TimmConfig
 from dpvla.encoders.registry import encoder_class
-from dpvla.encoders.timm import TimmConfig
 from dpvla.files import read_json
 from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.sensors import DEFAULT_CAMERAS
 from tests.paths import FIXTURES
 
 SAVED = FIXTURES / "policies_v1"

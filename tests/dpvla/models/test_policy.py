@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpvla.algorithms.dipole import ADAPTERS
 from dpvla.batch import DrivingBatch
-from dpvla.encoders.timm import TimmConfig
+from dpvla.encoders.config import TimmConfig
 from dpvla.layers.adaptable import AdaptableLinear
 from dpvla.models import DPVLA, DPVLAConfig, PlanCodingConfig, SceneContext
 from dpvla.models.sampling import Sampling

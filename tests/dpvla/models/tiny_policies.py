@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from dpvla.batch import DrivingBatch, fake_batch
-from dpvla.encoders.florence import FlorenceConfig
+from dpvla.encoders.config import FlorenceConfig
 from dpvla.models import DPVLA, DPVLAConfig
 
 

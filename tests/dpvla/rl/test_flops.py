@@ -7,7 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpvla.algorithms.algorithm import RolloutBatch
-from dpvla.algorithms.dipole import Dipole, DipoleConfig
+from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.dipole import Dipole
 from dpvla.models.flops import count_flops, on_meta
 from dpvla.rl.flops import SceneFlops, scene_flops
 from tests.gpu.tiny_driving import make_policy, numbers

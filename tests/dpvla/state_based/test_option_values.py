@@ -12,11 +12,12 @@ from dpvla.config import ConfigError, Range, from_dict, to_dict
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.dipole import DipoleAgentConfig
 from dpvla.state_based.agents.registry import AGENTS, agent_class
-from dpvla.state_based.data.exorl.collection import ExORLCollection, collect_episodes
+from dpvla.state_based.data.exorl.collection import collect_episodes
+from dpvla.state_based.data.exorl.collection_config import ExORLCollection
 from dpvla.state_based.data.ogbench.generation import OGBenchGeneration, generate
-from dpvla.state_based.paper.reproduction import ReproduceConfig
+from dpvla.state_based.paper.config import ReproduceConfig
 from dpvla.state_based.running.config import StateBasedConfig, read_task
-from dpvla.state_based.running.update import UpdateConfig
+from dpvla.state_based.running.loop_config import UpdateConfig
 from tests.dpvla.state_based.agent_of import agent_of
 from tools import train_state_based as tool
 

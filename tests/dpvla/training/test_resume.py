@@ -15,14 +15,16 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from dpvla.algorithms.dipole import ADAPTERS, Dipole, DipoleConfig
+from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.dipole import ADAPTERS, Dipole
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.rl.buffer import RolloutBuffer
-from dpvla.rl.stage import RolloutConfig, RolloutStage
+from dpvla.rl.config import RolloutConfig
+from dpvla.rl.stage import RolloutStage
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import latest_checkpoint, resolve_checkpoint
-from dpvla.training.config import LoopConfig, learning_rate
-from dpvla.training.imitation import ImitationConfig, ImitationStage
+from dpvla.training.config import ImitationConfig, LoopConfig, learning_rate
+from dpvla.training.imitation import ImitationStage
 from dpvla.training.loop import train
 from dpvla.training.order import epoch_batches, steps_per_epoch
 from dpvla.training.stage import Stage

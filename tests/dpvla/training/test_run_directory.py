@@ -15,8 +15,7 @@ from accelerate import Accelerator
 from dpvla.config import ConfigError
 from dpvla.files import DirectoryInUseError
 from dpvla.training.checkpoint import writing
-from dpvla.training.config import LoopConfig
-from dpvla.training.imitation import ImitationConfig
+from dpvla.training.config import ImitationConfig, LoopConfig
 from dpvla.training.run_directory import TrainedOn, open_run, read_run, read_trained_on
 from tests.written_runs import write_run
 

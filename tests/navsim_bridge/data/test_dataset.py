@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dpvla.batch import DEFAULT_CAMERAS, Sensors
+from dpvla.sensors import DEFAULT_CAMERAS, Sensors
 from navsim_bridge.data.dataset import NavsimDataset, read_image
 from navsim_bridge.splits.sensors import camera_names
 from tests.navsim_bridge.conftest import World

@@ -12,8 +12,9 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 
-from dpvla.batch import DEFAULT_CAMERAS, Sensors
-from navsim_bridge.data.training_data import DataConfig, TrainingData, open_training_data
+from dpvla.sensors import DEFAULT_CAMERAS, Sensors
+from navsim_bridge.data.config import DataConfig
+from navsim_bridge.data.training_data import TrainingData, open_training_data
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
 from navsim_bridge.metrics.reward import MetricReward

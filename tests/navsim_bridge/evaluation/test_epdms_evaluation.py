@@ -20,7 +20,8 @@ from navsim_bridge.evaluation.run import SceneFailureError, ScenesFromLogs, desc
 from navsim_bridge.files.logs import read_log
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes
 from navsim_bridge.metric_cache.store import write_scenes
-from navsim_bridge.metrics.epdms import EPDMS, EPDMSConfig, previous_frames
+from navsim_bridge.metrics.config import EPDMSConfig
+from navsim_bridge.metrics.epdms import EPDMS, previous_frames
 from navsim_bridge.metrics.pdms import PDMS
 from navsim_bridge.metrics.scene_rules import NAVSIM_V2
 from navsim_bridge.splits.scene_filter import SceneFilter, Split, load_split

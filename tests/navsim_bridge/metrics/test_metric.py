@@ -13,15 +13,16 @@ import torch
 from dpvla.registry import ContractError, RegistryError
 from navsim_bridge.agents import constant_velocity, stand_still
 from navsim_bridge.evaluation.run import ScenesFromLogs, evaluate, recorded_scenes
+from navsim_bridge.human_filter import HumanFilter
 from navsim_bridge.metric_cache import build_scenes
-from navsim_bridge.metrics.epdms import EPDMS, EPDMSConfig
+from navsim_bridge.metrics.config import EPDMSConfig
+from navsim_bridge.metrics.epdms import EPDMS
 from navsim_bridge.metrics.metric import Metric
 from navsim_bridge.metrics.pdms import PDMS
 from navsim_bridge.metrics.registry import METRICS, make_metric
 from navsim_bridge.metrics.reward import MetricReward, packed_bytes
 from navsim_bridge.metrics.scene_rules import NAVSIM_V2
 from navsim_bridge.metrics.scenes import RecordedPlans, RecordedScenes
-from navsim_bridge.pdm.epdms import HumanFilter
 from navsim_bridge.pdm.formula import Column, total
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpvla.algorithms.algorithm import Algorithm, AlgorithmConfig, RolloutBatch
+from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
+from dpvla.algorithms.config import AlgorithmConfig
 from dpvla.algorithms.registry import ALGORITHMS
 from dpvla.config import Count
 from dpvla.models import DPVLA, SceneContext

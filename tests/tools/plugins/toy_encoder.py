@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dpvla.batch import DrivingBatch
-from dpvla.encoders.encoder import Encoder, EncoderConfig
+from dpvla.encoders.config import EncoderConfig
+from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.registry import ENCODERS
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from navsim_bridge.files.logs import Log
 from navsim_bridge.files.maps import VectorMap
+from navsim_bridge.metrics.config import MetricConfig
 from navsim_bridge.metrics.epdms_inputs import epdms_inputs
-from navsim_bridge.metrics.metric import MetricConfig
 from navsim_bridge.metrics.pdms import PDMS
 from navsim_bridge.metrics.registry import METRICS
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1

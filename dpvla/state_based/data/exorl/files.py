@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dpvla.files import write_atomically
 
+DEFAULT_FOLDER = Path("data/exorl")
 URL = "https://dl.fbaipublicfiles.com/exorl"
 _NAME = re.compile(r".*_(?P<index>\d+)_(?P<length>\d+)\.npz")
 

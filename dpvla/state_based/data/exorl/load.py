@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.parallel import available_cores
-from dpvla.state_based.data.exorl.files import buffer_folder, fingerprint, list_episodes, read_episode
+from dpvla.state_based.data.exorl.files import DEFAULT_FOLDER, buffer_folder, fingerprint, list_episodes, read_episode
 from dpvla.state_based.data.exorl.rewards import cached_rewards, sizes_of
 from dpvla.state_based.data.offline_data import OfflineData, episodes_needed
 from dpvla.state_based.data.transitions import Transitions
 from dpvla.state_based.environments.control_suite import ControlEnvironment, parse_task, versions
 
-DEFAULT_FOLDER = Path("data/exorl")
 COLLECTION = "collection.json"
 """File beside a buffer that says it was collected here."""
 

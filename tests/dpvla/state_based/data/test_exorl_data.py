@@ -14,7 +14,8 @@ import torch
 
 from dpvla.files import DirectoryInUseError
 from dpvla.state_based.data.exorl import collection, rewards
-from dpvla.state_based.data.exorl.collection import ExORLCollection, collect_episodes
+from dpvla.state_based.data.exorl.collection import collect_episodes
+from dpvla.state_based.data.exorl.collection_config import ExORLCollection
 from dpvla.state_based.data.exorl.load import load_exorl
 from dpvla.state_based.data.exorl.rewards import rewards_of
 from dpvla.state_based.data.exorl.rnd_explorer import RNDExplorer

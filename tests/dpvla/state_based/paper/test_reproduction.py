@@ -12,7 +12,8 @@ import pytest
 from dpvla.config import ConfigError
 from dpvla.state_based.paper import reproduction
 from dpvla.state_based.paper.comparison import compare, curve_panels, curves
-from dpvla.state_based.paper.reproduction import Grid, ReproduceConfig
+from dpvla.state_based.paper.config import ReproduceConfig
+from dpvla.state_based.paper.reproduction import Grid
 from dpvla.state_based.paper.time_estimate import SIZES
 from dpvla.state_based.running.config import StateBasedConfig, read_task
 from dpvla.state_based.running.paper_tables import PaperTable, Printed, TableMethod, read_table

@@ -22,8 +22,9 @@ from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.data.transitions import ACTION_LIMIT, Transitions
 from dpvla.state_based.networks.draws import FreshDraws, TapeDraws
 from dpvla.state_based.running import update
-from dpvla.state_based.running.stage import STATE_BASED_LOOP, AgentStage
-from dpvla.state_based.running.update import StackedUpdate, UpdateConfig, make_update, own_cores
+from dpvla.state_based.running.loop_config import STATE_BASED_LOOP, UpdateConfig
+from dpvla.state_based.running.stage import AgentStage
+from dpvla.state_based.running.update import StackedUpdate, make_update, own_cores
 from dpvla.tensors import CheckpointError
 from dpvla.training.config import LoopConfig
 from dpvla.training.loop import train

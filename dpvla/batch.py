@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dpvla.plan import HISTORY_POSES, NUM_POSES, POSE_INTERVAL
+from dpvla.random_rows import RandomRows
 from dpvla.sensors import Sensors
 
 COMMANDS = ("left", "straight", "right", "unknown")
@@ -30,6 +31,8 @@ class DrivingBatch:
     ego_status: Tensor  # (scene, 4) float32: velocity x, y [m/s], acceleration x, y [m/s^2]
     history: Tensor  # (scene, 3, 3) float32: past poses at -1.5, -1.0, -0.5 s
     plan: Tensor | None = None  # (scene, 8, 3) float32: what the recorded driver did, when known
+    random: RandomRows | None = None  # in training, each scene's own random numbers
+    weight: float = 1.0  # in training: of this mean over scenes in the mean over processes, see training.shares
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -42,7 +45,9 @@ class DrivingBatch:
     def select(self, index: Tensor) -> DrivingBatch:
         """The scenes at ``index`` (int64 tensor), in that order."""
         chosen = {name: tensor[index] for name, tensor in self._tensors().items()}
-        return replace(self, tokens=tuple(self.tokens[i] for i in index.tolist()), **chosen)  # type: ignore[arg-type]
+        rows = index.tolist()
+        random = None if self.random is None else self.random.select(rows)
+        return replace(self, tokens=tuple(self.tokens[i] for i in rows), random=random, **chosen)  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from dpvla.algorithms.config import AlgorithmConfig
 from dpvla.models import DPVLA, SceneContext
 from dpvla.models.head import DiTHead
 from dpvla.models.sampling import Sampling
+from dpvla.random_rows import RandomRows
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,22 @@ class RolloutBatch:
     roll_outs: Mapping[str, Tensor]  # what ``roll_out`` gave for these scenes: (scene, candidate, ...) each
     targets: Mapping[str, Tensor]  # what ``targets`` made of them: (scene, candidate, ...) each
     behavior: DiTHead | None = None  # the head that rolled out, frozen, where ``needs_behavior`` asks for it
+    random: RandomRows | None = None  # each scene's own random numbers, for ``DPVLA.draw``
+    weight: float = 1.0  # of this mean over scenes in the mean over processes: the stage's business
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def select(self, index: Tensor) -> RolloutBatch:
+        """The scenes at ``index`` (int64 tensor), in that order."""
+        rows = index.to(self.context.device)
+        return replace(
+            self,
+            context=self.context.select(rows),
+            roll_outs={name: value[rows] for name, value in self.roll_outs.items()},
+            targets={name: value[rows] for name, value in self.targets.items()},
+            random=None if self.random is None else self.random.select(index.tolist()),
+        )
 
     @property
     def plans(self) -> Tensor:
@@ -63,13 +79,14 @@ class Algorithm(ABC):
         return False
 
     def roll_out(
-        self, policy: DPVLA, context: SceneContext, candidates: int, generator: torch.Generator
+        self, policy: DPVLA, context: SceneContext, candidates: int, generator: RandomRows
     ) -> dict[str, Tensor]:
         """Sample for every scene; called without gradients, in eval mode.
 
         Args:
             context: the encoded scenes. candidates: plans of a scene.
-            generator: the only source of randomness, on the CPU.
+            generator: the only source of randomness, on the CPU, with each scene's own numbers: what is drawn by its
+                ``normal`` and ``uniform``, as ``DPVLA.sample`` does, is the same for any number of processes.
 
         Returns:
             ``plans`` (scene, candidate, 8, 3) and whatever else ``loss`` needs of how they were made, such as the
@@ -91,4 +108,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one update and scalars to log; randomness comes from torch's global generator."""
+        """The loss of one update, a mean over its scenes, and scalars to log.
+
+        Randomness comes from ``batch.random``: ``policy.draw(scenes, candidates, batch.random)``.
+        """

@@ -13,6 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from dpvla.random_rows import uniform
+
 Parametrization = Literal["eps", "x0", "v"]
 PARAMETRIZATIONS: tuple[str, ...] = get_args(Parametrization)
 
@@ -64,9 +66,8 @@ class VPLinearSchedule:
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Uniform training times in [t_min, 1], float32, on the generator's device (on ``device`` without one)."""
-        device = generator.device if generator is not None else device
-        return self.t_min + (1 - self.t_min) * torch.rand(shape, generator=generator, device=device)
+        """Uniform training times in [t_min, 1], float32, on ``device``; drawn as ``random_rows.uniform`` does."""
+        return self.t_min + (1 - self.t_min) * uniform(shape, generator, device)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t; ``t`` has the leading axes of ``x0``."""

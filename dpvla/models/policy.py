@@ -25,6 +25,7 @@ from dpvla.models.policy_files import PolicyFiles
 from dpvla.models.sampling import FORMER_ADAPTERS, Precision, Sampling, read_sampling, write_sampling
 from dpvla.models.scene_context import SceneContext
 from dpvla.plan import NUM_POSES
+from dpvla.random_rows import normal
 from dpvla.tensors import require_same
 
 ADAPTER_WEIGHTS = ("adapter_down", "adapter_up")
@@ -189,12 +190,13 @@ class DPVLA(nn.Module):
         return SceneContext(tokens, mask, batch.command, batch.ego_status.float(), batch.history.float())
 
     def draw(self, scenes: int, draws: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Training times (scene, draw) and noise (scene, draw, 8, channel) on the policy's device."""
+        """Training times (scene, draw) and noise (scene, draw, 8, channel) on the policy's device.
+
+        With the ``random`` of a training batch a scene's are the same in whatever process it is learned.
+        """
         device = self.plan_coding.mean.device
-        source = generator.device if generator is not None else device
         t = self.schedule.draw_times((scenes, draws), generator, device)
-        shape = (scenes, draws, NUM_POSES, self.plan_coding.num_channels)
-        return t.to(device), torch.randn(shape, generator=generator, device=source).to(device)
+        return t, normal((scenes, draws, NUM_POSES, self.plan_coding.num_channels), generator, device)
 
     def denoise_plans(
         self,
@@ -247,11 +249,14 @@ class DPVLA(nn.Module):
     def imitation_loss(
         self, batch: DrivingBatch, draws: int = 1, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Denoising loss of the base policy on the recorded plans; one encoder pass, ``draws`` noise draws a scene."""
+        """Denoising loss of the base policy on the recorded plans; one encoder pass, ``draws`` noise draws a scene.
+
+        ``generator``: of noise levels and noise, by default the batch's own ``random``.
+        """
         if batch.plan is None:
             raise ValueError(f"imitation needs recorded plans; scene {batch.tokens[0]} and its batch have none")
         context = self.encode(batch)
-        t, noise = self.draw(len(batch), draws, generator)
+        t, noise = self.draw(len(batch), draws, batch.random if generator is None else generator)
         plans = batch.plan[:, None].expand(-1, draws, -1, -1)
         loss = self.denoising_errors(context, plans, t, noise).mean()
         return loss, {"imitation/loss": loss.detach()}
@@ -279,8 +284,7 @@ class DPVLA(nn.Module):
         """
         shape = (len(context), num_candidates, NUM_POSES, self.plan_coding.num_channels)
         if noise is None:
-            source = generator.device if generator is not None else context.device
-            noise = torch.randn(shape, generator=generator, device=source)
+            noise = normal(shape, generator, context.device)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shape}")
         noise = noise.to(context.device, torch.float32)

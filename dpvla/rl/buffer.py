@@ -18,33 +18,37 @@ ROLL_OUTS, SCORES = "roll_outs.", "scores."
 
 @dataclass(frozen=True)
 class RolloutBuffer:
-    """Scored roll-outs of one cycle; scene axis first."""
+    """Scored roll-outs of one cycle, of all processes; scene axis first."""
 
     cycle: int
     indices: Tensor  # (scene,) int64, positions in the scene source
     roll_outs: Mapping[str, Tensor]  # (scene, candidate, ...) each; 'plans' (scene, candidate, 8, 3) in the ego frame
     scores: Mapping[str, Tensor]  # (scene, candidate) each; 'score' is the reward
-    processes: int = 1  # that rolled out and train on equal parts of it, one part after the other
+    processes: int = 1  # that shared the scenes, where an earlier version wrote the file: it gave each an equal part
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def part(self, process: int) -> slice:
-        """Rows that a process trains on."""
-        size = len(self) // self.processes
-        return slice(process * size, (process + 1) * size)
+    def gathered(self, accelerator: Accelerator, rows: Tensor) -> RolloutBuffer:
+        """The buffers of all processes as one that each of them holds.
 
-    def gathered(self, accelerator: Accelerator) -> RolloutBuffer:
-        """The equally long buffers of all processes as one that each of them holds."""
-
-        def gather(value: Tensor) -> Tensor:
-            return accelerator.gather(value.to(accelerator.device)).cpu()
-
+        ``rows``: int64, where in it those of this process's belong; together they are all rows once.
+        """
         if accelerator.num_processes == 1:
             return self
-        roll_outs = {name: gather(value) for name, value in self.roll_outs.items()}
-        scores = {name: gather(value) for name, value in self.scores.items()}
-        return RolloutBuffer(self.cycle, gather(self.indices), roll_outs, scores, processes=accelerator.num_processes)
+
+        def gather(value: Tensor, filler: int = 0) -> Tensor:
+            value = value.to(accelerator.device)
+            padded = accelerator.pad_across_processes(value, pad_index=filler)
+            return accelerator.gather(padded).cpu()
+
+        places = gather(rows, filler=-1)
+        order = places.argsort()[(places < 0).sum() :]
+
+        def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: gather(value)[order] for name, value in tensors.items()}
+
+        return RolloutBuffer(self.cycle, gather(self.indices)[order], whole(self.roll_outs), whole(self.scores))
 
     def statistics(self) -> dict[str, float]:
         """Sub-score means, reward mean, mean spread inside a group, best of the group, share of flat groups."""
@@ -61,8 +65,7 @@ class RolloutBuffer:
         """Write as one safetensors file."""
         tensors = {SCORES + name: value for name, value in self.scores.items()}
         tensors |= {ROLL_OUTS + name: value for name, value in self.roll_outs.items()}
-        tensors |= {"indices": self.indices}
-        tensors |= {"cycle": torch.tensor(self.cycle), "processes": torch.tensor(self.processes)}
+        tensors |= {"indices": self.indices, "cycle": torch.tensor(self.cycle)}
         save_tensors(path, tensors)
 
     @classmethod
@@ -75,5 +78,5 @@ class RolloutBuffer:
         def named(prefix: str) -> dict[str, Tensor]:
             return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
-        cycle, processes = int(tensors["cycle"]), int(tensors["processes"])
-        return cls(cycle, tensors["indices"], named(ROLL_OUTS), named(SCORES), processes=processes)
+        processes = int(tensors.get("processes", 1))
+        return cls(int(tensors["cycle"]), tensors["indices"], named(ROLL_OUTS), named(SCORES), processes=processes)

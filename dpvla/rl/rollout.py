@@ -9,6 +9,7 @@ from tqdm import tqdm
 from dpvla.algorithms.algorithm import Algorithm
 from dpvla.batch import RewardFunction, SceneSource
 from dpvla.models import DPVLA
+from dpvla.random_rows import RandomRows
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.rl.checks import check_roll_outs
 from dpvla.rl.token_cache import TokenCache
@@ -29,21 +30,21 @@ def collect(
 ) -> RolloutBuffer:
     """Let ``algorithm`` make ``group_size`` plans for every scene of ``tokens``, and score them.
 
-    ``seed``: of the sampler's noise; the same seed gives the same plans. Raises ContractError where what the algorithm
-    gives cannot be used.
+    ``seed``: with a scene's number in the source, it decides what is drawn for the scene. Raises ContractError where
+    what the algorithm gives cannot be used.
     """
     policy.eval()
-    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same plans on every device
     made: list[dict[str, Tensor]] = []
     scored: list[dict[str, Tensor]] = []
     indices = tokens.indices
     title = f"cycle {cycle}: roll-outs"
     with tqdm(total=len(indices), desc=title, unit="scene", leave=False, disable=not progress) as bar:
         for rows, context in tokens.portions():
-            roll_outs = algorithm.roll_out(policy, context, group_size, generator)
+            scenes = indices[rows.start : rows.stop].tolist()
+            roll_outs = algorithm.roll_out(policy, context, group_size, RandomRows.of(scenes, seed))
             check_roll_outs(algorithm, roll_outs, len(rows), group_size)
             made.append({name: value.cpu() for name, value in roll_outs.items()})
-            names = [source.tokens[i] for i in indices[rows.start : rows.stop].tolist()]
+            names = [source.tokens[i] for i in scenes]
             scored.append({name: value.cpu() for name, value in reward(names, made[-1]["plans"]).items()})
             bar.update(len(rows))
     return RolloutBuffer(cycle, indices, _joined(made), _joined(scored))

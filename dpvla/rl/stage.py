@@ -16,6 +16,7 @@ from dpvla.config import ConfigError, check
 from dpvla.models import DPVLA, SceneContext
 from dpvla.models.adapter_files import load_adapters, save_adapters
 from dpvla.models.head import DiTHead
+from dpvla.random_rows import RandomRows, mix
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.rl.checks import check_loss, check_targets
 from dpvla.rl.config import RolloutConfig
@@ -23,8 +24,9 @@ from dpvla.rl.rollout import collect
 from dpvla.rl.token_cache import TokenCache
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, link_tree
-from dpvla.training.order import epoch_batches, permutation, step_seed, steps_per_epoch
+from dpvla.training.order import lane_batches, permutation, steps_per_epoch
 from dpvla.training.run_directory import read_run
+from dpvla.training.shares import share, weighted
 from dpvla.training.stage import Track, WholeWeights
 
 
@@ -40,7 +42,7 @@ class RolloutStep(nn.Module):
         """The algorithm's loss."""
         given = self.algorithm.loss(self.policy, batch)
         check_loss(self.algorithm, given)
-        return given
+        return weighted(batch, *given)
 
 
 class RolloutStage:
@@ -85,15 +87,17 @@ class RolloutStage:
         self.buffer: RolloutBuffer | None = None
         self._tokens: TokenCache | None = None
         self._behavior: DiTHead | None = None
-        scenes = min(config.scenes_per_cycle or len(source), len(source))
-        self._local, self._batch = scenes // processes, config.batch_size // processes
-        if self._local == 0:
-            raise ConfigError(f"{scenes} scenes cannot be shared by {processes} processes: take fewer processes")
+        self._scenes = min(config.scenes_per_cycle or len(source), len(source))
+        if self._scenes < processes:
+            raise ConfigError(f"{self._scenes} scenes cannot be shared by {processes} processes: take fewer processes")
+        places = torch.arange(self._scenes) % config.batch_size  # of an update's scenes, see order.lane_batches
+        self._mine = (places % processes == accelerator.process_index).nonzero().flatten()
+        """Rows of a cycle's buffer that this process rolls out and learns from."""
 
     @property
     def steps_per_cycle(self) -> int:
         """Updates between two roll-outs."""
-        return self.config.epochs_per_cycle * steps_per_epoch(self._local, self._batch)
+        return self.config.epochs_per_cycle * steps_per_epoch(self._scenes, self.config.batch_size)
 
     @property
     def steps(self) -> int:
@@ -109,21 +113,21 @@ class RolloutStage:
                 with whole_weights():
                     self.buffer = self._roll_out(cycle)
                 track(step, self.buffer.statistics())
-            mine = self.buffer.part(self._rank)
-            roll_outs = {name: value[mine] for name, value in self.buffer.roll_outs.items()}
             targets = self.algorithm.targets(self.buffer.scores, self.buffer.roll_outs)
             check_targets(self.algorithm, targets, *self.buffer.scores["score"].shape)
-            targets = {name: value[mine] for name, value in targets.items()}
-            order = epoch_batches(self._local, self._batch, place, self.seed, cycle, self._rank)
-            for _, scenes in zip(range(place, self.steps_per_cycle), order):
-                rows = torch.as_tensor(scenes)
+            order = lane_batches(self._scenes, self.config.batch_size, place, self.seed, cycle)
+            for _, together in zip(range(place, self.steps_per_cycle), order):
+                chosen, weight = share(together, self._rank, self.accelerator.num_processes, int(self._mine[0]))
+                rows = torch.as_tensor(chosen)
                 with whole_weights():
-                    context = self._context(self.buffer, rows)
+                    context = self._context(self.buffer, torch.searchsorted(self._mine, rows))
                 yield RolloutBatch(
                     context,
-                    {name: value[rows].to(device) for name, value in roll_outs.items()},
+                    {name: value[rows].to(device) for name, value in self.buffer.roll_outs.items()},
                     {name: value[rows].to(device) for name, value in targets.items()},
                     self._behavior,
+                    RandomRows.of(self.buffer.indices[rows].tolist(), self.seed, step),
+                    weight,
                 )
                 step += 1
 
@@ -157,10 +161,11 @@ class RolloutStage:
                 f"{directory} is of version 0.1.0, whose batch_size counted the scenes of each of its "
                 f"{buffer.processes} processes: start a new run from these weights (--checkpoint {directory})"
             )
-        if buffer.processes != self.accelerator.num_processes:
+        if len(buffer) != self._scenes:
             raise CheckpointError(
-                f"{directory} is of a run with {buffer.processes} processes, this one has "
-                f"{self.accelerator.num_processes}: launch as many, or start a new run from these weights"
+                f"{layout.buffer} holds {len(buffer)} scenes, a cycle has {self._scenes}: an earlier version left out "
+                f"those that its {buffer.processes} processes could not share equally, so its updates are counted "
+                f"otherwise; start a new run from these weights (--checkpoint {directory})"
             )
         cycle = (checkpoint_step(directory) - 1) // self.steps_per_cycle
         if buffer.cycle != cycle:
@@ -179,9 +184,8 @@ class RolloutStage:
     def _roll_out(self, cycle: int) -> RolloutBuffer:
         if self.algorithm.needs_behavior:
             self._behavior = self.policy.snapshot_head()
-        scenes = permutation(len(self.source), self.seed, cycle)[: self._local * self.accelerator.num_processes]
-        indices = torch.as_tensor(scenes[self._rank :: self.accelerator.num_processes].copy())
-        self._tokens = self._encoded(indices)
+        indices = torch.as_tensor(permutation(len(self.source), self.seed, cycle)[: self._scenes])
+        self._tokens = self._encoded(indices[self._mine])
         return collect(
             self.algorithm,
             self.policy,
@@ -190,9 +194,9 @@ class RolloutStage:
             self.reward,
             cycle=cycle,
             group_size=self.config.group_size,
-            seed=step_seed(self.seed, cycle, self._rank),
+            seed=mix(self.seed, cycle),
             progress=self.accelerator.is_main_process,
-        ).gathered(self.accelerator)
+        ).gathered(self.accelerator, self._mine)
 
     def _encoded(self, indices: Tensor) -> TokenCache:
         config = self.config
@@ -201,7 +205,7 @@ class RolloutStage:
         )
 
     def _context(self, buffer: RolloutBuffer, rows: Tensor) -> SceneContext:
-        """Of some rows of this process's part."""
+        """Of some of this process's rows, counted among them."""
         if self._tokens is None:  # of a run that goes on
-            self._tokens = self._encoded(buffer.indices[buffer.part(self._rank)])
+            self._tokens = self._encoded(buffer.indices[self._mine])
         return self._tokens.select(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -15,9 +16,11 @@ from dpvla.batch import DrivingBatch, RewardFunction, SceneSource
 from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.config import ConfigError, check
 from dpvla.models import DPVLA
+from dpvla.random_rows import RandomRows
 from dpvla.training.augmentation import jitter_colors
 from dpvla.training.config import ImitationConfig
 from dpvla.training.order import epoch_batches, steps_per_epoch
+from dpvla.training.shares import share, weighted
 from dpvla.training.stage import Track, WholeWeights
 
 
@@ -31,8 +34,8 @@ class ImitationStep(nn.Module):
 
     def forward(self, batch: DrivingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Denoising error of the recorded plans."""
-        seen = replace(batch, images=jitter_colors(batch.images, self.config.color_jitter))
-        return self.policy.imitation_loss(seen, draws=self.config.noise_draws)
+        seen = replace(batch, images=jitter_colors(batch.images, self.config.color_jitter, batch.random))
+        return weighted(batch, *self.policy.imitation_loss(seen, draws=self.config.noise_draws))
 
 
 class ImitationStage:
@@ -68,26 +71,29 @@ class ImitationStage:
 
     def batches(self, first_step: int, track: Track, whole_weights: WholeWeights) -> Iterator[DrivingBatch]:
         """Shuffled batches from ``first_step`` on, decoded ahead by the workers."""
-        processes = self.accelerator.num_processes
-        order = epoch_batches(len(self.source), self.config.batch_size, first_step, self.seed, multiple_of=processes)
-        mine = (rows[self.accelerator.process_index :: processes] for rows in order)
         loader = DataLoader(
             _WholeBatches(self.source),
             batch_size=None,
-            sampler=_Once(mine),
+            sampler=_Once(rows for rows, _ in self._shares(first_step)),
             num_workers=self.config.num_workers,
             persistent_workers=False,
         )
-        for batch in loader:
-            yield batch.to(self.accelerator.device)
+        for step, batch, (rows, weight) in zip(count(first_step), loader, self._shares(first_step)):
+            random = RandomRows.of(rows, self.seed, step)
+            yield replace(batch.to(self.accelerator.device), random=random, weight=weight)
+
+    def _shares(self, first_step: int) -> Iterator[tuple[list[int], float]]:
+        """This process's scenes of every update, and their weight."""
+        for rows in epoch_batches(len(self.source), self.config.batch_size, first_step, self.seed):
+            yield share(rows, self.accelerator.process_index, self.accelerator.num_processes, idle=rows[0])
 
     @torch.no_grad()
     def evaluate(self, step: int) -> Mapping[str, float]:
         """Loss at fixed noise and, where a reward is given, the sub-scores of one sample a scene."""
         if self.validation is None:
             return {}
-        count = min(self.config.validation_scenes, len(self.validation))
-        batch = self.validation.batch(range(count)).to(self.accelerator.device)
+        scenes = min(self.config.validation_scenes, len(self.validation))
+        batch = self.validation.batch(range(scenes)).to(self.accelerator.device)
         generator = torch.Generator().manual_seed(self.seed)
         with self.policy.autocast():
             loss, _ = self.policy.imitation_loss(batch, draws=4, generator=generator)

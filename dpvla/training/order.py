@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,19 +22,34 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-def epoch_batches(
-    count: int, batch_size: int, first_step: int, *seed: int, multiple_of: int = 1
-) -> Iterator[Sequence[int]]:
+def epoch_batches(count: int, batch_size: int, first_step: int, *seed: int) -> Iterator[list[int]]:
     """Endless batches of indices from step ``first_step`` (from 0) on; every epoch is a fresh shuffle.
 
-    An epoch's last batch is filled up with scenes of its first ones to a ``multiple_of`` the processes that share it.
+    An epoch's last batch may be smaller. How many processes share a batch changes nothing of this.
     """
     per_epoch = steps_per_epoch(count, batch_size)
     step = first_step
     while True:
         epoch, place = divmod(step, per_epoch)
         order = permutation(count, *seed, epoch)
-        order = np.resize(order, -(-count // multiple_of) * multiple_of)
         while place < per_epoch:
             yield order[place * batch_size : (place + 1) * batch_size].tolist()
+            place, step = place + 1, step + 1
+
+
+def lane_batches(count: int, lanes: int, first_step: int, *seed: int) -> Iterator[list[int]]:
+    """As ``epoch_batches``, but place ``i`` of every batch holds an index of lane ``i``: one of ``i, i + lanes, ...``.
+
+    So whoever has to do with some places of a batch needs the same few scenes in every epoch, whose encoded images
+    fit into memory; and the batches are what they are for any number of processes.
+    """
+    per_epoch = steps_per_epoch(count, lanes)
+    step = first_step
+    while True:
+        epoch, place = divmod(step, per_epoch)
+        keys = np.full((per_epoch, lanes), np.inf)  # a lane's places beyond the last index stay its last
+        keys.flat[:count] = np.random.default_rng(np.random.SeedSequence([*seed, epoch])).random(count)
+        order = keys.argsort(axis=0) * lanes + np.arange(lanes)
+        while place < per_epoch:
+            yield order[place][order[place] < count].tolist()
             place, step = place + 1, step + 1

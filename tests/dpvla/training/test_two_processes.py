@@ -6,20 +6,23 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
 from dpvla.config import ConfigError
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.tensors import CheckpointError
-from dpvla.training.checkpoint import latest_checkpoint
+from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 from dpvla.training.loop import train
-from dpvla.training.order import epoch_batches
-from tests.dpvla.training.test_resume import LOOP, assert_same_files, dipole
+from dpvla.training.order import lane_batches, permutation
+from dpvla.training.shares import share
+from tests.dpvla.training.test_resume import LOOP, assert_same_files, dipole, imitation
 from tests.paths import ROOT
 
 
@@ -46,19 +49,35 @@ def test_a_stopped_run_of_two_processes_ends_bit_for_bit_as_in_one_go(runs: Path
     assert_same_files(newest(runs / stage / "straight"), newest(runs / stage / "broken"))
 
 
-def test_processes_roll_out_different_scenes_and_both_are_kept(runs: Path) -> None:
+def test_every_scene_is_rolled_out_once_and_stands_where_one_process_has_it(runs: Path) -> None:
     buffer = RolloutBuffer.load(newest(runs / "dipole" / "straight") / "trainer_state" / "buffer.safetensors")
-    assert buffer.processes == 2 and len(buffer) == 6
-    assert len(set(buffer.indices.tolist())) == 6
-    assert [buffer.part(0), buffer.part(1)] == [slice(0, 3), slice(3, 6)]
-    assert not torch.equal(buffer.roll_outs["plans"][0], buffer.roll_outs["plans"][3])
+    assert buffer.indices.tolist() == permutation(10, 7, 1)[:6].tolist()
+    plans = buffer.roll_outs["plans"].flatten(1)
+    assert len(plans.unique(dim=0)) == 6
 
 
-def test_another_number_of_processes_cannot_go_on(runs: Path) -> None:
+@pytest.mark.parametrize("stage", ["imitation", "dipole"])
+def test_one_process_goes_on_where_two_stopped(runs: Path, tmp_path: Path, stage: str) -> None:
+    shutil.copytree(runs / stage / "broken", tmp_path / "run")
+    shutil.rmtree(newest(tmp_path / "run"))
+    step, accelerator = checkpoint_step(newest(tmp_path / "run")), Accelerator(cpu=True)
+    model = newest(runs / "imitation" / "straight")
+    make = partial(imitation, scenes=9) if stage == "imitation" else dipole(model, control_variate=True)
+    again = make(accelerator, tmp_path)
+    last = train(again, replace(LOOP, steps=again.steps), tmp_path / "run", accelerator)  # type: ignore[attr-defined]
+    assert checkpoint_step(last) == again.steps > step  # type: ignore[attr-defined]
+
+
+def test_a_buffer_that_lacks_scenes_cannot_be_shared(runs: Path, tmp_path: Path) -> None:
+    """Earlier versions left out what their processes could not share equally; then a cycle has other updates."""
+    shutil.copytree(runs / "dipole" / "broken", tmp_path / "run")
+    path = newest(tmp_path / "run") / "trainer_state" / "buffer.safetensors"
+    save_file({name: value[:5] if value.dim() else value for name, value in load_file(path).items()}
+              | {"processes": torch.tensor(5)}, path)  # fmt: skip
     accelerator = Accelerator(cpu=True)
     stage = dipole(newest(runs / "imitation" / "straight"))(accelerator, runs)
-    with pytest.raises(CheckpointError, match="2 processes, this one has 1"):
-        train(stage, replace(LOOP, steps=stage.steps + 8), runs / "dipole" / "broken", accelerator)
+    with pytest.raises(CheckpointError, match=r"holds 5 scenes, a cycle has 6.*its 5 processes"):
+        train(stage, replace(LOOP, steps=stage.steps + 8), tmp_path / "run", accelerator)
 
 
 def test_a_run_that_counted_batches_otherwise_cannot_go_on(runs: Path, tmp_path: Path) -> None:
@@ -68,18 +87,32 @@ def test_a_run_that_counted_batches_otherwise_cannot_go_on(runs: Path, tmp_path:
         content = yaml.safe_load(path.read_text())
         assert content["provenance"].pop("processes") == 2
         path.write_text(yaml.safe_dump(content))
+    for path in (tmp_path / "old").rglob("buffer.safetensors"):
+        save_file(load_file(path) | {"processes": torch.tensor(2)}, path)
     accelerator = Accelerator(cpu=True)
     stage = dipole(newest(runs / "imitation" / "straight"))(accelerator, runs)
     with pytest.raises(CheckpointError, match=r"version 0\.1\.0, whose batch_size counted .* each of its 2"):
         train(stage, replace(LOOP, steps=stage.steps + 8), tmp_path / "old", accelerator)
 
 
-def test_a_last_batch_is_filled_up_for_every_process() -> None:
-    batches = epoch_batches(9, 4, 0, 1, multiple_of=2)
-    epoch = [next(batches) for _ in range(3)]
-    assert [len(rows) for rows in epoch] == [4, 4, 2]
-    assert {row for rows in epoch for row in rows} == set(range(9))
-    assert epoch[2][1] == epoch[0][0]
+def test_shares_of_a_batch_are_its_scenes_with_weights_that_give_its_mean() -> None:
+    rows = [5, 3, 8, 1, 9]
+    for processes in (1, 2, 3, 8):
+        shared = [share(rows, process, processes, idle=3) for process in range(processes)]
+        assert sorted(row for mine, weight in shared for row in mine if weight) == sorted(rows)
+        means = [weight * sum(mine) / len(mine) for mine, weight in shared]
+        assert sum(means) / processes == pytest.approx(sum(rows) / len(rows))
+    assert share(rows, 7, 8, idle=3) == ([3], 0.0)
+
+
+def test_lanes_keep_their_scenes_and_every_epoch_has_each_once() -> None:
+    batches = lane_batches(11, 4, 0, 1)
+    epochs = [[next(batches) for _ in range(3)] for _ in range(2)]
+    for epoch in epochs:
+        assert [len(rows) for rows in epoch] == [4, 4, 3]
+        assert sorted(row for rows in epoch for row in rows) == list(range(11))
+        assert all([row % 4 for row in rows] == list(range(len(rows))) for rows in epoch)
+    assert epochs[0] != epochs[1] and next(lane_batches(11, 4, 4, 1)) == epochs[1][1]
 
 
 def test_logged_losses_are_means_over_all_processes(runs: Path) -> None:
@@ -99,6 +132,6 @@ def test_a_batch_counts_the_scenes_of_all_processes(runs: Path) -> None:
     one = dipole(newest(runs / "imitation" / "straight"))(accelerator, runs)
     last = newest(runs / "dipole" / "straight")
     assert last.name == f"step_{one.steps:08d}"
-    three = type("Three", (), {"num_processes": 3})
+    three = type("Three", (), {"num_processes": 3, "process_index": 0})
     with pytest.raises(ConfigError, match=r"rollouts\.batch_size 4 cannot be shared by 3 processes.*over all of them"):
         dipole(newest(runs / "imitation" / "straight"))(three, runs)  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
@@ -14,6 +13,7 @@ from dpvla.algorithms.registry import ALGORITHMS
 from dpvla.config import Count
 from dpvla.models import DPVLA, SceneContext
 from dpvla.models.sampling import Sampling
+from dpvla.random_rows import RandomRows
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Best(Algorithm):
         return Sampling()
 
     def roll_out(
-        self, policy: DPVLA, context: SceneContext, candidates: int, generator: torch.Generator
+        self, policy: DPVLA, context: SceneContext, candidates: int, generator: RandomRows
     ) -> dict[str, Tensor]:
-        noise = torch.randn(len(context), candidates, 8, policy.plan_coding.num_channels, generator=generator)
+        noise = generator.normal(candidates, 8, policy.plan_coding.num_channels)
         return {"plans": policy.sample(context, candidates, noise=noise), "noise": noise}
 
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ class Best(Algorithm):
         return {"chosen": (rank < self.config.best).float()}
 
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        t, _ = policy.draw(*batch.plans.shape[:2])
+        t, _ = policy.draw(*batch.plans.shape[:2], batch.random)
         errors = policy.denoising_errors(batch.context, batch.plans, t, batch.roll_outs["noise"])[0]
         return (batch.targets["chosen"] * errors).mean(), {"rl/chosen": batch.targets["chosen"].mean()}
 

@@ -10,6 +10,7 @@ import torch
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.models import DPVLA
 from dpvla.models.flops import count_flops, encode_flops, on_meta
+from dpvla.random_rows import RandomRows
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def scene_flops(policy: DPVLA, algorithm: Algorithm, group_size: int, scores: Se
 
     @torch.no_grad()
     def roll_out() -> None:
-        roll_outs = algorithm.roll_out(policy, context, group_size, torch.Generator())
+        roll_outs = algorithm.roll_out(policy, context, group_size, RandomRows([0]))
         values = {name: torch.rand(1, group_size, dtype=torch.float64) for name in scores}
         targets = algorithm.targets(values, {name: torch.zeros_like(t, device="cpu") for name, t in roll_outs.items()})
         behavior = policy.snapshot_head() if algorithm.needs_behavior else None

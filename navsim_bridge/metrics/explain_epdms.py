@@ -7,7 +7,7 @@ import math
 import torch
 
 from navsim_bridge.pdm.epdms import TERMS, EPDMSTerms
-from navsim_bridge.pdm.motion import STEP_SECONDS
+from navsim_bridge.pdm.parameters import STEP_SECONDS
 from navsim_bridge.pdm.terms.comfort import BOUNDS
 
 _NON_DRIVABLE = 1  # column of EPDMSTerms.ego_areas

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from navsim_bridge.pdm.formula import PDM_SCORE
 from navsim_bridge.pdm.geometry import REAR_AXLE, ego_points, points_in_polygons
-from navsim_bridge.pdm.motion import STEP_SECONDS
+from navsim_bridge.pdm.parameters import STEP_SECONDS
 from navsim_bridge.pdm.scene import SceneBatch, SceneNames
 from navsim_bridge.pdm.score import PDMScores, check_plans, score_plans, simulate_plans
 from navsim_bridge.pdm.terms.areas import EgoAreas, ego_areas

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_PLANS_IN_FLIGHT = {"cpu": 192, "cuda": 8192}
+from navsim_bridge.pdm.compiled import choice
+
+_PLANS_IN_FLIGHT = {"cpu": 192, "compiled": 2048, "cuda": 16384}
 PER_SCENE = {"axes": "scene"}
 """Metadata of result fields without a candidate axis."""
 
@@ -39,10 +41,11 @@ def score_in_chunks(
 ) -> Result:
     """``score(scenes, plans)``, computed on pieces of at most ``max_plans_in_flight`` plans, references included.
 
-    None takes 192 on the CPU (fits its caches) and 8192 on CUDA. Candidates must not influence each other.
+    None takes 192 on the CPU (fits its caches), 2048 where kernels are compiled for it, 16384 on CUDA. Candidates must not influence each other.
     """
     if max_plans_in_flight is None:
-        max_plans_in_flight = _PLANS_IN_FLIGHT["cpu" if scenes.device.type == "cpu" else "cuda"]
+        kind = "cuda" if scenes.device.type != "cpu" else "compiled" if choice.use_numba(plans) else "cpu"
+        max_plans_in_flight = _PLANS_IN_FLIGHT[kind]
     if max_plans_in_flight < 1:
         raise ValueError(f"max_plans_in_flight must be at least 1, found {max_plans_in_flight}")
     candidates = max(1, max_plans_in_flight - 1)

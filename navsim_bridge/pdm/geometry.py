@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from navsim_bridge.ego import EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTER
+from navsim_bridge.pdm.compiled import choice
+from navsim_bridge.pdm.parameters import CELL, CELL_OFFSET, CELL_REACH, FARTHEST
 
 CENTER, REAR_AXLE = 4, 5  # positions in the last-but-one axis of ego_points; 0..3 are the corners
 
-_CELL = 1.5  # [m] side of the cells that points are gathered in
-_CELL_OFFSET = 0.70710678  # [m]
-_FAR = 1e7  # [m] points further out share the outermost cells; no map reaches there
 _BOUNDARY = 1 << 16  # added to a crossing count when the point lies on the ring; beyond any real count
 
 
@@ -117,6 +116,10 @@ def points_in_polygons(points: Tensor, chains: Tensor, chain_polygon: Tensor, nu
     num_scenes, num_points = points.shape[:2]
     if chains.shape[1] == 0 or num_points == 0:
         return torch.zeros((num_scenes, num_points, num_polygons), dtype=torch.bool, device=points.device)
+    if choice.use_numba(points):
+        from navsim_bridge.pdm.compiled import areas
+
+        return areas.points_in_polygons(points, chains, chain_polygon, num_polygons)
     centers, cell_of_point = _occupied_cells(points)
     num_cells = centers.shape[1]
     inside, edges, edge_cell, edge_polygon = _cell_centers_in_polygons(centers, chains, chain_polygon, num_polygons)
@@ -142,8 +145,7 @@ def points_in_polygons(points: Tensor, chains: Tensor, chain_polygon: Tensor, nu
 def _occupied_cells(points: Tensor) -> tuple[Tensor, Tensor]:
     """Centers (scene, cell, 2) of the cells that hold points, -inf as padding, and each point's flat cell."""
     num_scenes, device = len(points), points.device
-    # the offset keeps centers off the round coordinates on which edges like to lie
-    grid = torch.floor((points.clamp(-_FAR, _FAR) - _CELL_OFFSET) / _CELL).to(torch.int64) + (1 << 23)
+    grid = torch.floor((points.clamp(-FARTHEST, FARTHEST) - CELL_OFFSET) / CELL).to(torch.int64) + (1 << 23)
     scene = torch.arange(num_scenes, device=device).unsqueeze(-1)
     key = (scene << 48) | (grid[..., 0] << 24) | grid[..., 1]
     cells, flat_index = torch.unique(key.view(-1), return_inverse=True)
@@ -153,7 +155,7 @@ def _occupied_cells(points: Tensor) -> tuple[Tensor, Tensor]:
     slot = cell_scene * num_cells + torch.arange(len(cells), device=device) - first.index_select(0, cell_scene)
     corner = torch.stack(((cells >> 24) & 0xFFFFFF, cells & 0xFFFFFF), dim=-1) - (1 << 23)
     centers = torch.full((num_scenes * num_cells, 2), -torch.inf, dtype=points.dtype, device=device)
-    centers[slot] = (corner.to(points.dtype) + 0.5) * _CELL + _CELL_OFFSET
+    centers[slot] = (corner.to(points.dtype) + 0.5) * CELL + CELL_OFFSET
     return centers.view(num_scenes, num_cells, 2), slot.index_select(0, flat_index)
 
 
@@ -173,14 +175,13 @@ def _cell_centers_in_polygons(
     num_scenes, num_cells = centers.shape[:2]
     num_chains = chains.shape[1]
     x, y = centers[..., 0].unsqueeze(-1), centers[..., 1].unsqueeze(-1)  # (scene, cell, 1)
-    reach = _CELL * 0.5 + 1e-6
     low, high = chains.amin(2).unsqueeze(1), chains.amax(2).unsqueeze(1)  # (scene, 1, chain, 2)
     crossed = (chains[:, None, :, 0, 1] <= y) ^ (chains[:, None, :, -1, 1] <= y)
     crossed &= x > high[..., 0]
-    near = x >= low[..., 0] - reach
-    near &= x <= high[..., 0] + reach
-    near &= y >= low[..., 1] - reach
-    near &= y <= high[..., 1] + reach
+    near = x >= low[..., 0] - CELL_REACH
+    near &= x <= high[..., 0] + CELL_REACH
+    near &= y >= low[..., 1] - CELL_REACH
+    near &= y <= high[..., 1] + CELL_REACH
 
     pair = near.view(-1).nonzero().squeeze(-1)  # ordered by cell
     cell = torch.div(pair, num_chains, rounding_mode="floor")
@@ -200,11 +201,11 @@ def _cell_centers_in_polygons(
     members.scatter_(2, chain_polygon.unsqueeze(-1), 1.0)
     inside = (torch.bmm(counts, members).to(torch.int32) & 1).bool()
 
-    in_cell = torch.minimum(start_x, end_x) <= reach
-    in_cell &= torch.maximum(start_x, end_x) >= -reach
-    in_cell &= torch.minimum(start_y, end_y) <= reach
-    in_cell &= torch.maximum(start_y, end_y) >= -reach
-    in_cell &= cross.abs() <= reach * ((end_x - start_x).abs() + (end_y - start_y).abs())
+    in_cell = torch.minimum(start_x, end_x) <= CELL_REACH
+    in_cell &= torch.maximum(start_x, end_x) >= -CELL_REACH
+    in_cell &= torch.minimum(start_y, end_y) <= CELL_REACH
+    in_cell &= torch.maximum(start_y, end_y) >= -CELL_REACH
+    in_cell &= cross.abs() <= CELL_REACH * ((end_x - start_x).abs() + (end_y - start_y).abs())
     row, edge = in_cell.nonzero(as_tuple=True)
     start, end = vertices[row, edge], vertices[row, edge + 1]
     ends = tuple(column.contiguous() for side in (start, end) for column in side.unbind(-1))
@@ -250,6 +251,10 @@ def project_on_polyline(points: Tensor, line: Tensor, mask: Tensor) -> Tensor:
         line: (scene, vertex, 2), at least two vertices per scene.
         mask: (scene, vertex) True for real vertices, which come first.
     """
+    if choice.use_numba(points):
+        from navsim_bridge.pdm.compiled import lines
+
+        return lines.project_on_polyline(points, line, mask)
     start, end = line[:, :-1], line[:, 1:]
     step = end - start
     squared = (step * step).sum(-1)  # (scene, segment)
@@ -275,6 +280,10 @@ def near_polyline(points: Tensor, line: Tensor, mask: Tensor, limit: float) -> T
 
     Only segments whose midpoint is close enough for that are measured.
     """
+    if choice.use_numba(points):
+        from navsim_bridge.pdm.compiled import lines
+
+        return lines.near_polyline(points, line, mask, limit)
     num_scenes, num_points = points.shape[:2]
     step = line[:, 1:] - line[:, :-1]
     squared = (step * step).sum(-1)

@@ -19,7 +19,7 @@ from navsim_bridge.ego import WHEEL_BASE
 from navsim_bridge.pdm.compiled import choice
 from navsim_bridge.pdm.constants import constant
 from navsim_bridge.pdm.geometry import read_back_rear_axle, wrap_angle
-from navsim_bridge.pdm.motion import (
+from navsim_bridge.pdm.parameters import (
     ACCEL_GAIN,
     BRAKING_GAIN,
     HEADING_WEIGHT,
@@ -99,6 +99,10 @@ def interpolate(knots: Tensor, knot_times_us: Tensor, knot_count: Tensor, times_
     Returns:
         (scene, candidate, time, 3) with headings in [-pi, pi).
     """
+    if choice.use_numba(knots):
+        from navsim_bridge.pdm.compiled import tracker
+
+        return tracker.interpolate(knots, knot_times_us, knot_count, times_us)
     num_candidates = knots.shape[1]
     last = (knot_count - 1).unsqueeze(-1)
     padding = torch.arange(knots.shape[2], device=knots.device) > last
@@ -192,6 +196,10 @@ def track(ego_state: Tensor, poses: Tensor) -> Tensor:
     Returns:
         (scene, candidate, 41, 11); the first state is the ego state, later ones have vy = ay = 0.
     """
+    if choice.use_numba(poses):
+        from navsim_bridge.pdm.compiled import tracker
+
+        return tracker.track(ego_state, poses, constant(poses.device, speed_fit_matrix))
     speed = fit_speed(poses)
     if choice.use_triton(poses):
         from navsim_bridge.pdm.compiled import triton_tracker

@@ -10,7 +10,7 @@ import shapely
 from numpy.typing import NDArray
 
 from navsim_bridge.ego import EGO_LENGTH
-from navsim_bridge.pdm.motion import STEP_SECONDS
+from navsim_bridge.pdm.parameters import STEP_SECONDS
 from navsim_bridge.pdm_closed.boxes import EGO_HALF, box_distance, corners, ego_centers
 from navsim_bridge.pdm_closed.forecast import FRAME_STEP, NUM_FORECASTS, Forecast
 from navsim_bridge.pdm_closed.inputs import PlannerScene

@@ -58,10 +58,41 @@ def use_triton(tensor: Tensor) -> bool:
     return _granted(scorer, _without_triton(tensor.device))
 
 
+def use_numba(tensor: Tensor) -> bool:
+    """Whether numba's kernels take this tensor: it is on the CPU, and they are there.
+
+    The first call that wants them compiles or loads them.
+
+    Raises:
+        RuntimeError: numba is missing or does not work, but ``DPVLA_SCORER`` is "compiled".
+    """
+    if type(tensor) is not Tensor or tensor.device.type != "cpu" or (scorer := asked_for()) == "torch":
+        return False
+    return _granted(scorer, without_numba())
+
+
 def _granted(scorer: Scorer, problem: str) -> bool:
     if problem and scorer == "compiled":
         raise RuntimeError(f"{VARIABLE}=compiled: {problem}")
     return not problem
+
+
+@functools.lru_cache(maxsize=1)
+def without_numba() -> str:
+    """Why numba's kernels do not run here; empty when they do, which is tried once."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed, pip install 'dpvla[native]'"
+    try:
+        from navsim_bridge.pdm.compiled import jit
+
+        with jit.compiling():
+            from navsim_bridge.pdm.compiled import areas, contacts, lines, tracker  # noqa: F401
+    except Exception as error:  # made for another numpy or llvmlite, ...
+        last_line = [type(error).__name__, *str(error).strip().splitlines()][-1]
+        problem = f"numba does not work here: {last_line}"
+        warnings.warn(f"{problem}; plans are scored by the tensor code instead, which is slower", stacklevel=2)
+        return problem
+    return ""
 
 
 @functools.lru_cache(maxsize=16)

@@ -16,27 +16,27 @@ import triton.language as tl
 from torch import Tensor
 
 from navsim_bridge.ego import WHEEL_BASE
-from navsim_bridge.pdm import motion
+from navsim_bridge.pdm import parameters
 
 _LANES = 32
 """Plans of one program; few, so that a chunk of some thousand plans spreads over all of a GPU."""
 
 _PI = tl.constexpr(math.pi)
 _TURN = tl.constexpr(2 * math.pi)
-_STEPS = tl.constexpr(motion.NUM_STEPS)
-_HORIZON = tl.constexpr(motion.HORIZON)
-_INDEX_SUM = tl.constexpr((motion.HORIZON - 1) * motion.HORIZON / 2)
-_STEP = tl.constexpr(motion.STEP_SECONDS)
-_DT = tl.constexpr(motion.MOTION_DT)
+_STEPS = tl.constexpr(parameters.NUM_STEPS)
+_HORIZON = tl.constexpr(parameters.HORIZON)
+_INDEX_SUM = tl.constexpr((parameters.HORIZON - 1) * parameters.HORIZON / 2)
+_STEP = tl.constexpr(parameters.STEP_SECONDS)
+_DT = tl.constexpr(parameters.MOTION_DT)
 _BASE = tl.constexpr(WHEEL_BASE)
-_STOPPED = tl.constexpr(motion.STOPPED_SPEED)
-_BRAKING = tl.constexpr(motion.BRAKING_GAIN)
-_SPEED = tl.constexpr(motion.SPEED_GAIN)
-_HEADING = tl.constexpr(motion.HEADING_WEIGHT)
-_SMALL = tl.constexpr(motion.SMALL_CURVATURE)
-_ACCEL = tl.constexpr(motion.ACCEL_GAIN)
-_STEERING = tl.constexpr(motion.STEERING_GAIN)
-_MAX_STEERING = tl.constexpr(motion.MAX_STEERING)
+_STOPPED = tl.constexpr(parameters.STOPPED_SPEED)
+_BRAKING = tl.constexpr(parameters.BRAKING_GAIN)
+_SPEED = tl.constexpr(parameters.SPEED_GAIN)
+_HEADING = tl.constexpr(parameters.HEADING_WEIGHT)
+_SMALL = tl.constexpr(parameters.SMALL_CURVATURE)
+_ACCEL = tl.constexpr(parameters.ACCEL_GAIN)
+_STEERING = tl.constexpr(parameters.STEERING_GAIN)
+_MAX_STEERING = tl.constexpr(parameters.MAX_STEERING)
 
 
 @triton.jit
@@ -158,10 +158,11 @@ def track(ego_state: Tensor, poses: Tensor, speed: Tensor) -> Tensor:
     """As ``simulate.track``, with the speed profile (scene, candidate, 40) of ``simulate.fit_speed``."""
     num_scenes, num_candidates = poses.shape[:2]
     plans = num_scenes * num_candidates
-    states = torch.empty((num_scenes, num_candidates, motion.NUM_STEPS + 1, 11), dtype=poses.dtype, device=poses.device)
+    states = torch.empty((num_scenes, num_candidates, parameters.NUM_STEPS + 1, 11), dtype=poses.dtype, device=poses.device)
     if plans:
-        scratch = torch.empty((3, motion.NUM_STEPS + motion.HORIZON, plans), dtype=poses.dtype, device=poses.device)
+        scratch = torch.empty((3, parameters.NUM_STEPS + parameters.HORIZON, plans), dtype=poses.dtype, device=poses.device)
         launch: Any = _track[(triton.cdiv(plans, _LANES),)]
         arguments = (ego_state.contiguous(), poses.contiguous(), speed.contiguous(), scratch, states)
-        launch(*arguments, plans, num_candidates, LANES=_LANES, num_warps=1, enable_fp_fusion=False)
+        with torch.cuda.device_of(poses):  # Triton launches on the current device
+            launch(*arguments, plans, num_candidates, LANES=_LANES, num_warps=1, enable_fp_fusion=False)
     return states

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from navsim_bridge.pdm.compiled import choice
 from navsim_bridge.pdm.geometry import CENTER, REAR_AXLE, ego_points, points_in_polygons
 from navsim_bridge.pdm.scene import SceneBatch
 
@@ -30,6 +31,12 @@ def ego_areas(scenes: SceneBatch, states: Tensor) -> EgoAreas:
     Drivable are roadblocks, intersections, car parks and drivable areas; lanes alone are not, since the
     cache holds them only inside the others.
     """
+    masks = (scenes.polygon_drivable, scenes.polygon_lane, scenes.polygon_on_route, scenes.polygon_intersection)
+    if choice.use_numba(states):
+        from navsim_bridge.pdm.compiled import areas
+
+        chains = scenes.chain_vertices, scenes.chain_polygon, scenes.sizes[:, 1]
+        return EgoAreas(*areas.ego_areas(states, *chains, masks))
     num_scenes, num_candidates, num_times = states.shape[:3]
     points = ego_points(states).view(num_scenes, -1, 2)
     at_once = num_scenes if points.is_cuda else max(1, _POINTS_AT_ONCE // max(1, points.shape[1]))
@@ -44,7 +51,6 @@ def ego_areas(scenes: SceneBatch, states: Tensor) -> EgoAreas:
             scenes.num_polygons,
         )
         inside = inside.view(len(inside), num_candidates, num_times, 6, scenes.num_polygons)
-        masks = (scenes.polygon_drivable, scenes.polygon_lane, scenes.polygon_on_route, scenes.polygon_intersection)
         groups.append(_flags(inside, *(mask[group, None, None] for mask in masks)))
     return EgoAreas(*(torch.cat(flags) for flags in zip(*groups)))
 

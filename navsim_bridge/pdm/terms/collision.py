@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from navsim_bridge.ego import EGO_LENGTH, EGO_RADIUS, EGO_WIDTH, HALF_EGO, REAR_AXLE_TO_CENTER
+from navsim_bridge.pdm.compiled import choice
 from navsim_bridge.pdm.constants import constant
 from navsim_bridge.pdm.geometry import (
     boxes_intersect,
@@ -137,6 +138,11 @@ def judge_contacts(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> Conta
 
 def no_at_fault_collisions(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> CollisionResult:
     """Charge the ego for contacts it caused, for simulated states (scene, candidate, time, 11)."""
+    if choice.use_numba(states):
+        from navsim_bridge.pdm.compiled import contacts
+
+        careless = areas.multiple_lanes | areas.non_drivable
+        return CollisionResult(*contacts.collisions(scenes, states, careless, STOPPED_SPEED, BEHIND))
     num_scenes, num_candidates = states.shape[:2]
     hits, at_fault, agent, _, _ = judge_contacts(scenes, states, areas)
     value = torch.where(at_fault, torch.where(agent, 0.0, 0.5), 1.0).to(torch.float64)

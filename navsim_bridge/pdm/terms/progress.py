@@ -17,11 +17,10 @@ _ONCOMING_LIMITS = (2.0, 6.0)  # [m] below: 1, below: 0.5, else 0
 
 def progress_along_centerline(scenes: SceneBatch, states: Tensor) -> Tensor:
     """Meters (scene, candidate) the ego center advances along the centerline, not below zero."""
-    ends = ego_center(states[:, :, [0, -1]])
-    num_scenes, num_candidates = states.shape[:2]
-    at = project_on_polyline(ends.view(num_scenes, -1, 2), scenes.centerline, scenes.centerline_mask)
-    at = at.view(num_scenes, num_candidates, 2)
-    return (at[..., 1] - at[..., 0]).clamp_min(0.0)
+    # all candidates start where the ego is
+    ends = ego_center(torch.cat((states[:, :1, 0], states[:, :, -1]), dim=1))
+    at = project_on_polyline(ends, scenes.centerline, scenes.centerline_mask)
+    return (at[:, 1:] - at[:, :1]).clamp_min(0.0)
 
 
 def progress_scale(weighted: Tensor, reference_weighted: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from navsim_bridge.pdm.compiled import choice
 from navsim_bridge.pdm.constants import constant
 from navsim_bridge.pdm.geometry import ego_center
 from navsim_bridge.pdm.scene import SceneBatch
@@ -61,6 +62,12 @@ def judge_threats(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> Threat
 
 def time_to_collision(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> TTCResult:
     """1 unless a threat counts, for simulated states (scene, candidate, time, 11)."""
+    if choice.use_numba(states):
+        from navsim_bridge.pdm.compiled import contacts
+
+        exposed = areas.multiple_lanes | areas.non_drivable | areas.in_intersection
+        index = contacts.threats(scenes, states, exposed, LOOKAHEAD, _STANDING, AHEAD, BEHIND)
+        return TTCResult(torch.isinf(index).to(torch.float64), index)
     num_scenes, num_candidates = states.shape[:2]
     hits, time, _, _, infraction = judge_threats(scenes, states, areas)
     index = torch.full((num_scenes * num_candidates,), torch.inf, dtype=torch.float64, device=states.device)

@@ -1,4 +1,4 @@
-"""Numbers of the devkit's tracker and kinematic bicycle, as tensor code and compiled kernels share them."""
+"""Numbers that tensor code and compiled kernels share: of the tracker, the kinematic bicycle and the cells of a map."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ STEERING_GAIN = MOTION_DT / (MOTION_DT + 0.05)
 """Of first-order lags: time constants 0.2 s and 0.05 s."""
 MAX_STEERING = math.pi / 3
 """[rad]"""
+
+CELL = 1.5
+"""[m] side of the square cells that points on a map are gathered in."""
+CELL_OFFSET = 0.70710678
+"""[m] keeps the centers of cells off the round coordinates on which edges like to lie."""
+FARTHEST = 1e7
+"""[m] points further out share the outermost cells; no map reaches there."""
+CELL_REACH = CELL * 0.5 + 1e-6
+"""[m] from a cell's center to what may still lie in it, along an axis."""

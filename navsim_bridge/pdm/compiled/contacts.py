@@ -1,0 +1,213 @@
+"""First contacts of the ego with objects, and what the collision and time-to-collision terms make of them, compiled."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from navsim_bridge.ego import EGO_LENGTH, EGO_RADIUS, EGO_WIDTH, REAR_AXLE_TO_CENTER
+from navsim_bridge.pdm.compiled.jit import helper, kernel
+
+_NEVER = 1 << 20
+_X, _Y, _HEADING, _LENGTH, _WIDTH = 0, 1, 2, 3, 4  # of a box; half length and half width
+
+
+@helper
+def _boxes_intersect(
+    dx: float, dy: float, cos_a: float, sin_a: float, length_a: float, width_a: float,
+    cos_b: float, sin_b: float, length_b: float, width_b: float,
+) -> bool:  # fmt: skip
+    """``geometry.boxes_intersect``; (dx, dy) leads from center a to center b."""
+    aligned, across = abs(cos_a * cos_b + sin_a * sin_b), abs(cos_a * sin_b - sin_a * cos_b)
+    return (
+        abs(dx * cos_a + dy * sin_a) <= length_a + length_b * aligned + width_b * across
+        and abs(dy * cos_a - dx * sin_a) <= width_a + length_b * across + width_b * aligned
+        and abs(dx * cos_b + dy * sin_b) <= length_b + length_a * aligned + width_a * across
+        and abs(dy * cos_b - dx * sin_b) <= width_b + length_a * across + width_a * aligned
+    )
+
+
+@helper
+def _reaches(boxes: Any, mask: Any, owner: Any, skipped: Any, count: int, num_frames: int) -> Any:
+    """Squared reach (frame, object) of what may be touched, -1 of what may not; where each object can be at all (object, 4)."""
+    reach = np.full((num_frames, count), -1.0)
+    limits = np.empty((count, 4))
+    for o in range(count):
+        limits[o, 0] = limits[o, 1] = np.inf
+        limits[o, 2] = limits[o, 3] = -np.inf
+    for f in range(num_frames):
+        for o in range(count):
+            if not mask[f, o] or skipped[owner[o]]:
+                continue
+            x, y = boxes[f, o, _X], boxes[f, o, _Y]
+            far = math.sqrt(boxes[f, o, _LENGTH] ** 2 + boxes[f, o, _WIDTH] ** 2) + (EGO_RADIUS + 1e-6)
+            reach[f, o] = far * far
+            limits[o, 0], limits[o, 1] = min(limits[o, 0], x - far), min(limits[o, 1], y - far)
+            limits[o, 2], limits[o, 3] = max(limits[o, 2], x + far), max(limits[o, 3], y + far)
+    return reach, limits
+
+
+@helper
+def _first_hits(
+    states: Any, steps: Any, seconds: Any, slowest: float, boxes: Any, owner: Any, reach: Any, limits: Any, centers: Any,
+    turns: Any, first: Any,
+) -> None:  # fmt: skip
+    """First key (track,) at which the ego (time, 11), moved on by ``seconds`` of its speed, meets objects ``steps`` later.
+
+    ``centers`` (time, ahead, 2) and ``turns`` (time, 2), its cosines and sines, are filled on the way. An ego slower
+    than ``slowest`` meets nothing.
+    """
+    num_times, num_ahead = len(states), len(steps)
+    x_low = y_low = np.inf
+    x_high = y_high = -np.inf
+    for t in range(num_times):
+        cos, sin = math.cos(states[t, 2]), math.sin(states[t, 2])
+        turns[t, 0], turns[t, 1] = cos, sin
+        speed = math.hypot(states[t, 3], states[t, 4])
+        if speed < slowest:
+            centers[t, 0, 0] = np.nan
+            continue
+        x, y = states[t, 0] + REAR_AXLE_TO_CENTER * cos, states[t, 1] + REAR_AXLE_TO_CENTER * sin
+        for a in range(num_ahead):
+            travel = speed * seconds[a]
+            ahead_x, ahead_y = x + travel * cos, y + travel * sin
+            centers[t, a, 0], centers[t, a, 1] = ahead_x, ahead_y
+            x_low, x_high = min(x_low, ahead_x), max(x_high, ahead_x)
+            y_low, y_high = min(y_low, ahead_y), max(y_high, ahead_y)
+    first[:] = _NEVER
+    for o in range(len(limits)):
+        if limits[o, 0] > x_high or limits[o, 2] < x_low or limits[o, 1] > y_high or limits[o, 3] < y_low:
+            continue
+        key = _first_hit(o, steps, boxes, reach, centers, turns)
+        first[owner[o]] = min(first[owner[o]], key)
+
+
+@helper
+def _first_hit(o: int, steps: Any, boxes: Any, reach: Any, centers: Any, turns: Any) -> int:
+    for t in range(len(centers)):
+        if math.isnan(centers[t, 0, 0]):
+            continue
+        for a in range(len(steps)):
+            f = t + steps[a]
+            dx, dy = boxes[f, o, _X] - centers[t, a, 0], boxes[f, o, _Y] - centers[t, a, 1]
+            if dx * dx + dy * dy <= reach[f, o] and _boxes_intersect(
+                dx, dy, turns[t, 0], turns[t, 1], EGO_LENGTH / 2, EGO_WIDTH / 2,
+                math.cos(boxes[f, o, _HEADING]), math.sin(boxes[f, o, _HEADING]), boxes[f, o, _LENGTH], boxes[f, o, _WIDTH],
+            ):  # fmt: skip
+                return t * len(steps) + a
+    return _NEVER
+
+
+@helper
+def _angle_to(state: Any, turn: Any, x: float, y: float) -> float:
+    """``collision.relative_angle``: NaN included."""
+    dx, dy = x - state[0], y - state[1]
+    distance = math.sqrt(dx * dx + dy * dy)
+    return math.acos(turn[0] * (dx / distance) + turn[1] * (dy / distance))
+
+
+_SCENE = "f8[:,:,:,::1], b1[:,:,::1], i8[:,::1], b1[:,::1], i8[::1]"
+
+
+@kernel(f"void(f8[:,:,:,:], b1[:,:,:], {_SCENE}, b1[:,::1], b1[:,::1], f8, f8, f8[:,:,::1])")
+def _collisions(
+    states: Any, careless: Any, boxes: Any, mask: Any, owner: Any, skipped: Any, counts: Any, stopped: Any, agent: Any,
+    standing: float, behind: float, found: Any,
+) -> None:  # fmt: skip
+    """found (scene, candidate, 2): score and first time at fault."""
+    num_times = states.shape[2]
+    steps, seconds = np.zeros(1, np.int64), np.zeros(1)
+    centers, turns = np.empty((num_times, 1, 2)), np.empty((num_times, 2))
+    first = np.empty(boxes.shape[2], np.int64)
+    for s in range(len(states)):
+        reach, limits = _reaches(boxes[s], mask[s], owner[s], skipped[s], counts[s], num_times)
+        for c in range(states.shape[1]):
+            found[s, c, 0], found[s, c, 1] = 1.0, np.inf
+            _first_hits(states[s, c], steps, seconds, -1.0, boxes[s], owner[s], reach, limits, centers, turns, first)
+            for track in range(counts[s]):
+                t = first[track]
+                if t == _NEVER:
+                    continue
+                state, box, cos, sin = states[s, c, t], boxes[s, t, track], turns[t, 0], turns[t, 1]
+                at_fault = not math.hypot(state[3], state[4]) <= standing
+                if at_fault and not stopped[s, track]:
+                    front = REAR_AXLE_TO_CENTER + EGO_LENGTH / 2
+                    at_fault = not _angle_to(state, turns[t], box[_X], box[_Y]) > behind and (
+                        careless[s, c, t]
+                        or _boxes_intersect(
+                            box[_X] - (state[0] + front * cos), box[_Y] - (state[1] + front * sin), cos, sin,
+                            0.0, EGO_WIDTH / 2,
+                            math.cos(box[_HEADING]), math.sin(box[_HEADING]), box[_LENGTH], box[_WIDTH],
+                        )
+                    )  # fmt: skip
+                if at_fault:
+                    found[s, c, 0] = min(found[s, c, 0], 0.0 if agent[s, track] else 0.5)
+                    found[s, c, 1] = min(found[s, c, 1], t)
+
+
+@kernel(f"void(f8[:,:,:,:], b1[:,:,:], {_SCENE}, i8[::1], f8[::1], f8, f8, f8, f8[:,::1])")
+def _threats(
+    states: Any, exposed: Any, boxes: Any, mask: Any, owner: Any, skipped: Any, counts: Any, steps: Any, seconds: Any,
+    standing: float, ahead: float, behind: float, time: Any,
+) -> None:  # fmt: skip
+    """time (scene, candidate): of the first infraction."""
+    num_times, num_ahead = states.shape[2], len(steps)
+    centers, turns = np.empty((num_times, num_ahead, 2)), np.empty((num_times, 2))
+    first = np.empty(boxes.shape[2], np.int64)
+    for s in range(len(states)):
+        num_frames = num_times + steps[num_ahead - 1]
+        reach, limits = _reaches(boxes[s], mask[s], owner[s], skipped[s], counts[s], num_frames)
+        for c in range(states.shape[1]):
+            time[s, c] = np.inf
+            _first_hits(states[s, c], steps, seconds, standing, boxes[s], owner[s], reach, limits, centers, turns, first)
+            for track in range(counts[s]):
+                if first[track] == _NEVER:
+                    continue
+                t = first[track] // num_ahead
+                box = boxes[s, t + steps[first[track] % num_ahead], track]
+                angle = _angle_to(states[s, c, t], turns[t], box[_X], box[_Y])
+                if angle < ahead or (exposed[s, c, t] and not angle > behind):
+                    time[s, c] = min(time[s, c], t)
+
+
+def _scene(scenes: Any) -> tuple[Any, ...]:
+    arrays = (scenes.object_boxes, scenes.object_mask, scenes.object_track, scenes.track_skipped)
+    return (*(array.contiguous().numpy() for array in arrays), np.ascontiguousarray(scenes.sizes[:, 4]))
+
+
+def collisions(
+    scenes: Any, states: Tensor, careless: Tensor, standing: float, behind: float
+) -> tuple[Tensor, Tensor]:
+    """Score and first time at fault (scene, candidate) of states (scene, candidate, time, 11) in a ``SceneBatch``.
+
+    Args:
+        careless: (scene, candidate, time) between lanes or off the road.
+        standing: [m/s] an ego at or below it is not to blame.
+        behind: [rad] objects at larger angles are.
+    """
+    found = np.empty((*states.shape[:2], 2))
+    kinds = scenes.track_stopped.contiguous().numpy(), scenes.track_is_agent.contiguous().numpy()
+    _collisions(states.numpy(), careless.numpy(), *_scene(scenes), *kinds, standing, behind, found)
+    score, time = torch.from_numpy(found).unbind(-1)
+    return score, time
+
+
+def threats(
+    scenes: Any, states: Tensor, exposed: Tensor, steps: tuple[int, ...], standing: float, ahead: float, behind: float
+) -> Tensor:
+    """Time index (scene, candidate) of the first infraction, inf if none; see ``ttc.judge_threats``.
+
+    Args:
+        exposed: (scene, candidate, time) between lanes, off the road or in an intersection.
+        steps: of 0.1 s, ascending, by which the ego is extrapolated.
+        standing: [m/s] slower egos are not tested.
+        ahead, behind: [rad] objects at smaller and larger angles are.
+    """
+    time = np.empty(states.shape[:2])
+    ahead_of = np.array(steps), np.array(steps) * 0.1
+    _threats(states.numpy(), exposed.numpy(), *_scene(scenes), *ahead_of, standing, ahead, behind, time)
+    return torch.from_numpy(time)

@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dpvla/__init__.py").read_text()).group(1)
 
 STATE = ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.40"]  # dm_control's suite does not run with mujoco 4.0
+RAY = ["ray>=2.40"]
 
 setup(
     name="dpvla",
@@ -48,6 +49,7 @@ setup(
     extras_require={
         "dev": [
             *STATE,
+            *RAY,
             "hypothesis>=6.100",
             "mypy>=1.13",
             "pandas-stubs",
@@ -57,6 +59,7 @@ setup(
             "types-PyYAML",
             "types-tqdm",
         ],
+        "ray": RAY,
         "state": STATE,
     },
 )

@@ -1,19 +1,19 @@
 """Build the metric cache of a split from logs and maps, or convert an official metric cache to the packed form.
 
-On several machines: `--shard K/N` on each (or `accelerate launch` / `torchrun`), then `--merge OUT --out OUT`.
+On several machines: `--executor ray` on a Ray cluster; or `--shard K/N` on each (or `accelerate launch` / `torchrun`),
+then `--merge OUT --out OUT`.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dpvla.cli import parse, refuse_given, reporting_errors
 from dpvla.config import Whole
 from dpvla.files import check_folder
-from dpvla.parallel import available_cores
+from dpvla.parallel import AnyExecutor, ProcessesConfig, make_executor
 from navsim_bridge.files import roots
 from navsim_bridge.files.roots import DataAndMapOptions
 from navsim_bridge.metrics.registry import make_metric
@@ -25,9 +25,10 @@ from navsim_bridge.splits.shard import Shard
 class CacheMetrics(DataAndMapOptions):
     """Build the metric cache of a split from logs and maps, or from the devkit's own metric cache (v1.1).
 
-    An interrupted run goes on where it stopped. On several machines with a shared folder (or folders copied together
-    afterwards) give each its --shard K/N, then join the parts with --merge DIR [DIR ...] --out DIR; the processes of
-    `accelerate launch` and torchrun take their shards from RANK and WORLD_SIZE.
+    An interrupted run goes on where it stopped. --executor ray uses all machines of a Ray cluster that share folders.
+    Or, on several machines with a shared folder (or folders copied together afterwards), give each its --shard K/N,
+    then join the parts with --merge DIR [DIR ...] --out DIR; the processes of `accelerate launch` and torchrun take
+    their shards from RANK and WORLD_SIZE.
     """
 
     out: str  # folder of the cache; shards go into shard-K-of-N below it
@@ -38,6 +39,7 @@ class CacheMetrics(DataAndMapOptions):
     merge: tuple[str, ...] = ()  # instead of a split: shards, or folders that hold them
     shard: str | None = None  # K/N, such as 3/16: only this part of the split's logs
     workers: Whole = 0  # processes (0: one per core, divided among the processes that a launcher starts here)
+    executor: AnyExecutor = field(default_factory=ProcessesConfig)  # who runs the workers
     allow_missing: bool = False  # cache (or merge) what there is when logs, scenes or shards of the split are missing
 
 
@@ -50,13 +52,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("give one of --split, --official-cache and --merge")
     if not options.split:
         refuse_given(options, ["shard", "data_split", "metric"], "--split")
+    if options.merge:
+        refuse_given(options, ["workers", "executor"], "--split and --official-cache")
     if options.official_cache:
         refuse_given(options, ["allow_missing"], "--split and --merge")
     rules = make_metric(options.metric).scene_rules
     if rules is None:
         raise ValueError(f"--metric {options.metric} needs no metric scenes: there is nothing to cache")
     check_folder(options.out)
-    workers = options.workers or max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    workers = make_executor(options.executor, options.workers)
     shard = Shard.parse(options.shard) if options.shard else Shard.from_environment()
     if shard is not None and not options.split:
         raise ValueError("only --split can be worked on by several launched processes; run this one without launcher")

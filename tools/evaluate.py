@@ -10,8 +10,7 @@ from typing import ClassVar
 from dpvla.cli import parse, reporting_errors
 from dpvla.config import Whole
 from dpvla.files import check_folder, one_writer
-from navsim_bridge.agents import cameras_of
-from navsim_bridge.agents.options import AgentOptions
+from navsim_bridge.agents.options import SharedAgentOptions
 from navsim_bridge.files import roots
 from navsim_bridge.files.roots import DataAndMapOptions
 from navsim_bridge.metrics.config import PDMSConfig
@@ -21,7 +20,7 @@ from navsim_bridge.splits.scene_filter import load_split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(AgentOptions, DataAndMapOptions):
+class Evaluate(SharedAgentOptions, DataAndMapOptions):
     """Score an agent on a split with the PDM score (NAVSIM v1), EPDMS (v2) or a metric of yours, one plan a scene."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"human_filter": "metric.human_filter"}
@@ -39,8 +38,6 @@ class Evaluate(AgentOptions, DataAndMapOptions):
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Evaluate, argv)
-    from dpvla.device import usable_device
-    from navsim_bridge.agents import PolicyAgent
     from navsim_bridge.evaluation.run import (
         SCORES,
         SUMMARY,
@@ -49,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ScenesFromLogs,
         check_results,
         describe,
-        evaluate,
+        evaluate_together,
         identity,
         keep_whole,
         recorded_scenes,
@@ -61,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     options.check_agent("seed")
     check_folder(options.out)
-    device = usable_device(options.device)
+    crew = options.crew()
     metric = make_metric(options.metric)
     data_root = roots.data_root(options.data_root)
     split = load_split(options.split, data_root, options.data_split)
@@ -71,29 +68,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif metric.scene_rules is not None:
         require_scorable(split, metric.scene_rules)
         maps_root = roots.maps_root(options.maps_root)
-    agent = options.open_agent(data_root, options.seed)
+    agent = options.open_for(crew, data_root, options.seed)
     about: Identity = {
         "agent": options.agent,
         "split": split,
         "data_root": data_root,
         "seed": options.seed,
-        "omega": agent.guidance if isinstance(agent, PolicyAgent) else None,
+        "omega": agent.guidance,
         "checkpoint": options.checkpoint,
     }
     with one_writer(options.out):
         check_results(options.out, identity(metric=metric.about, **about), options.overwrite)
-        records, coverage = usable_scenes(split, data_root, cameras_of(agent), options.allow_missing)
+        records, coverage = usable_scenes(split, data_root, agent.cameras, options.allow_missing)
         load_scenes: LoadScenes
+        reads = [data_root, *([Path(options.checkpoint)] if options.checkpoint else [])]
         if cache is not None:
             records, coverage = cache.usable(records, coverage, options.allow_missing)
-            load_scenes = scenes_from_cache(cache)
+            load_scenes, reads = scenes_from_cache(cache), [*reads, cache.path]
         elif metric.scene_rules is not None:
-            load_scenes = ScenesFromLogs(records, data_root, maps_root, metric.scene_rules)
+            load_scenes, reads = ScenesFromLogs(records, data_root, maps_root, metric.scene_rules), [*reads, maps_root]
         else:
             load_scenes = recorded_scenes
         keep_whole(options.out, coverage, options.overwrite)
-        evaluation = evaluate(
-            agent, records, load_scenes, metric=metric, device=device, allow_failures=options.allow_failures
+        evaluation = evaluate_together(
+            agent.open,
+            records,
+            load_scenes,
+            crew,
+            metric=metric,
+            allow_failures=options.allow_failures,
+            reads=reads,
         )
         keep_whole(options.out, coverage.without("failed", len(evaluation.failures)), options.overwrite)
         summary = write_evaluation(options.out, evaluation, records=records, cache=cache, coverage=coverage, **about)

@@ -10,8 +10,8 @@ from pathlib import Path
 from dpvla.cli import parse, refuse_given, reporting_errors
 from dpvla.config import Whole
 from dpvla.files import check_file
-from navsim_bridge.agents import Agent, cameras_of
-from navsim_bridge.agents.options import AgentOptions
+from navsim_bridge.agents.crew import plan_together
+from navsim_bridge.agents.options import SharedAgentOptions
 from navsim_bridge.files.roots import DataOptions, data_root
 from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
@@ -20,13 +20,13 @@ from navsim_bridge.submission.v1 import Team, validate_submission, write_submiss
 
 WRITING = (
     "checkpoint", "seeds", "omega", "batch_size", "agent", "out", "overwrite", "team_name", "authors", "email",
-    "institution", "country", "device",
+    "institution", "country", "device", "workers", "executor",
 )  # fmt: skip
 """Options that --validate has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSubmission(AgentOptions, DataOptions):
+class ExportSubmission(SharedAgentOptions, DataOptions):
     """Plan for every scene of a split and write submission.pkl; or check a file with --validate."""
 
     agent: str = "dpvla"  # dpvla, constant_velocity, stand_still, or one of yours
@@ -64,25 +64,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_file(options.out)
     if Path(options.out).exists() and not options.overwrite:
         raise ValueError(f"{options.out} exists: choose another --out, or replace it with --overwrite")
-    from dpvla.device import usable_device  # with torch
-
-    usable_device(options.device)
-    agents = _agents(options)
-    records = with_images(
-        _records(options, options.split), data_root(options.data_root), cameras_of(agents[0]), options.split
-    )
+    crew, root = options.crew(), data_root(options.data_root)
+    agent = options.open_for(crew, root)
+    records = with_images(_records(options, options.split), root, agent.cameras, options.split)
     tokens = [r.token for r in records]
-    predictions = [dict(zip(tokens, agent(records))) for agent in agents]
-    write_submission(options.out, team, predictions)
+    plans = plan_together(
+        agent.open,
+        records,
+        crew,
+        seeds=options.seeds,
+        batch_size=options.batch_size,
+        reads=[root, *([Path(options.checkpoint)] if options.checkpoint else [])],
+    )
+    write_submission(options.out, team, [dict(zip(tokens, of_seed)) for of_seed in plans])
     _report(options.out, tokens)
-
-
-def _agents(options: ExportSubmission) -> list[Agent]:
-    """One a seed; the weights of a policy are shared."""
-    from navsim_bridge.agents import PolicyAgent
-
-    first = options.open_agent(data_root(options.data_root))
-    return [first.with_seed(seed) for seed in options.seeds] if isinstance(first, PolicyAgent) else [first]
 
 
 def _records(options: ExportSubmission, split: str) -> list[SceneRecord]:

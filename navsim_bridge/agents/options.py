@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dpvla.cli import refuse_given
-from dpvla.config import Count, NotNegative
-from navsim_bridge.agents.agent import Agent
+from dpvla.config import Count, NotNegative, Whole
+from dpvla.parallel import AnyExecutor, ProcessesConfig, make_executor
+from dpvla.registry import import_plugin
+from navsim_bridge.agents.agent import Agent, cameras_of
+from navsim_bridge.agents.crew import Crew
 from navsim_bridge.agents.registry import find_agent
 
 
@@ -36,20 +41,107 @@ class AgentOptions:
 
         Raises FileNotFoundError or ValueError when there is no such checkpoint, or its policy has no use for omega.
         """
+        return self.opener(data_root, self.device, seed)()
+
+    def opener(self, data_root: Path | str, device: str, seed: int = 0) -> OpenAgent:
+        """What opens the agent on ``device``, in this or another process."""
+        return OpenAgent(
+            self.agent, self.plugin, self.checkpoint, Path(data_root), device, self.omega, seed, self.batch_size
+        )
+
+    def open_for(self, crew: Crew, data_root: Path | str, seed: int = 0) -> AgentOfCrew:
+        """The agent for each of a crew, which starts from the same weights while a run goes on and writes others.
+
+        Raises as `open_agent`.
+        """
+        from navsim_bridge.agents.policy_agent import weights_path
+
+        opener = self.opener(data_root, crew.device, seed)
+        if crew.is_alone:
+            agent = opener()
+            return AgentOfCrew.of(agent, lambda: agent)
+        if self.checkpoint is not None:
+            opener = replace(opener, checkpoint=weights_path(self.checkpoint))
+        return AgentOfCrew.of(replace(opener, device="cpu")(), opener)
+
+
+@dataclass(frozen=True)
+class OpenAgent:
+    """Opens an agent wherever it is called."""
+
+    name: str
+    plugin: tuple[str, ...]
+    checkpoint: str | None
+    data_root: Path
+    device: str
+    omega: float | None
+    seed: int
+    batch_size: int
+
+    def __call__(self) -> Agent:
+        """The agent; raises as `AgentOptions.open_agent`."""
         from dpvla.device import usable_device
         from navsim_bridge.agents.policy_agent import PolicyAgent
 
-        agent: Agent = find_agent(self.agent)
+        for module in self.plugin:
+            import_plugin(module)
+        agent: Agent = find_agent(self.name)
         if agent is not PolicyAgent:
             return agent
         assert self.checkpoint is not None
         policy = PolicyAgent.from_checkpoint(
             self.checkpoint,
-            data_root,
+            self.data_root,
             usable_device(self.device),
             omega=self.omega,
-            seed=seed,
+            seed=self.seed,
             batch_size=self.batch_size,
         )
         policy.refuse_idle_omega()
         return policy
+
+
+@dataclass(frozen=True)
+class AgentOfCrew:
+    """How each worker opens the agent, and what is known of it before."""
+
+    open: Callable[[], Agent]
+    cameras: tuple[str, ...]  # that it looks at
+    guidance: float | None  # omega of a policy that is guided
+
+    @classmethod
+    def of(cls, agent: Agent, opener: Callable[[], Agent]) -> AgentOfCrew:
+        """What ``opener`` opens, as ``agent`` tells it."""
+        from navsim_bridge.agents.policy_agent import PolicyAgent
+
+        return cls(opener, cameras_of(agent), agent.guidance if isinstance(agent, PolicyAgent) else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedAgentOptions(AgentOptions):
+    """Who drives, and how many of them share the scenes."""
+
+    workers: Whole | None = None  # processes, on GPUs one each (0: one per GPU, else per core); default: 1, on Ray all
+    executor: AnyExecutor = field(default_factory=ProcessesConfig)  # who runs the workers
+
+    def crew(self) -> Crew:
+        """Who shares the scenes, and where.
+
+        Raises ValueError for a device that is not there, or a single GPU for several workers.
+        """
+        from dpvla.device import usable_device
+
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("start this without a launcher; --workers N shares the scenes among N processes or GPUs")
+        local = self.executor.name == ProcessesConfig.name
+        executor = make_executor(self.executor, (1 if local else 0) if self.workers is None else self.workers)
+        if local and executor.workers == 1:
+            return Crew(executor, str(usable_device(self.device)))
+        kind, _, number = self.device.partition(":")
+        if number:
+            raise ValueError(f"--device {self.device} is one GPU, where each worker has its own: give --device {kind}")
+        if kind not in ("auto", "cuda"):
+            return Crew(executor, str(usable_device(self.device)))
+        if kind == "cuda" and not executor.num_gpus:
+            raise ValueError("--device cuda: there is no GPU; see tools/doctor.py")
+        return Crew(executor, "cuda" if executor.num_gpus else "cpu")

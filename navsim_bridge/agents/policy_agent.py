@@ -32,6 +32,13 @@ def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> D
     return open_start(checkpoint).load(device)
 
 
+def weights_path(checkpoint: Path | str) -> str:
+    """Where the weights that `load_policy` finds lie: of a run its newest checkpoint, as of now; raises likewise."""
+    from dpvla.training.start import open_start
+
+    return str(open_start(checkpoint).path)
+
+
 class PolicyAgent:
     """Samples plans with noise that depends on the seed and the scene alone, not on batches or their order."""
 

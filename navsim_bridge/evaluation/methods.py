@@ -11,8 +11,9 @@ from tqdm import tqdm
 from dpvla.parallel import run_jobs
 from dpvla.registry import import_plugin
 from navsim_bridge.agents import Agent, PolicyAgent, find_agent
+from navsim_bridge.agents.crew import SCENES_AT_ONCE
 from navsim_bridge.data.training_data import own_metric_cache
-from navsim_bridge.evaluation.run import SCENES_AT_ONCE, Evaluation, evaluate, scenes_from_cache, write_evaluation
+from navsim_bridge.evaluation.run import Evaluation, evaluate, scenes_from_cache, write_evaluation
 from navsim_bridge.splits.scene_filter import Split
 from navsim_bridge.splits.scenes import select_scenes
 

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla.files import check_folder, write_json, write_text
+from dpvla.parallel import run_jobs
 from dpvla.plan import NUM_POSES
-from dpvla.provenance import made_by
+from dpvla.provenance import device_name, made_by
 from dpvla.registry import ContractError
 from navsim_bridge.agents import Agent
+from navsim_bridge.agents.crew import SCENES_AT_ONCE, Crew
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.metric_cache.builder import scene_builder
 from navsim_bridge.metric_cache.cache import MetricCache
@@ -41,7 +43,6 @@ from navsim_bridge.splits.token_list import SUFFIXES
 
 SCORES, SUMMARY = "scores.csv", "summary.json"
 CHOOSE = "choose another --out, or replace them with --overwrite"
-SCENES_AT_ONCE = 256
 PDMS_V1 = PDMS()
 
 LoadScenes = Callable[[Sequence[SceneRecord]], Sequence[Any]]
@@ -75,7 +76,7 @@ class Evaluation:
     records: tuple[SceneRecord, ...]  # all that were asked for
     parts: tuple[ScoredPart, ...]  # those that did not fail, in the order of the records
     failures: dict[str, str] = field(default_factory=dict)  # token -> error
-    device: str = "cpu"  # where it was scored
+    device: str = "cpu"  # name of what it was scored on
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -207,9 +208,17 @@ def _cell(value: float) -> float | str:
     return "" if np.isnan(value) else value
 
 
+@dataclass(frozen=True)
+class _FromCache:
+    cache: MetricCache
+
+    def __call__(self, records: Sequence[SceneRecord]) -> list[MetricScene]:
+        return self.cache.load([r.token for r in records])
+
+
 def scenes_from_cache(cache: MetricCache) -> LoadScenes:
     """Metric scenes from a cache; a missing token raises CacheError."""
-    return lambda records: cache.load([r.token for r in records])
+    return _FromCache(cache)
 
 
 def recorded_scenes(records: Sequence[SceneRecord]) -> Sequence[SceneRecord]:
@@ -278,19 +287,67 @@ def evaluate(
     Raises:
         SceneFailureError: a scene failed and ``allow_failures`` is off; names the token.
     """
+    crew = Crew.alone(str(device))
+    return evaluate_together(
+        lambda: agent, records, load_scenes, crew, metric=metric, allow_failures=allow_failures, progress=progress
+    )
+
+
+def evaluate_together(
+    open_agent: Callable[[], Agent],
+    records: Sequence[SceneRecord],
+    load_scenes: LoadScenes,
+    crew: Crew,
+    *,
+    metric: Metric[Any] = PDMS_V1,
+    allow_failures: bool = False,
+    progress: bool = True,
+    reads: Sequence[Path] = (),
+) -> Evaluation:
+    """As `evaluate`, by a crew: each worker opens an agent and takes `SCENES_AT_ONCE` scenes at a time.
+
+    The same scenes are together as with one worker, and results come in the order of the records: they do not depend on
+    the crew.
+
+    Args:
+        open_agent: gives the agent, in each worker.
+        crew: who shares the scenes.
+        reads: what the workers read, see `run_jobs`.
+    """
     parts: list[ScoredPart] = []
     failures: dict[str, str] = {}
-    judge = _Judge(agent, load_scenes, metric, torch.device(device), records)
+    places = [(first, min(first + SCENES_AT_ONCE, len(records))) for first in range(0, len(records), SCENES_AT_ONCE)]
+    jobs = [(range(*place), allow_failures) for place in places]
+    opener = _OpenJudge(open_agent, load_scenes, metric, crew.device, tuple(records))
+    device = "cpu"
     with tqdm(total=len(records), desc="scenes", unit="scene", disable=not progress) as bar:
-        for first in range(0, len(records), SCENES_AT_ONCE):
-            rows = range(first, min(first + SCENES_AT_ONCE, len(records)))
-            for found in _score(judge, rows, allow_failures):
-                if isinstance(found, ScoredPart):
-                    parts.append(found)
-                else:
-                    failures[found.token] = f"{type(found.error).__name__}: {found.error}"
-            bar.update(len(rows))
-    return Evaluation(metric, tuple(records), tuple(parts), failures, str(device))
+        for found, name in run_jobs(
+            _score_rows, jobs, crew.executor, in_order=True, opener=opener, gpu_each=crew.gpu_each, reads=reads
+        ):
+            device = name
+            parts += [part for part in found if isinstance(part, ScoredPart)]
+            failures |= {failure.token: failure.why for failure in found if isinstance(failure, _Failure)}
+            bar.update(sum(len(part.rows) if isinstance(part, ScoredPart) else 1 for part in found))
+    return Evaluation(metric, tuple(records), tuple(parts), failures, device)
+
+
+@dataclass(frozen=True)
+class _OpenJudge:
+    """What a worker scores with."""
+
+    open_agent: Callable[[], Agent]
+    load: LoadScenes
+    metric: Metric[Any]
+    device: str
+    records: tuple[SceneRecord, ...]
+
+    def __call__(self) -> _Judge:
+        return _Judge(self.open_agent(), self.load, self.metric, torch.device(self.device), self.records)
+
+
+def _score_rows(judge: _Judge, rows: range, allow_failures: bool) -> tuple[list[ScoredPart | _Failure], str]:
+    """The scored scenes at ``rows``, and the name of the device."""
+    return list(_score(judge, rows, allow_failures)), device_name(judge.device)
 
 
 @dataclass(frozen=True)
@@ -322,7 +379,7 @@ class _Judge:
 @dataclass(frozen=True)
 class _Failure:
     token: str
-    error: Exception
+    why: str
 
 
 def _score(judge: _Judge, rows: Sequence[int], allow_failures: bool) -> Iterator[ScoredPart | _Failure]:
@@ -337,7 +394,7 @@ def _score(judge: _Judge, rows: Sequence[int], allow_failures: bool) -> Iterator
             record = judge.records[rows[0]]
             if not allow_failures:
                 raise SceneFailureError(f"scene {record.token} (log {record.log_name}) failed: {error}") from error
-            yield _Failure(record.token, error)
+            yield _Failure(record.token, f"{type(error).__name__}: {error}")
             return
         together = error
     any_failed = False
@@ -387,7 +444,7 @@ def write_evaluation(
         "trained_on_evaluation_split": saw_split(trained_on, split, records),
         "samples_per_scene": 1,  # plans drawn from the agent
         "candidates_per_scene": 1,  # plans scored
-        "provenance": made_by(seed, evaluation.device),
+        "provenance": made_by(seed, "cpu") | {"device": evaluation.device},
     }
     write_text(Path(out) / SCORES, evaluation.to_csv(part.is_whole))
     write_json(Path(out) / SUMMARY, summary)

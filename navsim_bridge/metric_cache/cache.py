@@ -20,12 +20,13 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
+from dpvla.parallel import Workers
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.files.maps import map_path, share_maps, use_shared_maps
 from navsim_bridge.metric_cache.builder import require_scorable, scene_builder
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.index import INDEX, read_index, write_index
-from navsim_bridge.metric_cache.jobs import in_parts, log_entry, num_processes, run_log_jobs
+from navsim_bridge.metric_cache.jobs import executor_for, in_parts, log_entry, run_log_jobs
 from navsim_bridge.metric_cache.store import FORMAT, SUFFIX, SceneFile, file_hash
 from navsim_bridge.metrics.metric import Metric
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
@@ -58,6 +59,10 @@ class MetricCache:
         }
         self._keep_bytes, self._keep_files = keep_bytes, _most_open_files()
         self._open: OrderedDict[str, SceneFile] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens it by itself."""
+        return _opened_again, (self.path, self._keep_bytes, self.fingerprint)
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -191,12 +196,19 @@ class MetricCache:
         return opened
 
 
+def _opened_again(path: Path, keep_bytes: int, fingerprint: str) -> MetricCache:
+    cache = MetricCache(path, keep_bytes)
+    if cache.fingerprint != fingerprint:
+        raise CacheError(f"{path} has changed since this was started; start again")
+    return cache
+
+
 def build_metric_cache(
     data_root: Path | str,
     maps_root: Path | str,
     split: Split | str,
     out: Path | str,
-    workers: int = 1,
+    workers: Workers = 1,
     allow_missing: bool = False,
     progress: bool = True,
     rules: SceneRules = NAVSIM_V1,
@@ -208,7 +220,7 @@ def build_metric_cache(
         data_root, maps_root: folders with `navsim_logs/` and with the map index.
         split: the split, or its name or file.
         out: folder of the cache; one split each.
-        workers: processes.
+        workers: processes, or an executor.
         allow_missing: cache what there is when logs or tokens of the split are missing.
         progress: show a progress bar.
         rules: how the scenes are made: ``scene_rules`` of the metric that they are for.
@@ -243,18 +255,19 @@ def build_metric_cache(
         for (_, log_name), of_log in by_log(records).items()
     ]
     title = f"metric cache of {split.name}" + (f", shard {shard}" if shard else "")
-    with _shared_maps(jobs, workers, out / SHARED_MAPS) as initializer:
-        entries = run_log_jobs(jobs, workers, title, progress, (__name__,), initializer)
+    reads = [log_path(data_root, split.data_split, "*").parent, maps_root]
+    with _shared_maps(jobs, workers, out / SHARED_MAPS) as opener:
+        entries = run_log_jobs(jobs, workers, title, progress, (__name__,), opener, reads)
     finish(out, entries, about, maps)
     return MetricCache(out)
 
 
 @contextmanager
-def _shared_maps(jobs: Sequence[_LogJob], workers: int, folder: Path) -> Iterator[Callable[[], None] | None]:
+def _shared_maps(jobs: Sequence[_LogJob], workers: Workers, folder: Path) -> Iterator[Callable[[], None] | None]:
     """What makes worker processes share the maps of the logs that are not there yet; nothing for one process."""
     shutil.rmtree(folder, ignore_errors=True)  # of a killed run
     missing = [job for job in jobs if not job.out.exists()]
-    if num_processes(jobs, workers) == 1 or not missing:
+    if executor_for(jobs, workers).is_alone or not missing:
         yield None
         return
     maps_root = missing[0].maps_root

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpvla.parallel import Workers
 from navsim_bridge.metric_cache import cache as packed
 from navsim_bridge.metric_cache.jobs import log_entry, run_log_jobs
 from navsim_bridge.metric_cache.official import REFERENCE, OfficialCache, OfficialCacheError, read_official_cache
@@ -19,7 +20,7 @@ READER = 1
 
 
 def convert_official_cache(
-    source: Path | str, out: Path | str, workers: int = 1, progress: bool = True
+    source: Path | str, out: Path | str, workers: Workers = 1, progress: bool = True
 ) -> packed.MetricCache:
     """Write the scenes of an official metric cache (navsim v1.1) to ``out`` in the packed form.
 
@@ -38,7 +39,7 @@ def convert_official_cache(
         _OfficialJob(tuple(official.files[token] for token in tokens), out / f"{log}{SUFFIX}")
         for log, tokens in official.by_log().items()
     ]
-    logs = run_log_jobs(jobs, workers, name, progress, (__name__,))
+    logs = run_log_jobs(jobs, workers, name, progress, (__name__,), reads=[official.folder])
     problems = [problem for entry in logs.values() for problem in entry.pop("problems")]
     for log in [log for log, entry in logs.items() if not entry["tokens"]]:
         (out / logs.pop(log)["file"]).unlink()

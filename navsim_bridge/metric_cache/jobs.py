@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from dpvla.parallel import run_jobs
+from dpvla.parallel import Executor, Workers, executor_of, run_jobs
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.store import SUFFIX, SceneFile, write_scenes
 from navsim_bridge.pdm.metric_scene import MetricScene
@@ -42,21 +42,24 @@ class Job(Protocol):
 AnyJob = TypeVar("AnyJob", bound=Job)
 
 
-def num_processes(jobs: Sequence[Job], workers: int) -> int:
-    """Processes worth starting, of at most ``workers``."""
+def executor_for(jobs: Sequence[Job], workers: Workers) -> Executor:
+    """Processes worth starting, of at most ``workers``; another executor as it is."""
     num_scenes = sum(job.num_scenes for job in jobs)
-    return max(1, min(workers, len(jobs), num_scenes // SCENES_PER_PROCESS))
+    return executor_of(workers).worth(min(len(jobs), num_scenes // SCENES_PER_PROCESS))
 
 
 def run_log_jobs(
     jobs: Sequence[AnyJob],
-    workers: int,
+    workers: Workers,
     title: str,
     progress: bool,
     preload: Sequence[str] = (),
-    initializer: Callable[[], None] | None = None,
+    opener: Callable[[], None] | None = None,
+    reads: Sequence[Path] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Index entries of all jobs by log name, sorted; ``preload`` and ``initializer`` as for `run_jobs`.
+    """Index entries of all jobs by log name, sorted; ``preload`` and ``reads`` as for `run_jobs`.
+
+    ``opener`` is called once in each worker. All jobs write to one folder.
 
     Logs whose file is there come first: they take no time, so that the progress bar foretells the end from then on.
     """
@@ -65,22 +68,28 @@ def run_log_jobs(
     total = sum(job.num_scenes for job in jobs)
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
     with tqdm(total=total, desc=title, unit="scene", disable=not progress, mininterval=interval, delay=1) as bar:
-        for job, entry in _run(jobs, workers, preload, initializer):
+        writes = next((job.out.parent for job in jobs), None)
+        numbered = list(enumerate(jobs))
+        for number, entry in run_jobs(
+            _run_one,
+            numbered,
+            executor_for(jobs, workers),
+            opener=opener or _nothing,
+            preload=preload,
+            reads=reads,
+            writes=writes,
+        ):
+            job = jobs[number]
             done[job.out.name.removesuffix(SUFFIX)] = entry
             bar.update(job.num_scenes)
     return {name: done[name] for name in sorted(done)}
 
 
-def _run(
-    jobs: Sequence[AnyJob], workers: int, preload: Sequence[str], initializer: Callable[[], None] | None
-) -> Iterator[tuple[AnyJob, dict[str, Any]]]:
-    numbered = list(enumerate(jobs))
-    workers = num_processes(jobs, workers)
-    for number, entry in run_jobs(_run_one, numbered, workers, preload=preload, initializer=initializer):
-        yield jobs[number], entry
+def _nothing() -> None:
+    pass
 
 
-def _run_one(number: int, job: Job) -> tuple[int, dict[str, Any]]:
+def _run_one(_: None, number: int, job: Job) -> tuple[int, dict[str, Any]]:
     return number, job.run()
 
 

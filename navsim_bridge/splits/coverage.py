@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpvla.parallel import Workers
 from navsim_bridge.files.logs import list_logs
 from navsim_bridge.splits.scene_filter import Split
 from navsim_bridge.splits.scenes import SceneRecord, Selection, find_scenes
@@ -72,7 +73,7 @@ def usable_scenes(
     data_root: Path | str,
     cameras: Sequence[str] = (),
     allow_missing: bool = False,
-    workers: int = 1,
+    workers: Workers = 1,
     preload: Sequence[str] = (),
 ) -> tuple[list[SceneRecord], Coverage]:
     """The scenes of a split that have a log and all of ``cameras``, and how much of the split they are.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvla.parallel import run_jobs
+from dpvla.parallel import Workers, executor_of, run_jobs
 from dpvla.plan import NUM_POSES
 from navsim_bridge.files.logs import Log, list_logs, log_path, open_log
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
@@ -116,7 +116,7 @@ def select_scenes(
     split: Split,
     data_root: Path | str,
     allow_missing: bool = False,
-    workers: int = 1,
+    workers: Workers = 1,
     preload: Sequence[str] = (),
 ) -> list[SceneRecord]:
     """The records of `find_scenes`, with its arguments and errors."""
@@ -127,7 +127,7 @@ def find_scenes(
     split: Split,
     data_root: Path | str,
     allow_missing: bool = False,
-    workers: int = 1,
+    workers: Workers = 1,
     shard: Shard | None = None,
     preload: Sequence[str] = (),
 ) -> Selection:
@@ -141,7 +141,7 @@ def find_scenes(
         split: from `load_split`.
         data_root: folder with `navsim_logs/`.
         allow_missing: say on stderr which named logs or tokens are missing, and go on with the rest.
-        workers: processes that read logs.
+        workers: processes that read logs, or an executor.
         shard: only the scenes of this part of `select_logs`, maybe none; without ``max_scenes`` it cannot tell
             whether every token of the split is there.
         preload: modules that the workers share, see `run_jobs`.
@@ -225,11 +225,12 @@ def by_log(records: Sequence[SceneRecord]) -> dict[tuple[str, str], list[SceneRe
 
 
 def _windows_of_logs(
-    split: Split, data_root: Path | str, names: Sequence[str], workers: int, preload: Sequence[str]
+    split: Split, data_root: Path | str, names: Sequence[str], workers: Workers, preload: Sequence[str]
 ) -> Iterator[list[SceneRecord]]:
     jobs = [(Path(data_root), split.data_split, split.scene_filter, name) for name in names]
-    workers = min(workers, len(names) // LOGS_PER_PROCESS)
-    yield from run_jobs(_read_windows, jobs, workers, in_order=True, preload=preload)
+    executor = executor_of(workers).worth(len(names) // LOGS_PER_PROCESS)
+    reads = [log_path(data_root, split.data_split, "*").parent]
+    yield from run_jobs(_read_windows, jobs, executor, in_order=True, preload=preload, reads=reads)
 
 
 def _read_windows(data_root: Path, data_split: str, rules: SceneFilter, name: str) -> list[SceneRecord]:

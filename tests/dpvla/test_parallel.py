@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,9 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from dpvla.parallel import run_jobs
+from dpvla.parallel import Processes, ProcessesConfig, make_executor, processes, run_jobs
+from dpvla.parallel.machine import visible_gpus
+from dpvla.parallel.ray_cluster import RayConfig
 from tests.paths import ROOT
+from tests.worker_jobs import many_tensors, opened, refuse, worker_and_gpu
 
 PROGRAM = """
 import os, sys, time
@@ -106,3 +112,43 @@ def test_results_come_in_the_order_of_the_jobs_when_asked() -> None:
 def test_a_job_that_fails_ends_the_others_with_its_own_error() -> None:
     with pytest.raises(ZeroDivisionError):
         list(run_jobs(divmod, [(1, 1), (1, 0), (1, 2)], 2))
+
+
+def test_results_with_many_tensors_need_no_open_files() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 60, before[1]))
+    try:
+        results = list(run_jobs(many_tensors, [(n,) for n in range(4)], 2, in_order=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert [int(tensors[0][0]) for tensors in results] == [0, 1, 2, 3]
+
+
+def test_each_worker_opens_once_and_has_a_gpu_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "visible_gpus", lambda: ["3", "7"])
+    executor, jobs = Processes(ProcessesConfig(), 0), [(n,) for n in range(6)]
+    found = {*run_jobs(worker_and_gpu, jobs, executor, opener=opened, gpu_each=True)}
+    assert {gpu for _, gpu in found} == {"3", "7"} and len(found) == 2
+    with pytest.raises(ValueError, match="--workers 3: each needs a GPU to itself, and there are 2 here"):
+        list(run_jobs(abs, [(1,)] * 3, Processes(ProcessesConfig(), 3), gpu_each=True))
+
+
+def test_gpus_are_named_as_the_environment_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-af")
+    assert visible_gpus() == ["5", "GPU-af"]
+
+
+def test_an_executor_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"--executor ray needs Ray, .*: pip install 'dpvla\[ray\]'"):
+        make_executor(RayConfig())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_cannot_be_opened_is_told_by_its_own_error(workers: int) -> None:
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        list(run_jobs(divmod, [(1,), (2,)], workers, opener=refuse))

@@ -23,6 +23,7 @@ from navsim_bridge.evaluation.run import (
     check_results,
     describe,
     evaluate,
+    evaluate_together,
     identity,
     scenes_from_cache,
     write_evaluation,
@@ -282,7 +283,7 @@ def test_a_part_does_not_replace_results_of_the_whole_split(
     whole = (tmp_path / "out/scores.csv").read_text()
     more.unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("it was scored"))
+        patched.setattr(evaluation, "evaluate_together", lambda *_, **__: pytest.fail("it was scored"))
         with pytest.raises(SystemExit, match=r"whole split, and now .* \(1 log is not there\); choose .*--overwrite"):
             tool.main(options)
     assert (tmp_path / "out/scores.csv").read_text() == whole
@@ -298,9 +299,9 @@ def test_a_whole_result_is_kept_when_scenes_fail(world: World, tmp_path: Path, m
     whole = (tmp_path / "out/scores.csv").read_text()
 
     def with_a_failure(*arguments: Any, **keywords: Any) -> Any:
-        return dataclasses.replace(evaluate(*arguments, **keywords), failures={world.records[0].token: "x"})
+        return dataclasses.replace(evaluate_together(*arguments, **keywords), failures={world.records[0].token: "x"})
 
-    monkeypatch.setattr(evaluation, "evaluate", with_a_failure)
+    monkeypatch.setattr(evaluation, "evaluate_together", with_a_failure)
     with pytest.raises(SystemExit, match=r"now it would be 6 of 7 scenes \(1 scene failed\)"):
         tool.main(options)
     assert (tmp_path / "out/scores.csv").read_text() == whole

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from dpvla import __version__
 from dpvla.config import one_line
-from dpvla.parallel.executor import Executor, ExecutorConfig, Opened, Work
+from dpvla.parallel.executor import Executor, ExecutorConfig, Work
 
 TRIES = 4
 """Workers that a job may cost: it may be what kills them."""
@@ -138,47 +138,67 @@ def _marked(folder: Path | None) -> Iterator[Path | None]:
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What a worker is told before its first job."""
+class Place:
+    """What a worker must find before its first job."""
 
     version: str  # of dpvla
     folder: str  # working directory
-    path: tuple[str, ...]  # where modules are looked for
     reads: tuple[Path, ...]
     marker: Path | None  # a file in the folder that is written to
-    work: bytes  # function and opener, pickled
 
+    def enter(self) -> str:
+        """Go to the working directory; gives the machine's name.
 
-class Worker:
-    """An actor's."""
-
-    def begin(self, told: Beginning) -> str:
-        """Look whether all is there that the jobs need; gives the machine's name.
-
-        Raises OSError or ValueError, which name the machine, where something is not.
+        Raises OSError or ValueError, which name the machine, where something is not as it should be.
         """
         machine = platform.node()
-        if told.version != __version__:
-            raise ValueError(f"{machine} has dpvla {__version__}, not {told.version}: install the same on all machines")
+        if self.version != __version__:
+            raise ValueError(f"{machine} has dpvla {__version__}, not {self.version}: install the same on all machines")
         try:
-            os.chdir(told.folder)
+            os.chdir(self.folder)
         except OSError:
-            raise _not_shared(machine, told.folder, "the working directory") from None
-        for path in told.reads:
+            raise _not_shared(machine, self.folder, "the working directory") from None
+        for path in self.reads:
             if not path.exists():
                 raise _not_shared(machine, path, "to be read")
-        if told.marker is not None:
-            if not told.marker.exists():
-                raise _not_shared(machine, told.marker.parent, "to be written to")
-            if not os.access(told.marker.parent, os.W_OK):
-                raise PermissionError(f"{machine} may not write to {told.marker.parent}")
-        sys.path += [folder for folder in told.path if folder not in sys.path]
-        self._run = Opened(*pickle.loads(told.work))
+        if self.marker is not None:
+            if not self.marker.exists():
+                raise _not_shared(machine, self.marker.parent, "to be written to")
+            if not os.access(self.marker.parent, os.W_OK):
+                raise PermissionError(f"{machine} may not write to {self.marker.parent}")
         return machine
 
-    def work(self, job: Sequence[Any]) -> bytes:
-        """The pickled result of a job: unpickled by Ray itself, its arrays would be read-only."""
-        return pickle.dumps(self._run(job), protocol=pickle.HIGHEST_PROTOCOL)
+
+def _worker_class() -> type:
+    """The actors'. A class that no module holds is sent as it is: it can say where modules are before any is needed."""
+
+    class Worker:
+        def begin(self, path: Sequence[str], place: bytes, work: bytes) -> str:
+            """Find what the jobs need; gives the machine's name."""
+            import pickle
+            import sys
+
+            sys.path[:0] = [folder for folder in path if folder not in sys.path]
+            try:
+                machine: str = pickle.loads(place).enter()
+            except ImportError as error:
+                import platform
+
+                raise ImportError(
+                    f"{platform.node()} cannot import dpvla as it is here ({error}): install the same on all machines"
+                ) from None
+            from dpvla.parallel.executor import Opened
+
+            self._run = Opened(*pickle.loads(work))
+            return machine
+
+        def work(self, job: Sequence[Any]) -> bytes:
+            """The pickled result of a job: unpickled by Ray itself, its arrays would be read-only."""
+            import pickle
+
+            return pickle.dumps(self._run(job), protocol=pickle.HIGHEST_PROTOCOL)
+
+    return Worker
 
 
 def _not_shared(machine: str, path: Path | str, use: str) -> OSError:
@@ -196,13 +216,11 @@ class _Team:
         at the end are put there again."""
         self._free = free
         self._ray, self._jobs, self._most, self._resource = ray, work.jobs, most, "GPU" if work.gpu_each else "CPU"
-        self._actor = ray.remote(num_cpus=1, num_gpus=int(work.gpu_each), max_restarts=0, max_task_retries=0)(Worker)
-        self._told = ray.put(
-            Beginning(
-                __version__, os.getcwd(), tuple(sys.path), tuple(work.reads), marker,
-                ray.cloudpickle.dumps((work.function, work.opener)),
-            )
-        )  # fmt: skip
+        needs: dict[str, int] = {"num_cpus": 1, "num_gpus": int(work.gpu_each), "max_restarts": 0}
+        self._actor = ray.remote(**needs, max_task_retries=0)(_worker_class())
+        place = Place(__version__, os.getcwd(), tuple(work.reads), marker)
+        told = tuple(sys.path), pickle.dumps(place), ray.cloudpickle.dumps((work.function, work.opener))
+        self._told = [ray.put(part) for part in told]
         self._waiting = deque(range(len(work.jobs)))
         self._starting: dict[Any, Any] = {}  # reference -> actor
         self._busy: dict[Any, tuple[Any, int]] = {}  # reference -> actor and number of its job
@@ -253,7 +271,7 @@ class _Team:
         wanted = min(len(self._waiting) + len(self._busy), self._most or self._room, self._room)
         for _ in range(wanted - at_work - len(self._starting)):
             actor = self._free.pop() if self._free else self._actor.remote()
-            self._starting[actor.begin.remote(self._told)] = actor
+            self._starting[actor.begin.remote(*self._told)] = actor
 
     def _size(self) -> int:
         return int(self._ray.cluster_resources().get(self._resource, 0))

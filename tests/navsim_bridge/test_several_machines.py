@@ -6,14 +6,16 @@ import os
 import pickle
 import platform
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dpvla import __version__
 from dpvla.parallel import Executor, ExecutorConfig, make_executor, run_jobs
-from dpvla.parallel.ray_cluster import TRIES, Beginning, RayConfig, Worker, import_ray
+from dpvla.parallel.ray_cluster import TRIES, Place, RayConfig, import_ray
 from navsim_bridge.agents import crew, options
 from navsim_bridge.evaluation import run as evaluation
 from navsim_bridge.files.logs import log_path
@@ -32,8 +34,9 @@ def cluster() -> Iterator[Any]:
     ray, before = import_ray(), os.environ.get("RAY_ADDRESS")
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=node)
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+    calm = {"memory_monitor_refresh_ms": 0}  # whatever else fills this machine
+    made: Any = Cluster(initialize_head=True, head_node_args={**node, "_system_config": calm})
     made.second = made.add_node(**node)
     made.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = made.address
@@ -98,9 +101,13 @@ def test_a_folder_that_a_worker_does_not_see_is_named_with_the_machine(executor:
     machine, gone = platform.node(), tmp_path / "gone"
     with pytest.raises(OSError, match=rf"^{machine} does not see {gone} \(to be read\): .* share folders"):
         list(run_jobs(fail_at_two, [(1,)], executor, reads=[gone]))
-    told = Beginning("0.0", str(tmp_path), (), (), tmp_path / ".of-another-folder", b"")
-    with pytest.raises(ValueError, match=f"{machine} has dpvla .*, not 0.0: install the same on all machines"):
-        Worker().begin(told)
+    other = Place(__version__, str(tmp_path), (), tmp_path / ".workers-of-another-folder")
+    with pytest.raises(OSError, match=rf"^{machine} does not see {tmp_path} \(to be written to\)"):
+        other.enter()
+    with pytest.raises(OSError, match=rf"^{machine} does not see {gone} \(the working directory\)"):
+        replace(other, folder=str(gone)).enter()
+    with pytest.raises(ValueError, match=f"^{machine} has dpvla .*, not 0.0: install the same on all machines"):
+        replace(other, version="0.0").enter()
 
 
 def test_a_gpu_that_the_cluster_has_not_is_not_waited_for(executor: Executor) -> None:

@@ -15,6 +15,7 @@ from transformers.models.bart.modeling_bart import BartEncoder
 from transformers.models.florence2.modeling_florence2 import Florence2MultiModalProjector, Florence2VisionBackbone
 
 from dpvla.batch import DrivingBatch
+from dpvla.encoders import florence_attention
 from dpvla.encoders.config import TINY, FlorenceConfig
 from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.florence_checkpoint import FlorenceFiles, load_weights
@@ -57,6 +58,7 @@ class FlorenceEncoder(Encoder[FlorenceConfig]):
                 )
             self.front = sensors.cameras.index("front")
         self.vision_tower = Florence2VisionBackbone(vision)
+        self.vision_tower.set_attn_implementation(florence_attention.NAME)
         self.projector = Florence2MultiModalProjector(florence)
         self.text_encoder = BartEncoder(text)
         # Only the few words of the commands would ever get a gradient; their optimizer state is waste.

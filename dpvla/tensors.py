@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class CheckpointError(ValueError):
@@ -38,6 +38,20 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if bad := not_finite(tensors):
         raise CheckpointError(f"{path}: {bad[0]} holds NaN or infinity, and {len(bad) - 1} other tensors do")
     return tensors
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, in the order of ``state_dict``, as the module holds them.
+
+    A sharded module's ``state_dict`` parts again what was gathered; this leaves it as it is.
+    """
+    state: dict[str, Tensor] = {}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        kept = {name: b for name, b in part._buffers.items() if name not in part._non_persistent_buffers_set}
+        for name, tensor in {**part._parameters, **kept}.items():
+            if tensor is not None:
+                state[f"{prefix}.{name}" if prefix else name] = tensor
+    return state
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

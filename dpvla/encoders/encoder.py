@@ -86,6 +86,10 @@ class Encoder(nn.Module, ABC, Generic[ConfigT]):
     def forward(self, batch: DrivingBatch) -> tuple[Tensor, Tensor | None]:
         """Tokens (scene, token, token_width), and a mask (scene, token), True for real tokens; None where all are."""
 
+    def repeated_layers(self) -> list[nn.Module]:
+        """Layers that may be compiled, recomputed or sharded by themselves; each is called by its ``forward`` alone."""
+        return []
+
     def fake_batch(self, scenes: int, generator: torch.Generator | None = None) -> DrivingBatch:
         """A batch that it can read and a policy can learn, made without data: for tests and measurements."""
         return fake_batch(self.sensors, scenes, generator)

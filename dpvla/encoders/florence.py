@@ -9,10 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BartConfig, Florence2Config, Florence2VisionConfig
-from transformers.models.bart.modeling_bart import BartEncoder
-from transformers.models.florence2.modeling_florence2 import Florence2MultiModalProjector, Florence2VisionBackbone
+from transformers.models.bart.modeling_bart import BartEncoder, BartEncoderLayer
+from transformers.models.florence2.modeling_florence2 import (
+    Florence2MultiModalProjector,
+    Florence2VisionBackbone,
+    Florence2VisionBlock,
+)
 
 from dpvla.batch import DrivingBatch
 from dpvla.encoders import florence_attention
@@ -99,6 +103,10 @@ class FlorenceEncoder(Encoder[FlorenceConfig]):
     def architecture(self) -> dict[str, Any]:
         """Florence's own config and the words of the longest command."""
         return {"florence": self.florence.to_diff_dict(), "command_length": self.command_ids.shape[1]}
+
+    def repeated_layers(self) -> list[nn.Module]:
+        """Blocks of the vision tower, layers of the text encoder."""
+        return [module for module in self.modules() if isinstance(module, (Florence2VisionBlock, BartEncoderLayer))]
 
     def set_commands(self, ids: Tensor, mask: Tensor) -> None:
         """Fill the table of tokenized command phrases."""

@@ -86,6 +86,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm sublayers with residuals; ``modulated`` takes shift, scale and gate from the condition (adaLN-Zero)."""
 
+    FORWARD_METHODS = ("keys_values",)
+    """Called beside ``forward``: where weights are sharded, they are whole in these."""
+
     def __init__(
         self, sublayers: tuple[str, ...], modulated: bool, width: int, heads: int, context_width: int, mlp_ratio: int
     ) -> None:
@@ -106,6 +109,10 @@ class Block(nn.Module):
     def has_cross(self) -> bool:
         """Whether the block looks at the context."""
         return hasattr(self, "cross")
+
+    def keys_values(self, context: Tensor, active: Active | None) -> tuple[Tensor, Tensor]:
+        """Of the cross-attention: ``context`` (scene, token, context width) -> ``CrossAttention.keys_values``."""
+        return self.cross.keys_values(context, active)
 
     def forward(
         self,

@@ -6,7 +6,6 @@ Their names are the algorithm's, and the order in which it gives them is that of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 
 import torch
 from torch import nn
@@ -63,10 +62,19 @@ def adapter_size(head: DiTHead) -> tuple[int, float]:
     return rank, layer.adapter_scale * rank
 
 
-def snapshot(head: DiTHead) -> DiTHead:
-    """The head as it is now, without gradients: what is trained is copied, the rest shared."""
-    shared = {id(parameter): parameter for parameter in head.parameters() if not parameter.requires_grad}
-    return deepcopy(head, shared).requires_grad_(False)
+def snapshot(head: DiTHead, shared: bool = True) -> DiTHead:
+    """The head as it is now, without gradients: what is trained is copied, the rest shared, or copied as well."""
+    with torch.device("meta"):
+        copy = DiTHead(head.flags, head.channels, head.context_width)
+    if head.adapters:
+        add_adapters(copy, head.adapters, *adapter_size(head))
+    for own, made in zip(head.modules(), copy.modules()):
+        made._buffers.update(own._buffers)
+        for name, parameter in own._parameters.items():
+            if parameter is not None and (parameter.requires_grad or not shared):
+                parameter = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            made._parameters[name] = parameter
+    return copy.train(head.training)
 
 
 def require_adapters(head: DiTHead) -> None:

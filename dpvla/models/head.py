@@ -64,7 +64,7 @@ class DiTHead(nn.Module):
         super().__init__()
         width, heads, blocks = config.resolved()
         self.width = width
-        self.channels = channels
+        self.channels, self.context_width = channels, context_width
         self.flags = config
         self.adapters = ()
         token_width = width if config.project_context else context_width
@@ -130,9 +130,7 @@ class DiTHead(nn.Module):
             if mask is not None:
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         keys_values = tuple(
-            block.cross.keys_values(tokens, active)
-            for block in self.blocks
-            if isinstance(block, Block) and block.has_cross
+            block.keys_values(tokens, active) for block in self.blocks if isinstance(block, Block) and block.has_cross
         )
         if mask is not None:
             mask = mask.repeat(len(policies), 1)[:, None, None]

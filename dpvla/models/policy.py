@@ -26,7 +26,7 @@ from dpvla.models.sampling import FORMER_ADAPTERS, Precision, Sampling, read_sam
 from dpvla.models.scene_context import SceneContext
 from dpvla.plan import NUM_POSES
 from dpvla.random_rows import normal
-from dpvla.tensors import require_same
+from dpvla.tensors import require_same, state_of
 
 ADAPTER_WEIGHTS = ("adapter_down", "adapter_up")
 
@@ -95,7 +95,7 @@ class DPVLA(nn.Module):
         return policy.to(device).eval()
 
     def _base_state(self) -> dict[str, Tensor]:
-        return {key: t for key, t in self.state_dict().items() if not key.endswith(ADAPTER_WEIGHTS)}
+        return {key: t for key, t in state_of(self).items() if not key.endswith(ADAPTER_WEIGHTS)}
 
     # ------------------------------------------------------------------ adapters
 
@@ -152,9 +152,12 @@ class DPVLA(nn.Module):
         adapter_bank.merge_adapters(self.head, sampling.shares())
         self.sampling = Sampling()
 
-    def snapshot_head(self) -> DiTHead:
-        """The head as it is now, without gradients: what is trained is copied, the rest shared."""
-        return adapter_bank.snapshot(self.head)
+    def snapshot_head(self, shared: bool = True) -> DiTHead:
+        """The head as it is now, without gradients: what is trained is copied, the rest shared.
+
+        ``shared`` False copies the rest, too: where the whole weights are freed again.
+        """
+        return adapter_bank.snapshot(self.head, shared)
 
     def freeze_encoder(self) -> None:
         """Train the head alone: its adapters where it has any, else all of it.

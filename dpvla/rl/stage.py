@@ -28,6 +28,7 @@ from dpvla.training.order import lane_batches, permutation, steps_per_epoch
 from dpvla.training.run_directory import read_run
 from dpvla.training.shares import share, weighted
 from dpvla.training.stage import Track, WholeWeights
+from dpvla.training.strategies.saving import is_sharded
 
 
 class RolloutStep(nn.Module):
@@ -174,8 +175,11 @@ class RolloutStage:
             )
         self.buffer, self._tokens = buffer, None
         if self.algorithm.needs_behavior:
-            self._behavior = self.policy.snapshot_head()
+            self._behavior = self._snapshot()
             load_adapters(self._behavior, self.algorithm.adapters, layout.behavior)
+
+    def _snapshot(self) -> DiTHead:
+        return self.policy.snapshot_head(shared=not is_sharded(self.module))
 
     @property
     def _rank(self) -> int:
@@ -183,7 +187,7 @@ class RolloutStage:
 
     def _roll_out(self, cycle: int) -> RolloutBuffer:
         if self.algorithm.needs_behavior:
-            self._behavior = self.policy.snapshot_head()
+            self._behavior = self._snapshot()
         indices = torch.as_tensor(permutation(len(self.source), self.seed, cycle)[: self._scenes])
         self._tokens = self._encoded(indices[self._mine])
         return collect(

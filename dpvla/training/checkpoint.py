@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,13 +117,22 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def load_weights(module: nn.Module, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Copy ``tensors`` into ``expected``, named parameters and buffers of ``module``: all of them and no others."""
+def load_weights(
+    module: nn.Module,
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    where: Path,
+    like: Callable[[Tensor, Tensor], Tensor] = lambda tensor, own: tensor,
+) -> None:
+    """Copy ``tensors`` into ``expected``, named parameters and buffers of ``module``: all of them and no others.
+
+    ``like`` brings a tensor into the form in which the module holds it.
+    """
     require_same(expected, tensors, where)
     own = dict(module.state_dict(keep_vars=True))
     with torch.no_grad():
         for name, tensor in tensors.items():
-            own[name].data.copy_(tensor)
+            own[name].data.copy_(like(tensor, own[name].data))
 
 
 def write_meta(path: Path, meta: Mapping[str, Any]) -> None:

@@ -76,7 +76,8 @@ def _train(
     if last is not None:
         first = checkpoint.checkpoint_step(last)
         strategy.load(CheckpointLayout(last).trainer_state, first)
-        stage.restore(last)
+        with strategy.whole_weights():
+            stage.restore(last)
         accelerator.print(f"going on from step {first} of {config.steps} in {out}")
     if last is not None and first >= config.steps:
         return last

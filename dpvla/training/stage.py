@@ -34,4 +34,4 @@ class Stage(Protocol):
         """
 
     def restore(self, directory: Path) -> None:
-        """Read back what ``save`` wrote beside the weights."""
+        """Read back what ``save`` wrote beside the weights; called on every process, with whole weights."""

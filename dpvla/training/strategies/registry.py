@@ -16,8 +16,16 @@ if TYPE_CHECKING:
 
 STRATEGIES = Registry(
     "dpvla.training.strategies.strategy:NamedStrategy",
-    {"ddp": "dpvla.training.strategies.config:DDPConfig"},
+    {
+        "ddp": "dpvla.training.strategies.config:DDPConfig",
+        "fsdp2": "dpvla.training.strategies.config:FSDP2Config",
+        "zero2": "dpvla.training.strategies.config:Zero2Config",
+        "zero3": "dpvla.training.strategies.config:Zero3Config",
+    },
     ddp="dpvla.training.strategies.ddp:DDP",
+    fsdp2="dpvla.training.strategies.fsdp2:FSDP2",
+    zero2="dpvla.training.strategies.zero:Zero2",
+    zero3="dpvla.training.strategies.zero:Zero3",
 )
 
 AnyStrategy = Annotated[StrategyConfig, OneOf(STRATEGIES, "strategy")]

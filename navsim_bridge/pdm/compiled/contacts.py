@@ -163,7 +163,9 @@ def _threats(
         reach, limits = _reaches(boxes[s], mask[s], owner[s], skipped[s], counts[s], num_frames)
         for c in range(states.shape[1]):
             time[s, c] = np.inf
-            _first_hits(states[s, c], steps, seconds, standing, boxes[s], owner[s], reach, limits, centers, turns, first)
+            _first_hits(
+                states[s, c], steps, seconds, standing, boxes[s], owner[s], reach, limits, centers, turns, first
+            )
             for track in range(counts[s]):
                 if first[track] == _NEVER:
                     continue
@@ -179,9 +181,7 @@ def _scene(scenes: Any) -> tuple[Any, ...]:
     return (*(array.contiguous().numpy() for array in arrays), np.ascontiguousarray(scenes.sizes[:, 4]))
 
 
-def collisions(
-    scenes: Any, states: Tensor, careless: Tensor, standing: float, behind: float
-) -> tuple[Tensor, Tensor]:
+def collisions(scenes: Any, states: Tensor, careless: Tensor, standing: float, behind: float) -> tuple[Tensor, Tensor]:
     """Score and first time at fault (scene, candidate) of states (scene, candidate, time, 11) in a ``SceneBatch``.
 
     Args:

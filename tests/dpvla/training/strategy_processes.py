@@ -1,0 +1,163 @@
+"""Run by `test_strategies.py`: every strategy on one process and on two, which go on from one another's files.
+
+Torch is imported once; the processes of a group are forked from here.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from dpvla.algorithms.dipole import ADAPTERS, Dipole, DipoleConfig
+from dpvla.config import from_dict
+from dpvla.encoders.florence import FlorenceConfig
+from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.models.head import HeadConfig
+from dpvla.rl.stage import RolloutConfig, RolloutStage
+from dpvla.training.config import LoopConfig
+from dpvla.training.imitation import ImitationConfig, ImitationStage
+from dpvla.training.loop import train
+from dpvla.training.stage import Stage
+from dpvla.training.strategies.registry import make_strategy, strategy_class
+from tests.scenes_in_memory import ScenesInMemory, prefer_left
+from tests.written_runs import write_run
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "ddp": {"name": "ddp"},
+    "fsdp2": {"name": "fsdp2"},
+    "zero2": {"name": "zero2"},
+    "zero3": {"name": "zero3", "whole_below": 100},
+}
+CONFIG = DPVLAConfig(
+    encoder=FlorenceConfig(source="tiny", image_width=64, image_height=32),
+    head=HeadConfig(width=32, heads=2, blocks=("1 modulated self mlp", "1 plain self fused-cross mlp")),
+)
+LOOP = LoopConfig(lr=3e-3, warmup_steps=2, ema_decay=0.9, seed=7, log_every=1, save_every=100, trackers=())
+SCENES, BATCH = 11, 4  # an epoch's last update has 3 scenes
+
+
+def describe(directory: Path) -> None:
+    write_run(directory, LOOP, 7, ())
+
+
+def loop(strategy: str, **options: Any) -> LoopConfig:
+    made = strategy_class(from_dict(LoopConfig, {"strategy": STRATEGIES[strategy]}, "test").strategy)
+    return replace(LOOP, strategy=made.Config(**STRATEGIES[strategy]), **options)
+
+
+def policy() -> DPVLA:
+    torch.manual_seed(0)
+    made = DPVLA.from_config(CONFIG)
+    source = ScenesInMemory(SCENES, CONFIG.encoder.sensors)
+    made.plan_coding.fit(source.plans(), source.ego_status())
+    for parameter in made.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def imitation(accelerator: Accelerator) -> ImitationStage:
+    source = ScenesInMemory(SCENES, CONFIG.encoder.sensors)
+    config = ImitationConfig(epochs=1, batch_size=BATCH, noise_draws=2, color_jitter=0.2)
+    return ImitationStage(policy(), source, config, accelerator, 7, describe, source, prefer_left)
+
+
+def dipole(accelerator: Accelerator) -> RolloutStage:
+    made = policy()
+    made.add_adapters(ADAPTERS, 4, 4)
+    algorithm = Dipole(DipoleConfig(control_variate=True))
+    config = RolloutConfig(group_size=4, cycles=2, epochs_per_cycle=1, scenes_per_cycle=7, batch_size=4)
+    source = ScenesInMemory(SCENES, CONFIG.encoder.sensors)
+    return RolloutStage(made, algorithm, source, prefer_left, config, accelerator, 7, None, describe)
+
+
+MAKE: dict[str, Callable[[Accelerator], Stage]] = {"imitation": imitation, "dipole": dipole}
+
+
+class Processes:
+    """What every process of a group runs through, and what the first one found."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        AcceleratorState._reset_state(True)
+        self.accelerator = Accelerator(cpu=True)
+        self.accelerator.end_training = lambda: None  # it would close the process group, which the next run needs
+        self.count = self.accelerator.num_processes
+        self.found: dict[str, Any] = {}
+
+    def run(self, stage: str, name: str, directory: Path, **options: Any) -> Path:
+        made = MAKE[stage](self.accelerator)
+        return train(made, loop(name, **{"steps": made.steps, **options}), directory, self.accelerator)  # type: ignore[attr-defined]
+
+    def train_all(self) -> None:
+        """Every strategy trains and saves, and once more in two passes an update."""
+        for name in STRATEGIES:
+            for stage in MAKE:
+                self.run(stage, name, self.out / f"{stage}-{name}-{self.count}")
+            if self.count == 2:
+                self.run("imitation", name, self.out / f"passes-{name}-2", accumulate=2)
+
+    def go_on_from_all(self) -> None:
+        """Every strategy reads what each wrote, and makes one update more."""
+        for name in STRATEGIES:
+            stage = imitation(self.accelerator)
+            config = loop(name, steps=stage.steps + 1)
+            strategy = make_strategy(stage.module, config, self.accelerator)
+            batch = next(stage.batches(stage.steps, lambda *_: None, strategy.whole_weights))
+            for path in sorted(self.out.glob("imitation-*/checkpoints/step_*")):
+                batch = replace(batch, random=batch.random.select(range(len(batch))))  # type: ignore[union-attr]
+                strategy.load(path / "trainer_state", stage.steps)
+                logged = strategy.step(batch, stage.steps + 1, 1e-3)
+                both = self.accelerator.reduce(logged["train/loss"], reduction="mean")
+                with strategy.whole_weights(averaged=True):
+                    weights = float(sum(p.double().abs().sum() for p in stage.policy.parameters()))
+                found = [float(both), float(logged["train/grad_norm"]), weights]
+                self.found[f"{path.parent.parent.name} > {name}-{self.count}"] = found
+        for stage_name in MAKE:
+            self.run(stage_name, "ddp", self.out / f"stopped-{stage_name}-{3 - self.count}")  # the other group's
+
+
+def member(rank: int, count: int, out: Path, what: str, port: int) -> None:
+    if count > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    try:
+        group = Processes(out)
+        getattr(group, what)()
+        if rank == 0:
+            (out / f"{what}-{count}.json").write_text(json.dumps(group.found))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def fork(count: int, out: Path, what: str, port: int) -> None:
+    context = multiprocessing.get_context("fork")
+    members = [context.Process(target=member, args=(rank, count, out, what, port)) for rank in range(count)]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join()
+    if any(process.exitcode for process in members):
+        sys.exit(f"{what} of {count} processes failed")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    import deepspeed.ops  # its own build for shared memory takes a minute; gloo alone does
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    out, what, counts, port = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+    for count in map(int, counts.split(",")):
+        fork(count, out, what, port + count)

@@ -24,7 +24,7 @@ class ExecutorConfig:
 
 @dataclass(frozen=True)
 class Work:
-    """Jobs, and what their workers need."""
+    """Jobs, and what their workers need. Workers share nothing: each has its own pickled function and opener."""
 
     function: Callable[..., Any]  # what a worker can import
     jobs: Sequence[Sequence[Any]]  # its arguments

@@ -10,6 +10,7 @@ import pytest
 
 from dpvla.parallel import Processes, ProcessesConfig
 from dpvla.parallel.ray_cluster import RayCluster, RayConfig
+from dpvla.parallel.registry import EXECUTORS
 from navsim_bridge.agents import crew
 from navsim_bridge.agents.crew import Crew, plan_together
 from navsim_bridge.agents.options import OpenAgent, SharedAgentOptions
@@ -17,6 +18,8 @@ from navsim_bridge.evaluation import run as evaluation
 from navsim_bridge.evaluation.run import evaluate_together, scenes_from_cache
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
 from tests.navsim_bridge.conftest import World
+from tests.paths import ROOT
+from tools import evaluate
 
 TWO = Crew(Processes(ProcessesConfig(), 2), "cpu")
 
@@ -57,6 +60,18 @@ def test_a_cache_that_was_made_anew_is_not_taken_for_the_same(world: World, tmp_
     assert isinstance(function(path, size, fingerprint), MetricCache)
     with pytest.raises(CacheError, match="has changed since this was started; start again"):
         function(path, size, "another")
+
+
+def test_the_executor_to_copy_scores_as_processes_do(world: World, tmp_path: Path) -> None:
+    common = ["--agent", "human", "--split", str(world.split_file), "--data-root", str(world.root), "--maps-root",
+              str(world.maps)]  # fmt: skip
+    example = ["--plugin", str(ROOT / "examples/executor.py"), "--executor", "threads", "--executor.per-core", "2"]
+    try:
+        evaluate.main([*common, *example, "--out", str(tmp_path / "threads")])
+    finally:
+        EXECUTORS.pop("threads", None)
+    evaluate.main([*common, "--out", str(tmp_path / "one")])
+    assert (tmp_path / "threads/scores.csv").read_bytes() == (tmp_path / "one/scores.csv").read_bytes()
 
 
 def options(**given: Any) -> SharedAgentOptions:

@@ -28,9 +28,10 @@ from dpvla.provenance import made_by
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 
 FREE = (
-    "out", "restart", "workers", "data_root", "data_split", "maps_root", "metric_cache", "image_cache", "allow_missing",
-    "imitation.num_workers", "imitation.validation_scenes", "rollouts.context_cache_gb", "plugin", "loop.log_every",
-    "loop.evaluate_every", "loop.save_every", "loop.keep_checkpoints", "loop.trackers", "loop.stop_after_step",
+    "out", "restart", "workers", "data_root", "data_split", "maps_root", "metric_cache", "image_cache", "image_store",
+    "allow_missing", "imitation.num_workers", "imitation.validation_scenes", "rollouts.context_cache_gb", "plugin",
+    "loop.log_every", "loop.evaluate_every", "loop.save_every", "loop.keep_checkpoints", "loop.trackers",
+    "loop.stop_after_step",
 )  # fmt: skip
 """Options that change nothing of what is computed (data may move; their content is compared apart)."""
 

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from navsim_bridge.splits.sensors import camera_names
 
 if TYPE_CHECKING:
     from dpvla.models import DPVLA
+
+Decoder = Literal["cpu", "nvjpeg"]
+"""What decodes JPEGs: threads of this machine, or the GPU."""
 
 
 def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> DPVLA:
@@ -52,13 +55,15 @@ class PolicyAgent:
         batch_size: int = 64,
         image_cache: Path | str | None = None,
         workers: int = 4,
+        decoder: Decoder = "cpu",
     ) -> None:
         """``omega``: greediness of the guided combination, None for the policy's own.
 
-        ``image_cache``: folder for decoded images (see `NavsimDataset.cache_images`); None decodes as it goes.
+        ``image_cache``: folder for decoded images (see `NavsimDataset.cache_images`); None decodes as it goes, in
+        ``workers`` threads or, with the ``decoder`` nvjpeg, on the policy's GPU, where no other stands in for it.
         """
         self.policy, self.data_root, self.omega, self.seed = policy, Path(data_root), omega, seed
-        self.batch_size, self.image_cache, self.workers = batch_size, image_cache, workers
+        self.batch_size, self.image_cache, self.workers, self.decoder = batch_size, image_cache, workers, decoder
         self.cameras = camera_names(policy.encoder.sensors.cameras)
         """NAVSIM's names of the cameras that it looks at."""
 
@@ -101,7 +106,7 @@ class PolicyAgent:
     @torch.no_grad()
     def _plan(self, dataset: NavsimDataset, rows: range) -> NDArray[np.float32]:
         device = next(self.policy.parameters()).device
-        batch = dataset.batch(rows).to(device)
+        batch = dataset.batch(rows, device if self.decoder == "nvjpeg" else "cpu").to(device)
         noise = torch.stack([self._noise(token) for token in batch.tokens])
         context = self.policy.encode(batch)
         plans = self.policy.sample(context, 1, self.omega, noise=noise)

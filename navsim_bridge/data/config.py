@@ -19,6 +19,7 @@ class DataConfig(DataAndMapOptions):
     # what tools/cache_metrics.py wrote (default: one below DATA_ROOT/metric_cache, made if absent)
     metric_cache: str | None = None
     image_cache: str | None = None  # folder for images decoded once at the model's size (default: decode every time)
+    image_store: str | None = None  # what tools/pack_images.py wrote, instead of image_cache
     validation_logs: Whole = 0  # the last so many logs of the split are held out
     workers: Whole = 0  # processes for reading and caching (0: one per core)
     allow_missing: bool = False  # train on what there is, and say so, when something is missing

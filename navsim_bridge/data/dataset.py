@@ -5,28 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from dpvla.batch import DrivingBatch
-from dpvla.files import write_atomically
 from dpvla.plan import HISTORY_POSES, NUM_POSES
 from dpvla.sensors import Sensors
+from navsim_bridge.data.image_store import MANIFEST, ImageStore, pack_images
+from navsim_bridge.data.images import read_images, read_images_on_gpu
 from navsim_bridge.files.roots import SENSORS
 from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.sensors import camera_names
-
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for files that hold no whole image."""
 
 
 class NavsimDataset:
@@ -44,7 +38,7 @@ class NavsimDataset:
         sensors: Sensors,
         workers: int = 4,
     ) -> None:
-        """``workers`` threads decode the images of a batch."""
+        """``workers`` threads decode the images of a batch, those of a scene's cameras as well."""
         self.records, self.data_root, self.sensors = list(records), Path(data_root), sensors
         self.cameras, self.image_size = camera_names(sensors.cameras), (sensors.width, sensors.height)
         self.workers = workers
@@ -59,6 +53,7 @@ class NavsimDataset:
             plans = np.array([r.plan() for r in self.records], dtype=np.float32)
             self._plans = torch.from_numpy(plans.reshape(-1, NUM_POSES, 3))
         self._cached: NDArray[np.uint8] | None = None
+        self._store: tuple[ImageStore, NDArray[np.int64]] | None = None  # and where in it the scenes stand
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -72,15 +67,20 @@ class NavsimDataset:
         """The scene at ``index`` as a batch of one."""
         return self.batch([range(len(self))[index]])
 
-    def batch(self, indices: Sequence[int]) -> DrivingBatch:
+    def batch(self, indices: Sequence[int], decode_on: torch.device | str = "cpu") -> DrivingBatch:
         """The scenes at ``indices``, in their order.
 
-        Raises FileNotFoundError with the number of missing images and the first one.
+        Args:
+            decode_on: a CUDA device decodes JPEGs with nvJPEG, and the images stay there; nothing stands in for it
+                where it cannot. Kept images are read from where they are kept.
+
+        Raises FileNotFoundError with the number of missing images and the first one, ValueError for one that cannot be
+        read.
         """
         rows = torch.as_tensor(list(indices), dtype=torch.int64)
         return DrivingBatch(
             tokens=tuple(self._tokens[i] for i in rows.tolist()),
-            images=torch.from_numpy(self._images(rows.numpy())),
+            images=self._images(rows.numpy(), torch.device(decode_on)),
             command=self._commands[rows],
             ego_status=self._status[rows],
             history=self._history[rows],
@@ -109,65 +109,44 @@ class NavsimDataset:
             raise ValueError(f"scene {r.token} of log {r.log_name} names no image for {', '.join(absent)}")
         return [self.data_root / SENSORS / r.data_split / r.cameras[name] for name in self.cameras]
 
+    def use_store(self, store: ImageStore) -> None:
+        """Read images from ``store`` from now on. Raises ImageStoreError where it holds others than these."""
+        store.require(self.sensors)
+        self._store = store, store.rows(self.records, self.data_root)
+
     def cache_images(self, folder: Path | str, progress: bool = False) -> Path:
-        """Decode all images once into one memory-mapped file below ``folder`` and read from it from now on.
+        """Decode all images once into a store below ``folder``, and read from it from now on.
 
-        The file is named after the scenes, the image files and the size, so that another set or size makes
-        another file. What it costs is printed before it is written.
+        The store is named after the scenes, the image files and the size, so that another set or size makes another
+        one. What it costs is printed before it is written.
         """
-        path = Path(folder) / f"images-{self._image_fingerprint()}.npy"
-        shape = self._image_shape(len(self))
-        if not path.is_file():
-            cost = int(np.prod(shape)) / 1e6
-            print(
-                f"image cache: {len(self)} scenes at {self.image_size[0]}x{self.image_size[1]}, {cost:.0f} MB, {path}"
-            )
-            bar = tqdm(total=len(self), desc="images", unit="scene", disable=not progress)
-
-            def write(file: object) -> None:
-                np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})  # type: ignore[arg-type]
-                for first in range(0, len(self), 64):
-                    rows = np.arange(first, min(first + 64, len(self)))
-                    file.write(self._decode(rows).tobytes())  # type: ignore[attr-defined]
-                    bar.update(len(rows))
-
-            with bar:
-                write_atomically(path, write)
-        cached = np.load(path, mmap_mode="r", allow_pickle=False)
-        if cached.shape != shape or cached.dtype != np.uint8:
-            raise ValueError(f"{path}: expected uint8 {shape}, found {cached.dtype} {cached.shape}; delete the file")
-        self._cached = cached
+        path = Path(folder) / f"images-{self._image_fingerprint()}"
+        former = path.with_suffix(".npy")  # one file, as version 0.1.0 kept it
+        if former.is_file():
+            self._store, self._cached = None, _former_cache(former, (len(self), *self.sensors.shape))
+            return former
+        if not (path / MANIFEST).is_file():
+            pack_images(
+                self.records, self.data_root, self.sensors, path, "of this run",
+                title="image cache", threads=self.workers, progress=progress,
+            )  # fmt: skip
+        self.use_store(ImageStore(path))
         return path
 
-    def _images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self._decode(rows) if self._cached is None else self._cached[rows]
-
-    def _image_shape(self, scenes: int) -> tuple[int, int, int, int, int]:
-        return scenes, *self.sensors.shape
-
-    def _decode(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def _images(self, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+        if self._store is not None:
+            store, places = self._store
+            return torch.from_numpy(store.read(places[rows]))
+        if self._cached is not None:
+            return torch.from_numpy(self._cached[rows])
         paths = [path for row in rows for path in self.image_paths(row)]
+        shape = (len(rows), *self.sensors.shape)
         try:
-            if self.workers > 1 and len(paths) > len(self.cameras):
-                with ThreadPoolExecutor(self.workers) as pool:  # decoding releases the interpreter lock
-                    images = list(pool.map(self._read, paths))
-            else:
-                images = [self._read(path) for path in paths]
+            if device.type != "cpu":
+                return read_images_on_gpu(paths, self.image_size, device).view(shape)
+            return torch.from_numpy(read_images(paths, self.image_size, self.workers)).view(shape)
         except FileNotFoundError:
             raise self._missing() from None
-        stacked = np.stack(images) if images else np.zeros(0, dtype=np.uint8)
-        return stacked.reshape(self._image_shape(len(rows)))
-
-    def _read(self, path: Path) -> NDArray[np.uint8]:
-        try:
-            return read_image(path, self.image_size)
-        except FileNotFoundError:
-            raise
-        except UNREADABLE as error:
-            raise ValueError(
-                f"{path}: not a readable image ({type(error).__name__}: {error}). Get the file again; or delete it, "
-                "and start without its scene (--allow-missing, where the tool has it)"
-            ) from error
 
     def _missing(self) -> FileNotFoundError:
         paths = [path for row in range(len(self)) for path in self.image_paths(row)]
@@ -191,22 +170,11 @@ class NavsimDataset:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def read_image(path: Path | str, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(3, height, width) image cut to the aspect ratio of ``size`` (width, height) and reduced to it.
-
-    JPEGs are decoded at a reduced scale that still has twice the pixels asked for, then resized bicubically.
-    """
-    width, height = size
-    with Image.open(path) as image:
-        full_width, full_height = image.size
-        keep_height = min(full_height, full_width * height / width)
-        keep_width = min(full_width, full_height * width / height)
-        image.draft("RGB", (round(2 * width * full_width / keep_width), round(2 * height * full_height / keep_height)))
-        scale_x, scale_y = image.size[0] / full_width, image.size[1] / full_height
-        left, top = (full_width - keep_width) / 2 * scale_x, (full_height - keep_height) / 2 * scale_y
-        box = (left, top, left + keep_width * scale_x, top + keep_height * scale_y)
-        small = image.convert("RGB").resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
-    return np.ascontiguousarray(np.asarray(small, dtype=np.uint8).transpose(2, 0, 1))
+def _former_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    cached: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if cached.shape != shape or cached.dtype != np.uint8:
+        raise ValueError(f"{path}: expected uint8 {shape}, found {cached.dtype} {cached.shape}; delete the file")
+    return cached
 
 
 def _history(record: SceneRecord) -> NDArray[np.float64]:

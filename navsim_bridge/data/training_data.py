@@ -17,6 +17,7 @@ from dpvla.sensors import Sensors
 from dpvla.training.run_directory import TrainedOn
 from navsim_bridge.data.config import DataConfig
 from navsim_bridge.data.dataset import NavsimDataset
+from navsim_bridge.data.image_store import ImageStore
 from navsim_bridge.files.roots import LOGS, data_root, maps_root
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
 from navsim_bridge.metrics.registry import make_metric
@@ -123,6 +124,9 @@ def open_training_data(
     with accelerator.main_process_first():
         root, maps = data_root(config.data_root), maps_root(config.maps_root)
         workers = config.workers or available_cores()
+        store = ImageStore(config.image_store) if config.image_store is not None else None
+        if store is not None:
+            store.require(sensors)
         split = load_split(config.split, root, config.data_split)
         records, part = usable_scenes(split, root, cameras, config.allow_missing, workers, (__name__,))
         train, held_out = hold_out(records, config.validation_logs)
@@ -141,7 +145,9 @@ def open_training_data(
         if not part.is_whole:
             accelerator.print(f"NOT the whole split {split.name}: {part.why}")
         for dataset in (source, validation):
-            if config.image_cache is not None and dataset is not None:
+            if store is not None and dataset is not None:
+                dataset.use_store(store)
+            elif config.image_cache is not None and dataset is not None:
                 dataset.cache_images(config.image_cache, progress=accelerator.is_main_process)
         scored = source if reward_on == "source" else validation
         if scored is not None:

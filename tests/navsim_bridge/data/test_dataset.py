@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from dpvla.sensors import DEFAULT_CAMERAS, Sensors
-from navsim_bridge.data.dataset import NavsimDataset, read_image
+from navsim_bridge.data.dataset import NavsimDataset
+from navsim_bridge.data.images import read_image
 from navsim_bridge.splits.sensors import camera_names
 from tests.navsim_bridge.conftest import World
 

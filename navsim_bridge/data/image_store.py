@@ -1,0 +1,282 @@
+"""Images decoded once, at the size that a policy sees: uint8 in shards that are mapped into memory.
+
+A folder with ``images-NNNNN-KEY.npy``, each (scene, camera, 3, height, width), and last ``store.json``: what they hold,
+and their checksums. KEY stands for the scenes, the names and sizes of their camera files, the cameras and the size: a
+shard that is there is done, so packing that was stopped goes on, and what has changed is packed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dpvla import files
+from dpvla.parallel import run_jobs
+from dpvla.sensors import Sensors
+from navsim_bridge.data.images import Pixels, Size, read_images
+from navsim_bridge.files.roots import SENSORS
+from navsim_bridge.splits.scenes import SceneRecord
+from navsim_bridge.splits.sensors import camera_names, image_path, image_sizes
+
+MANIFEST = "store.json"
+FORMAT = 1
+SHARD_BYTES = 1 << 30
+"""A file stays open once it is read from: the whole of navtrain has to be a few hundred of them."""
+LONGEST_HEADER = 1024
+SPARE_BYTES = 64 << 20
+"""What stays free on the disk."""
+
+
+class ImageStoreError(ValueError):
+    """A store that is not there, not whole, or of something else; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some scenes to be packed into one file."""
+
+    path: Path
+    images: tuple[Path, ...]  # scene by scene, camera by camera
+    shape: tuple[int, ...]  # (scene, camera, 3, height, width)
+    threads: int  # that decode at once
+
+    def pack(self) -> str:
+        """Write the file unless it is there; its SHA-256."""
+        if not self.path.is_file():
+            files.write_atomically(self.path, self._write)
+        return sha256(self.path)
+
+    def _write(self, file: IO[bytes]) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+        size: Size = (self.shape[4], self.shape[3])
+        at_once = self.shape[1] * 4 * self.threads
+        for first in range(0, len(self.images), at_once):
+            file.write(read_images(self.images[first : first + at_once], size, self.threads).data)
+
+
+def pack_images(
+    records: Sequence[SceneRecord],
+    data_root: Path | str,
+    sensors: Sensors,
+    folder: Path | str,
+    split: str,
+    *,
+    title: str = "image store",
+    workers: int = 1,
+    threads: int = 1,
+    progress: bool = False,
+) -> ImageStore:
+    """Decode the images of all scenes into ``folder``, or what is missing of them. Says first what it takes.
+
+    Args:
+        split: what the store says that it is of.
+        workers: processes; shards are theirs. threads: of each, decoding.
+
+    Raises:
+        ImageStoreError: the folder holds a store of another split, size or camera set.
+        OSError: too little room on the disk, before anything is written; or an image is missing.
+        ValueError: an image cannot be read.
+    """
+    folder = Path(folder)
+    with files.one_writer(folder):
+        if (folder / MANIFEST).is_file():
+            ImageStore(folder, whole=False).require(sensors, split)
+        for left in folder.glob(".images-*"):  # by a process that was killed
+            left.unlink()
+        sources = source_digests(records, data_root, sensors)
+        shards = list(_shards(records, data_root, sensors, folder, sources, threads))
+        missing = [shard for shard in shards if not shard.path.is_file()]
+        needed = sum(int(np.prod(shard.shape)) for shard in missing)
+        done = (
+            "" if len(missing) == len(shards) else f" ({len(shards) - len(missing)} of {len(shards)} shards are there)"
+        )
+        width, height = sensors.width, sensors.height
+        print(f"{title}: {len(records)} scenes at {width}x{height}, {needed / 1e6:.0f} MB, {folder}{done}")
+        _require_room(folder, needed)
+        manifest: dict[str, Any] = {
+            "format": FORMAT, "split": split, "cameras": list(sensors.cameras), "width": width, "height": height,
+        }  # fmt: skip
+        entries = []
+        with tqdm(total=len(records), desc="images", unit="scene", disable=not progress) as bar:
+            for shard, digest in zip(shards, _packed(shards, workers)):
+                entries.append({"file": shard.path.name, "scenes": shard.shape[0], "sha256": digest})
+                bar.update(shard.shape[0])
+        manifest |= {"shards": entries, "scenes": [[r.token, sources[r.token]] for r in records]}
+        files.write_text(folder / MANIFEST, json.dumps(manifest) + "\n")
+        kept = {entry["file"] for entry in entries}
+        for path in folder.glob("images-*.npy"):  # of scenes that are no more, or have changed
+            if path.name not in kept:
+                path.unlink()
+    return ImageStore(folder)
+
+
+class ImageStore:
+    """What ``pack_images`` has written, for reading; the files are opened when they are asked for."""
+
+    def __init__(self, folder: Path | str, whole: bool = True) -> None:
+        """Raises ImageStoreError where there is none, or, if it is to be ``whole``, shards are missing or cut."""
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise ImageStoreError(
+                f"{self.folder} holds no whole image store ({MANIFEST} is written last): make it, or go on, with "
+                f"tools/pack_images.py --split SPLIT --out {self.folder}"
+            )
+        content = files.read_json(path)
+        try:
+            if content["format"] != FORMAT:
+                raise ImageStoreError(
+                    f"{path} has format {content['format']}, this version reads {FORMAT}: pack it again"
+                )
+            self.split = str(content["split"])
+            self.sensors = Sensors(tuple(content["cameras"]), content["width"], content["height"])
+            self.shards = [(str(s["file"]), int(s["scenes"]), str(s["sha256"])) for s in content["shards"]]
+            self.sources = {str(token): str(digest) for token, digest in content["scenes"]}
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ImageStoreError):
+                raise
+            raise ImageStoreError(f"{path} is no manifest of an image store: {error!r:.100}; pack it again") from None
+        self._ends = list(accumulate(scenes for _, scenes, _ in self.shards))
+        self._row = {token: row for row, token in enumerate(self.sources)}
+        self._maps: dict[int, Pixels] = {}
+        for number in range(len(self.shards) if whole else 0):
+            self._require_whole(number)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}  # a map would be pickled with all that it maps
+
+    @cached_property
+    def _again(self) -> str:
+        return f"the same tools/pack_images.py --split {self.split} --out {self.folder} packs what is missing"
+
+    def require(self, sensors: Sensors, split: str | None = None) -> None:
+        """Raise ImageStoreError where it is of another size, camera set or, where one is given, split."""
+        own, wanted = self.sensors, sensors
+        differ = []
+        if split is not None and split != self.split:
+            differ.append(f"split {self.split}, not {split}")
+        if (own.width, own.height) != (wanted.width, wanted.height):
+            differ.append(f"images of {own.width}x{own.height}, not {wanted.width}x{wanted.height}")
+        if own.cameras != wanted.cameras:
+            differ.append(f"cameras {', '.join(own.cameras)}, not {', '.join(wanted.cameras)}")
+        if differ:
+            raise ImageStoreError(f"{self.folder} is an image store of {'; of '.join(differ)}: pack one beside it")
+
+    def rows(self, records: Sequence[SceneRecord], data_root: Path | str) -> NDArray[np.int64]:
+        """Where the scenes stand. Raises ImageStoreError for any that it lacks or whose camera files have changed."""
+        absent = [r.token for r in records if r.token not in self._row]
+        if absent:
+            raise ImageStoreError(
+                f"{self.folder} holds images of split {self.split}: {len(absent)} of {len(records)} scenes are not "
+                f"among them, first {absent[0]}; pack the split that is asked for"
+            )
+        sources = source_digests(records, data_root, self.sensors)
+        changed = [r.token for r in records if sources[r.token] != self.sources[r.token]]
+        if changed:
+            raise ImageStoreError(
+                f"{self.folder}: the camera files of {len(changed)} of {len(records)} scenes are others than those "
+                f"that were packed (by name or size), first of scene {changed[0]}; {self._again}"
+            )
+        return np.array([self._row[r.token] for r in records], dtype=np.int64)
+
+    def read(self, rows: NDArray[np.int64]) -> Pixels:
+        """(row, camera, 3, height, width) images of the scenes that stand there."""
+        images = np.empty((len(rows), *self.sensors.shape), dtype=np.uint8)
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        for place, (row, number) in enumerate(zip(rows.tolist(), numbers.tolist())):
+            images[place] = self._map(number)[row - (self._ends[number] - self.shards[number][1])]
+        return images
+
+    def check(self, progress: bool = False) -> None:
+        """Read every byte. Raises ImageStoreError for the first shard that is not what was written."""
+        for name, _, digest in tqdm(self.shards, desc="checking", unit="shard", disable=not progress):
+            if sha256(self.folder / name) != digest:
+                raise ImageStoreError(f"{self.folder / name} is damaged: delete it, and {self._again}")
+
+    def _require_whole(self, number: int) -> None:
+        name, scenes, _ = self.shards[number]
+        path, pixels = self.folder / name, scenes * int(np.prod(self.sensors.shape))
+        found = path.stat().st_size if path.is_file() else None
+        if found is None:
+            raise ImageStoreError(f"{path} is missing: {self._again}")
+        if not pixels < found < pixels + LONGEST_HEADER:
+            raise ImageStoreError(f"{path} has {found} bytes, not {pixels} and a header: delete it, and {self._again}")
+
+    def _map(self, number: int) -> Pixels:
+        if number not in self._maps:
+            name, scenes, _ = self.shards[number]
+            try:
+                found: Pixels = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise ImageStoreError(f"{self.folder / name} ({error}): delete it, and {self._again}") from None
+            if found.shape != (scenes, *self.sensors.shape) or found.dtype != np.uint8:
+                raise ImageStoreError(
+                    f"{self.folder / name} holds {found.dtype} {found.shape}: delete it, and {self._again}"
+                )
+            self._maps[number] = found
+        return self._maps[number]
+
+
+def source_digests(records: Sequence[SceneRecord], data_root: Path | str, sensors: Sensors) -> dict[str, str]:
+    """Token -> what names and sizes of its camera files come to."""
+    cameras = camera_names(sensors.cameras)
+    sizes = image_sizes(records, data_root, cameras)
+    found = {}
+    for record in records:
+        of_scene = [image_path(record, camera) for camera in cameras]
+        text = json.dumps([(path, sizes[path]) for path in of_scene])
+        found[record.token] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return found
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 24):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _shards(
+    records: Sequence[SceneRecord],
+    data_root: Path | str,
+    sensors: Sensors,
+    folder: Path,
+    sources: dict[str, str],
+    threads: int,
+) -> Iterator[Shard]:
+    cameras, root = camera_names(sensors.cameras), Path(data_root) / SENSORS
+    each = max(1, SHARD_BYTES // int(np.prod(sensors.shape)))
+    for number, first in enumerate(range(0, len(records), each)):
+        some = records[first : first + each]
+        content = json.dumps([FORMAT, sensors.cameras, sensors.shape, [(r.token, sources[r.token]) for r in some]])
+        key = hashlib.sha256(content.encode()).hexdigest()[:16]
+        images = tuple(root / image_path(record, camera) for record in some for camera in cameras)
+        yield Shard(folder / f"images-{number:05d}-{key}.npy", images, (len(some), *sensors.shape), threads)
+
+
+def _packed(shards: Sequence[Shard], workers: int) -> Iterator[str]:
+    """Their checksums in order, as they are packed."""
+    return run_jobs(Shard.pack, [(shard,) for shard in shards], workers, in_order=True, preload=(__name__,))
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed and needed + SPARE_BYTES > free:
+        raise OSError(
+            f"{folder} has {free / 1e9:.1f} GB free, the images need {needed / 1e9:.1f} GB: make room, choose another "
+            "folder, or a smaller size"
+        )

@@ -38,9 +38,14 @@ class DrivingBatch:
         return len(self.tokens)
 
     def to(self, device: torch.device | str) -> DrivingBatch:
-        """Copy of the batch with every tensor on ``device``."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()}
+        """Copy of the batch with every tensor on ``device``; what comes to the CPU is there when it is given."""
+        later = torch.device(device).type != "cpu"  # a copy from a GPU would be read before it is made
+        moved = {name: tensor.to(device, non_blocking=later) for name, tensor in self._tensors().items()}
         return replace(self, **moved)  # type: ignore[arg-type]
+
+    def pin_memory(self) -> DrivingBatch:
+        """Copy in page-locked memory, from which a GPU copies while the CPU goes on."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
 
     def select(self, index: Tensor) -> DrivingBatch:
         """The scenes at ``index`` (int64 tensor), in that order."""

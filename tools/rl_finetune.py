@@ -18,7 +18,7 @@ from dpvla.algorithms.registry import AnyAlgorithm, make_algorithm
 from dpvla.checkpoint_layout import ADAPTERS, MODEL, CheckpointLayout
 from dpvla.cli import parse, reporting_errors
 from dpvla.models.config import LoRAConfig
-from dpvla.rl.config import RolloutConfig
+from dpvla.rl.config import RolloutConfig, TokensConfig
 from dpvla.training.config import LoopConfig, WhatOfAdapters
 from navsim_bridge.data.config import DataConfig
 
@@ -44,6 +44,8 @@ class FinetuneConfig(DataConfig):
     restart: bool = False  # discard what --out holds
     algorithm: AnyAlgorithm = field(default_factory=DipoleConfig)  # what is learned from the roll-outs
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)  # cycles and batches
+    tokens: TokensConfig = field(default_factory=TokensConfig)  # where the frozen encoder's tokens lie
+    yes: bool = False  # write a token cache of more than tokens.limit_gb
     lora: LoRAConfig = field(default_factory=LoRAConfig)  # size of the algorithm's adapters
     loop: LoopConfig = field(default_factory=LoopConfig)  # optimizer, logging, checkpoints
 
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dpvla.models import DPVLA
     from dpvla.rl.stage import RolloutStage
+    from dpvla.rl.token_store import open_tokens
     from dpvla.training.launch import make_accelerator
     from dpvla.training.loop import train
     from dpvla.training.run_directory import FREE, open_run
@@ -93,8 +96,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed,
             first.model,
             run.describe,
+            config.tokens,
         )
         loop = config.loop if config.loop.steps else replace(config.loop, steps=stage.steps)
+        if run.step < loop.steps:
+            portion = config.rollouts.scenes_per_call
+            stage.token_files = open_tokens(config.tokens, policy, data.source, accelerator, portion, config.yes)
         moved = ADAPTERS if algorithm.adapters else MODEL
         trained_on = replace(data.trained_on(config.algorithm.name), weights=moved)
         run.begin(seed, [*first.trained_on, trained_on], loop.steps, data.about, first.about)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from dpvla.layers.adaptable import AdaptableLinear
+from dpvla.layers.adaptable import BASE, AdaptableLinear
 from dpvla.models.head import DiTHead
 
 
@@ -51,6 +51,21 @@ def merge_adapters(head: DiTHead, shares: Mapping[str, float]) -> None:
                 layer.weight += (shares.get(name, 0.0) * update).to(layer.weight.dtype)
         layer.adapter_down = layer.adapter_up = None
     head.adapters = ()
+
+
+def are_equal(head: DiTHead, first: str | None, second: str | None) -> bool:
+    """Whether two policies of the head are one to the bit: the same weights, or updates of zero. Waits for the device.
+
+    ``None`` is the head without adapters.
+    """
+    same = []
+    for layer in adaptable_layers(head).values():
+        indices = tuple(BASE if name is None else head.adapters.index(name) for name in (first, second))
+        if indices[0] == indices[1]:
+            return True
+        down, up = layer.stacked(indices)
+        same.append((up == 0).all() | ((down[0] == down[1]).all() & (up[0] == up[1]).all()))
+    return bool(torch.stack(same).all()) if same else True
 
 
 def adapter_size(head: DiTHead) -> tuple[int, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class DPVLA(nn.Module):
     """What ``sample`` combines where it is not told otherwise; saved and restored with the adapters."""
     precision: Precision
     """What ``encode`` and ``sample`` autocast to, as training did; saved and restored with the weights."""
+    runs_equals_once: bool
+    """Whether ``sample`` may take the two policies it combines for one; see ``knowing_equals``."""
 
     def __init__(self, config: DPVLAConfig, encoder: Encoder[Any]) -> None:
         super().__init__()
@@ -54,6 +56,7 @@ class DPVLA(nn.Module):
         self.encoder_frozen = False
         self.sampling = Sampling()
         self.precision = "no"
+        self.runs_equals_once = False
 
     # ------------------------------------------------------------------ building, saving, loading
 
@@ -266,6 +269,19 @@ class DPVLA(nn.Module):
 
     # ------------------------------------------------------------------ sampling
 
+    @contextmanager
+    def knowing_equals(self) -> Iterator[bool]:
+        """Inside, ``sample`` runs policies that are equal to the bit once: ``(1 + w) e - w e = e``.
+
+        Gives whether the two of ``sampling`` are, as before the first update. The weights must not change inside.
+        """
+        sampling = self.sampling
+        self.runs_equals_once = sampling.is_guided and adapter_bank.are_equal(self.head, *sampling.policies)
+        try:
+            yield self.runs_equals_once
+        finally:
+            self.runs_equals_once = False
+
     @torch.no_grad()
     def sample(
         self,
@@ -294,7 +310,8 @@ class DPVLA(nn.Module):
         sampling = self.sampling if sampling is None else sampling
         omega = sampling.omega if omega is None else omega
         guided = sampling.is_guided and omega != 0
-        policies = sampling.policies if guided else sampling.policies[:1]
+        once = self.runs_equals_once and sampling.policies == self.sampling.policies
+        policies = sampling.policies if guided and not once else sampling.policies[:1]
         with self.autocast():
             prepared = self.head.prepare(context.tokens, context.mask, context.condition, policies)
         ratio = self.config.diffusion.clip_ratio
@@ -303,7 +320,7 @@ class DPVLA(nn.Module):
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             with self.autocast():
                 output = self.head.denoise(x_t, t, prepared).float()
-            mixed = combine(output[0], output[1], omega) if guided else output[0]
+            mixed = combine(output[0], output[1], omega) if len(policies) > 1 else output[0]
             x0 = self.schedule.convert(mixed, x_t, t, self.config.diffusion.output, "x0")
             return x0 if bound is None else clip_x0(x0, bound)
 

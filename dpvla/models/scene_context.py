@@ -39,9 +39,30 @@ class SceneContext:
         return self._map(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> SceneContext:
-        """Copy on ``device``; ``dtype`` (bfloat16 to save memory) applies to the tokens alone."""
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
-        return moved if dtype is None else replace(moved, tokens=moved.tokens.to(dtype))
+        """Copy on ``device``; ``dtype`` (bfloat16 to save memory) applies to the tokens alone.
+
+        What comes to the CPU is there when it is given; a copy to a GPU is only queued.
+        """
+        context = self if dtype is None else replace(self, tokens=self.tokens.to(dtype))
+        later = torch.device(device).type != "cpu"  # a copy from a GPU would be read before it is made
+        return context._map(lambda tensor: tensor.to(device, non_blocking=later))
+
+    def pin_memory(self) -> SceneContext:
+        """Copy in page-locked memory, from which a GPU copies while the CPU goes on."""
+        return self._map(Tensor.pin_memory)
+
+    def room(self, scenes: int) -> SceneContext:
+        """Memory on the CPU for so many scenes like these, to be filled by ``put``."""
+        return self._map(lambda tensor: torch.empty(scenes, *tensor.shape[1:], dtype=tensor.dtype))
+
+    def put(self, rows: range, context: SceneContext) -> None:
+        """Copy ``context`` into ``rows``; it is there afterwards, wherever it comes from."""
+        if (context.mask is None) != (self.mask is None) or context.tokens.shape[1:] != self.tokens.shape[1:]:
+            raise ValueError("contexts of one encoder must have one shape, and all a mask or none")
+        for name in ("tokens", "mask", "command", "ego_status", "history"):
+            own, theirs = getattr(self, name), getattr(context, name)
+            if own is not None:
+                own[rows.start : rows.stop].copy_(theirs)
 
     @staticmethod
     def cat(contexts: Sequence[SceneContext]) -> SceneContext:

@@ -19,3 +19,14 @@ class RolloutConfig:
     batch_size: Count = 56  # scenes in an update over all processes, each with its whole group (paper: 56 on each GPU)
     scenes_per_call: Count = 64  # scenes encoded, sampled and scored together
     context_cache_gb: NotNegative = 8.0  # encoded scenes of a cycle stay in memory up to this size, else made anew
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """Where the frozen encoder's tokens lie, so that no image is encoded twice, and how they are read."""
+
+    directory: str | None = None  # folder on disk for the whole split as bf16, for this run and later (default: none)
+    limit_gb: NotNegative = 100.0  # more disk than this (10^9 bytes) is written with --yes alone
+    verify: bool = False  # check every scene of the folder before the run, not when it is first read
+    ahead: Count = 2  # batches that are read, or decoded, before the update asks for them
+    workers: Whole = 0  # processes that decode images where tokens are not kept; 0: a thread

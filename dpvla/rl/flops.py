@@ -30,17 +30,20 @@ class SceneFlops:
         return encodings * self.encode + self.roll_out + epochs * self.update
 
 
-def scene_flops(policy: DPVLA, algorithm: Algorithm, group_size: int, scores: Sequence[str] = ("score",)) -> SceneFlops:
+def scene_flops(
+    policy: DPVLA, algorithm: Algorithm, group_size: int, scores: Sequence[str] = ("score",), equals_once: bool = False
+) -> SceneFlops:
     """Of ``algorithm`` with ``policy``, which carries its adapters and whose encoder is frozen; from shapes alone.
 
     Args:
         policy: of any device, the meta device included; it is left as it is.
         scores: sub-scores that the algorithm's targets may look at.
+        equals_once: whether two policies are sampled as one, as in the first cycle of a fresh start.
 
     Raises RuntimeError or NotImplementedError where the algorithm looks at values, which are not there.
     """
     policy = on_meta(policy).eval()
-    policy.sampling = algorithm.sampling()
+    policy.sampling, policy.runs_equals_once = algorithm.sampling(), equals_once
     encode, context = encode_flops(policy)
     made: list[RolloutBatch] = []
 
@@ -50,7 +53,8 @@ def scene_flops(policy: DPVLA, algorithm: Algorithm, group_size: int, scores: Se
         values = {name: torch.rand(1, group_size, dtype=torch.float64) for name in scores}
         targets = algorithm.targets(values, {name: torch.zeros_like(t, device="cpu") for name, t in roll_outs.items()})
         behavior = policy.snapshot_head() if algorithm.needs_behavior else None
-        made.append(RolloutBatch(context, roll_outs, {name: t.to("meta") for name, t in targets.items()}, behavior))
+        on_device = {name: target.to("meta") for name, target in targets.items()}
+        made.append(RolloutBatch(context, roll_outs, on_device, behavior, RandomRows([0])))
 
     sampling = count_flops(roll_out)
     update = count_flops(lambda: algorithm.loss(policy.train(), made[0])[0].backward())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -12,17 +14,20 @@ from torch import Tensor, nn
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.batch import RewardFunction, SceneSource
 from dpvla.checkpoint_layout import CheckpointLayout
-from dpvla.config import ConfigError, check
-from dpvla.models import DPVLA, SceneContext
+from dpvla.config import ConfigError, check, one_line
+from dpvla.models import DPVLA
 from dpvla.models.adapter_files import load_adapters, save_adapters
+from dpvla.models.flops import on_meta
 from dpvla.models.head import DiTHead
 from dpvla.random_rows import RandomRows, mix
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.rl.checks import check_loss, check_targets
-from dpvla.rl.config import RolloutConfig
+from dpvla.rl.config import RolloutConfig, TokensConfig
+from dpvla.rl.flops import scene_flops
 from dpvla.rl.rollout import collect
 from dpvla.rl.token_cache import TokenCache
-from dpvla.tensors import CheckpointError
+from dpvla.rl.token_files import TokenFiles
+from dpvla.tensors import CheckpointError, to_device
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, link_tree
 from dpvla.training.order import lane_batches, permutation, steps_per_epoch
 from dpvla.training.run_directory import read_run
@@ -49,6 +54,9 @@ class RolloutStep(nn.Module):
 class RolloutStage:
     """A ``Stage`` of ``training.loop``: the head of ``policy``, or its adapters, learn from scored roll-outs."""
 
+    token_files: TokenFiles | None
+    """Encoded scenes on disk, from ``open_tokens``: set before training. None: they stay in memory or are made anew."""
+
     def __init__(
         self,
         policy: DPVLA,
@@ -60,10 +68,13 @@ class RolloutStage:
         seed: int,
         model_directory: Path | None,
         describe: Callable[[Path], None],
+        tokens: TokensConfig | None = None,
     ) -> None:
         """``policy`` carries the algorithm's adapters already; ``describe`` writes ``run.yaml``.
 
-        ``model_directory``: files of the model, where there are any and only adapters are trained.
+        Args:
+            model_directory: files of the model, where there are any and only adapters are trained.
+            tokens: how encoded scenes are read.
         """
         check(config, "rollouts")
         processes = accelerator.num_processes
@@ -85,6 +96,12 @@ class RolloutStage:
         self.config, self.seed = config, seed
         self.module: nn.Module = RolloutStep(policy, algorithm)
         self.accelerator, self.model_directory, self.describe = accelerator, model_directory, describe
+        self.tokens = tokens or TokensConfig()
+        self.token_files = None
+        self._shapes = on_meta(policy)  # before a strategy divides the weights
+        self._rolled_out_once: bool | None = (
+            None  # whether equal policies were one in the cycle's roll-outs, if made here
+        )
         self.buffer: RolloutBuffer | None = None
         self._tokens: TokenCache | None = None
         self._behavior: DiTHead | None = None
@@ -117,15 +134,28 @@ class RolloutStage:
             targets = self.algorithm.targets(self.buffer.scores, self.buffer.roll_outs)
             check_targets(self.algorithm, targets, *self.buffer.scores["score"].shape)
             order = lane_batches(self._scenes, self.config.batch_size, place, self.seed, cycle)
-            for _, together in zip(range(place, self.steps_per_cycle), order):
-                chosen, weight = share(together, self._rank, self.accelerator.num_processes, int(self._mine[0]))
-                rows = torch.as_tensor(chosen)
-                with whole_weights():
-                    context = self._context(self.buffer, torch.searchsorted(self._mine, rows))
+            processes, idle = self.accelerator.num_processes, int(self._mine[0])
+            shares = [
+                share(together, self._rank, processes, idle)
+                for _, together in zip(range(place, self.steps_per_cycle), order)
+            ]
+            tokens = self._tokens_of(self.buffer, whole_weights)
+            contexts = tokens.batches(
+                [torch.searchsorted(self._mine, torch.tensor(rows)).tolist() for rows, _ in shares]
+            )
+            began, waited = time.perf_counter(), 0.0
+            for chosen, weight in shares:
+                rows, before = torch.as_tensor(chosen), time.perf_counter()
+                with whole_weights() if tokens.encodes_batches else nullcontext():
+                    context = next(contexts)
+                waited += time.perf_counter() - before
+                if (step + 1) % self.steps_per_cycle == 0:
+                    share_waited = waited / (time.perf_counter() - began)
+                    track(step + 1, {"speed/token_wait": share_waited, **self._cost(tokens)})
                 yield RolloutBatch(
                     context,
-                    {name: value[rows].to(device) for name, value in self.buffer.roll_outs.items()},
-                    {name: value[rows].to(device) for name, value in targets.items()},
+                    {name: to_device(value[rows], device) for name, value in self.buffer.roll_outs.items()},
+                    {name: to_device(value[rows], device) for name, value in targets.items()},
                     self._behavior,
                     RandomRows.of(self.buffer.indices[rows].tolist(), self.seed, step),
                     weight,
@@ -189,27 +219,55 @@ class RolloutStage:
         if self.algorithm.needs_behavior:
             self._behavior = self._snapshot()
         indices = torch.as_tensor(permutation(len(self.source), self.seed, cycle)[: self._scenes])
-        self._tokens = self._encoded(indices[self._mine])
-        return collect(
-            self.algorithm,
-            self.policy,
-            self._tokens,
-            self.source,
-            self.reward,
-            cycle=cycle,
-            group_size=self.config.group_size,
-            seed=mix(self.seed, cycle),
-            progress=self.accelerator.is_main_process,
-        ).gathered(self.accelerator, self._mine)
+        self._tokens = self._encoded(indices[self._mine], cycle)
+        with self.policy.knowing_equals() as self._rolled_out_once:
+            return collect(
+                self.algorithm,
+                self.policy,
+                self._tokens,
+                self.source,
+                self.reward,
+                cycle=cycle,
+                group_size=self.config.group_size,
+                seed=mix(self.seed, cycle),
+                progress=self.accelerator.is_main_process,
+            ).gathered(self.accelerator, self._mine)
 
-    def _encoded(self, indices: Tensor) -> TokenCache:
+    def _encoded(self, indices: Tensor, cycle: int) -> TokenCache:
         config = self.config
         return TokenCache(
-            self.policy, self.source, indices, self.accelerator, config.scenes_per_call, config.context_cache_gb
+            self.policy,
+            self.source,
+            indices,
+            self.accelerator,
+            config.scenes_per_call,
+            config.context_cache_gb,
+            self.tokens,
+            self.token_files,
+            visits=(config.cycles - cycle) * (1 + config.epochs_per_cycle),
         )
 
-    def _context(self, buffer: RolloutBuffer, rows: Tensor) -> SceneContext:
-        """Of some of this process's rows, counted among them."""
+    def _tokens_of(self, buffer: RolloutBuffer, whole_weights: WholeWeights) -> TokenCache:
+        """Of this process's rows."""
         if self._tokens is None:  # of a run that goes on
-            self._tokens = self._encoded(buffer.indices[self._mine])
-        return self._tokens.select(rows)
+            with whole_weights():
+                self._tokens = self._encoded(buffer.indices[self._mine], buffer.cycle)
+        return self._tokens
+
+    def _cost(self, tokens: TokenCache) -> dict[str, float]:
+        """FLOPs a scene of the cycle that ends, whose roll-outs were made here."""
+        if not self.accelerator.is_main_process or self.buffer is None or self._rolled_out_once is None:
+            return {}
+        try:
+            flops = scene_flops(
+                self._shapes, self.algorithm, self.config.group_size, [*self.buffer.scores], self._rolled_out_once
+            )
+        except (RuntimeError, NotImplementedError) as error:  # an algorithm of a plug-in that looks at values
+            self.accelerator.print(
+                f"speed/tflop_per_scene is not logged: {self.algorithm.config.name}: {one_line(error)}"
+            )
+            return {}
+        return {
+            "speed/tflop_per_scene": flops.cycle(self.config.epochs_per_cycle, tokens.encodings / len(self._mine))
+            / 1e12
+        }

@@ -31,13 +31,14 @@ FREE = (
     "out", "restart", "workers", "data_root", "data_split", "maps_root", "metric_cache", "image_cache", "image_store",
     "allow_missing", "imitation.num_workers", "imitation.validation_scenes", "rollouts.context_cache_gb", "plugin",
     "loop.log_every", "loop.evaluate_every", "loop.save_every", "loop.keep_checkpoints", "loop.trackers",
-    "loop.stop_after_step",
+    "loop.stop_after_step", "tokens.limit_gb", "tokens.verify", "tokens.ahead", "tokens.workers", "yes",
 )  # fmt: skip
 """Options that change nothing of what is computed (data may move; their content is compared apart)."""
 
 NOTED = (
     "imitation.epochs", "rollouts.cycles", "loop.steps", "loop.lr", "loop.lr_schedule", "loop.warmup_steps",
     "loop.weight_decay", "loop.clip_norm", "loop.adam_betas", "loop.precision", "rollouts.scenes_per_call",
+    "tokens.directory",
 )  # fmt: skip
 """Options of which a run may go on with other values; run.yaml keeps the old ones and when they changed."""
 

@@ -46,12 +46,18 @@ class PretendedGPU:
         """Operations for which a CPU waits until the GPU is done, by name."""
         self.copies_in = 0
         """Tensors that went from the CPU to the GPU."""
+        self.pageable: list[tuple[int, ...]] = []
+        """Shapes of those that did not lie in pinned memory: such a copy waits for what is queued before it."""
+        self.unready: list[tuple[int, ...]] = []
+        """Shapes of what came to the CPU without waiting: it would be read before it is there."""
         self.fake_mode = _FakeTensorMode(self.device)
 
     def forget(self) -> None:
         """Count from here."""
         self.syncs.clear()
         self.copies_in = 0
+        self.pageable.clear()
+        self.unready.clear()
 
     @contextmanager
     def __call__(self) -> Iterator[PretendedGPU]:
@@ -61,6 +67,10 @@ class PretendedGPU:
             stack.enter_context(patch.object(torch, "Generator", Generator))
             stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
             stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda *_, **__: True))
+            stack.enter_context(patch.object(torch.Tensor, "pin_memory", _pinned))
+            stack.enter_context(patch.object(torch, "empty", _empty))
+            # Fake tensors are for one thread.
+            stack.enter_context(patch("dpvla.ahead.ahead", lambda items, depth: iter(items)))
             # Operators that only CUDA has would give no numbers here.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -91,6 +101,23 @@ class Generator(torch.Generator):
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return self.pretended
+
+
+_plain_empty = torch.empty
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """``Tensor.pin_memory``, which asks the driver."""
+    copy = tensor.clone()
+    value(copy).is_pretended_pinned = True  # type: ignore[attr-defined]
+    return copy
+
+
+def _empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
+    """``torch.empty``, which asks the driver for pinned memory."""
+    made = _plain_empty(*args, **kwargs)
+    value(made).is_pretended_pinned = pin_memory  # type: ignore[attr-defined]
+    return made
 
 
 _plain_make_subclass = torch.Tensor._make_subclass
@@ -185,10 +212,15 @@ class _Values(TorchDispatchMode):
             source = tensors[-1].device.type
             target = tensors[0].device if func is aten.copy_.default else kwargs.get("device") or tensors[0].device
             if source != torch.device(target).type:
-                if source == "cuda":
+                later = kwargs.get("non_blocking", args[2] if func is aten.copy_.default and len(args) > 2 else False)
+                if source == "cuda" and later:
+                    self.gpu.unready.append(tuple(tensors[-1].shape))
+                elif source == "cuda":
                     self.gpu.syncs["copy to the CPU"] += 1
                 else:
                     self.gpu.copies_in += 1
+                    if not (later and getattr(value(tensors[-1]), "is_pretended_pinned", False)):
+                        self.gpu.pageable.append(tuple(tensors[-1].shape))
 
 
 class _Functions(TorchFunctionMode):
@@ -209,7 +241,7 @@ class _Functions(TorchFunctionMode):
             self._gpu.syncs["tolist"] += args[0].device.type != "cpu"
             with _disable_current_modes():
                 return value(args[0]).tolist()
-        if func is torch.Tensor.__deepcopy__ and isinstance(args[0], FakeTensor):
+        if func is torch.Tensor.__deepcopy__:
             return _deep_copy(*args)
         result = func(*args, **kwargs)
         generator = kwargs.get("generator")
@@ -219,7 +251,7 @@ class _Functions(TorchFunctionMode):
 
 
 def _deep_copy(tensor: Tensor, memo: dict[int, Any]) -> Any:
-    """torch would copy the storage, of which a fake tensor has none."""
+    """torch would copy the storage, of which a fake tensor has none, nor what is made beside it."""
     if id(tensor) not in memo:
         copied: Tensor = tensor.detach().clone()
         memo[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied

@@ -18,13 +18,15 @@ ORDER = torch.tensor([4, 0, 3, 1, 5])
 
 def test_kept_tokens_are_those_made_anew_for_every_batch() -> None:
     policy, source = make_policy()
-    accelerator, rows = Accelerator(cpu=True), torch.tensor([3, 0])
+    accelerator, batches = Accelerator(cpu=True), [[3, 0], [1], [4, 3]]
     kept, anew = (TokenCache(policy, source, ORDER, accelerator, 2, limit_gb=limit) for limit in (1.0, 0.0))
     assert [*map(len, (part for part, _ in kept.portions()))] == [2, 2, 1]
     for (_, one), (_, two) in zip(kept.portions(), anew.portions(), strict=True):
         assert torch.equal(one.tokens, two.tokens)
-    torch.testing.assert_close(kept.select(rows).tokens, anew.select(rows).tokens)
-    assert torch.equal(anew.select(rows).ego_status, source.batch([1, 4]).ego_status)
+    for one, two, rows in zip(kept.batches(batches), anew.batches(batches), batches, strict=True):
+        torch.testing.assert_close(one.tokens, two.tokens)
+        assert torch.equal(two.ego_status, source.batch(ORDER[rows].tolist()).ego_status)
+    assert (kept.encodings, anew.encodings, anew.encodes_batches) == (5, 2 + 5 + 5, True)
 
 
 @pytest.mark.parametrize("limit_gb", [1.0, 0.0])
@@ -50,5 +52,5 @@ def test_a_batch_encoded_anew_waits_for_nothing() -> None:
         policy.to(gpu.device)
         cache = TokenCache(policy, source, ORDER, accelerator, 2, limit_gb=0.0)
         gpu.forget()
-        context = cache.select(torch.tensor([0, 2]))
+        context = next(cache.batches([[0, 2]]))
         assert context.device == gpu.device and sum(gpu.syncs.values()) == 0, gpu.syncs

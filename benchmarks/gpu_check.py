@@ -30,22 +30,17 @@ import state_based_speed
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from random_scenes import RandomScenes
 from torch import Tensor
-from transformers import Florence2Config
 
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.dipole import Dipole
-from dpvla.batch import DrivingBatch, fake_batch
 from dpvla.encoders.config import FlorenceConfig
-from dpvla.encoders.florence import FlorenceEncoder
-from dpvla.encoders.florence_commands import tokenize_commands
-from dpvla.encoders.florence_tiny import tiny_tokenizer
 from dpvla.files import write_json
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.provenance import made_by
 from dpvla.rl.config import RolloutConfig
 from dpvla.rl.stage import RolloutStage
-from dpvla.sensors import Sensors
 from dpvla.state_based.agents.dipole import DipoleAgentConfig
 from dpvla.state_based.agents.registry import make_agent
 from dpvla.state_based.data.replay import Replay
@@ -136,7 +131,7 @@ class Check:
     def config(self) -> DPVLAConfig:
         """The paper's policy, or the same in miniature."""
         if self.on_gpu:
-            return DPVLAConfig()
+            return DPVLAConfig(encoder=FlorenceConfig(source="large"))
         small = FlorenceConfig(source="tiny", image_width=96, image_height=48)
         return replace(DPVLAConfig.tiny(), encoder=small)
 
@@ -144,7 +139,7 @@ class Check:
     def policy(self) -> DPVLA:
         """Random weights of the policy, on the device."""
         torch.manual_seed(0)
-        policy = DPVLA(self.config, florence_large()) if self.on_gpu else DPVLA.from_config(self.config)
+        policy = DPVLA.from_config(self.config)
         whole = self.source.whole
         assert whole.plan is not None
         policy.plan_coding.fit(whole.plan, whole.ego_status)
@@ -186,22 +181,6 @@ class Check:
         return {"peak_gib": peak}
 
 
-class RandomScenes:
-    """A ``SceneSource`` of random pictures under given tokens."""
-
-    def __init__(self, tokens: Sequence[str], sensors: Sensors) -> None:
-        self.tokens = tuple(tokens)
-        made = fake_batch(sensors, len(self.tokens), torch.Generator().manual_seed(0))
-        self.whole = replace(made, tokens=self.tokens)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def batch(self, indices: Sequence[int]) -> DrivingBatch:
-        """The scenes at ``indices``."""
-        return self.whole.select(torch.as_tensor(list(indices)))
-
-
 class GoldenScenes:
     """Golden scenes as a reward asks for them."""
 
@@ -215,23 +194,6 @@ class GoldenScenes:
 
     def require(self, tokens: Sequence[str]) -> None:
         """All are there."""
-
-
-def florence_large() -> FlorenceEncoder:
-    """Florence-2-large's architecture with random weights: no file is read."""
-    vision = {"embed_dim": (256, 512, 1024, 2048), "num_heads": (8, 16, 32, 64), "num_groups": (8, 16, 32, 64),
-              "depths": (1, 1, 9, 1), "projection_dim": 1024}  # fmt: skip
-    text = {"model_type": "bart", "vocab_size": 51290, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12,
-            "encoder_attention_heads": 16, "decoder_attention_heads": 16, "encoder_ffn_dim": 4096,
-            "decoder_ffn_dim": 4096, "max_position_embeddings": 4096}  # fmt: skip
-    ids, mask = tokenize_commands(tiny_tokenizer())
-    encoder = FlorenceEncoder(
-        FlorenceConfig(),
-        Florence2Config(vision_config=vision, text_config=text),
-        command_length=ids.shape[1],
-    )
-    encoder.set_commands(ids, mask)
-    return encoder
 
 
 # ---------------------------------------------------------------------- parts

@@ -1,14 +1,31 @@
-"""Named tensors in safetensors files: written whole, read with errors that name the file, looked through for NaN."""
+"""Named tensors in safetensors files: written whole, read with errors that name the file, looked through for NaN.
+
+Writing and reading go tensor by tensor, so that memory holds a model once and not two or three times.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+from unittest.mock import patch
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from dpvla.files import write_atomically
+
+PORTION = 2**26
+"""Bytes of a file that reading keeps mapped at a time, or one tensor."""
+DTYPES = {
+    "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32, "BF16": torch.bfloat16,
+    "F16": torch.float16, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""The format's names of types, in the order in which the format's own writer lays their tensors out."""
 
 
 class CheckpointError(ValueError):
@@ -16,13 +33,32 @@ class CheckpointError(ValueError):
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors; the order of names is kept. OSError names the file when there is no room for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Write tensors as a safetensors file, atomically. OSError names the file when there is no room for it."""
     try:
-        safetensors.torch.save_file(own, str(path), metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from None
+        write_atomically(path, lambda file: write_tensors(file, tensors))
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
+    """The bytes that ``safetensors.torch.save`` gives, one tensor after the other, from whatever device they are on.
+
+    Tensors that share memory are written once for each name.
+    """
+    names, order = {dtype: name for name, dtype in DTYPES.items()}, list(DTYPES.values())
+    for name, tensor in tensors.items():
+        if tensor.dtype not in names:
+            raise TypeError(f"{name} holds {tensor.dtype}, which is not written here")
+    laid_out = sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0]))
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in laid_out:
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}  # type: ignore[dict-item]
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in laid_out:
+        file.write(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -31,13 +67,105 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is absent or damaged, or holds NaN or infinity (names the first such tensor).
     """
-    try:
+    with _naming(path):
         tensors = safetensors.torch.load_file(str(path))
+    _refuse_not_finite(path, not_finite(tensors))
+    return tensors
+
+
+def described(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds, on the meta device: shapes and types, no numbers. Raises CheckpointError."""
+    with _naming(path), safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
+        return {
+            name: torch.empty(part.get_shape(), dtype=DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
+            for name, part in slices.items()
+        }
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a safetensors file in turn, mapped from it: copy what is to be kept. Raises CheckpointError.
+
+    The file is opened afresh for every ``PORTION``: what was read would count as this process's memory until it is
+    closed.
+    """
+    with _naming(path), safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+    while names:
+        seen = 0
+        with _naming(path), safe_open(path, framework="pt") as file:
+            while names and seen < PORTION:
+                name = names.pop(0)
+                tensor = file.get_tensor(name)
+                seen += tensor.nbytes
+                yield name, tensor
+                del tensor
+
+
+def read_into(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy a safetensors file's numbers into ``tensors``, whatever their type, layout and device.
+
+    Raises:
+        CheckpointError: it is absent or damaged, holds NaN or infinity, or not what ``tensors`` are (``require_same``).
+    """
+    require_same(tensors, described(path), path)
+    bad: list[str] = []
+    with torch.no_grad():
+        for name, tensor in read_tensors(path):
+            bad += not_finite({name: tensor})
+            tensors[name].copy_(tensor)
+            del tensor
+    _refuse_not_finite(path, bad)
+
+
+@contextmanager
+def empty_parameters() -> Iterator[None]:
+    """Modules made inside have their parameters on the meta device: no memory, no initialization. Buffers are real.
+
+    ``materialize`` then gives them memory, to be filled from a file.
+    """
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(self, name, parameter)
+
+    with patch.object(nn.Module, "register_parameter", on_meta):
+        yield
+
+
+def materialize(module: nn.Module, device: torch.device | str) -> None:
+    """Give parameters on the meta device memory on ``device``, not yet filled; all else moves there.
+
+    What is shared stays shared.
+    """
+    made: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                data = parameter.detach()
+                placed = torch.empty_like(data, device=device) if parameter.is_meta else data.to(device)
+                made[id(parameter)] = nn.Parameter(placed, parameter.requires_grad)
+            part._parameters[name] = made[id(parameter)]
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = buffer.to(device)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; the file is damaged or absent, use another copy") from None
-    if bad := not_finite(tensors):
+
+
+def _refuse_not_finite(path: Path, bad: list[str]) -> None:
+    if bad:
         raise CheckpointError(f"{path}: {bad[0]} holds NaN or infinity, and {len(bad) - 1} other tensors do")
-    return tensors
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -64,8 +192,9 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     real = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
     if not real:
         return []
-    sums = torch.stack([_wide(tensor.detach()).isfinite().all() for tensor in real.values()]).tolist()
-    return [name for name, fine in zip(real, sums) if not fine]
+    # Smallest and largest, which NaN spreads to, cost a tenth of looking at every number, and no memory.
+    ends = [torch.stack(torch.aminmax(_wide(tensor.detach()))).isfinite().all() for tensor in real.values()]
+    return [name for name, fine in zip(real, torch.stack(ends).tolist()) if not fine]
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from dpvla.config import Count, Whole
 from dpvla.sensors import DEFAULT_CAMERAS, Sensors
 
 RELEASED = "florence-community/Florence-2-large"
-TINY = "tiny"
-"""The source that is no file: about a million random parameters."""
+TINY, LARGE = "tiny", "large"
+"""Sources that are no files: random weights in miniature, and in the released large model's architecture."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class FlorenceConfig(EncoderConfig):
     SOURCES: ClassVar[tuple[str, ...]] = ("source", "revision")
 
     name: str = "florence"  # which encoder
-    source: str = RELEASED  # of the weights: hub id, directory, or tiny: small and random
+    source: str = RELEASED  # of the weights: hub id, directory, or random ones: tiny, or large for measurements
     revision: str | None = None  # hub revision; the released large model is pinned when this is empty
     views_in_text_encoder: Literal["all", "front"] = "all"  # whose tokens the text encoder reads
 

@@ -46,7 +46,9 @@ class Encoder(nn.Module, ABC, Generic[ConfigT]):
     """Cameras, command and whatever else a batch holds to scene tokens, which the head attends to.
 
     The constructor takes the config and reads no files; released weights, if there are any, are the business of
-    ``from_config``. Parameters and persistent buffers are saved by the policy.
+    ``from_config``. Parameters and persistent buffers are saved by the policy. Where saved weights are to be read, it
+    is called with parameters on the meta device; one that computes with them is called again with real ones, and
+    takes their memory twice.
     """
 
     Config: ClassVar[type[EncoderConfig]]

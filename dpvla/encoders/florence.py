@@ -20,12 +20,14 @@ from transformers.models.florence2.modeling_florence2 import (
 
 from dpvla.batch import DrivingBatch
 from dpvla.encoders import florence_attention
-from dpvla.encoders.config import TINY, FlorenceConfig
+from dpvla.encoders.config import LARGE, TINY, FlorenceConfig
 from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.florence_checkpoint import FlorenceFiles, load_weights
 from dpvla.encoders.florence_commands import COMMAND_PHRASES, tokenize_commands
+from dpvla.encoders.florence_large import large_florence_config
 from dpvla.encoders.florence_tiny import tiny_florence_config, tiny_tokenizer
 from dpvla.encoders.image_normalization import ImageNormalization
+from dpvla.tensors import empty_parameters, materialize
 
 
 class FlorenceEncoder(Encoder[FlorenceConfig]):
@@ -74,23 +76,26 @@ class FlorenceEncoder(Encoder[FlorenceConfig]):
 
     @classmethod
     def from_config(cls, config: FlorenceConfig) -> FlorenceEncoder:
-        """The tiny random one, or one with the weights of a native Florence-2 checkpoint.
+        """A random one, tiny or large, or one with the weights of a native Florence-2 checkpoint.
 
         A hub is only asked when no directory is called so. Missing and unexpected tensors are errors; only the text
         decoder is left out.
         """
-        if config.source == TINY:
+        if config.source in (TINY, LARGE):
             ids, mask = tokenize_commands(tiny_tokenizer())
-            encoder = cls(config, tiny_florence_config(), ids.shape[1])
+            florence = tiny_florence_config() if config.source == TINY else large_florence_config()
+            encoder = cls(config, florence, ids.shape[1])
             encoder.set_commands(ids, mask)
             return encoder
         files = FlorenceFiles.open(config.source, config.revision)
         try:
-            encoder = cls(config, files.config, files.command_ids.shape[1])
+            with empty_parameters():
+                encoder = cls(config, files.config, files.command_ids.shape[1])
         except (TypeError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
             raise ValueError(
                 f"the config.json of {config.source} describes no Florence-2 that can be built: {error}"
             ) from None
+        materialize(encoder, "cpu")
         load_weights(encoder, files.tensors(), config.source)
         encoder.set_commands(files.command_ids, files.command_mask)
         return encoder

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Florence2Config
 
 from dpvla.encoders.config import RELEASED
 from dpvla.encoders.florence_commands import tokenize_commands
 from dpvla.files import read_json
-from dpvla.tensors import not_finite
+from dpvla.tensors import not_finite, read_tensors
 
 RELEASED_REVISION = "4271c66b88cdbc05735372ec13b2360108de5317"
 
@@ -242,7 +241,7 @@ def _read_config(source: str, locate: Locate) -> Florence2Config:
 def _tensors(source: str, locate: Locate) -> Iterator[tuple[str, Tensor]]:
     whole = locate(WEIGHTS, False)
     if whole is not None:
-        yield from _tensors_of(whole)
+        yield from read_tensors(whole)
         return
     index = locate(INDEX, False)
     if index is None:
@@ -254,7 +253,7 @@ def _tensors(source: str, locate: Locate) -> Iterator[tuple[str, Tensor]]:
     for shard in sorted(set(shards.values())):
         if Path(shard).name != shard:
             raise ValueError(f"{index} names {shard!r}, which is not a file beside it")
-        for name, tensor in _tensors_of(_required(locate, shard)):
+        for name, tensor in read_tensors(_required(locate, shard)):
             if waiting.pop(name, None) != shard:
                 raise ValueError(f"{index}: {name} stands in {shard}, but not by this index; the shards are mixed up")
             yield name, tensor
@@ -263,15 +262,6 @@ def _tensors(source: str, locate: Locate) -> Iterator[tuple[str, Tensor]]:
         raise ValueError(
             f"{index}: {len(waiting)} tensors are not in the shards it names, first {name} ({waiting[name]})"
         )
-
-
-def _tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-                yield key, file.get_tensor(key)
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read: {error}; the file is damaged, get it again") from None
 
 
 def _native_hint() -> str:

@@ -69,7 +69,10 @@ class TimmEncoder(Encoder[TimmConfig]):
         features = backbone.feature_info.channels()[-1]
         try:
             with torch.no_grad():
-                seen = backbone.eval()(torch.zeros(1, *sensors.shape[1:]))[0].shape[-2:]
+                device = next(backbone.parameters()).device  # meta, where weights are still to be read
+                tensors = {name: t.to(device) for name, t in (*backbone.named_parameters(), *backbone.named_buffers())}
+                image = torch.zeros(1, *sensors.shape[1:], device=device)
+                seen = torch.func.functional_call(backbone.eval(), tensors, (image,))[0].shape[-2:]
         except RuntimeError as error:
             raise ValueError(f"{name} takes no images of {sensors.width} x {sensors.height} pixels: {error}") from None
         backbone.train()

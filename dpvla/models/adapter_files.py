@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
-from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -18,7 +14,7 @@ from dpvla import files
 from dpvla.layers.adaptable import AdaptableLinear
 from dpvla.models.adapters import adaptable_layers, adapter_size, add_adapters, require_adapters
 from dpvla.models.head import DiTHead
-from dpvla.tensors import load_tensors
+from dpvla.tensors import load_tensors, save_tensors
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
@@ -32,11 +28,10 @@ def save_adapters(head: DiTHead, directory: Path | str) -> None:
         tensors = {}
         for path, layer in layers.items():
             down, up = layer.stacked((index,))
-            tensors[f"{PEFT_PREFIX}{path}.lora_A.weight"] = down[0].detach().float().cpu().contiguous()
-            tensors[f"{PEFT_PREFIX}{path}.lora_B.weight"] = up[0].detach().float().cpu().contiguous()
+            tensors[f"{PEFT_PREFIX}{path}.lora_A.weight"] = down[0].detach().float()
+            tensors[f"{PEFT_PREFIX}{path}.lora_B.weight"] = up[0].detach().float()
         folder = Path(directory) / name
-        content = BytesIO(safetensors.torch.save(tensors, metadata={"format": "pt"}))
-        files.write_atomically(folder / ADAPTER_WEIGHTS, partial(shutil.copyfileobj, content))
+        save_tensors(folder / ADAPTER_WEIGHTS, tensors)
         files.write_json(folder / ADAPTER_CONFIG, _peft_config(head))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dpvla.batch import DrivingBatch
-from dpvla.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE
+from dpvla.checkpoint_layout import CONFIG_FILE
 from dpvla.diffusion import DPMSolver, clip_x0, combine
 from dpvla.encoders.encoder import Encoder, tokens_of, width_of
 from dpvla.encoders.registry import encoder_class
@@ -26,7 +26,7 @@ from dpvla.models.sampling import FORMER_ADAPTERS, Precision, Sampling, read_sam
 from dpvla.models.scene_context import SceneContext
 from dpvla.plan import NUM_POSES
 from dpvla.random_rows import normal
-from dpvla.tensors import require_same, state_of
+from dpvla.tensors import empty_parameters, materialize, state_of
 
 ADAPTER_WEIGHTS = ("adapter_down", "adapter_up")
 
@@ -84,18 +84,27 @@ class DPVLA(nn.Module):
         """
         saved = PolicyFiles.read(directory, config)
         try:
-            policy = cls(saved.config, saved.encoder())
+            policy = cls._empty(saved)
         except ValueError as error:
             raise ValueError(f"{saved.directory / CONFIG_FILE}: {error}") from None
         except (TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
             raise ValueError(
                 f"{saved.directory / CONFIG_FILE} describes no model that can be built: {type(error).__name__}: {error}"
             ) from None
-        tensors = saved.tensors()
-        require_same(policy._base_state(), tensors, saved.directory / WEIGHTS_FILE)
-        policy.load_state_dict(tensors)
+        materialize(policy, device)
+        saved.read_into(policy._base_state())
         policy.precision = saved.precision
-        return policy.to(device).eval()
+        return policy.eval()
+
+    @classmethod
+    def _empty(cls, saved: PolicyFiles) -> DPVLA:
+        """The policy of these files before its weights: memory is taken when they are read, and nothing is drawn."""
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with empty_parameters():
+                    return cls(saved.config, saved.encoder())
+            except Exception:  # of an encoder whose constructor computes with its weights: it gets real ones
+                return cls(saved.config, saved.encoder())
 
     def _base_state(self) -> dict[str, Tensor]:
         return {key: t for key, t in state_of(self).items() if not key.endswith(ADAPTER_WEIGHTS)}

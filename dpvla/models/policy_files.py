@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from dpvla import __version__, files
@@ -17,7 +16,7 @@ from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.registry import encoder_class
 from dpvla.models.config import DPVLAConfig
 from dpvla.models.sampling import Precision
-from dpvla.tensors import load_tensors
+from dpvla.tensors import read_into, save_tensors
 
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # 1: encoders had other keys, which ``encoders.registry.in_full`` still reads
@@ -36,10 +35,7 @@ class PolicyFiles:
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Both files, each atomically."""
-        content = safetensors.torch.save(
-            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, metadata={"format": "pt"}
-        )
-        files.write_atomically(self.directory / WEIGHTS_FILE, lambda file: file.write(content))
+        save_tensors(self.directory / WEIGHTS_FILE, tensors)
         description = {
             "format_version": FORMAT_VERSION,
             "dpvla_version": __version__,
@@ -79,9 +75,9 @@ class PolicyFiles:
         config = self.config.encoder
         return encoder_class(config).from_architecture(config, self.encoder_architecture)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights and plan statistics by name. Raises ValueError where they are damaged or not finite."""
-        return load_tensors(self.directory / WEIGHTS_FILE)
+    def read_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill weights and plan statistics. Raises CheckpointError where they are damaged, not finite or others."""
+        read_into(tensors, self.directory / WEIGHTS_FILE)
 
 
 def _refuse_other_architecture(wanted: DPVLAConfig, saved: DPVLAConfig, path: Path) -> None:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BartConfig, Florence2Config, Florence2ForConditionalGeneration
+from transformers import Florence2ForConditionalGeneration
 
 from dpvla.batch import COMMANDS, DrivingBatch
 from dpvla.encoders.config import FlorenceConfig
 from dpvla.encoders.florence import FlorenceEncoder
 from dpvla.encoders.florence_commands import COMMAND_PHRASES, tokenize_commands
 from dpvla.encoders.florence_tiny import tiny_florence_config, tiny_tokenizer
+from dpvla.tensors import empty_parameters
 
 SIZE = 64
 
@@ -208,7 +209,7 @@ def test_a_config_that_describes_nothing_is_refused(checkpoint: Path, tmp_path: 
 def test_a_damaged_file_is_named(checkpoint: Path, tmp_path: Path) -> None:
     folder = _copy(checkpoint, tmp_path)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot read .*model\.safetensors"):
         pretrained_florence(folder)
 
 
@@ -316,14 +317,6 @@ def test_images_of_another_size_or_type_are_refused() -> None:
 
 def test_the_large_encoder_has_the_size_the_paper_implies() -> None:
     """571M without the text decoder; with the 475M head that is the paper's "1-billion parameter model"."""
-    vision = {
-        "embed_dim": (256, 512, 1024, 2048),
-        "num_heads": (8, 16, 32, 64),
-        "num_groups": (8, 16, 32, 64),
-        "projection_dim": 1024,
-    }
-    text = BartConfig(vocab_size=51328, d_model=1024, encoder_layers=12, max_position_embeddings=4096)
-    config = Florence2Config(vision_config=vision, text_config=text.to_dict())
-    with torch.device("meta"):
-        encoder = FlorenceEncoder(FlorenceConfig(), config, command_length=8)
+    with empty_parameters():
+        encoder = FlorenceEncoder.from_config(FlorenceConfig(source="large"))
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(570.7, abs=0.05)

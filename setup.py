@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dpvla/__init__.py").read_t
 
 STATE = ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.40"]  # dm_control's suite does not run with mujoco 4.0
 RAY = ["ray>=2.40"]
+NATIVE = ["numba>=0.60"]
 
 setup(
     name="dpvla",
@@ -48,6 +49,7 @@ setup(
     ],
     extras_require={
         "dev": [
+            *NATIVE,
             *STATE,
             *RAY,
             "hypothesis>=6.100",
@@ -59,6 +61,7 @@ setup(
             "types-PyYAML",
             "types-tqdm",
         ],
+        "native": NATIVE,
         "ray": RAY,
         "state": STATE,
     },

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("dpvla", "torch", "torchvision", "numpy", "scipy", "shapely", "transformers", "diffusers", "peft",
-            "accelerate", "timm", "safetensors", "mujoco", "dm_control", "gymnasium", "ogbench")  # fmt: skip
+PACKAGES = ("dpvla", "torch", "torchvision", "triton", "numpy", "numba", "scipy", "shapely", "transformers",
+            "diffusers", "peft", "accelerate", "timm", "safetensors", "mujoco", "dm_control", "gymnasium",
+            "ogbench")  # fmt: skip
 
 
 def made_by(seed: int | Sequence[int] | None = None, device: torch.device | str | None = None) -> dict[str, Any]:

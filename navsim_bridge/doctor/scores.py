@@ -19,6 +19,7 @@ def check_scores(folder: Path = BUNDLED) -> Iterator[Finding]:
 
     from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, read_golden
     from navsim_bridge.pdm import SUB_SCORES, SceneBatch, score_plans
+    from navsim_bridge.pdm.compiled import choice
 
     paths = sorted(folder.glob("*.npz"))
     if not paths:
@@ -38,5 +39,6 @@ def check_scores(folder: Path = BUNDLED) -> Iterator[Finding]:
     yield verdict(
         differ + wrong[0] if wrong else "",
         "do not trust scores made here: reinstall torch and numpy, and report this with the lines above",
-        f"PDM score v1: {compared} sub-scores of {len(paths)} bundled scenes equal the official ones",
+        f"PDM score v1: {compared} sub-scores of {len(paths)} bundled scenes equal the official ones, "
+        f"by {choice.on_cpu()}",
     )

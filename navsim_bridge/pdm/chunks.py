@@ -41,7 +41,8 @@ def score_in_chunks(
 ) -> Result:
     """``score(scenes, plans)``, computed on pieces of at most ``max_plans_in_flight`` plans, references included.
 
-    None takes 192 on the CPU (fits its caches), 2048 where kernels are compiled for it, 16384 on CUDA. Candidates must not influence each other.
+    None takes 192 on the CPU (fits its caches), 2048 where kernels are compiled for it, 16384 on CUDA. Candidates must
+    not influence each other.
     """
     if max_plans_in_flight is None:
         kind = "cuda" if scenes.device.type != "cpu" else "compiled" if choice.use_numba(plans) else "cpu"

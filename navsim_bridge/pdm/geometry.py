@@ -145,17 +145,21 @@ def points_in_polygons(points: Tensor, chains: Tensor, chain_polygon: Tensor, nu
 def _occupied_cells(points: Tensor) -> tuple[Tensor, Tensor]:
     """Centers (scene, cell, 2) of the cells that hold points, -inf as padding, and each point's flat cell."""
     num_scenes, device = len(points), points.device
-    grid = torch.floor((points.clamp(-FARTHEST, FARTHEST) - CELL_OFFSET) / CELL).to(torch.int64) + (1 << 23)
+    clamped = points.clamp(-FARTHEST, FARTHEST)
+    column, row = (
+        torch.floor((clamped[..., axis] - CELL_OFFSET[axis]) / CELL).to(torch.int64) + (1 << 23) for axis in (0, 1)
+    )
     scene = torch.arange(num_scenes, device=device).unsqueeze(-1)
-    key = (scene << 48) | (grid[..., 0] << 24) | grid[..., 1]
+    key = (scene << 48) | (column << 24) | row
     cells, flat_index = torch.unique(key.view(-1), return_inverse=True)
     cell_scene = cells >> 48
     first = torch.searchsorted(cells, torch.arange(num_scenes + 1, device=device) << 48)
     num_cells = int(torch.diff(first).max())
     slot = cell_scene * num_cells + torch.arange(len(cells), device=device) - first.index_select(0, cell_scene)
-    corner = torch.stack(((cells >> 24) & 0xFFFFFF, cells & 0xFFFFFF), dim=-1) - (1 << 23)
+    corners = ((cells >> 24) & 0xFFFFFF) - (1 << 23), (cells & 0xFFFFFF) - (1 << 23)
+    middles = [(corner.to(points.dtype) + 0.5) * CELL + offset for corner, offset in zip(corners, CELL_OFFSET)]
     centers = torch.full((num_scenes * num_cells, 2), -torch.inf, dtype=points.dtype, device=device)
-    centers[slot] = (corner.to(points.dtype) + 0.5) * CELL + CELL_OFFSET
+    centers[slot] = torch.stack(middles, dim=-1)
     return centers.view(num_scenes, num_cells, 2), slot.index_select(0, flat_index)
 
 
@@ -169,8 +173,8 @@ def _cell_centers_in_polygons(
     different sides of the ray. The other (cell, chain) pairs are counted edge by edge.
 
     Returns:
-        inside (scene, cell, polygon) bool; then per edge, ordered by cell: start x, start y, end x, end y
-        (four of (n,)), flat cell (n,) and polygon (n,).
+        inside (scene, cell, polygon) bool; then per edge, ordered by cell: start x, start y, end x, end y, whether the
+        center is on its left (five of (n,)), flat cell (n,) and polygon (n,).
     """
     num_scenes, num_cells = centers.shape[:2]
     num_chains = chains.shape[1]
@@ -209,8 +213,9 @@ def _cell_centers_in_polygons(
     row, edge = in_cell.nonzero(as_tuple=True)
     start, end = vertices[row, edge], vertices[row, edge + 1]
     ends = tuple(column.contiguous() for side in (start, end) for column in side.unbind(-1))
+    center_left = cross[row, edge] >= 0  # the number that the ray was judged by, for a center on the very edge
     polygon = chain_polygon.reshape(-1).index_select(0, chain).index_select(0, row)
-    return inside, ends, cell.index_select(0, row), polygon
+    return inside, (*ends, center_left), cell.index_select(0, row), polygon
 
 
 def _count_crossings_from_center(
@@ -222,6 +227,7 @@ def _count_crossings_from_center(
     start_y: Tensor,
     end_x: Tensor,
     end_y: Tensor,
+    center_left: Tensor,
 ) -> Tensor:
     """1 where the way from center to point crosses the edge, 0 where not, _BOUNDARY where the point is on it.
 
@@ -233,8 +239,7 @@ def _count_crossings_from_center(
     end_left = way_x * (end_y - center_y) > way_y * (end_x - center_x)
     edge_x, edge_y = end_x - start_x, end_y - start_y
     side_point = edge_x * (point_y - start_y) - edge_y * (point_x - start_x)
-    side_center = edge_x * (center_y - start_y) - edge_y * (center_x - start_x)
-    crossed = (start_left ^ end_left) & ((side_point >= 0) ^ (side_center >= 0))
+    crossed = (start_left ^ end_left) & ((side_point >= 0) ^ center_left)
     on_edge = (side_point == 0) & ((point_x - start_x) * (point_x - end_x) <= 0)
     on_edge &= (point_y - start_y) * (point_y - end_y) <= 0
     return crossed.to(torch.int32).masked_fill_(on_edge, _BOUNDARY)

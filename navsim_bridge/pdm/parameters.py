@@ -27,8 +27,8 @@ MAX_STEERING = math.pi / 3
 
 CELL = 1.5
 """[m] side of the square cells that points on a map are gathered in."""
-CELL_OFFSET = 0.70710678
-"""[m] keeps the centers of cells off the round coordinates on which edges like to lie."""
+CELL_OFFSET = (0.70710678, 0.57735027)
+"""[m] along x and y: keeps the centers of cells off the round coordinates and diagonals on which edges like to lie."""
 FARTHEST = 1e7
 """[m] points further out share the outermost cells; no map reaches there."""
 CELL_REACH = CELL * 0.5 + 1e-6

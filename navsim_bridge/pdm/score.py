@@ -189,8 +189,8 @@ def score_plans(
         normalize: what progress is measured by. "pair": each plan as if it were alone with the reference, as in
             the devkit's evaluation. "pool": by the furthest of the reference and all candidates of the scene, as
             in one devkit call with all of them; a plan's score then depends on the other candidates.
-        max_plans_in_flight: bound on plans (reference included) computed at once, which bounds the memory;
-            None takes 192 on the CPU (fits caches; 2048 with compiled kernels), 16384 on CUDA. Scores do not depend on it.
+        max_plans_in_flight: bound on plans (reference included) computed at once, which bounds the memory; None takes
+            192 on the CPU (fits caches), 2048 with compiled kernels, 16384 on CUDA. Scores do not depend on it.
 
     Raises:
         TypeError: plans that are neither tensor nor array of numbers.

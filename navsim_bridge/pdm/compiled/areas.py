@@ -53,7 +53,7 @@ def _heights(chains: Any, count: int) -> Any:
 
 @helper
 def _grid(points: Any, heights: Any, left: float, right: float) -> Any:
-    """A grid of square cells over the points that may be on the map: x, y of its corner, columns, rows, a cell's size."""
+    """Square cells over the points that may be on the map: x, y of their corner, columns, rows, a cell's size."""
     bottom, top = np.inf, -np.inf
     for k in range(len(heights)):
         bottom, top = min(bottom, heights[k, 0]), max(top, heights[k, 1])
@@ -68,8 +68,8 @@ def _grid(points: Any, heights: Any, left: float, right: float) -> Any:
     size = CELL
     while (x_high - x_low + size) * (y_high - y_low + size) > _MOST_CELLS * size * size:
         size *= 2.0
-    x = math.floor((x_low - CELL_OFFSET) / size) * size + CELL_OFFSET
-    y = math.floor((y_low - CELL_OFFSET) / size) * size + CELL_OFFSET
+    x = math.floor((x_low - CELL_OFFSET[0]) / size) * size + CELL_OFFSET[0]
+    y = math.floor((y_low - CELL_OFFSET[1]) / size) * size + CELL_OFFSET[1]
     return x, y, int((x_high - x) / size) + 1, int((y_high - y) / size) + 1, size
 
 
@@ -146,7 +146,7 @@ def _polygons_of(points: Any, chains: Any, owner: Any, count: int, words: int) -
                     edges[n, 4], edges[n, 5], edges[n, 6], edges[n, 7] = start_x, start_y, end_x, end_y
                     edges[n, 8], edges[n, 9] = bx - ax, by - ay
                     sides[n, 0] = owners[i]
-                    sides[n, 1] = (bx - ax) * (y - ay) - (by - ay) * (x - ax) >= 0
+                    sides[n, 1] = cross >= 0  # the center is on the left
                     n += 1
             span[cell, 1] = n
             cell += 1

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Literal, get_args
 
 import torch
@@ -45,6 +46,14 @@ def using(scorer: Scorer) -> Iterator[None]:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
+
+
+def on_cpu() -> str:
+    """In words: what scores on this CPU, and why it is not the compiled kernels where it is not."""
+    if asked_for() == "torch":
+        return f"tensor code ({VARIABLE}=torch)"
+    problem = without_numba()
+    return f"tensor code ({problem})" if problem else f"compiled kernels (numba {metadata.version('numba')})"
 
 
 def use_triton(tensor: Tensor) -> bool:
@@ -81,7 +90,7 @@ def _granted(scorer: Scorer, problem: str) -> bool:
 def without_numba() -> str:
     """Why numba's kernels do not run here; empty when they do, which is tried once."""
     if importlib.util.find_spec("numba") is None:
-        return "numba is not installed, pip install 'dpvla[native]'"
+        return "numba is not installed; pip install 'dpvla[native]' makes scoring several times as fast"
     try:
         from navsim_bridge.pdm.compiled import jit
 

@@ -33,7 +33,7 @@ def _boxes_intersect(
 
 @helper
 def _reaches(boxes: Any, mask: Any, owner: Any, skipped: Any, count: int, num_frames: int) -> Any:
-    """Squared reach (frame, object) of what may be touched, -1 of what may not; where each object can be at all (object, 4)."""
+    """Squared reach (frame, object) of what may be touched, -1 of the rest; the places objects reach (object, 4)."""
     reach = np.full((num_frames, count), -1.0)
     limits = np.empty((count, 4))
     for o in range(count):
@@ -53,10 +53,10 @@ def _reaches(boxes: Any, mask: Any, owner: Any, skipped: Any, count: int, num_fr
 
 @helper
 def _first_hits(
-    states: Any, steps: Any, seconds: Any, slowest: float, boxes: Any, owner: Any, reach: Any, limits: Any, centers: Any,
-    turns: Any, first: Any,
+    states: Any, steps: Any, seconds: Any, slowest: float, boxes: Any, owner: Any, reach: Any, limits: Any,
+    centers: Any, turns: Any, first: Any,
 ) -> None:  # fmt: skip
-    """First key (track,) at which the ego (time, 11), moved on by ``seconds`` of its speed, meets objects ``steps`` later.
+    """First key (track,) at which the ego (time, 11), moved on by ``seconds``, meets objects of ``steps`` later.
 
     ``centers`` (time, ahead, 2) and ``turns`` (time, 2), its cosines and sines, are filled on the way. An ego slower
     than ``slowest`` meets nothing.
@@ -93,10 +93,11 @@ def _first_hit(o: int, steps: Any, boxes: Any, reach: Any, centers: Any, turns: 
             continue
         for a in range(len(steps)):
             f = t + steps[a]
-            dx, dy = boxes[f, o, _X] - centers[t, a, 0], boxes[f, o, _Y] - centers[t, a, 1]
+            box = boxes[f, o]
+            dx, dy = box[_X] - centers[t, a, 0], box[_Y] - centers[t, a, 1]
             if dx * dx + dy * dy <= reach[f, o] and _boxes_intersect(
                 dx, dy, turns[t, 0], turns[t, 1], EGO_LENGTH / 2, EGO_WIDTH / 2,
-                math.cos(boxes[f, o, _HEADING]), math.sin(boxes[f, o, _HEADING]), boxes[f, o, _LENGTH], boxes[f, o, _WIDTH],
+                math.cos(box[_HEADING]), math.sin(box[_HEADING]), box[_LENGTH], box[_WIDTH],
             ):  # fmt: skip
                 return t * len(steps) + a
     return _NEVER
@@ -163,15 +164,14 @@ def _threats(
         reach, limits = _reaches(boxes[s], mask[s], owner[s], skipped[s], counts[s], num_frames)
         for c in range(states.shape[1]):
             time[s, c] = np.inf
-            _first_hits(
-                states[s, c], steps, seconds, standing, boxes[s], owner[s], reach, limits, centers, turns, first
-            )
+            state = states[s, c]
+            _first_hits(state, steps, seconds, standing, boxes[s], owner[s], reach, limits, centers, turns, first)
             for track in range(counts[s]):
                 if first[track] == _NEVER:
                     continue
                 t = first[track] // num_ahead
                 box = boxes[s, t + steps[first[track] % num_ahead], track]
-                angle = _angle_to(states[s, c, t], turns[t], box[_X], box[_Y])
+                angle = _angle_to(state[t], turns[t], box[_X], box[_Y])
                 if angle < ahead or (exposed[s, c, t] and not angle > behind):
                     time[s, c] = min(time[s, c], t)
 

@@ -74,12 +74,8 @@ def _near(points: Any, lines: Any, counts: Any, limit: float, near: Any) -> None
             near[s, p] = False
             px, py = points[s, p, 0], points[s, p, 1]
             for i in range(len(segments)):
-                if (
-                    _may_be_nearer(px, py, segments[i], limit)
-                    and _to_segment(px, py, lines[s], i, segments[i])[1] <= limit
-                ):
-                    near[s, p] = True
-                    break
+                if _may_be_nearer(px, py, segments[i], limit):
+                    near[s, p] |= _to_segment(px, py, lines[s], i, segments[i])[1] <= limit
 
 
 def project_on_polyline(points: Tensor, line: Tensor, mask: Tensor) -> Tensor:

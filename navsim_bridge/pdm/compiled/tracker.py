@@ -79,11 +79,8 @@ def _interpolate(knots: Any, stamps: Any, counts: Any, times: Any, poses: Any) -
                 y = (knot[b, 1] - knot[a, 1]) / span[t] * since[t] + knot[a, 1]
                 h = _wrap((heading[b] - heading[a]) / span[t] * since[t] + heading[a])
                 step_x, step_y = REAR_AXLE_TO_CENTER * math.cos(h), REAR_AXLE_TO_CENTER * math.sin(h)
-                poses[s, c, t, 0], poses[s, c, t, 1], poses[s, c, t, 2] = (
-                    (x + step_x) - step_x,
-                    (y + step_y) - step_y,
-                    h,
-                )
+                pose = poses[s, c, t]
+                pose[0], pose[1], pose[2] = (x + step_x) - step_x, (y + step_y) - step_y, h
 
 
 @helper

@@ -158,13 +158,9 @@ def track(ego_state: Tensor, poses: Tensor, speed: Tensor) -> Tensor:
     """As ``simulate.track``, with the speed profile (scene, candidate, 40) of ``simulate.fit_speed``."""
     num_scenes, num_candidates = poses.shape[:2]
     plans = num_scenes * num_candidates
-    states = torch.empty(
-        (num_scenes, num_candidates, parameters.NUM_STEPS + 1, 11), dtype=poses.dtype, device=poses.device
-    )
+    states = poses.new_empty((num_scenes, num_candidates, parameters.NUM_STEPS + 1, 11))
     if plans:
-        scratch = torch.empty(
-            (3, parameters.NUM_STEPS + parameters.HORIZON, plans), dtype=poses.dtype, device=poses.device
-        )
+        scratch = poses.new_empty((3, parameters.NUM_STEPS + parameters.HORIZON, plans))
         launch: Any = _track[(triton.cdiv(plans, _LANES),)]
         arguments = (ego_state.contiguous(), poses.contiguous(), speed.contiguous(), scratch, states)
         with torch.cuda.device_of(poses):  # Triton launches on the current device

@@ -150,3 +150,12 @@ def test_savgol_matrix_equals_scipy(window: int, order: int, derivative: int) ->
     ours = values @ savgol_matrix(41, window, order, derivative, 0.1).T
     theirs = scipy.signal.savgol_filter(values, window, order, deriv=derivative, delta=0.1)
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_edges_on_a_diagonal_through_round_coordinates_keep_points_apart() -> None:
+    """Cells' centers once lay on the line y = x - 3: rounding then put all points of a cell on its wrong side."""
+    ring = [(-6, -2), (4, 0), (-5, -4), (-3, 0), (-6, -6), (4, -1), (-3, -6), (3, 0), (-6, 1), (4, 4), (-6, -2)]
+    points = torch.tensor([[[3.0, 0.5], [3.5, 0.0], [2.5, 0.5], [2.5, 0.0], [3.5, 3.5]]], dtype=torch.float64)
+    chains = torch.tensor([[ring]], dtype=torch.float64)
+    inside = points_in_polygons(points, chains, torch.zeros((1, 1), dtype=torch.int64), 1)
+    assert inside.flatten().tolist() == [False, False, False, True, True]

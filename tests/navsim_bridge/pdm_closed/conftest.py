@@ -1,7 +1,8 @@
-"""The small world with official scores, shared with the bridge's tests."""
+"""The small world with official scores, shared with the bridge's tests, and both scorers."""
 
 from __future__ import annotations
 
 from tests.navsim_bridge.conftest import world
+from tests.navsim_bridge.scorers import scorer
 
-__all__ = ["world"]
+__all__ = ["scorer", "world"]

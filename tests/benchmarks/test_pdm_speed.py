@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.paths import GOLDEN_V1
+from tests.paths import GOLDEN_V1, GOLDEN_V2
 
 FIXTURES = sorted(GOLDEN_V1.glob("*.npz"))
 
@@ -46,6 +47,29 @@ def test_rows_are_measured_printed_and_written(
         assert set(row["share"]) == {"simulate", "areas", "collision", "ttc", "comfort", "other"}
         assert sum(row["share"].values()) == pytest.approx(1.0) and min(row["share"].values()) > 0
     assert "simulate / areas / collision / ttc / comfort" in capsys.readouterr().out
+
+
+def test_compiled_kernels_and_tensor_code_are_compared(speed: ModuleType, golden: Path, tmp_path: Path) -> None:
+    pytest.importorskip("numba")
+    second = tmp_path / "second"
+    second.mkdir()
+    shutil.copy(sorted(GOLDEN_V2.glob("*.npz"))[0], second)
+    out = tmp_path / "compiled.json"
+    options = ["--compare", "--golden", str(golden), "--golden-epdms", str(second), "--seconds", "0.01"]
+    assert speed.main([*options, "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    for row, scenes in ((report, 2), (report["epdms"], 1)):
+        assert row["scenes"] == scenes and row["ratio"] > 1 and row["plans_per_cpu_s"] > 0
+        assert row["flags"] > 1000 and row["flags_different"] == 0 and row["largest_difference"] < 1e-9
+
+
+def test_a_flag_that_differs_is_counted(speed: ModuleType) -> None:
+    golden = speed.read_golden(FIXTURES[0])
+    batch = speed.SceneBatch.from_scenes([golden.scene])
+    scores = speed.score_plans(batch, torch.from_numpy(golden.proposals)[None])
+    other = replace(scores, comfort=1 - scores.comfort, score=scores.score + 1e-3)
+    found = speed.differences(scores, other)
+    assert found["flags_different"] == scores.comfort.numel() and found["largest_difference"] == pytest.approx(1e-3)
 
 
 def test_measuring_the_stages_leaves_the_score_as_it_was(speed: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""First contacts of the ego with objects, and what the collision and time-to-collision terms make of them, compiled."""
+"""Contacts of the ego compiled: with objects, as the terms on collision and time to collision judge them, and edges."""
 
 from __future__ import annotations
 
@@ -176,6 +176,60 @@ def _threats(
                     time[s, c] = min(time[s, c], t)
 
 
+@helper
+def _as_boxes(chains: Any, owner: Any) -> Any:
+    """Edges of chains (chain, vertex, 2) as boxes without width, padding left out; and their owners.
+
+    A box (5,) is its center's x and y, its heading's cosine and sine, and its half length.
+    """
+    boxes, owners = np.empty((chains.shape[0] * chains.shape[1], 5)), np.empty(len(chains) * chains.shape[1], np.int64)
+    n = 0
+    for k in range(len(chains)):
+        for v in range(chains.shape[1] - 1):
+            dx, dy = chains[k, v + 1, 0] - chains[k, v, 0], chains[k, v + 1, 1] - chains[k, v, 1]
+            if not math.isfinite(dx) or not math.isfinite(dy):
+                continue
+            heading = math.atan2(dy, dx)
+            boxes[n, 0], boxes[n, 1] = (
+                (chains[k, v, 0] + chains[k, v + 1, 0]) / 2,
+                (chains[k, v, 1] + chains[k, v + 1, 1]) / 2,
+            )
+            boxes[n, 2], boxes[n, 3], boxes[n, 4] = (
+                math.cos(heading),
+                math.sin(heading),
+                math.sqrt(dx * dx + dy * dy) / 2,
+            )
+            owners[n] = owner[k]
+            n += 1
+    return boxes[:n], owners[:n]
+
+
+@kernel("void(f8[:,:,:,:], f8[:,:,:], f8[:,:,:,::1], i8[:,::1], b1[:,:,:], b1[:,::1])")
+def _edges_met(centers: Any, headings: Any, chains: Any, owner: Any, shown: Any, met: Any) -> None:
+    """met (scene, candidate): whether the ego at centers (..., time, 2) ever meets an edge of a polygon shown then."""
+    num_times = centers.shape[2]
+    for s in range(len(centers)):
+        boxes, owners = _as_boxes(chains[s], owner[s])
+        for c in range(centers.shape[1]):
+            met[s, c] = False
+            for t in range(num_times):
+                cos, sin = 2.0, 0.0
+                for e in range(len(boxes)):
+                    dx, dy = boxes[e, 0] - centers[s, c, t, 0], boxes[e, 1] - centers[s, c, t, 1]
+                    reach = boxes[e, 4] + (EGO_RADIUS + 1e-6)
+                    if dx * dx + dy * dy > reach * reach or not shown[s, t, owners[e]]:
+                        continue
+                    if cos > 1.0:
+                        cos, sin = math.cos(headings[s, c, t]), math.sin(headings[s, c, t])
+                    if _boxes_intersect(
+                        dx, dy, cos, sin, EGO_LENGTH / 2, EGO_WIDTH / 2, boxes[e, 2], boxes[e, 3], boxes[e, 4], 0.0
+                    ):
+                        met[s, c] = True
+                        break
+                if met[s, c]:
+                    break
+
+
 def _scene(scenes: Any) -> tuple[Any, ...]:
     arrays = (scenes.object_boxes, scenes.object_mask, scenes.object_track, scenes.track_skipped)
     return (*(array.contiguous().numpy() for array in arrays), np.ascontiguousarray(scenes.sizes[:, 4]))
@@ -211,3 +265,17 @@ def threats(
     ahead_of = np.array(steps), np.array(steps) * 0.1
     _threats(states.numpy(), exposed.numpy(), *_scene(scenes), *ahead_of, standing, ahead, behind, time)
     return torch.from_numpy(time)
+
+
+def edges_met(centers: Tensor, headings: Tensor, chains: Tensor, owner: Tensor, shown: Tensor) -> Tensor:
+    """(scene, candidate): whether the ego box ever meets an edge of a polygon that is shown at that time.
+
+    Args:
+        centers: (scene, candidate, time, 2) of the ego box; headings: (scene, candidate, time).
+        chains: (scene, chain, edge + 1, 2) pieces of polygons, +inf as padding; owner: (scene, chain) their polygons.
+        shown: (scene, time, polygon) bool.
+    """
+    met = np.empty(centers.shape[:2], np.bool_)
+    arrays = chains.contiguous().numpy(), owner.contiguous().numpy()
+    _edges_met(centers.numpy(), headings.numpy(), *arrays, shown.numpy(), met)
+    return torch.from_numpy(met)

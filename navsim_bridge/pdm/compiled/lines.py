@@ -30,37 +30,37 @@ def _segments(line: Any, count: int) -> Any:
 
 
 @helper
-def _may_be_nearer(px: float, py: float, segment: Any, limit: float) -> bool:
+def _may_be_nearer(px: float, py: float, segments: Any, i: int, limit: float) -> bool:
     """Whether a segment can come within ``limit`` of a point, going by its middle."""
-    dx, dy, reach = px - segment[7], py - segment[8], limit + (segment[5] * 0.5 + 1e-6)
+    dx, dy, reach = px - segments[i, 7], py - segments[i, 8], limit + (segments[i, 5] * 0.5 + 1e-6)
     return dx * dx + dy * dy <= reach * reach
 
 
 @helper
-def _to_segment(px: float, py: float, line: Any, i: int, segment: Any) -> Any:
+def _to_segment(px: float, py: float, line: Any, segments: Any, i: int) -> Any:
     """``geometry._to_segment``: fraction along the segment, unclamped, and distance."""
-    x, y, step_x, step_y, squared = px - segment[0], py - segment[1], segment[2], segment[3], segment[4]
+    x, y, squared = px - segments[i, 0], py - segments[i, 1], segments[i, 4]
     if squared == 0:
         return 0.0, math.sqrt(x * x + y * y)
-    fraction = (x * step_x + y * step_y) / squared
+    fraction = (x * segments[i, 2] + y * segments[i, 3]) / squared
     if fraction <= 0:
         return fraction, math.sqrt(x * x + y * y)
     if fraction >= 1:
         x, y = px - line[i + 1, 0], py - line[i + 1, 1]
         return fraction, math.sqrt(x * x + y * y)
-    return fraction, abs((x * step_y - y * step_x) / squared) * math.sqrt(squared)
+    return fraction, abs((x * segments[i, 3] - y * segments[i, 2]) / squared) * math.sqrt(squared)
 
 
 @kernel("void(f8[:,:,:], f8[:,:,:], i8[:], f8[:,::1])")
 def _project(points: Any, lines: Any, counts: Any, along: Any) -> None:
     for s in range(len(points)):
-        segments = _segments(lines[s], counts[s])
+        line, segments = lines[s], _segments(lines[s], counts[s])
         for p in range(points.shape[1]):
             px, py = points[s, p, 0], points[s, p, 1]
             best, foot, nearest = np.inf, 0.0, 0
             for i in range(len(segments)):
-                if _may_be_nearer(px, py, segments[i], best):
-                    fraction, distance = _to_segment(px, py, lines[s], i, segments[i])
+                if _may_be_nearer(px, py, segments, i, best):
+                    fraction, distance = _to_segment(px, py, line, segments, i)
                     if distance < best:
                         best, foot, nearest = distance, fraction, i
             along[s, p] = segments[nearest, 6] + min(max(foot, 0.0), 1.0) * segments[nearest, 5]
@@ -69,13 +69,16 @@ def _project(points: Any, lines: Any, counts: Any, along: Any) -> None:
 @kernel("void(f8[:,:,:], f8[:,:,:], i8[:], f8, b1[:,::1])")
 def _near(points: Any, lines: Any, counts: Any, limit: float, near: Any) -> None:
     for s in range(len(points)):
-        segments = _segments(lines[s], counts[s])
+        line, segments = lines[s], _segments(lines[s], counts[s])
         for p in range(points.shape[1]):
             near[s, p] = False
             px, py = points[s, p, 0], points[s, p, 1]
             for i in range(len(segments)):
-                if _may_be_nearer(px, py, segments[i], limit):
-                    near[s, p] |= _to_segment(px, py, lines[s], i, segments[i])[1] <= limit
+                if not _may_be_nearer(px, py, segments, i, limit):
+                    continue
+                if _to_segment(px, py, line, segments, i)[1] <= limit:
+                    near[s, p] = True
+                    break
 
 
 def project_on_polyline(points: Tensor, line: Tensor, mask: Tensor) -> Tensor:

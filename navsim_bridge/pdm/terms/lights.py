@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from navsim_bridge.ego import EGO_RADIUS, HALF_EGO
+from navsim_bridge.pdm.compiled import choice
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.geometry import boxes_intersect, ego_center, points_in_polygons
 from navsim_bridge.pdm.terms.collision import first_hits
@@ -38,6 +39,10 @@ def traffic_light_compliance(scenes: EPDMSBatch, states: Tensor) -> Tensor:
 
 def _on_red_edge(scenes: EPDMSBatch, centers: Tensor, headings: Tensor) -> Tensor:
     """(scene, candidate): whether the ego box ever meets an edge of a light that is red then."""
+    if choice.use_numba(centers):
+        from navsim_bridge.pdm.compiled import contacts
+
+        return contacts.edges_met(centers, headings, scenes.light_chains, scenes.chain_light, scenes.light_red)
     num_scenes, num_candidates, num_times = headings.shape
     start, end = scenes.light_chains[:, :, :-1], scenes.light_chains[:, :, 1:]
     num_edges = start.shape[1] * start.shape[2]

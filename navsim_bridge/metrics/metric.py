@@ -36,7 +36,11 @@ Terms = Any
 
 
 class Packed(Protocol):
-    """Scenes as tensors."""
+    """Scenes as tensors.
+
+    One that also has a class method ``concatenate(parts)``, all scenes of some of its kind in order, is packed once a
+    scene by a reward whose scenes do not all fit its memory at once; any other kind then is packed for each call.
+    """
 
     def __len__(self) -> int: ...
 

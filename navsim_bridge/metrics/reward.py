@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,8 +25,9 @@ class MetricReward:
     Columns that hang on other frames (EPDMS's two-frame comfort) are left out, and ``score`` is made without them, as
     the devkit does where there is no such frame.
 
-    All scenes are packed once and stay in memory on ``device`` when they fit ``keep_bytes``; else those of each
-    call are packed for the call.
+    All scenes are packed once and stay in memory on ``device`` when they fit ``keep_bytes``. Else they stay in the
+    CPU's memory as packed for the call that first asked for them, until ``keep_bytes`` are full; further ones are
+    packed for each call.
     """
 
     def __init__(
@@ -50,6 +52,9 @@ class MetricReward:
         self._rows = {token: row for row, token in enumerate(self.tokens)}
         self._packed: Packed | None = None
         self._decided = False
+        self._pieces: list[Packed] = []
+        self._places: dict[str, tuple[int, int]] = {}  # token -> piece and row
+        self._piece_bytes = 0
 
     def terms(self, tokens: Iterable[str], plans: Tensor | NDArray[Any]) -> Terms:
         """What the metric finds. ``plans``: (scene, candidate, 8, 3), ego rear-axle frame.
@@ -84,7 +89,26 @@ class MetricReward:
         if self._packed is not None and all(token in self._rows for token in tokens):
             rows = np.array([self._rows[token] for token in tokens], dtype=np.int64)
             return self._packed.select(rows)  # type: ignore[no-any-return]
-        return self.metric.pack(self.scenes.load(tokens)).to(self.device)  # type: ignore[no-any-return]
+        return self._from_pieces(tokens).to(self.device)  # type: ignore[no-any-return]
+
+    def _from_pieces(self, tokens: Sequence[str]) -> Packed:
+        """The scenes of one call out of those packed for earlier ones, which those packed now may join."""
+        missing = [token for token in dict.fromkeys(tokens) if token not in self._places]
+        fresh = self.metric.pack(self.scenes.load(missing)) if missing else None
+        new = {token: (len(self._pieces), row) for row, token in enumerate(missing)}
+        parts = []
+        for piece, run in itertools.groupby(
+            (new.get(token) or self._places[token] for token in tokens), lambda at: at[0]
+        ):
+            packed = self._pieces[piece] if piece < len(self._pieces) else fresh
+            parts.append(packed.select(np.array([row for _, row in run])))
+        if fresh is not None and hasattr(fresh, "concatenate"):
+            size = packed_bytes(fresh)
+            if self._piece_bytes + size <= self.keep_bytes:
+                self._pieces.append(fresh)
+                self._places |= new
+                self._piece_bytes += size
+        return parts[0] if len(parts) == 1 else type(parts[0]).concatenate(parts)  # type: ignore[no-any-return]
 
     def _estimated_bytes(self) -> int:
         """Of all scenes packed together: they are padded to the largest, so the largest of a sample counts."""

@@ -81,6 +81,11 @@ class RecordedPlans:
         rows = torch.from_numpy(index).to(self.device)
         return RecordedPlans(tuple(self.tokens[row] for row in index.tolist()), self.plans[rows])
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[RecordedPlans]) -> RecordedPlans:
+        """The scenes of all parts, in order."""
+        return cls(tuple(token for part in parts for token in part.tokens), torch.cat([part.plans for part in parts]))
+
 
 def refuse_text(tokens: object) -> None:
     """Raise TypeError for one text, which would be taken letter by letter."""

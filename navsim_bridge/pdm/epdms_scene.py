@@ -17,7 +17,7 @@ from navsim_bridge.ego import HALF_EGO
 from navsim_bridge.pdm.geometry import boxes_intersect, ego_center
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES, NUM_FRAMES, EPDMSInputs, MetricScene
 from navsim_bridge.pdm.packing import check_finite, check_offsets, pack_map, scene_error
-from navsim_bridge.pdm.scene import SceneBatch
+from navsim_bridge.pdm.scene import SceneBatch, concatenate_padded
 
 _PAST_STEP_US = 100_000
 
@@ -70,6 +70,18 @@ class EPDMSBatch:
         picked = self._map(self.scenes.select(index), lambda tensor: tensor.index_select(0, rows))
         objects = picked.scenes.object_track.shape[1]
         return dataclasses.replace(picked, object_is_light=picked.object_is_light[:, :objects])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[EPDMSBatch]) -> EPDMSBatch:
+        """The scenes of all parts, on one device, in order; padded to the largest of them."""
+        tensors: dict[str, Any] = {
+            field.name: concatenate_padded(
+                [getattr(part, field.name) for part in parts], torch.inf if field.name == "light_chains" else 0
+            )
+            for field in dataclasses.fields(cls)
+            if field.name != "scenes"
+        }
+        return cls(scenes=SceneBatch.concatenate([part.scenes for part in parts]), **tensors)
 
     def _map(self, scenes: SceneBatch, function: Callable[[Tensor], Tensor]) -> EPDMSBatch:
         tensors: dict[str, Any] = {

@@ -1,0 +1,72 @@
+"""A reward packs a scene once, also where its scenes do not all fit at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from navsim_bridge.golden.v1 import read_golden
+from navsim_bridge.golden.v2 import read_golden_epdms
+from navsim_bridge.metrics.epdms import EPDMS
+from navsim_bridge.metrics.metric import Metric
+from navsim_bridge.metrics.pdms import PDMS
+from navsim_bridge.metrics.reward import MetricReward, packed_bytes
+from tests.paths import GOLDEN_V1, GOLDEN_V2
+
+
+class Scenes:
+    """As much of a metric cache as a reward asks for; counts what is loaded."""
+
+    def __init__(self, files: Sequence[Any]) -> None:
+        self._scenes = {file.scene.token: file.scene for file in files}
+        self.tokens = tuple(self._scenes)
+        self.loaded: list[str] = []
+
+    def load(self, tokens: Sequence[str]) -> list[Any]:
+        self.loaded += tokens
+        return [self._scenes[token] for token in tokens]
+
+    def require(self, tokens: Sequence[str]) -> None: ...
+
+
+def files_of(metric: Metric[Any]) -> list[Any]:
+    """Six scenes of different sizes."""
+    if isinstance(metric, PDMS):
+        return [read_golden(path) for path in sorted(GOLDEN_V1.glob("*.npz"))[::7]]
+    return [read_golden_epdms(path) for path in sorted(GOLDEN_V2.glob("*.npz"))[::2]]
+
+
+@pytest.mark.parametrize("metric", [PDMS(), EPDMS()], ids=["pdms", "epdms"])
+def test_scenes_of_several_calls_are_put_together_as_if_packed_together(metric: Metric[Any]) -> None:
+    files = files_of(metric)
+    scenes = Scenes(files)
+    plans = {file.scene.token: torch.from_numpy(file.proposals[:3]) for file in files}
+    reward = MetricReward(metric, scenes, keep_bytes=packed_bytes(metric.pack(scenes.load(scenes.tokens))) - 1)
+    reward(scenes.tokens[4:], torch.stack([plans[token] for token in scenes.tokens[4:]]))
+    scenes.loaded.clear()
+    reward(scenes.tokens[:2], torch.stack([plans[token] for token in scenes.tokens[:2]]))
+    assert scenes.loaded == list(scenes.tokens[:2])
+    order = [scenes.tokens[i] for i in (5, 0, 2, 0, 4, 1)]
+    scores = reward(order, torch.stack([plans[token] for token in order]))
+    assert scenes.loaded == list(scenes.tokens[:3])
+    for row, token in enumerate(order):
+        expected = MetricReward(metric, Scenes(files), keep_bytes=0)([token], plans[token][None])
+        for name, value in expected.items():
+            torch.testing.assert_close(scores[name][row], value[0], rtol=0, atol=1e-12, msg=name)
+
+
+def test_what_does_not_fit_is_packed_for_each_call() -> None:
+    files = files_of(PDMS())
+    scenes = Scenes(files)
+    one = packed_bytes(PDMS().pack([files[0].scene]))
+    reward = MetricReward(PDMS(), scenes, keep_bytes=one)
+    plans = torch.from_numpy(np.stack([file.proposals[:2] for file in files]))
+    reward(scenes.tokens[:1], plans[:1])
+    scenes.loaded.clear()
+    for _ in range(2):
+        reward(scenes.tokens[:2], plans[:2])
+    assert scenes.loaded == [scenes.tokens[1]] * 2

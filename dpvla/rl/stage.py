@@ -99,9 +99,8 @@ class RolloutStage:
         self.tokens = tokens or TokensConfig()
         self.token_files = None
         self._shapes = on_meta(policy)  # before a strategy divides the weights
-        self._rolled_out_once: bool | None = (
-            None  # whether equal policies were one in the cycle's roll-outs, if made here
-        )
+        self._rolled_out_once: bool | None = None
+        """Whether the cycle's roll-outs took equal policies for one; None where they were not made here."""
         self.buffer: RolloutBuffer | None = None
         self._tokens: TokenCache | None = None
         self._behavior: DiTHead | None = None

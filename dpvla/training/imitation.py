@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from dpvla.batch import DrivingBatch, RewardFunction, SceneSource
 from dpvla.checkpoint_layout import CheckpointLayout
@@ -20,6 +19,7 @@ from dpvla.random_rows import RandomRows
 from dpvla.training.augmentation import jitter_colors
 from dpvla.training.config import ImitationConfig
 from dpvla.training.order import epoch_batches, steps_per_epoch
+from dpvla.training.reading import batches_ahead
 from dpvla.training.shares import share, weighted
 from dpvla.training.stage import Track, WholeWeights
 
@@ -71,16 +71,11 @@ class ImitationStage:
 
     def batches(self, first_step: int, track: Track, whole_weights: WholeWeights) -> Iterator[DrivingBatch]:
         """Shuffled batches from ``first_step`` on, decoded ahead by the workers."""
-        loader = DataLoader(
-            _WholeBatches(self.source),
-            batch_size=None,
-            sampler=_Once(rows for rows, _ in self._shares(first_step)),
-            num_workers=self.config.num_workers,
-            persistent_workers=False,
-        )
-        for step, batch, (rows, weight) in zip(count(first_step), loader, self._shares(first_step)):
+        mine, device = (rows for rows, _ in self._shares(first_step)), self.accelerator.device
+        decoded = batches_ahead(self.source, mine, self.config.num_workers, device)
+        for step, batch, (rows, weight) in zip(count(first_step), decoded, self._shares(first_step)):
             random = RandomRows.of(rows, self.seed, step)
-            yield replace(batch.to(self.accelerator.device), random=random, weight=weight)
+            yield replace(batch.to(device), random=random, weight=weight)
 
     def _shares(self, first_step: int) -> Iterator[tuple[list[int], float]]:
         """This process's scenes of every update, and their weight."""
@@ -114,21 +109,3 @@ class ImitationStage:
 
     def restore(self, directory: Path) -> None:
         """The loop's own state is all there is."""
-
-
-class _WholeBatches(Dataset[DrivingBatch]):
-    def __init__(self, source: SceneSource) -> None:
-        self._source = source
-
-    def __getitem__(self, rows: Sequence[int]) -> DrivingBatch:  # type: ignore[override]
-        return self._source.batch(rows)
-
-
-class _Once:
-    """An endless stream of index lists as a DataLoader sampler."""
-
-    def __init__(self, rows: Iterator[Sequence[int]]) -> None:
-        self._rows = rows
-
-    def __iter__(self) -> Iterator[Sequence[int]]:
-        return self._rows

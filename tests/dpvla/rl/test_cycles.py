@@ -18,7 +18,7 @@ from dpvla.algorithms.dipole import ADAPTERS, Dipole
 from dpvla.models import DPVLA
 from dpvla.models.head import DiTHead
 from dpvla.rl.config import RolloutConfig, TokensConfig
-from dpvla.rl.flops import scene_flops
+from dpvla.rl.flops import SceneFlops, scene_flops
 from dpvla.rl.stage import RolloutStage
 from dpvla.rl.token_store import open_tokens
 from dpvla.training.loop import train
@@ -96,10 +96,17 @@ def test_policies_are_equal_where_their_updates_are(down: bool, up: bool, equal:
         assert found == (not down)
 
 
+@pytest.fixture(scope="module")
+def flops() -> list[SceneFlops]:
+    """Of a first cycle, whose policies are equal, and of later ones."""
+    policy, _ = fresh()
+    policy.freeze_encoder()
+    return [scene_flops(policy, Dipole(DipoleConfig()), 3, equals_once=once) for once in (True, False)]
+
+
 @pytest.mark.parametrize("where", ["disk", "memory", "nowhere"])
-def test_the_cost_of_a_scene_is_logged_for_every_cycle(tmp_path: Path, where: str) -> None:
+def test_the_cost_of_a_scene_is_logged_for_every_cycle(tmp_path: Path, where: str, flops: list[SceneFlops]) -> None:
     stage = make_stage(tmp_path if where == "disk" else None, limit_gb=8.0 * (where == "memory"))
-    flops = [scene_flops(stage.policy, stage.algorithm, 3, equals_once=once) for once in (True, False)]
     assert flops[0].roll_out < 0.6 * flops[1].roll_out
     # Where tokens are too large to be kept, that is found out from a first portion: four of the six scenes.
     encodings = {"disk": 0.0, "memory": 1.0, "nowhere": 1 + EPOCHS + 4 / 6}[where]

@@ -204,28 +204,44 @@ def test_an_unfinished_cache_of_other_scenes_is_refused(tmp_path: Path, made: tu
         opened(policy, _Some(source, [4, 1]), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tokens", "command", "ego_status", "history", "checksum", "mask"])
-def test_a_flipped_bit_is_found_when_its_scene_is_read_and_mended_by_deleting_the_shard(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_flipped_bit_is_found_when_its_scene_is_read_and_mended_by_deleting_the_shard(tmp_path: Path) -> None:
     policy, source = make_policy("tiny_florence")
-    files = opened(policy, source, tmp_path)
+    others = _Some(source, [0, 1, 2])
+    first = opened(policy, source, tmp_path)._shards[1]
     whole, path = contents(tmp_path), shard_path(tmp_path, 1)
-    entry, start = files._shards[1]._header[name]
-    row = (entry["data_offsets"][1] - entry["data_offsets"][0]) // PORTION
-    content = bytearray(path.read_bytes())
-    content[start + row] ^= 1  # in the shard's second scene
-    path.write_bytes(content)
-    files = opened(policy, _Some(source, [0, 1, 2]), tmp_path)  # others are not looked at
     message = f"{path.name} is damaged \\(scene {source.tokens[3]} has another checksum\\): delete it, and the same"
+    for name, (entry, start) in first._header.items():
+        row = (entry["data_offsets"][1] - entry["data_offsets"][0]) // PORTION
+        content = bytearray(whole[path.name])
+        content[start + row] ^= 1  # in the shard's second scene
+        path.write_bytes(content)
+        files = opened(policy, others, tmp_path)  # which has not that scene
+        with pytest.raises(TokenCacheError, match=message):
+            files.read([5, 3])
+        assert name in ("tokens", "mask", "command", "ego_status", "history", "checksum")
     with pytest.raises(TokenCacheError, match=message):
-        files.read([5, 3])
-    with pytest.raises(TokenCacheError, match=message):
-        opened(policy, _Some(source, [0, 1, 2]), tmp_path, verify=True)
+        opened(policy, others, tmp_path, verify=True)
     path.unlink()
     with counting(policy) as sizes:
         opened(policy, source, tmp_path)
     assert sizes == [1, PORTION, PORTION] and contents(tmp_path) == whole
+
+
+def test_large_batches_are_read_by_several_threads(
+    tmp_path: Path, made: tuple[DPVLA, ScenesInMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = opened(*made, tmp_path)
+    rows = [5, 0, 3, 3, 1, 2, 4]
+    expected = files.read(rows)
+    monkeypatch.setattr(token_files, "WORTH_THREADS", 0)
+    found = files.read(rows)
+    assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ("tokens", "command", "history"))
+    path = shard_path(tmp_path, 2)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TokenCacheError, match=f"{path.name} is damaged"):
+        opened(*made, tmp_path).read([0, 1, 4, 5])
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])

@@ -20,7 +20,7 @@ from navsim_bridge.submission.v1 import Team, validate_submission, write_submiss
 
 WRITING = (
     "checkpoint", "seeds", "omega", "batch_size", "agent", "out", "overwrite", "team_name", "authors", "email",
-    "institution", "country", "device", "workers", "executor",
+    "institution", "country", "device", "decoder", "workers", "executor",
 )  # fmt: skip
 """Options that --validate has no use for."""
 

@@ -9,12 +9,12 @@ Then `--image-store DIR` of tools/pretrain.py and tools/rl_finetune.py. A run th
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dpvla.cli import command, refuse_given
 from dpvla.config import ConfigError, Whole
 from dpvla.files import check_folder
-from dpvla.parallel import available_cores
+from dpvla.parallel import AnyExecutor, ProcessesConfig, make_executor
 from dpvla.sensors import DEFAULT_CAMERAS, Sensors
 from navsim_bridge.files import roots
 from navsim_bridge.files.roots import DataOptions
@@ -32,6 +32,7 @@ class PackImages(DataOptions):
     size: str = "768x384"  # WIDTHxHEIGHT of the encoder's images: 768x384 (its default), 384x192, 768x768, ...
     cameras: tuple[str, ...] = DEFAULT_CAMERAS  # of the encoder, in its order
     workers: Whole = 0  # processes; 0: one per core
+    executor: AnyExecutor = field(default_factory=ProcessesConfig)  # who runs the workers
     allow_missing: bool = False  # pack what there is when logs or images of the split are missing
     check: bool = False  # instead of packing: read every byte of --out and compare it with the checksums
 
@@ -54,14 +55,14 @@ def main(options: PackImages) -> None:
     from navsim_bridge.data.image_store import ImageStore, pack_images
 
     if options.check:
-        given = ["split", "data_root", "data_split", "size", "cameras", "workers", "allow_missing"]
+        given = ["split", "data_root", "data_split", "size", "cameras", "workers", "executor", "allow_missing"]
         refuse_given(options, given, "packing, not to --check")
         store = ImageStore(options.out)
         store.check(progress=True)
         print(f"{options.out}: all {len(store.shards)} shards are what was written")
         return
     assert options.split is not None
-    sensors, workers = options.sensors, options.workers or available_cores()
+    sensors, workers = options.sensors, make_executor(options.executor, options.workers)
     cameras = camera_names(sensors.cameras)
     check_folder(options.out)
     root = roots.data_root(options.data_root)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
 from navsim_bridge.splits.scenes import SceneRecord
+
+Decoder = Literal["cpu", "nvjpeg"]
+"""What decodes a policy's JPEGs: threads of this machine, or its GPU."""
 
 
 class Agent(Protocol):

@@ -11,7 +11,7 @@ from dpvla.cli import refuse_given
 from dpvla.config import Count, NotNegative, Whole
 from dpvla.parallel import AnyExecutor, ProcessesConfig, make_executor
 from dpvla.registry import import_plugin
-from navsim_bridge.agents.agent import Agent, cameras_of
+from navsim_bridge.agents.agent import Agent, Decoder, cameras_of
 from navsim_bridge.agents.crew import Crew
 from navsim_bridge.agents.registry import find_agent
 
@@ -26,13 +26,14 @@ class AgentOptions:
     omega: NotNegative | None = None  # dpvla: greediness of the guided combination; default: what it was trained with
     batch_size: Count = 64  # dpvla: scenes planned together
     device: str = "auto"  # cpu, cuda, cuda:1, ...
+    decoder: Decoder = "cpu"  # dpvla: what decodes JPEGs; nvjpeg: its GPU, which rounds pixels a little otherwise
 
     def check_agent(self, *further: str) -> None:
         """Raise ValueError when agent and options do not fit; ``further``: a tool's own options of the policy."""
         from navsim_bridge.agents.policy_agent import PolicyAgent  # with torch, which options do not need
 
         if find_agent(self.agent) is not PolicyAgent:
-            refuse_given(self, ["checkpoint", *further, "omega", "batch_size"], "--agent dpvla")
+            refuse_given(self, ["checkpoint", *further, "omega", "batch_size", "decoder"], "--agent dpvla")
         elif not self.checkpoint:
             raise ValueError("--agent dpvla needs --checkpoint")
 
@@ -46,8 +47,9 @@ class AgentOptions:
     def opener(self, data_root: Path | str, device: str, seed: int = 0) -> OpenAgent:
         """What opens the agent on ``device``, in this or another process."""
         return OpenAgent(
-            self.agent, self.plugin, self.checkpoint, Path(data_root), device, self.omega, seed, self.batch_size
-        )
+            self.agent, self.plugin, self.checkpoint, Path(data_root), device, self.omega, seed, self.batch_size,
+            self.decoder,
+        )  # fmt: skip
 
     def open_for(self, crew: Crew, data_root: Path | str, seed: int = 0) -> AgentOfCrew:
         """The agent for each of a crew, which starts from the same weights while a run goes on and writes others.
@@ -77,6 +79,7 @@ class OpenAgent:
     omega: float | None
     seed: int
     batch_size: int
+    decoder: Decoder = "cpu"
 
     def __call__(self) -> Agent:
         """The agent; raises as `AgentOptions.open_agent`."""
@@ -96,6 +99,7 @@ class OpenAgent:
             omega=self.omega,
             seed=self.seed,
             batch_size=self.batch_size,
+            decoder=self.decoder,
         )
         policy.refuse_idle_omega()
         return policy

@@ -6,22 +6,20 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dpvla.plan import NUM_POSES
+from navsim_bridge.agents.agent import Decoder
 from navsim_bridge.data.dataset import NavsimDataset
 from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.sensors import camera_names
 
 if TYPE_CHECKING:
     from dpvla.models import DPVLA
-
-Decoder = Literal["cpu", "nvjpeg"]
-"""What decodes JPEGs: threads of this machine, or the GPU."""
 
 
 def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> DPVLA:
@@ -106,7 +104,7 @@ class PolicyAgent:
     @torch.no_grad()
     def _plan(self, dataset: NavsimDataset, rows: range) -> NDArray[np.float32]:
         device = next(self.policy.parameters()).device
-        batch = dataset.batch(rows, device if self.decoder == "nvjpeg" else "cpu").to(device)
+        batch = (dataset.batch(rows, device) if self.decoder == "nvjpeg" else dataset.batch(rows)).to(device)
         noise = torch.stack([self._noise(token) for token in batch.tokens])
         context = self.policy.encode(batch)
         plans = self.policy.sample(context, 1, self.omega, noise=noise)

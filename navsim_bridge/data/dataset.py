@@ -67,12 +67,12 @@ class NavsimDataset:
         """The scene at ``index`` as a batch of one."""
         return self.batch([range(len(self))[index]])
 
-    def batch(self, indices: Sequence[int], decode_on: torch.device | str = "cpu") -> DrivingBatch:
+    def batch(self, indices: Sequence[int], decode_on: torch.device | None = None) -> DrivingBatch:
         """The scenes at ``indices``, in their order.
 
         Args:
-            decode_on: a CUDA device decodes JPEGs with nvJPEG, and the images stay there; nothing stands in for it
-                where it cannot. Kept images are read from where they are kept.
+            decode_on: a GPU that decodes the JPEGs, and where the images stay; nothing stands in for it where it
+                cannot. None: threads of this machine. Kept images are read from where they are kept.
 
         Raises FileNotFoundError with the number of missing images and the first one, ValueError for one that cannot be
         read.
@@ -80,7 +80,7 @@ class NavsimDataset:
         rows = torch.as_tensor(list(indices), dtype=torch.int64)
         return DrivingBatch(
             tokens=tuple(self._tokens[i] for i in rows.tolist()),
-            images=self._images(rows.numpy(), torch.device(decode_on)),
+            images=self._images(rows.numpy(), decode_on),
             command=self._commands[rows],
             ego_status=self._status[rows],
             history=self._history[rows],
@@ -133,7 +133,7 @@ class NavsimDataset:
         self.use_store(ImageStore(path))
         return path
 
-    def _images(self, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+    def _images(self, rows: NDArray[np.int64], decode_on: torch.device | None) -> Tensor:
         if self._store is not None:
             store, places = self._store
             return torch.from_numpy(store.read(places[rows]))
@@ -142,8 +142,8 @@ class NavsimDataset:
         paths = [path for row in rows for path in self.image_paths(row)]
         shape = (len(rows), *self.sensors.shape)
         try:
-            if device.type != "cpu":
-                return read_images_on_gpu(paths, self.image_size, device).view(shape)
+            if decode_on is not None:
+                return read_images_on_gpu(paths, self.image_size, decode_on).view(shape)
             return torch.from_numpy(read_images(paths, self.image_size, self.workers)).view(shape)
         except FileNotFoundError:
             raise self._missing() from None

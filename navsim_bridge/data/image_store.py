@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla import files
-from dpvla.parallel import run_jobs
+from dpvla.parallel import Workers, run_jobs
 from dpvla.sensors import Sensors
 from navsim_bridge.data.images import Pixels, Size, read_images
 from navsim_bridge.files.roots import SENSORS
@@ -74,7 +74,7 @@ def pack_images(
     split: str,
     *,
     title: str = "image store",
-    workers: int = 1,
+    workers: Workers = 1,
     threads: int = 1,
     progress: bool = False,
 ) -> ImageStore:
@@ -82,7 +82,7 @@ def pack_images(
 
     Args:
         split: what the store says that it is of.
-        workers: processes; shards are theirs. threads: of each, decoding.
+        workers: processes or an executor; shards are theirs. threads: of each, decoding.
 
     Raises:
         ImageStoreError: the folder holds a store of another split, size or camera set.
@@ -110,7 +110,7 @@ def pack_images(
         }  # fmt: skip
         entries = []
         with tqdm(total=len(records), desc="images", unit="scene", disable=not progress) as bar:
-            for shard, digest in zip(shards, _packed(shards, workers)):
+            for shard, digest in zip(shards, _packed(shards, workers, Path(data_root), folder)):
                 entries.append({"file": shard.path.name, "scenes": shard.shape[0], "sha256": digest})
                 bar.update(shard.shape[0])
         manifest |= {"shards": entries, "scenes": [[r.token, sources[r.token]] for r in records]}
@@ -268,9 +268,11 @@ def _shards(
         yield Shard(folder / f"images-{number:05d}-{key}.npy", images, (len(some), *sensors.shape), threads)
 
 
-def _packed(shards: Sequence[Shard], workers: int) -> Iterator[str]:
+def _packed(shards: Sequence[Shard], workers: Workers, data_root: Path, folder: Path) -> Iterator[str]:
     """Their checksums in order, as they are packed."""
-    return run_jobs(Shard.pack, [(shard,) for shard in shards], workers, in_order=True, preload=(__name__,))
+    jobs = [(shard,) for shard in shards]
+    reads = [data_root / SENSORS]
+    return run_jobs(Shard.pack, jobs, workers, in_order=True, preload=(__name__,), reads=reads, writes=folder)
 
 
 def _require_room(folder: Path, needed: int) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
+from torchvision.io import ImageReadMode
 
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.dipole import Dipole
@@ -21,6 +24,7 @@ from dpvla.training.config import ImitationConfig, LoopConfig
 from dpvla.training.imitation import ImitationStage
 from dpvla.training.strategies.registry import make_strategy
 from navsim_bridge.agents.policy_agent import PolicyAgent
+from navsim_bridge.data import images
 from tests.gpu.pretended import PretendedGPU, value
 from tests.gpu.tiny_driving import make_policy, numbers, training_on
 from tests.scenes_in_memory import prefer_left
@@ -173,6 +177,33 @@ def test_the_agent_plans_on_a_gpu_what_it_plans_on_the_cpu() -> None:
         plans = agent._plan(source, range(3))  # type: ignore[arg-type]
         assert sum(gpu.syncs.values()) == 1  # the plans come back
     assert plans == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [(96, 48), (48, 48)])
+def test_jpegs_decoded_on_the_gpu_stay_there_and_are_those_of_the_cpu(
+    size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for nvJPEG itself, which torchvision's decoder stands in for here."""
+    paths = []
+    for number in range(3):
+        pixels = torch.randint(0, 256, (9, 16, 3), generator=numbers(), dtype=torch.uint8).numpy() // (number + 1)
+        paths.append(tmp_path / f"{number}.jpg")
+        Image.fromarray(pixels).resize((192, 108), Image.Resampling.BICUBIC).save(paths[-1])
+    expected = images.read_images(paths, size)
+    decode, gpu = images.decode_jpeg, PretendedGPU()
+
+    def nvjpeg(contents: list[Tensor], mode: ImageReadMode, device: torch.device) -> list[Tensor]:
+        return [decoded.to(device) for decoded in ready]
+
+    ready = [decode(torch.from_numpy(np.fromfile(path, np.uint8)), mode=ImageReadMode.RGB) for path in paths]
+    monkeypatch.setattr(images, "decode_jpeg", nvjpeg)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with gpu():
+        gpu.forget()
+        found = images.read_images_on_gpu(paths, size, gpu.device)
+        assert found.device == gpu.device and found.dtype == torch.uint8
+        assert not gpu.syncs and gpu.copies_in == len(paths)
+    assert (value(found).int() - torch.from_numpy(expected).int()).abs().max() <= 2
 
 
 def test_the_rules_are_cudas() -> None:

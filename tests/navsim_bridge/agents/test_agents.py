@@ -79,6 +79,12 @@ def test_the_agent_says_the_omega_that_it_samples_with(checkpoint: Path) -> None
     assert PolicyAgent.from_checkpoint(checkpoint / "model", checkpoint, omega=0.25).guidance is None
 
 
+def test_nvjpeg_without_a_gpu_is_refused_not_replaced(world: World, checkpoint: Path) -> None:
+    agent = PolicyAgent.from_checkpoint(checkpoint, checkpoint, decoder="nvjpeg")
+    with pytest.raises(ValueError, match="nvJPEG decodes on CUDA devices, found cpu; take decoder cpu"):
+        agent(world.records[:1])
+
+
 def test_an_omega_without_adapters_is_refused_by_the_tools(world: World, checkpoint: Path, tmp_path: Path) -> None:
     PolicyAgent.from_checkpoint(checkpoint, checkpoint, omega=0.25).refuse_idle_omega()
     PolicyAgent.from_checkpoint(checkpoint / "model", checkpoint).refuse_idle_omega()

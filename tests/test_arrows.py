@@ -41,7 +41,7 @@ ORDER = (
     ("dpvla.encoders",),
     ("dpvla.layers", "dpvla.diffusion", "dpvla.batch", "dpvla.report", "dpvla.tensors", "dpvla.provenance"),
     ("dpvla.cli", "dpvla.plan", "dpvla.sensors", "dpvla.checkpoint_layout", "dpvla.parallel", "dpvla.device"),
-    ("dpvla.config", "dpvla.files", "dpvla.random_rows", "dpvla.ahead"),
+    ("dpvla.config", "dpvla.files", "dpvla.random_rows", "dpvla.ahead", "dpvla.precision"),
     ("dpvla.registry",),
     ("dpvla",),
 )

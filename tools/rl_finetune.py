@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             first = starting_point(start, config.adapters, algorithm.adapters, lora.rank, lora.alpha)
         else:
             refuse_other_start(run, "checkpoint", config.checkpoint)
-            policy = DPVLA.from_pretrained(CheckpointLayout(run.last).model)
-            first = StartingPoint(policy, (), run.before.get("start") or {}, None)
+            model = CheckpointLayout(run.last).model
+            first = StartingPoint(DPVLA.from_pretrained(model), (), run.before.get("start") or {}, model)
         policy = first.policy.to(accelerator.device)
         policy.precision = config.loop.precision
         if accelerator.is_main_process:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from dpvla.checkpoint_layout import CONFIG_FILE
 from dpvla.diffusion import DPMSolver, clip_x0, combine
 from dpvla.encoders.encoder import Encoder, tokens_of, width_of
 from dpvla.encoders.registry import encoder_class
+from dpvla.layers.adaptable import AdaptableLinear
 from dpvla.models import adapter_files
 from dpvla.models import adapters as adapter_bank
 from dpvla.models.config import DPVLAConfig
 from dpvla.models.head import BASE_POLICY, DiTHead, Policies
 from dpvla.models.plan_coding import PlanCoding
 from dpvla.models.policy_files import PolicyFiles
-from dpvla.models.sampling import FORMER_ADAPTERS, Precision, Sampling, read_sampling, write_sampling
+from dpvla.models.sampling import FORMER_ADAPTERS, Sampling, read_sampling, write_sampling
 from dpvla.models.scene_context import SceneContext
 from dpvla.plan import NUM_POSES
+from dpvla.precision import Precision, computing_in
 from dpvla.random_rows import normal
 from dpvla.tensors import empty_parameters, materialize, state_of
 
@@ -41,7 +43,7 @@ class DPVLA(nn.Module):
     sampling: Sampling
     """What ``sample`` combines where it is not told otherwise; saved and restored with the adapters."""
     precision: Precision
-    """What ``encode`` and ``sample`` autocast to, as training did; saved and restored with the weights."""
+    """What ``encode`` and ``sample`` compute in, as training did; saved and restored with the weights."""
     runs_equals_once: bool
     """Whether ``sample`` may take the two policies it combines for one; see ``knowing_equals``."""
 
@@ -193,10 +195,20 @@ class DPVLA(nn.Module):
     # ------------------------------------------------------------------ training
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The autocast of ``precision`` on the policy's device."""
-        if self.precision == "no":
-            return nullcontext()
-        return torch.autocast(self.plan_coding.mean.device.type, torch.bfloat16)
+        """Inside, its networks compute in ``precision``."""
+        return computing_in(self.precision, self.plan_coding.mean.device)
+
+    def hold_frozen(self) -> None:
+        """Keep weights that are not trained in what autocast casts them to at every use: same plans, half the memory.
+
+        Those are the weights of linear layers and convolutions; norms, embeddings and biases stay in float32, and so
+        does all where ``precision`` is no autocast. Saved afterwards, these weights are rounded: keep their file.
+        """
+        if self.precision != "bf16":
+            return
+        for part in self.modules():
+            if type(part) in (nn.Linear, nn.Conv2d, AdaptableLinear) and not part.weight.requires_grad:
+                part.weight = nn.Parameter(part.weight.detach().to(torch.bfloat16), requires_grad=False)
 
     def encode(self, batch: DrivingBatch) -> SceneContext:
         """Run the encoder once a scene. Without gradients when it is frozen."""

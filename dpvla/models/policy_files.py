@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from dpvla.config import ConfigError, from_dict, to_dict
 from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.registry import encoder_class
 from dpvla.models.config import DPVLAConfig
-from dpvla.models.sampling import Precision
+from dpvla.precision import Precision
 from dpvla.tensors import read_into, save_tensors
 
 FORMAT_VERSION = 2
@@ -42,6 +43,7 @@ class PolicyFiles:
             "model": self.config.to_dict(),
             "encoder_architecture": self.encoder_architecture,
             "precision": self.precision,
+            "values": _values_by_type(tensors),
         }
         files.write_json(self.directory / CONFIG_FILE, description)
 
@@ -66,8 +68,8 @@ class PolicyFiles:
             _refuse_other_architecture(wanted, config, path)
             config = wanted
         precision = description.get("precision", "no")  # version 0.1.0 did not keep it
-        if precision not in ("no", "bf16"):
-            raise ValueError(f"{path}: precision must be no or bf16, found {precision!r:.80}")
+        if precision not in get_args(Precision):
+            raise ValueError(f"{path}: precision must be {', '.join(get_args(Precision))}, found {precision!r:.80}")
         return cls(directory, config, description["encoder_architecture"], precision)
 
     def encoder(self) -> Encoder[Any]:
@@ -78,6 +80,14 @@ class PolicyFiles:
     def read_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill weights and plan statistics. Raises CheckpointError where they are damaged, not finite or others."""
         read_into(tensors, self.directory / WEIGHTS_FILE)
+
+
+def _values_by_type(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many numbers of each type the weights hold, for whoever reads ``config.json``."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors.values():
+        counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return dict(counts)
 
 
 def _refuse_other_architecture(wanted: DPVLAConfig, saved: DPVLAConfig, path: Path) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from dpvla import files
 from dpvla.checkpoint_layout import SAMPLING_FILE
 from dpvla.config import Count, NotNegative, Range, from_dict
 from dpvla.models.head import BASE_POLICY, Policies
+from dpvla.precision import Precision
 
 Steps = Annotated[Count, Range(least=2)]
 """Steps of the solver."""
-Precision = Literal["no", "bf16"]
-"""What a policy autocasts to."""
 
 FORMER_ADAPTERS = ("positive", "negative")
 """Adapters of files that do not name theirs: they are DIPOLE's."""
@@ -48,7 +47,7 @@ class AdaptersOnDisk:
     """What stands beside adapters in ``sampling.json``: their names in order, and how to sample with them."""
 
     omega: NotNegative  # of ``Sampling``
-    precision: Precision = "no"  # autocast they were trained under
+    precision: Precision = "no"  # they were trained in
     policies: Policies = FORMER_ADAPTERS  # of ``Sampling``
     num_steps: Steps | None = None  # of ``Sampling``
     adapters: tuple[str, ...] = FORMER_ADAPTERS  # folders beside the file

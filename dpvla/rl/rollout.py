@@ -41,7 +41,8 @@ def collect(
     with tqdm(total=len(indices), desc=title, unit="scene", leave=False, disable=not progress) as bar:
         for rows, context in tokens.portions():
             scenes = indices[rows.start : rows.stop].tolist()
-            roll_outs = algorithm.roll_out(policy, context, group_size, RandomRows.of(scenes, seed))
+            with policy.autocast():
+                roll_outs = algorithm.roll_out(policy, context, group_size, RandomRows.of(scenes, seed))
             check_roll_outs(algorithm, roll_outs, len(rows), group_size)
             made.append({name: value.cpu() for name, value in roll_outs.items()})
             names = [source.tokens[i] for i in scenes]

@@ -91,6 +91,8 @@ class RolloutStage:
         if algorithm.needs_behavior and not algorithm.adapters:
             raise ConfigError(f"algorithm {algorithm.config.name} needs the head that rolled out, so it needs adapters")
         policy.freeze_encoder()
+        if policy.has_adapters and model_directory is not None:  # else checkpoints would hold rounded weights
+            policy.hold_frozen()
         policy.sampling = algorithm.sampling()
         self.policy, self.algorithm, self.source, self.reward = policy, algorithm, source, reward
         self.config, self.seed = config, seed

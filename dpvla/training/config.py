@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from dpvla.config import BelowOne, Count, Whole
+from dpvla.precision import Precision
 from dpvla.training.strategies.config import DDPConfig, OptimizerConfig
 from dpvla.training.strategies.registry import AnyStrategy
 
@@ -22,7 +23,7 @@ class LoopConfig(OptimizerConfig):
     steps: Whole = 0  # updates in all; 0: as many as the stage's epochs make
     warmup_steps: Whole = 0  # linear warm-up
     lr_schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at 0
-    precision: Literal["no", "bf16"] = "no"  # autocast of the model, in training and in whatever samples from it
+    precision: Precision = "no"  # no: float32; tf32: with a GPU's fast products; bf16: autocast, frozen weights in bf16
     seed: Whole = 0  # of everything random
     log_every: Count = 10  # steps between logged rows
     evaluate_every: Whole = 0  # steps between evaluations; 0: only after the last step

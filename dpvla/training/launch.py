@@ -15,6 +15,7 @@ from accelerate.utils import ProjectConfiguration
 
 from dpvla.checkpoint_layout import TRACKING
 from dpvla.config import ConfigError
+from dpvla.precision import autocast_of
 from dpvla.training.config import LoopConfig
 from dpvla.training.strategies.registry import strategy_class
 
@@ -28,10 +29,11 @@ def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
     """
     _refuse_what_the_launcher_asked_in_vain(config)
     _refuse_missing_trackers(config.trackers)
+    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
     project = ProjectConfiguration(project_dir=str(out), logging_dir=str(Path(out) / TRACKING))
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision=config.precision,
+        mixed_precision=autocast_of(config.precision),
         log_with=list(config.trackers) or None,
         project_config=project,
         **strategy_class(config.strategy).accelerator_options(config),
@@ -49,8 +51,8 @@ def _refuse_what_the_launcher_asked_in_vain(config: LoopConfig) -> None:
     environment = os.environ
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision == "no":  # is what the launcher says, too, when nobody asked
-        precision = _told_to_the_launcher("mixed_precision") or config.precision
-    if precision != config.precision:
+        precision = _told_to_the_launcher("mixed_precision") or autocast_of(config.precision)
+    if precision != autocast_of(config.precision):
         raise ConfigError(
             f"the launcher asks for mixed precision {precision}, loop.precision is {config.precision}, which decides: "
             "give --loop.precision bf16 for bf16 (nothing else is supported), and the launcher the same or nothing"

@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
 def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> DPVLA:
     """The policy of a checkpoint (with its adapters when it has them), of a run (its newest checkpoint), or of a bare
-    model directory (without adapters). It samples with the omega and the precision it was trained with.
+    model directory (without adapters). It samples with the omega and the precision it was trained with, and is not
+    to be trained: with bf16 its weights take half their memory.
 
     Raises FileNotFoundError or ValueError when it is none of these.
     """
     from dpvla.training.start import open_start
 
-    return open_start(checkpoint).load(device)
+    policy = open_start(checkpoint).load(device).requires_grad_(False)
+    policy.hold_frozen()
+    return policy
 
 
 def weights_path(checkpoint: Path | str) -> str:

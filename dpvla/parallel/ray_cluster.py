@@ -13,6 +13,7 @@ import logging
 import os
 import pickle
 import platform
+import socket
 import sys
 import time
 import uuid
@@ -92,6 +93,7 @@ class RayCluster(Executor):
         if not ray.is_initialized():
             own: dict[str, Any] = {"include_dashboard": False} if self.config.address == "local" else {}
             try:
+                _knock(self.config.address)
                 ray.init(self.config.address, log_to_driver=False, logging_level=logging.ERROR, **own)
             except (OSError, RuntimeError, ValueError) as error:
                 raise ConnectionError(
@@ -100,6 +102,14 @@ class RayCluster(Executor):
                     "--executor.address"
                 ) from None
         return ray
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray would try for minutes, with lines of its own."""
+    address = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def import_ray() -> Any:

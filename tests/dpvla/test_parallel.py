@@ -148,6 +148,13 @@ def test_an_executor_that_is_not_installed_names_the_extra(monkeypatch: pytest.M
         make_executor(RayConfig())
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
+    executor = make_executor(RayConfig(address="127.0.0.1:1"))
+    with pytest.raises(ConnectionError, match=r"^no Ray cluster can be used at 127.0.0.1:1 \(.*refused\): start one"):
+        list(run_jobs(abs, [(1,)], executor))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_cannot_be_opened_is_told_by_its_own_error(workers: int) -> None:
     with pytest.raises(ValueError, match="no such checkpoint"):

@@ -22,14 +22,16 @@ from dpvla.models.scene_context import SceneContext
 def on_meta(policy: DPVLA) -> DPVLA:
     """A copy of ``policy`` without numbers: what is done with it is counted, not computed. It takes no memory.
 
-    Whether parameters ask for gradients stays as it is, and with it what a backward costs.
+    Whether parameters ask for gradients stays as it is, and with it what a backward costs. All weights are float32 and
+    nothing is autocast, which the meta device does not know: counts are the same in every precision.
     """
     without: dict[int, object] = {
-        id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        id(parameter): nn.Parameter(torch.empty(parameter.shape, device="meta"), parameter.requires_grad)
         for parameter in policy.parameters()
     }
     without |= {id(buffer): buffer.to("meta") for buffer in policy.buffers()}
     copy = deepcopy(policy, without)
+    copy.precision = "no"
     copy.plan_coding.fitted = torch.tensor(True)  # asked for its value; any will do
     return copy
 

@@ -116,7 +116,8 @@ def stage_shares(batch: SceneBatch, plans: Tensor, device: str) -> dict[str, flo
 def compare(scorer: Callable[[Any, Tensor], Any], batch: Any, plans: Tensor, seconds: float) -> dict[str, Any]:
     """Tensor code and compiled kernels in turn on the same plans; the CPU seconds are those of the fastest passes."""
     scorers: tuple[choice.Scorer, ...] = ("torch", "compiled")
-    best, results, spent = dict.fromkeys(scorers, np.inf), {}, 0.0
+    best, spent = dict.fromkeys(scorers, np.inf), 0.0
+    results: dict[str, Any] = {}
     while spent < seconds or not results:
         for name in scorers:
             with choice.using(name):

@@ -94,7 +94,7 @@ class MetricReward:
     def _from_pieces(self, tokens: Sequence[str]) -> Packed:
         """The scenes of one call out of those packed for earlier ones, which those packed now may join."""
         missing = [token for token in dict.fromkeys(tokens) if token not in self._places]
-        fresh = self.metric.pack(self.scenes.load(missing)) if missing else None
+        fresh: Any = self.metric.pack(self.scenes.load(missing)) if missing else None
         new = {token: (len(self._pieces), row) for row, token in enumerate(missing)}
         parts = []
         for piece, run in itertools.groupby(

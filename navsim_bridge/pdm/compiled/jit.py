@@ -12,14 +12,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba
 
-_OPTIONS = {"nogil": True, "error_model": "numpy"}  # no fast-math: comparisons see the numbers the tensor code sees
+# no fast-math: comparisons see the numbers the tensor code sees
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 _PACKAGE = Path(__file__).resolve().parents[2]
 _COMPILED_IN = ("pdm/compiled/*.py", "pdm/parameters.py", "ego.py")
 """Files whose text or constants end up in kernels; numba itself looks at a kernel's own file alone."""
 _COMPLETE = "complete"
 _keep = False
+_config: Any = numba.config
 
 
 def helper(function: Callable[..., Any]) -> Any:
@@ -43,7 +46,7 @@ def compiling() -> Iterator[None]:
     Without a folder to keep them in, each process compiles its own and says so.
     """
     global _keep
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder())
+    before, _config.CACHE_DIR = _config.CACHE_DIR, str(folder())
     try:
         with _turn():
             _keep = _writable(folder())
@@ -59,13 +62,14 @@ def compiling() -> Iterator[None]:
             if _keep:
                 (folder() / _COMPLETE).touch()
     finally:
-        numba.config.CACHE_DIR = before
+        _config.CACHE_DIR = before
 
 
 def folder() -> Path:
-    """Where compiled kernels are kept: another one for other sources."""
+    """Where compiled kernels are kept: another one for other sources, compilers and processors."""
     base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    digest = hashlib.sha256()
+    made_by = (numba.__version__, llvmlite.__version__, sys.version_info[:2], llvmlite.binding.get_host_cpu_name())
+    digest = hashlib.sha256(repr(made_by).encode())
     for path in sorted(path for pattern in _COMPILED_IN for path in _PACKAGE.glob(pattern)):
         digest.update(path.read_bytes())
     return Path(base) / "dpvla" / f"kernels-{digest.hexdigest()[:16]}"

@@ -168,7 +168,12 @@ def missing_shards(folder: Path, description: Description) -> list[int]:
 
 def write_manifest(folder: Path, description: Description) -> None:
     """Says that all shards are there, and how large each is."""
-    sizes = {path.name: path.stat().st_size for path in (shard_path(folder, i) for i in range(description.shards))}
+    try:
+        sizes = {path.name: path.stat().st_size for path in (shard_path(folder, i) for i in range(description.shards))}
+    except FileNotFoundError as error:
+        raise TokenCacheError(
+            f"{error.filename} was written but is not to be seen: all machines of a run must share {folder}"
+        ) from None
     write_json(folder / MANIFEST, {"format": FORMAT, "of": description.number, "shards": sizes})
 
 

@@ -24,6 +24,7 @@ OUT = {
     "export_submission": ["--agent", "stand_still", "--split", "x", *TEAM, "--out"],
     "make_demo_world": ["--root"],
     "make_ogbench_data": ["--env", MAZE, "--out"],
+    "pack_images": ["--split", "x", "--out"],
     "pretrain": ["--out"],
     "reproduce": ["--table", "7", "--out"],
     "rl_finetune": ["--out"],

@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dpvla/__init__.py").read_t
 STATE = ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.40"]  # dm_control's suite does not run with mujoco 4.0
 RAY = ["ray>=2.40"]
 NATIVE = ["numba>=0.60"]
+DEEPSPEED = ["deepspeed>=0.19", "einops"]  # einops: imported by every version, required by some
 
 setup(
     name="dpvla",
@@ -52,6 +53,7 @@ setup(
             *NATIVE,
             *STATE,
             *RAY,
+            *DEEPSPEED,
             "hypothesis>=6.100",
             "mypy>=1.13",
             "pandas-stubs",
@@ -61,6 +63,7 @@ setup(
             "types-PyYAML",
             "types-tqdm",
         ],
+        "deepspeed": DEEPSPEED,
         "native": NATIVE,
         "ray": RAY,
         "state": STATE,

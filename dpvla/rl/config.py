@@ -16,7 +16,7 @@ class RolloutConfig:
     cycles: Count = 1  # times the buffer is cleared and filled again
     epochs_per_cycle: Count = 9  # training epochs on one buffer (paper: 9 after 1 roll-out epoch)
     scenes_per_cycle: Whole = 0  # at most so many scenes are rolled out in a cycle; 0: all of the split
-    batch_size: Count = 56  # scenes in an update over all processes, each with its whole group (paper: 56 on each GPU)
+    batch_size: Count = 56  # scenes in an update over all processes, each with its whole group (paper: 56 on each of 8)
     scenes_per_call: Count = 64  # scenes encoded, sampled and scored together
     context_cache_gb: NotNegative = 8.0  # encoded scenes of a cycle stay in memory up to this size, else made anew
 

@@ -31,6 +31,8 @@ class LoopConfig(OptimizerConfig):
     keep_checkpoints: Count = 2  # newest checkpoints that stay on disk
     trackers: tuple[str, ...] = ("tensorboard",)  # accelerate's trackers, beside metrics.csv
     stop_after_step: Whole = 0  # save and stop after this step as if interrupted; 0: never
+    recompute: Literal["none", "encoder", "head", "both"] = "none"  # whose activations are made anew for gradients
+    compile: bool = False  # the layers of encoder and head by torch.compile
     strategy: AnyStrategy = field(default_factory=DDPConfig)  # how an update is spread over processes
 
 

@@ -25,11 +25,13 @@ def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
 
     Raises:
         ConfigError: the launcher asked for something that would silently not happen (other precision, accumulation,
-            several processes that it does not start, engines that are not supported), or a tracker is not there.
+            several processes that it does not start, another engine than the strategy's), or a tracker is not there.
     """
     _refuse_what_the_launcher_asked_in_vain(config)
     _refuse_missing_trackers(config.trackers)
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+    for engine in ("FSDP", "DEEPSPEED"):  # the strategy runs it; accelerate's own would do it a second time
+        os.environ.pop(f"ACCELERATE_USE_{engine}", None)
     project = ProjectConfiguration(project_dir=str(out), logging_dir=str(Path(out) / TRACKING))
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
@@ -57,17 +59,27 @@ def _refuse_what_the_launcher_asked_in_vain(config: LoopConfig) -> None:
             f"the launcher asks for mixed precision {precision}, loop.precision is {config.precision}, which decides: "
             "give --loop.precision bf16 for bf16 (nothing else is supported), and the launcher the same or nothing"
         )
-    for variable, name in (("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM"),
-                           ("PARALLELISM_CONFIG", "a parallelism config")):  # fmt: skip
-        if environment.get(f"ACCELERATE_USE_{variable}", "false").lower() in ("true", "1", "yes"):
-            raise ConfigError(f"the launcher asks for {name}, which is not supported yet; launch without it (DDP)")
+    for variable, name in (("MEGATRON_LM", "Megatron-LM"), ("PARALLELISM_CONFIG", "a parallelism config")):
+        if _said_yes(f"ACCELERATE_USE_{variable}"):
+            raise ConfigError(f"the launcher asks for {name}, which is not supported; launch without it")
+    for variable, name, instead in (("FSDP", "FSDP", "fsdp2"), ("DEEPSPEED", "DeepSpeed", "zero2, or zero3")):
+        if not _said_yes(f"ACCELERATE_USE_{variable}"):
+            continue
+        chosen = strategy_class(config.strategy)
+        if getattr(chosen, "engine", None) != variable:
+            raise ConfigError(
+                f"the launcher asks for {name}, loop.strategy is {config.strategy.name}: give --loop.strategy "
+                f"{instead}, or launch without {name}"
+            )
+        chosen.check_launcher(config.strategy, environment)  # type: ignore[attr-defined]
     accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or _told_to_the_launcher(
         "gradient_accumulation_steps"
     )
-    if accumulation not in (None, "", "1"):
+    if accumulation not in (None, "", "1", "auto", str(config.accumulate)):
         raise ConfigError(
-            f"the launcher asks for gradient_accumulation_steps {accumulation}, but gradients are not accumulated here "
-            "yet: leave it out, and give the scenes of an update as batch_size"
+            f"the launcher asks for gradient_accumulation_steps {accumulation}, loop.accumulate is "
+            f"{config.accumulate}, which decides: give --loop.accumulate, and the launcher the same or nothing "
+            "(batch_size stays the scenes of an update)"
         )
     # With --cpu and several processes `accelerate launch` starts one, after setting an address for them to meet at.
     meeting = [environment.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")]
@@ -78,6 +90,10 @@ def _refuse_what_the_launcher_asked_in_vain(config: LoopConfig) -> None:
                 f"the launcher was asked for {asked or 'several'} processes but starts one: on CPUs start with "
                 "torchrun --nproc-per-node N"
             )
+
+
+def _said_yes(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1", "yes")
 
 
 def _told_to_the_launcher(option: str) -> str | None:

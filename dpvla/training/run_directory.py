@@ -39,6 +39,8 @@ NOTED = (
     "imitation.epochs", "rollouts.cycles", "loop.steps", "loop.lr", "loop.lr_schedule", "loop.warmup_steps",
     "loop.weight_decay", "loop.clip_norm", "loop.adam_betas", "loop.precision", "rollouts.scenes_per_call",
     "tokens.directory",
+    "loop.accumulate", "loop.recompute", "loop.compile", "loop.strategy.name", "loop.strategy.reshard_after_forward",
+    "loop.strategy.whole_below",
 )  # fmt: skip
 """Options of which a run may go on with other values; run.yaml keeps the old ones and when they changed."""
 

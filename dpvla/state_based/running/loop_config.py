@@ -18,6 +18,9 @@ class StateBasedLoop(LoopConfig):
     clip_norm: float = 0.0  # not on this track: stays 0
     ema_decay: float = 0.0  # not on this track: stays 0
     precision: Literal["no", "bf16"] = "no"  # not on this track: stays no (--launch.tf32 is for GPUs)
+    accumulate: int = 1  # not on this track: stays 1
+    recompute: Literal["none", "encoder", "head", "both"] = "none"  # not on this track: stays none
+    compile: bool = False  # not here: use --launch.compile
 
 
 STATE_BASED_LOOP = StateBasedLoop(
@@ -44,6 +47,9 @@ class UpdateConfig:
 
 def refuse_unsupported(config: LoopConfig) -> None:
     """Raise ValueError when ``config`` asks for what this track does not have."""
-    for name, value in (("clip_norm", 0.0), ("ema_decay", 0.0), ("precision", "no")):
+    for name, value in (
+        ("clip_norm", 0.0), ("ema_decay", 0.0), ("precision", "no"),
+        ("accumulate", 1), ("recompute", "none"), ("compile", False),
+    ):  # fmt: skip
         if getattr(config, name) != value:
             raise ValueError(f"loop.{name} must be {value} on the state-based track, found {getattr(config, name)}")

@@ -18,7 +18,7 @@ class StrategyConfig:
 class DDPConfig(StrategyConfig):
     """Whole weights on every process, gradients averaged: PyTorch's DistributedDataParallel, or one process alone."""
 
-    name: str = "ddp"  # ddp, or one of a plug-in
+    name: str = "ddp"  # ddp, fsdp2, zero2, zero3, or one of a plug-in
 
 
 @dataclass(frozen=True)

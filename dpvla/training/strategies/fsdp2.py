@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -36,6 +36,19 @@ class FSDP2(DDP):
                 f"loop.strategy fsdp2 needs torch 2.6 or later, here is {torch.__version__}: update it, or take ddp"
             ) from None
         return {}
+
+    @classmethod
+    def check_launcher(cls, own: FSDP2Config, environment: Mapping[str, str]) -> None:
+        """Raise ConfigError where the launcher's FSDP settings are others than those of the strategy."""
+        for variable, mine, words in (
+            ("FSDP_VERSION", "2", "fsdp_version: 2"),
+            ("FSDP_OFFLOAD_PARAMS", "false", "fsdp_offload_params: false"),
+            ("FSDP_ACTIVATION_CHECKPOINTING", "false", "fsdp_activation_checkpointing: false, and --loop.recompute"),
+            ("FSDP_RESHARD_AFTER_FORWARD", str(own.reshard_after_forward).lower(),
+             "what --loop.strategy.reshard-after-forward says"),
+        ):  # fmt: skip
+            if (theirs := environment.get(variable, mine).lower()) not in (mine, "", "none"):
+                raise ConfigError(f"the launcher's configuration sets {variable.lower()} to {theirs}: write {words}")
 
     def _spread(self, module: nn.Module) -> nn.Module:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method

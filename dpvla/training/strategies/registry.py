@@ -40,6 +40,9 @@ def strategy_class(config: StrategyConfig) -> type[NamedStrategy]:
 
 def make_strategy(module: nn.Module, config: Any, accelerator: Accelerator) -> Strategy:
     """The strategy of a ``LoopConfig`` for a module."""
+    from dpvla.training.strategies.layer_options import apply_layer_options
+
+    apply_layer_options(module, config.recompute, config.compile)
     make: Any = strategy_class(config.strategy)
     made: Strategy = make(config.strategy, module, config, accelerator)
     return made

@@ -39,7 +39,7 @@ class Strategy(Protocol):
         """Write weights and optimizer into the directory ``state``, each process its part."""
 
     def load(self, state: Path, step: int) -> None:
-        """Read back what ``save`` wrote after update ``step``."""
+        """Read back what ``save`` wrote after update ``step``; the number of processes may have changed."""
 
 
 class NamedStrategy(Strategy, Protocol):

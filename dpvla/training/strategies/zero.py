@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +22,8 @@ from dpvla.training.strategies.config import OptimizerConfig, StrategyConfig, Ze
 from dpvla.training.strategies.saving import Kept, buffers, ensure_group, save_kept
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+HELD = -1
+"""Stands among the layers for whose sake DeepSpeed keeps a weight whole."""
 
 
 class Zero2:
@@ -79,6 +81,20 @@ class Zero2:
                 "take fsdp2 or ddp"
             )
         return {}
+
+    @classmethod
+    def check_launcher(cls, own: StrategyConfig, environment: Mapping[str, str]) -> None:
+        """Raise ConfigError where the launcher's DeepSpeed settings are others than those of the strategy."""
+        if (file := environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")).lower() not in ("", "none"):
+            raise ConfigError(f"the launcher names the DeepSpeed configuration {file}, which is not read: leave it out")
+        stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(cls.zero_stage))
+        if stage != str(cls.zero_stage):
+            raise ConfigError(
+                f"the launcher asks for ZeRO stage {stage}, loop.strategy is {own.name}: make them the same"
+            )
+        for what in ("OPTIMIZER", "PARAM"):
+            if (where := environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none")) not in ("", "none"):
+                raise ConfigError(f"the launcher asks for offload to {where}, which is not supported: write none")
 
     @contextmanager
     def whole_weights(self, averaged: bool = False) -> Iterator[None]:
@@ -209,14 +225,20 @@ class Zero3(Zero2):
         averages: list[Tensor] = []
         if self.average is not None and averaged:
             averages = [self._whole(part, p) for part, p in zip(self.average.averages, weights)]
-        with deepspeed.zero.GatheredParameters(list(self.own.parameters())):
+        everything: list[Any] = list(self.own.parameters())
+        with deepspeed.zero.GatheredParameters(everything):
             own = [parameter.data for parameter in weights] if averages else []
             before = [tensor.clone() for tensor in own]  # small ones stay whole, and are not made again
             for tensor, average in zip(own, averages):
                 tensor.copy_(average)
+            # A layer's forward would free its weights when it is done, and gather them again from the trained parts.
+            for parameter in everything:
+                parameter.ds_active_sub_modules.add(HELD)
             try:
                 yield
             finally:
+                for parameter in everything:
+                    parameter.ds_active_sub_modules.discard(HELD)
                 for tensor, value in zip(own, before):
                     tensor.copy_(value)
 

@@ -11,7 +11,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from dpvla.algorithms.dipole import ADAPTERS, Dipole, DipoleConfig
+from dpvla.batch import DrivingBatch
 from dpvla.config import from_dict
-from dpvla.encoders.florence import FlorenceConfig
+from dpvla.encoders.encoder import Encoder, EncoderConfig
+from dpvla.encoders.registry import ENCODERS
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.models.head import HeadConfig
 from dpvla.rl.stage import RolloutConfig, RolloutStage
@@ -39,8 +42,39 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "zero2": {"name": "zero2"},
     "zero3": {"name": "zero3", "whole_below": 100},
 }
+
+
+@dataclass(frozen=True)
+class SmallConfig(EncoderConfig):
+    """Of the encoder below."""
+
+    name: str = "small"  # of the encoder
+
+
+class Small(Encoder[SmallConfig]):
+    """Two layers on the mean color of each camera: few parameters, since each is a message between processes."""
+
+    Config = SmallConfig
+
+    def __init__(self, config: SmallConfig) -> None:
+        super().__init__(config)
+        self.token_width = 16
+        self.color = torch.nn.Linear(3, 16)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(16, 16) for _ in range(2))
+
+    def repeated_layers(self) -> list[torch.nn.Module]:
+        return list(self.layers)
+
+    def forward(self, batch: DrivingBatch) -> tuple[torch.Tensor, None]:
+        tokens = self.color(batch.images.float().mean(dim=(-2, -1)) / 255)
+        for layer in self.layers:
+            tokens = tokens + layer(tokens).tanh()
+        return tokens, None
+
+
+ENCODERS["small"] = Small
 CONFIG = DPVLAConfig(
-    encoder=FlorenceConfig(source="tiny", image_width=64, image_height=32),
+    encoder=SmallConfig(image_width=16, image_height=8),
     head=HeadConfig(width=32, heads=2, blocks=("1 modulated self mlp", "1 plain self fused-cross mlp")),
 )
 LOOP = LoopConfig(lr=3e-3, warmup_steps=2, ema_decay=0.9, seed=7, log_every=1, save_every=100, trackers=())
@@ -76,7 +110,7 @@ def dipole(accelerator: Accelerator) -> RolloutStage:
     made = policy()
     made.add_adapters(ADAPTERS, 4, 4)
     algorithm = Dipole(DipoleConfig(control_variate=True))
-    config = RolloutConfig(group_size=4, cycles=2, epochs_per_cycle=1, scenes_per_cycle=7, batch_size=4)
+    config = RolloutConfig(group_size=4, cycles=1, epochs_per_cycle=2, scenes_per_cycle=7, batch_size=4)
     source = ScenesInMemory(SCENES, CONFIG.encoder.sensors)
     return RolloutStage(made, algorithm, source, prefer_left, config, accelerator, 7, None, describe)
 
@@ -101,15 +135,19 @@ class Processes:
 
     def train_all(self) -> None:
         """Every strategy trains and saves, and once more in two passes an update."""
-        for name in STRATEGIES:
+        for name in names:
             for stage in MAKE:
                 self.run(stage, name, self.out / f"{stage}-{name}-{self.count}")
             if self.count == 2:
                 self.run("imitation", name, self.out / f"passes-{name}-2", accumulate=2)
 
+        for stage in MAKE:
+            with suppress(KeyboardInterrupt):
+                self.run(stage, "ddp", self.out / f"stopped-{stage}-{self.count}", stop_after_step=2)
+
     def go_on_from_all(self) -> None:
         """Every strategy reads what each wrote, and makes one update more."""
-        for name in STRATEGIES:
+        for name in names:
             stage = imitation(self.accelerator)
             config = loop(name, steps=stage.steps + 1)
             strategy = make_strategy(stage.module, config, self.accelerator)
@@ -127,12 +165,14 @@ class Processes:
             self.run(stage_name, "ddp", self.out / f"stopped-{stage_name}-{3 - self.count}")  # the other group's
 
 
-def member(rank: int, count: int, out: Path, what: str, port: int) -> None:
+def member(rank: int, count: int, out: Path, what: str) -> None:
     if count > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+        torch.distributed.init_process_group("gloo", init_method=f"file://{out}/{what}", rank=rank, world_size=count)
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # asked for, but the group is there already
+        os.environ |= meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     try:
         group = Processes(out)
+        assert group.count == count
         getattr(group, what)()
         if rank == 0:
             (out / f"{what}-{count}.json").write_text(json.dumps(group.found))
@@ -142,9 +182,9 @@ def member(rank: int, count: int, out: Path, what: str, port: int) -> None:
     os._exit(0)
 
 
-def fork(count: int, out: Path, what: str, port: int) -> None:
+def fork(count: int, out: Path, what: str) -> None:
     context = multiprocessing.get_context("fork")
-    members = [context.Process(target=member, args=(rank, count, out, what, port)) for rank in range(count)]
+    members = [context.Process(target=member, args=(rank, count, out, what)) for rank in range(count)]
     for process in members:
         process.start()
     for process in members:
@@ -155,9 +195,12 @@ def fork(count: int, out: Path, what: str, port: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    import deepspeed.ops  # its own build for shared memory takes a minute; gloo alone does
+    out, names = Path(sys.argv[1]), sys.argv[2:]
+    if "zero2" in names:
+        import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    out, what, counts, port = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-    for count in map(int, counts.split(",")):
-        fork(count, out, what, port + count)
+        # What it would build for processes that share memory takes a minute; gloo alone does.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for what in ("train_all", "go_on_from_all"):
+        for count in (2, 1):
+            fork(count, out, what)

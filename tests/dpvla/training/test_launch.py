@@ -9,11 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-from dpvla.config import ConfigError
+from dpvla.config import ConfigError, from_dict
 from dpvla.training import launch
 from dpvla.training.config import LoopConfig
 from dpvla.training.launch import make_accelerator
+from dpvla.training.strategies.config import FSDP2Config, StrategyConfig, Zero2Config, Zero3Config
 from tests.paths import ROOT
 
 PLAIN = LoopConfig(trackers=())
@@ -44,9 +48,10 @@ def test_precisions_that_agree_are_taken(monkeypatch: pytest.MonkeyPatch, launch
 @pytest.mark.parametrize(
     ("variable", "value", "word"),
     [
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps 4"),
-        ("ACCELERATE_USE_FSDP", "true", "FSDP"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps 4, loop.accumulate is 1"),
+        ("ACCELERATE_USE_FSDP", "true", "FSDP, loop.strategy is ddp: give --loop.strategy fsdp2"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed, loop.strategy is ddp: give --loop.strategy zero2, or zero3"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM, which is not supported"),
     ],
 )
 def test_what_is_not_done_is_refused(
@@ -55,6 +60,73 @@ def test_what_is_not_done_is_refused(
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=word):
         make_accelerator(PLAIN, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "environment", "word"),
+    [
+        (FSDP2Config(), {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "sets fsdp_version to 1"),
+        (
+            FSDP2Config(reshard_after_forward=False),
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"},
+            "fsdp_reshard_after_forward to true",
+        ),
+        (FSDP2Config(), {"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed, loop.strategy is fsdp2"),
+        (
+            Zero3Config(),
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+            "ZeRO stage 2, loop.strategy is zero3",
+        ),
+        (
+            Zero2Config(),
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"},
+            "offload to cpu",
+        ),
+    ],
+)
+def test_a_launcher_that_contradicts_the_strategy_is_refused(
+    monkeypatch: pytest.MonkeyPatch, strategy: StrategyConfig, environment: dict[str, str], word: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=word):
+        launch._refuse_what_the_launcher_asked_in_vain(replace(PLAIN, strategy=strategy))
+
+
+def test_a_strategy_whose_package_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"loop.strategy zero3 needs DeepSpeed.*pip install 'dpvla\[deepspeed\]'"):
+        make_accelerator(replace(PLAIN, strategy=Zero3Config()), tmp_path)
+
+
+FILES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_launch_files_are_accelerates_and_agree_with_the_strategy_they_name(
+    monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    """What `accelerate launch --config_file FILE` hands to its processes is what the command in the file asks for."""
+    said = " ".join(line.strip("# \\\n") for line in path.read_text().splitlines() if line.startswith("#"))
+    assert f"accelerate launch --config_file configs/accelerate/{path.name}" in said
+    chosen = said.split("--loop.strategy ")[1].split()[0] if "--loop.strategy" in said else "ddp"
+    arguments = launch_command_parser().parse_args(["--config_file", str(path), "tools/pretrain.py"])
+    arguments, *_ = _validate_launch_command(arguments)
+    environment: dict[str, str] = {}
+    if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ""
+        environment = prepare_deepspeed_cmd_env(arguments)[1]
+    elif arguments.num_processes > 1:
+        environment = prepare_multi_gpu_env(arguments)
+    assert load_config_from_file(str(path)).num_processes == arguments.num_processes
+    for name, value in environment.items():
+        if name.startswith(("ACCELERATE_", "FSDP_")):
+            monkeypatch.setenv(name, value)
+    config = from_dict(LoopConfig, {"precision": "bf16", "strategy": chosen}, "test")
+    launch._refuse_what_the_launcher_asked_in_vain(config)
+    if chosen != "ddp":
+        with pytest.raises(ConfigError, match=r"give --loop\.strategy"):
+            launch._refuse_what_the_launcher_asked_in_vain(replace(config, strategy=PLAIN.strategy))
 
 
 def test_the_real_launcher_is_answered_too(tmp_path: Path) -> None:

@@ -24,13 +24,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import dual_adapters
 import numpy as np
 import pdm_speed
 import state_based_speed
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from random_scenes import RandomScenes
+from random_scenes import RandomScenes, write_jpeg
 from torch import Tensor
 
 from dpvla.algorithms.config import DipoleConfig
@@ -38,6 +39,7 @@ from dpvla.algorithms.dipole import Dipole
 from dpvla.encoders.config import FlorenceConfig
 from dpvla.files import write_json
 from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.models.flops import count_flops, on_meta
 from dpvla.provenance import made_by
 from dpvla.rl.config import RolloutConfig
 from dpvla.rl.stage import RolloutStage
@@ -49,6 +51,7 @@ from dpvla.state_based.running.update import StackedUpdate
 from dpvla.training.config import ImitationConfig, LoopConfig
 from dpvla.training.imitation import ImitationStage
 from dpvla.training.strategies.registry import make_strategy
+from navsim_bridge.data.images import read_images, read_images_on_gpu
 from navsim_bridge.doctor.scores import BUNDLED
 from navsim_bridge.golden.v1 import FRAGILE_COLUMNS, GoldenScene, read_golden
 from navsim_bridge.golden.v2 import read_golden_epdms
@@ -59,9 +62,11 @@ from tools import evaluate, make_demo_world, pretrain, rl_finetune
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
-SECONDS = 290.0
+SECONDS = 460.0
 """All parts together; the one that runs then is stopped, and the rest are not begun."""
 TOLERANCE = 1e-6
+PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0}
+"""Datasheets' bf16 rate without sparsity."""
 Numbers = dict[str, float | int | str]
 
 
@@ -72,23 +77,29 @@ class Sizes:
     seconds: float  # each speed is measured at least so long
     pdm_row: tuple[int, int]  # scenes x candidates
     scenes: int  # that pretraining and RL have
-    pretrain_batch: int
+    pretrain_batch: int  # scenes of an update, activations kept
+    recomputed_batch: int  # the paper's 16, with the encoder's activations computed again in the backward pass
+    picture: tuple[int, int]  # width and height of a camera's JPEG
     rollouts: RolloutConfig
     state_hidden: tuple[int, ...]
     state_batch: int
     state_per_step: int  # updates of one launch, and of one graph
+    state_seeds: int  # of the larger stack
+    peft_case: tuple[str, int, int, int]  # head, scenes, candidates, tokens
     world: tuple[str, ...]  # options of tools/make_demo_world.py
 
 
 FULL = Sizes(
-    6.0, (1024, 24), 64, 4, RolloutConfig(group_size=10, batch_size=16, scenes_per_call=32, epochs_per_cycle=2),
-    (512, 512, 512), 256, 10,
+    4.0, (1024, 24), 64, 8, 16, (1920, 1080),
+    RolloutConfig(group_size=10, batch_size=16, scenes_per_call=32, epochs_per_cycle=2),
+    (512, 512, 512), 256, 10, 8, ("paper", 8, 10, 875),
     ("--num-train-logs", "4", "--num-test-logs", "2", "--log-seconds", "22", "--image-width", "160", "--image-height",
      "90"),
 )  # fmt: skip
 TOY = Sizes(
-    0.2, (3, 4), 4, 2, RolloutConfig(group_size=3, batch_size=2, scenes_per_call=2, epochs_per_cycle=1),
-    (16, 16), 8, 2,
+    0.2, (3, 4), 4, 2, 2, (192, 108),
+    RolloutConfig(group_size=3, batch_size=2, scenes_per_call=2, epochs_per_cycle=1),
+    (16, 16), 8, 2, 2, ("tiny", 1, 2, 10),
     ("--num-train-logs", "1", "--num-test-logs", "1", "--log-seconds", "12", "--image-width", "96", "--image-height",
      "48", "--workers", "1"),
 )  # fmt: skip
@@ -137,7 +148,11 @@ class Check:
 
     @cached_property
     def policy(self) -> DPVLA:
-        """Random weights of the policy, on the device."""
+        """Random weights of the policy, on the device; what is done to it stays for the next part."""
+        return self.fresh_policy()
+
+    def fresh_policy(self) -> DPVLA:
+        """Another one with the same weights."""
         torch.manual_seed(0)
         policy = DPVLA.from_config(self.config)
         whole = self.source.whole
@@ -145,6 +160,18 @@ class Check:
         policy.plan_coding.fit(whole.plan, whole.ego_status)
         policy.precision = self.loop.precision
         return policy.to(self.device)
+
+    @cached_property
+    def imitation_flops(self) -> int:
+        """Of an update, for one scene."""
+        counted = on_meta(self.policy).train()
+        return count_flops(lambda: counted.imitation_loss(counted.encoder.fake_batch(1).to("meta"))[0].backward())
+
+    @property
+    def peak_tflops(self) -> float | None:
+        """Of the GPU in dense bf16, where its datasheet is known here."""
+        name = torch.cuda.get_device_name(self.device) if self.on_gpu else ""
+        return next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
 
     def accelerator(self) -> Accelerator:
         """A fresh one on the device."""
@@ -238,23 +265,33 @@ def epdms(check: Check) -> Numbers:
 
 
 def state_based(check: Check) -> Numbers:
-    """DIPOLE's state-based update, with a CUDA graph and without: equal losses, updates a second."""
-    loss, rate = state_based_updates(check, graph=False)
-    if not check.on_gpu:
-        return {"updates_per_s": rate}
-    captured, captured_rate = state_based_updates(check, graph=True)
-    if not abs(captured - loss) <= 1e-3 * abs(loss):
-        raise ValueError(f"with a CUDA graph the loss is {captured}, without {loss}")
-    return {"updates_per_s": rate, "updates_per_s_cuda_graph": captured_rate} | check.peak_gib()
+    """DIPOLE's state-based update of one seed and of several: equal losses with a CUDA graph, updates a second.
+
+    TF32 is on, as in training.
+    """
+    numbers: Numbers = {}
+    for seeds in (1, check.sizes.state_seeds):
+        loss, rate = state_based_updates(check, seeds, graph=False)
+        numbers[f"updates_per_s_{seeds}"] = rate
+        if check.on_gpu:
+            captured, captured_rate = state_based_updates(check, seeds, graph=True)
+            if not abs(captured - loss) <= 1e-3 * abs(loss):
+                raise ValueError(f"with a CUDA graph the loss of {seeds} seeds is {captured}, without {loss}")
+            numbers |= {f"updates_per_s_{seeds}_cuda_graph": captured_rate}
+            numbers |= {f"minutes_per_million_{seeds}": 1e6 / captured_rate / 60}
+    return numbers | check.peak_gib()
 
 
-def state_based_updates(check: Check, graph: bool) -> tuple[float, float]:
-    """Loss of the first updates, and updates a second."""
+def state_based_updates(check: Check, seeds: int, graph: bool) -> tuple[float, float]:
+    """Loss of the first updates, and updates a second of every seed."""
     config = DipoleAgentConfig(hidden=check.sizes.state_hidden, batch_size=check.sizes.state_batch)
-    agent = make_agent("dipole", config, state_based_speed.OBSERVATION, state_based_speed.ACTION, [0]).to(check.device)
-    replay = Replay(state_based_speed.synthetic_rows(), [0], device=check.device)
+    numbers = list(range(seeds))
+    agent = make_agent("dipole", config, state_based_speed.OBSERVATION, state_based_speed.ACTION, numbers).to(
+        check.device
+    )
+    replay = Replay(state_based_speed.synthetic_rows(), numbers, device=check.device)
     stride = check.sizes.state_per_step
-    update = StackedUpdate(agent, STATE_BASED_LOOP, UpdateConfig(per_step=stride, cuda_graph=graph, tf32=False))
+    update = StackedUpdate(agent, STATE_BASED_LOOP, UpdateConfig(per_step=stride, cuda_graph=graph))
     steps = itertools.count(stride, stride)
     first = update.step(replay, next(steps), 3e-4)["train/loss"]
     return float(first), stride * check.rate(lambda: update.step(replay, next(steps), 3e-4))
@@ -262,14 +299,72 @@ def state_based_updates(check: Check, graph: bool) -> tuple[float, float]:
 
 def pretraining(check: Check) -> Numbers:
     """Updates of imitation, all weights, in bf16."""
-    config = ImitationConfig(batch_size=check.sizes.pretrain_batch)
+    return imitation_updates(check, check.sizes.pretrain_batch, check.loop)
+
+
+def pretraining_recomputed(check: Check) -> Numbers:
+    """The same at the paper's batch, which needs less memory a scene where the encoder is run twice."""
+    return imitation_updates(check, check.sizes.recomputed_batch, replace(check.loop, recompute="encoder"))
+
+
+def pretraining_compiled(check: Check) -> Numbers:
+    """The same with encoder and head compiled; compiling comes first and is told apart."""
+    return imitation_updates(check, check.sizes.pretrain_batch, replace(check.loop, compile=True))
+
+
+def imitation_updates(check: Check, scenes: int, loop: LoopConfig) -> Numbers:
+    """Updates a second, and the part of the GPU's bf16 rate that the model's own FLOPs make (MFU)."""
+    policy = check.fresh_policy()  # what is compiled or recomputed stays so
     accelerator = check.accelerator()
-    stage = ImitationStage(check.policy, check.source, config, accelerator, 0, _nothing)
-    update = make_strategy(stage.module, check.loop, accelerator)
-    batches, infos = stage.batches(0, _nothing, update.whole_weights), []
-    rate = check.rate(lambda: infos.append(update.step(next(batches), len(infos) + 1, 1e-5)))
+    stage = ImitationStage(policy, check.source, ImitationConfig(batch_size=scenes), accelerator, 0, _nothing)
+    update = make_strategy(stage.module, loop, accelerator)
+    batches = stage.batches(0, _nothing, update.whole_weights)
+    infos: list[dict[str, Tensor]] = []
+    work = lambda: infos.append(update.step(next(batches), len(infos) + 1, 1e-5))  # noqa: E731
+    first = check.seconds(work)
+    rate = check.rate(work)
     losses = _finite(infos)
-    return {"updates_per_s": rate, "scenes_per_s": rate * config.batch_size, "last_loss": losses[-1]} | check.peak_gib()
+    tflop = check.imitation_flops / 1e12
+    numbers: Numbers = {
+        "batch": scenes, "first_s": first, "updates_per_s": rate, "scenes_per_s": rate * scenes,
+        "tflop_per_scene": tflop, "last_loss": losses[-1],
+    }  # fmt: skip
+    if (peak := check.peak_tflops) is not None:
+        numbers["mfu"] = rate * scenes * tflop / peak
+    return numbers | check.peak_gib()
+
+
+def latency(check: Check) -> Numbers:
+    """Milliseconds from three JPEGs to a plan: decoding on CPU and GPU, encoding, ten guided solver steps."""
+    policy = check.fresh_policy().eval()
+    policy.add_adapters(Dipole(DipoleConfig()).adapters)
+    policy.sampling = Dipole(DipoleConfig()).sampling()
+    policy.to(check.device)
+    sensors, batch = policy.encoder.sensors, check.source.batch([0])
+    size = (sensors.width, sensors.height)
+    paths = [write_jpeg(check.folder / f"{camera}.jpg", check.sizes.picture) for camera in sensors.cameras]
+
+    def decoded_by_cpu() -> Tensor:
+        return torch.from_numpy(read_images(paths, size, workers=len(paths))).to(check.device)
+
+    def decoded_by_gpu() -> Tensor:
+        return read_images_on_gpu(paths, size, check.device)
+
+    there = batch.to(check.device)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        context = policy.encode(there)
+        parts: dict[str, Callable[[], object]] = {
+            "decode_cpu": decoded_by_cpu,
+            "encode": lambda: policy.encode(there),
+            "sample": lambda: policy.sample(context, 1, generator=generator),
+            "all": lambda: policy.sample(
+                policy.encode(replace(batch, images=decoded_by_cpu()[None]).to(check.device)), 1, generator=generator
+            ).cpu(),
+        }
+        if check.on_gpu:
+            parts["decode_gpu"] = decoded_by_gpu
+        return {f"{name}_ms": 1e3 / check.rate(work) for name, work in parts.items()} | check.peak_gib()
 
 
 def rl_cycle(check: Check) -> Numbers:
@@ -289,11 +384,36 @@ def rl_cycle(check: Check) -> Numbers:
         plans = len(check.source) * config.group_size
         rate = check.rate(lambda: infos.append(update.step(first[0], len(infos) + 1, 1e-4)))
         _finite(infos)
+        numbers = rl_split(check, policy) | {"updates_per_s": rate, "rolled_out_plans_per_s": plans / rolling}
     finally:
         policy.encoder_frozen = False
         for parameter, trained in parameters:
             parameter.requires_grad_(trained)
-    return {"rolled_out_plans_per_s": plans / rolling, "updates_per_s": rate} | check.peak_gib()
+    return numbers | check.peak_gib()
+
+
+def rl_split(check: Check, policy: DPVLA) -> Numbers:
+    """Milliseconds a scene of each piece of a cycle before its updates."""
+    config = check.sizes.rollouts
+    scenes = min(config.scenes_per_call, len(check.source))
+    batch = check.source.batch(range(scenes)).to(check.device)
+    policy.eval()
+    with torch.no_grad():
+        context = policy.encode(batch)
+        plans = policy.sample(context, config.group_size)
+        pieces: dict[str, Callable[[], object]] = {
+            "encode": lambda: policy.encode(batch),
+            "sample": lambda: policy.sample(context, config.group_size),
+            "score": lambda: check.reward(batch.tokens, plans.cpu()),
+        }
+        return {f"{name}_ms_per_scene": 1e3 / check.rate(work) / scenes for name, work in pieces.items()}
+
+
+def adapters_beside_peft(check: Check) -> Numbers:
+    """Both adapters in one pass beside PEFT's two: see benchmarks/dual_adapters.py."""
+    case = dual_adapters.Case(*check.sizes.peft_case, check.device)
+    found = dual_adapters.measure(case, 10, 3)
+    return {name: value for name, value in found.items() if name != "seconds"} | check.peak_gib()
 
 
 def evaluation(check: Check) -> Numbers:
@@ -349,8 +469,12 @@ def tests(check: Check) -> Numbers:
 
 
 PARTS: dict[str, Callable[[Check], Numbers]] = {
-    part.__name__: part for part in (tests, pdm, epdms, state_based, pretraining, rl_cycle, evaluation, command_lines)
-}
+    part.__name__: part
+    for part in (
+        tests, pdm, epdms, state_based, rl_cycle, evaluation, command_lines, latency, adapters_beside_peft, pretraining,
+        pretraining_recomputed, pretraining_compiled,
+    )
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------- running them

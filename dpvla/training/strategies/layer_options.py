@@ -16,6 +16,10 @@ from dpvla.models.layers import repeated_layers
 BACKEND = "inductor"
 """Of ``torch.compile``."""
 
+SHAPES = 64
+"""For which a kind of layer is compiled; beyond, dynamo would run it plainly. Every stage of an encoder, batch size,
+with gradients and without is one."""
+
 
 def apply_layer_options(module: nn.Module, recompute: str, compiled: bool) -> None:
     """Recompute the layers of "encoder", "head" or "both" in the backward pass, and compile all if asked to.
@@ -33,8 +37,10 @@ def apply_layer_options(module: nn.Module, recompute: str, compiled: bool) -> No
         for layer in layers:
             layer.forward = _recomputed(layer.forward)  # type: ignore[method-assign]
     if compiled:
+        limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+        setattr(torch._dynamo.config, limit, max(SHAPES, getattr(torch._dynamo.config, limit)))
         for layer in repeated_layers(module):
-            layer.compile(backend=BACKEND)
+            layer.compile(backend=BACKEND, dynamic=False)  # with shapes left open Inductor fails on windowed attention
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

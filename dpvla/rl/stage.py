@@ -150,9 +150,9 @@ class RolloutStage:
                 with whole_weights() if tokens.encodes_batches else nullcontext():
                     context = next(contexts)
                 waited += time.perf_counter() - before
-                if (step + 1) % self.steps_per_cycle == 0:
+                if (step + 1) % self.steps_per_cycle == 0 and self._rolled_out_once is not None:  # all of it made here
                     share_waited = waited / (time.perf_counter() - began)
-                    track(step + 1, {"speed/token_wait": share_waited, **self._cost(tokens)})
+                    track(step + 1, {"speed/token_wait": share_waited, **self._cost(tokens, self._rolled_out_once)})
                 yield RolloutBatch(
                     context,
                     {name: to_device(value[rows], device) for name, value in self.buffer.roll_outs.items()},
@@ -255,20 +255,17 @@ class RolloutStage:
                 self._tokens = self._encoded(buffer.indices[self._mine], buffer.cycle)
         return self._tokens
 
-    def _cost(self, tokens: TokenCache) -> dict[str, float]:
-        """FLOPs a scene of the cycle that ends, whose roll-outs were made here."""
-        if not self.accelerator.is_main_process or self.buffer is None or self._rolled_out_once is None:
+    def _cost(self, tokens: TokenCache, equals_once: bool) -> dict[str, float]:
+        """TFLOP a scene of the cycle that ends."""
+        if not self.accelerator.is_main_process or self.buffer is None:
             return {}
         try:
-            flops = scene_flops(
-                self._shapes, self.algorithm, self.config.group_size, [*self.buffer.scores], self._rolled_out_once
-            )
-        except (RuntimeError, NotImplementedError) as error:  # an algorithm of a plug-in that looks at values
+            scores = [*self.buffer.scores]
+            flops = scene_flops(self._shapes, self.algorithm, self.config.group_size, scores, equals_once)
+        except (RuntimeError, TypeError, ValueError) as error:  # an algorithm of a plug-in that looks at values
             self.accelerator.print(
                 f"speed/tflop_per_scene is not logged: {self.algorithm.config.name}: {one_line(error)}"
             )
             return {}
-        return {
-            "speed/tflop_per_scene": flops.cycle(self.config.epochs_per_cycle, tokens.encodings / len(self._mine))
-            / 1e12
-        }
+        encodings = tokens.encodings / len(self._mine)
+        return {"speed/tflop_per_scene": flops.cycle(self.config.epochs_per_cycle, encodings) / 1e12}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -138,6 +139,13 @@ def test_a_run_from_disk_that_is_stopped_ends_bit_for_bit_as_in_one_go(tmp_path:
             with pytest.raises(KeyboardInterrupt) if stop else nullcontext():
                 ends.append(train(stage, config, tmp_path / name, stage.accelerator))
     assert_same_files(*ends)
+    waits = [[row["step"] for row in rows(tmp_path / name) if row.get("waited")] for name in ("straight", "broken")]
+    assert waits == [["4", "8"], []]  # of cycles that were made in one go
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [row | {"waited": row.get("speed/token_wait", "")} for row in csv.DictReader(file)]
 
 
 def test_encoding_again_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:

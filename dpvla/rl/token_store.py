@@ -228,6 +228,8 @@ class _Opening:
             )
 
     def _begin(self, made: Description) -> None:
+        for left in self.folder.glob(".shard_*"):  # half written by a run that was killed
+            left.unlink()
         (self.folder / MANIFEST).unlink(missing_ok=True)  # it would vouch for shards that are written again
         made.write(self.folder)
 

@@ -187,12 +187,14 @@ def test_a_run_that_is_killed_at_any_moment_keeps_its_shards(
         opened(policy, source, folder)
     assert len(contents(folder)) == max(0, kill_at - 1) and not (folder / MANIFEST).exists()
     before = {path: path.stat().st_mtime_ns for path in folder.glob("shard_*")}
+    (folder / ".shard_00002.safetensors.abc").touch()  # what a kill leaves, when nothing is cleaned up
     with counting(policy) as sizes:
         opened(policy, source, folder, verify=True)
     left = SHARDS - max(0, kill_at - 1)
     measured = [1, PORTION] if left else []
     assert sizes == measured + [PORTION] * left
     assert contents(folder) == contents(tmp_path / "straight")
+    assert not left or not [*folder.glob(".shard_*")]
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 

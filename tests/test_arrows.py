@@ -35,6 +35,7 @@ ORDER = (
     ("dpvla.state_based.networks",),
     ("dpvla.state_based.data",),
     ("dpvla.state_based.environments",),
+    ("dpvla.costs",),
     ("dpvla.state_based", "dpvla.rl"),
     ("dpvla.algorithms", "dpvla.training"),
     ("dpvla.models",),

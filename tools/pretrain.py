@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.cli import parse, reporting_errors
 from dpvla.config import ConfigError
+from dpvla.costs.options import PLAN_KEYS, PlanOptions
 from dpvla.models.config import DPVLAConfig
 from dpvla.training.config import ImitationConfig, LoopConfig
 from navsim_bridge.data.config import DataConfig
 
 if TYPE_CHECKING:
+    from dpvla.costs.plan import Plan
     from dpvla.models import DPVLA
     from dpvla.training.run_directory import Run
     from dpvla.training.start import Start
@@ -27,7 +29,7 @@ DEMO = Path(__file__).parent.parent / "configs" / "pretrain_demo.yaml"
 
 
 @dataclass(frozen=True)
-class PretrainConfig(DataConfig):
+class PretrainConfig(PlanOptions, DataConfig):
     """Imitation pretraining of DP-VLA on a NAVSIM split. Defaults: the paper's (100 epochs, batch 16, lr 1e-4)."""
 
     out: str = "runs/pretrain"  # run directory; the same command goes on in it
@@ -42,6 +44,10 @@ class PretrainConfig(DataConfig):
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, or go on training, and say where the checkpoint is."""
     config = parse(PretrainConfig, argv, __doc__, default_config=DEMO)
+    config.check_plan()
+    if config.plan:
+        return print_plan(config)
+    from dpvla.costs.plan import require_room
     from dpvla.training.imitation import ImitationStage
     from dpvla.training.launch import make_accelerator
     from dpvla.training.loop import train
@@ -53,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed = config.loop.seed
     accelerator = make_accelerator(config.loop, config.out)
     sources = ("init_from", *(f"model.encoder.{key}" for key in config.model.encoder.SOURCES))
-    with open_run(config.out, config, config.restart, accelerator, free=(*FREE, *sources)) as run:
+    with open_run(config.out, config, config.restart, accelerator, free=(*FREE, *PLAN_KEYS, *sources)) as run:
         start = open_start(config.init_from) if config.init_from and run.last is None else None
         if run.last is not None:
             refuse_other_start(run, "init_from", config.init_from)
@@ -62,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if accelerator.is_main_process:
             make_demo_world_if_needed(config.data_root, config.maps_root)
         data = open_training_data(config, policy.encoder.sensors, accelerator, reward_on="validation")
+        require_room(lambda options: planned(config, options, len(data.source)), accelerator, config.out)
         if run.last is None and start is None:
             policy.plan_coding.fit(data.source.plans(), data.source.ego_status())
         stage = ImitationStage(
@@ -83,6 +90,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             None if start is None else {"path": str(start.path), "weights_sha256": start.weights_hash()},
         )
         accelerator.print(f"checkpoint: {train(stage, loop, run.path, accelerator)}")
+
+
+def print_plan(config: PretrainConfig) -> None:
+    """What the run would take; nothing else is done."""
+    from dpvla.costs.plan import report, scene_count
+
+    report(planned(config, config, scene_count(config, config.split)), config, config.out)
+
+
+def planned(config: PretrainConfig, options: PlanOptions, scenes: int) -> Plan:
+    """The run on what ``options`` say."""
+    from dpvla.costs.plan import outlined, plan_pretraining
+
+    return plan_pretraining(outlined(config.model), config.imitation, config.loop, options, scenes)
 
 
 def initial_policy(config: PretrainConfig, run: Run, start: Start | None) -> DPVLA:

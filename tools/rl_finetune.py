@@ -11,16 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.registry import AnyAlgorithm, make_algorithm
 from dpvla.checkpoint_layout import ADAPTERS, MODEL, CheckpointLayout
 from dpvla.cli import parse, reporting_errors
+from dpvla.costs.options import PLAN_KEYS, PlanOptions
 from dpvla.models.config import LoRAConfig
 from dpvla.rl.config import RolloutConfig, TokensConfig
 from dpvla.training.config import LoopConfig, WhatOfAdapters
 from navsim_bridge.data.config import DataConfig
+
+if TYPE_CHECKING:
+    from dpvla.costs.plan import Plan
+    from dpvla.models import DPVLA
 
 DEMO = Path(__file__).parent.parent / "configs" / "dipole_demo.yaml"
 OF_ROLLOUTS = (
@@ -29,7 +34,7 @@ OF_ROLLOUTS = (
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(DataConfig):
+class FinetuneConfig(PlanOptions, DataConfig):
     """RL fine-tuning of a pretrained DP-VLA. Defaults: the paper's navtrain variant on one GPU (g 10, batch 56)."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
@@ -54,8 +59,12 @@ class FinetuneConfig(DataConfig):
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, or go on training, and say where the checkpoint is."""
     config = parse(FinetuneConfig, argv, __doc__, default_config=DEMO)
+    config.check_plan()
+    if config.plan:
+        return print_plan(config)
     import torch
 
+    from dpvla.costs.plan import outlined, require_room
     from dpvla.models import DPVLA
     from dpvla.rl.stage import RolloutStage
     from dpvla.rl.token_store import open_tokens
@@ -69,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = replace(config, out=config.out or f"runs/{config.algorithm.name}_{Path(config.split).stem}")
     seed, algorithm, lora = config.loop.seed, make_algorithm(config.algorithm), config.lora
     accelerator = make_accelerator(config.loop, str(config.out))
-    with open_run(str(config.out), config, config.restart, accelerator, free=(*FREE, "checkpoint")) as run:
+    with open_run(str(config.out), config, config.restart, accelerator, free=(*FREE, *PLAN_KEYS, "checkpoint")) as run:
         if run.last is None:
             start = open_start(config.checkpoint)
             first = starting_point(start, config.adapters, algorithm.adapters, lora.rank, lora.alpha)
@@ -86,6 +95,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.manual_seed(seed)
         if algorithm.adapters and not policy.has_adapters:
             policy.add_adapters(algorithm.adapters, lora.rank, lora.alpha)
+        require_room(
+            lambda options: planned(config, outlined(policy.config), options, len(data.source)),
+            accelerator,
+            str(config.out),
+        )
         stage = RolloutStage(
             policy,
             algorithm,
@@ -109,6 +123,31 @@ def main(argv: Sequence[str] | None = None) -> None:
             before = f" (sampled with omega {first.about['omega']:g} before)" if "omega" in first.about else ""
             accelerator.print(f"start: {first.about['path']}; adapters: {first.about['adapters']}{before}")
         accelerator.print(f"checkpoint: {train(stage, loop, run.path, accelerator)}")
+
+
+def print_plan(config: FinetuneConfig) -> None:
+    """What the run would take; nothing else is done."""
+    from dpvla.costs.plan import outlined, outlined_from, report, scene_count
+    from dpvla.models import DPVLAConfig
+    from dpvla.training.start import open_start
+
+    if Path(config.checkpoint).exists():
+        policy = outlined_from(open_start(config.checkpoint).model)
+    else:
+        print(f"there is no {config.checkpoint} yet: planned for the paper's model")
+        policy = outlined(DPVLAConfig())
+    plan = planned(config, policy, config, scene_count(config, config.split))
+    report(plan, config, config.out or f"runs/{config.algorithm.name}_{Path(config.split).stem}")
+
+
+def planned(config: FinetuneConfig, policy: DPVLA, options: PlanOptions, scenes: int) -> Plan:
+    """The run from ``policy``, which is outlined, on what ``options`` say."""
+    from dpvla.costs.plan import plan_fine_tuning
+
+    algorithm = make_algorithm(config.algorithm)
+    return plan_fine_tuning(
+        policy, algorithm, config.rollouts, config.tokens, config.lora, config.loop, options, scenes
+    )
 
 
 if __name__ == "__main__":

@@ -65,6 +65,11 @@ class Encoder(nn.Module, ABC, Generic[ConfigT]):
         return cls(config)
 
     @classmethod
+    def outline(cls, config: ConfigT) -> Encoder[ConfigT]:
+        """The encoder with whatever weights, to count and plan with; neither network nor released weights."""
+        return cls(config)
+
+    @classmethod
     def from_architecture(cls, config: ConfigT, architecture: Any) -> Encoder[ConfigT]:
         """The encoder of a saved policy, whose weights are loaded afterwards; neither network nor released files.
 

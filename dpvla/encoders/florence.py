@@ -6,6 +6,7 @@ The text decoder (258M parameters) is never built: without it encoder (571M) and
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers.models.florence2.modeling_florence2 import (
 
 from dpvla.batch import DrivingBatch
 from dpvla.encoders import florence_attention
-from dpvla.encoders.config import LARGE, TINY, FlorenceConfig
+from dpvla.encoders.config import LARGE, RELEASED, TINY, FlorenceConfig
 from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.florence_checkpoint import FlorenceFiles, load_weights
 from dpvla.encoders.florence_commands import COMMAND_PHRASES, tokenize_commands
@@ -99,6 +100,21 @@ class FlorenceEncoder(Encoder[FlorenceConfig]):
         load_weights(encoder, files.tensors(), config.source)
         encoder.set_commands(files.command_ids, files.command_mask)
         return encoder
+
+    @classmethod
+    def outline(cls, config: FlorenceConfig) -> FlorenceEncoder:
+        """Of the released large model, of a directory (whose config is read), or a random one.
+
+        Raises ValueError for another hub id: what it is stands in files that are not here.
+        """
+        if config.source in (TINY, LARGE):
+            return cls.from_config(config)
+        if Path(config.source).is_dir():
+            files = FlorenceFiles.open(config.source, None)
+            return cls(config, files.config, files.command_ids.shape[1])
+        if config.source.removesuffix("-ft") != RELEASED:
+            raise ValueError(f"the sizes of {config.source} are known from its files alone: give a copy on disk")
+        return cls(config, large_florence_config(), tokenize_commands(tiny_tokenizer())[0].shape[1])
 
     @classmethod
     def from_architecture(cls, config: FlorenceConfig, architecture: Any) -> FlorenceEncoder:

@@ -189,7 +189,7 @@ class DiTHead(nn.Module):
             return torch.zeros(len(condition.command), self.width, device=condition.command.device)
         parts = []
         if self.flags.use_command:
-            parts.append(F.one_hot(condition.command, len(COMMANDS)).float())
+            parts.append(torch.eye(len(COMMANDS), device=condition.command.device)[condition.command])
         if self.flags.use_ego_status:
             parts.append(condition.ego_status.float() / self.status_scale)
         if self.flags.use_history:

@@ -19,7 +19,6 @@ import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,12 @@ import torch
 from accelerate import Accelerator
 from random_scenes import RandomScenes
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers.models.bart.modeling_bart import BartEncoderLayer
-from transformers.models.florence2.modeling_florence2 import Florence2VisionBlock
 
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.dipole import Dipole
 from dpvla.device import usable_device
 from dpvla.encoders.config import FlorenceConfig
 from dpvla.files import check_file, write_json
-from dpvla.layers.blocks import Block
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.provenance import made_by
 from dpvla.rl.config import RolloutConfig
@@ -111,8 +106,6 @@ def training(options: Namespace, folder: Path, phases: Phases) -> Numbers:
     assert source.whole.plan is not None
     policy.plan_coding.fit(source.whole.plan, source.whole.ego_status)
     policy.precision = loop.precision
-    if options.checkpoint_blocks:
-        checkpoint_blocks(policy)
     accelerator = make_accelerator(options)
     stage = ImitationStage(policy, source, ImitationConfig(batch_size=options.batch_size), accelerator, 0, _nothing)
     with phases.measure("pretrain_step", weights) as numbers:
@@ -168,7 +161,7 @@ def fine_tuning(options: Namespace, folder: Path, phases: Phases) -> Numbers:
 
 def loop_of(options: Namespace) -> LoopConfig:
     """What is asked for, as a run's config."""
-    return LoopConfig(precision=options.precision, trackers=())
+    return LoopConfig(precision=options.precision, recompute=options.recompute, trackers=())
 
 
 def make_accelerator(options: Namespace) -> Accelerator:
@@ -199,13 +192,6 @@ def updates(step: Callable[[int], dict[str, Tensor]], options: Namespace) -> Num
     return {"update_seconds": seconds, "losses": losses, "scenes_per_s": options.batch_size / fastest}
 
 
-def checkpoint_blocks(policy: DPVLA) -> None:
-    """Blocks keep their inputs alone for the backward pass and compute the rest again."""
-    for module in policy.modules():
-        if isinstance(module, Block | Florence2VisionBlock | BartEncoderLayer):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
-
-
 def counted(policy: DPVLA) -> Numbers:
     """Parameters by part; ``adapter``: of one of them."""
     adapters = policy.adapter_parameters()
@@ -229,8 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--precision", choices=["no", "bf16"], default="bf16", help="loop.precision")
     parser.add_argument("--width", type=int, default=768, help="of the images, in pixels")
     parser.add_argument("--height", type=int, default=384, help="of the images, in pixels")
-    parser.add_argument("--checkpoint-blocks", action="store_true",
-                        help="pretraining keeps no activations inside blocks (18 GB on the CPU)")  # fmt: skip
+    parser.add_argument("--recompute", choices=["none", "both"], default="none", help="loop.recompute of pretraining")
     parser.add_argument("--folder", type=Path, help="where the model is written (4.2 GB); default: a temporary one")
     parser.add_argument("--json", type=Path, help="write the outcome here")
     parser.add_argument("--half", choices=HALVES, help="run this one alone and print its numbers; needs --folder")

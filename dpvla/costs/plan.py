@@ -26,6 +26,7 @@ from dpvla.rl.config import RolloutConfig, TokensConfig
 from dpvla.rl.flops import scene_flops
 from dpvla.tensors import empty_parameters
 from dpvla.training.config import ImitationConfig, LoopConfig
+from dpvla.training.strategies.layer_options import apply_layer_options
 
 GB = 1e9
 USABLE = 0.94
@@ -81,7 +82,7 @@ class Plan:
             parts = ", ".join(f"{name} {size:.2f}" for name, size in self.memory_parts_gb.items() if size)
             raise ConfigError(
                 f"this run takes {self.memory_gb_per_gpu:.1f} GB of a GPU ({parts}), {gpu} can give {memory_gb:.1f}: "
-                "take smaller batches, or more or larger GPUs"
+                "take smaller batches, --loop.recompute both, --loop.accumulate, or more or larger GPUs"
             )
         if self.disk_gb > free_disk_gb:
             parts = ", ".join(f"{name} {size:.1f}" for name, size in self.disk_parts_gb.items() if size)
@@ -154,6 +155,7 @@ def plan_pretraining(
     batch = policy.encoder.fake_batch(here)
     with without_numbers():
         fake_policy(policy.train())
+        apply_layer_options(policy, loop.recompute, False)
         peak = update_peak(policy, lambda: policy.imitation_loss(batch, draws=imitation.noise_draws)[0])
     parts = _parts(policy, loop, options.gpus, peak)
     updates = loop.steps or imitation.epochs * math.ceil(scenes / imitation.batch_size)
@@ -196,6 +198,7 @@ def plan_fine_tuning(
     with without_numbers():
         targets = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in made.items()}
         behavior = policy.snapshot_head() if algorithm.needs_behavior else None
+        apply_layer_options(policy, loop.recompute, False)
         batch = RolloutBatch(context, plans, targets, behavior)
         updating = update_peak(policy.train(), lambda: algorithm.loss(policy, batch)[0])
     parts = _parts(policy, loop, options.gpus, max(rolling, updating))

@@ -80,6 +80,11 @@ def test_a_pretraining_plan_counts_weights_moments_activations_and_operations() 
     assert eight.updates == 100 * 125
 
 
+def test_recomputed_activations_are_not_kept() -> None:
+    spared = pretraining(8, loop=replace(LOOP, recompute="both"))
+    assert spared.memory_parts_gb["activations"] < pretraining(8).memory_parts_gb["activations"]
+
+
 def test_more_gpus_share_scenes_and_a_strategy_what_it_divides() -> None:
     alone, whole = pretraining(8), pretraining(8, gpus=4)
     divided = pretraining(8, gpus=4, loop=LoopConfig(precision="bf16", strategy=FSDP2Config()))

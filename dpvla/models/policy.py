@@ -207,7 +207,8 @@ class DPVLA(nn.Module):
         if self.precision != "bf16":
             return
         for part in self.modules():
-            if type(part) in (nn.Linear, nn.Conv2d, AdaptableLinear) and not part.weight.requires_grad:
+            plain = type(part) in (nn.Linear, nn.Conv2d, AdaptableLinear)  # others may do more with their weights
+            if plain and isinstance(part, nn.Linear | nn.Conv2d) and not part.weight.requires_grad:
                 part.weight = nn.Parameter(part.weight.detach().to(torch.bfloat16), requires_grad=False)
 
     def encode(self, batch: DrivingBatch) -> SceneContext:

@@ -46,7 +46,8 @@ class Weighted(Algorithm):
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted denoising error at one random noise level a plan."""
         weights = batch.targets["weights"]
-        t, noise = policy.draw(*weights.shape, batch.random)
+        scenes, candidates = weights.shape
+        t, noise = policy.draw(scenes, candidates, batch.random)
         errors = policy.denoising_errors(batch.context, batch.plans, t, noise, self.adapters)[0]
         return (weights * errors).sum(dim=-1).mean(), {"rl/largest_weight": weights.amax(dim=-1).mean()}
 

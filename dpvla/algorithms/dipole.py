@@ -61,7 +61,8 @@ class Dipole(Algorithm):
         estimate of Eq. 9.
         """
         beta, shift, advantages = self.config.beta, self.config.shift, batch.targets["advantages"]
-        t, noise = policy.draw(*batch.plans.shape[:2], batch.random)
+        scenes, candidates = batch.plans.shape[:2]
+        t, noise = policy.draw(scenes, candidates, batch.random)
         sampled = self._sampled(policy, batch, t, noise)
         good, bad = dichotomous_weights(advantages, beta, shift)
         output, target = policy.denoise_plans(batch.context, batch.plans, t, noise, ADAPTERS)

@@ -18,7 +18,9 @@ from torch import Tensor
 class Sharable(Protocol):
     """A batch that can be divided."""
 
-    weight: float
+    @property
+    def weight(self) -> float:
+        """Of its loss among the parts of an update."""
 
     def __len__(self) -> int: ...
 

@@ -20,7 +20,9 @@ from tests.dpvla.models.tiny_policies import CONFIGS
 from tests.scenes_in_memory import ScenesInMemory
 
 
-def learn(recompute: str, compiled: bool = False, model: str = "tiny_florence") -> tuple[Tensor, dict[str, Tensor], Counter[str]]:
+def learn(
+    recompute: str, compiled: bool = False, model: str = "tiny_florence"
+) -> tuple[Tensor, dict[str, Tensor], Counter[str]]:
     """Loss, gradients, and how often layers ran forward, by kind."""
     torch.manual_seed(0)
     policy = DPVLA.from_config(CONFIGS[model]())

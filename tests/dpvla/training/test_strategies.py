@@ -110,7 +110,7 @@ def test_averages_are_those_of_diffusers() -> None:
     for _ in range(200):
         with torch.no_grad():
             for parameter in parameters:
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(0.1 * torch.randn_like(parameter))
         ours.step(parameters)
         theirs.step(parameters)
     assert all(torch.equal(a, b) for a, b in zip(ours.averages, theirs.shadow_params))

@@ -45,7 +45,8 @@ class Best(Algorithm):
         return {"chosen": (rank < self.config.best).float()}
 
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        t, _ = policy.draw(*batch.plans.shape[:2], batch.random)
+        scenes, candidates = batch.plans.shape[:2]
+        t, _ = policy.draw(scenes, candidates, batch.random)
         errors = policy.denoising_errors(batch.context, batch.plans, t, batch.roll_outs["noise"])[0]
         return (batch.targets["chosen"] * errors).mean(), {"rl/chosen": batch.targets["chosen"].mean()}
 

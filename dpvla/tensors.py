@@ -5,6 +5,7 @@ Writing and reading go tensor by tensor, so that memory holds a model once and n
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,7 +59,9 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for _, tensor in laid_out:
-        file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        content = tensor.detach().cpu().contiguous()
+        if content.nbytes:  # not by way of numpy, after which the memory of gathered weights could not be freed
+            file.write((ctypes.c_char * content.nbytes).from_address(content.data_ptr()))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
+from dpvla.tensors import save_tensors
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 from dpvla.training.strategies.average import WeightAverage
 from tests.paths import ROOT
@@ -118,3 +119,11 @@ def test_averages_are_those_of_diffusers() -> None:
     with ours.standing_in(parameters):
         assert all(torch.equal(parameter, average) for parameter, average in zip(parameters, ours.averages))
     assert all(torch.equal(parameter, value) for parameter, value in zip(parameters, before))
+
+
+def test_writing_weights_leaves_their_memory_free_to_go(tmp_path: Path) -> None:
+    """A view by numpy would hold it, and gathered weights could not be parted again."""
+    tensor = torch.arange(6.0)
+    save_tensors(tmp_path / "x.safetensors", {"x": tensor, "none": torch.zeros(0)})
+    tensor.untyped_storage().resize_(0)
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], torch.arange(6.0))

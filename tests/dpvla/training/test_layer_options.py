@@ -73,5 +73,5 @@ def test_compiled_layers_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch
 
 def test_an_encoder_without_layers_says_so() -> None:
     policy = DPVLA.from_config(DPVLAConfig.tiny())
-    with pytest.raises(ConfigError, match=r"loop.recompute both: the encoder names no layers"):
+    with pytest.raises(ConfigError, match=r"loop\.recompute both: the encoder names no repeated layers"):
         apply_layer_options(policy, "both", False)

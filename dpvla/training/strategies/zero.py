@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,6 +46,8 @@ class Zero2:
         if not deepspeed.comm.is_initialized():
             deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False)
         self.own, self.settings, self.config, self.accelerator = module.to(accelerator.device), own, config, accelerator
+        # Inside: DeepSpeed turns off the autocast of a GPU that it finds around the engine.
+        module.forward = _autocast(accelerator, module.forward)  # type: ignore[method-assign]
         self.weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
             list(self.weights.values()), lr=config.lr, betas=config.adam_betas, weight_decay=config.weight_decay
@@ -60,8 +63,7 @@ class Zero2:
         self._set_rate(lr)
         logged: dict[str, Tensor] = {}
         for part in parts(batch, self.config.accumulate):
-            with self.accelerator.autocast():
-                loss, info = self.module(part)
+            loss, info = self.module(part)
             self.module.backward(loss * self.config.accumulate)  # which the engine divides by it
             self.module.step()  # learns after the last one
             for name, value in {**info, "train/loss": loss.detach()}.items():
@@ -266,3 +268,12 @@ class Zero3(Zero2):
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.data.copy_(value)
+
+
+def _autocast(accelerator: Accelerator, forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def run(*arguments: Any, **named: Any) -> Any:
+        with accelerator.autocast():
+            return forward(*arguments, **named)
+
+    return run

@@ -106,13 +106,14 @@ def imitation(accelerator: Accelerator) -> ImitationStage:
     return ImitationStage(policy(), source, config, accelerator, 7, describe, source, prefer_left)
 
 
-def dipole(accelerator: Accelerator) -> RolloutStage:
+def dipole(accelerator: Accelerator, model: Path | None = None, **options: Any) -> RolloutStage:
     made = policy()
+    made.precision = "bf16" if accelerator.mixed_precision == "bf16" else "no"
     made.add_adapters(ADAPTERS, 4, 4)
     algorithm = Dipole(DipoleConfig(control_variate=True))
-    config = RolloutConfig(group_size=4, cycles=1, epochs_per_cycle=2, scenes_per_cycle=7, batch_size=4)
+    config = RolloutConfig(group_size=4, cycles=1, epochs_per_cycle=2, scenes_per_cycle=7, batch_size=4, **options)
     source = ScenesInMemory(SCENES, CONFIG.encoder.sensors)
-    return RolloutStage(made, algorithm, source, prefer_left, config, accelerator, 7, None, describe)
+    return RolloutStage(made, algorithm, source, prefer_left, config, accelerator, 7, model, describe)
 
 
 MAKE: dict[str, Callable[[Accelerator], Stage]] = {"imitation": imitation, "dipole": dipole}
@@ -121,10 +122,10 @@ MAKE: dict[str, Callable[[Accelerator], Stage]] = {"imitation": imitation, "dipo
 class Processes:
     """What every process of a group runs through, and what the first one found."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, precision: str = "no") -> None:
         self.out = out
         AcceleratorState._reset_state(True)
-        self.accelerator = Accelerator(cpu=True)
+        self.accelerator = Accelerator(cpu=True, mixed_precision=precision)
         self.accelerator.end_training = lambda: None  # it would close the process group, which the next run needs
         self.count = self.accelerator.num_processes
         self.found: dict[str, Any] = {}
@@ -164,6 +165,18 @@ class Processes:
         for stage_name in MAKE:
             self.run(stage_name, "ddp", self.out / f"stopped-{stage_name}-{3 - self.count}")  # the other group's
 
+    def update_in_bf16(self) -> None:
+        """Frozen weights in bf16 beside adapters in float32, every batch encoded anew."""
+        seen = torch.is_autocast_enabled
+        # As on a GPU, for whose autocast DeepSpeed asks.
+        torch.is_autocast_enabled = lambda device="cpu": seen(device)  # type: ignore[assignment, misc]
+        for name in names:
+            stage = dipole(self.accelerator, self.out, context_cache_gb=0.0)
+            strategy = make_strategy(stage.module, loop(name), self.accelerator)
+            batches = stage.batches(0, lambda *_: None, strategy.whole_weights)
+            logged = [strategy.step(next(batches), step, 1e-3) for step in (1, 2)]
+            self.found[name] = [float(step[key]) for step in logged for key in ("train/loss", "train/grad_norm")]
+
 
 def member(rank: int, count: int, out: Path, what: str) -> None:
     if count > 1:
@@ -171,7 +184,7 @@ def member(rank: int, count: int, out: Path, what: str) -> None:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # asked for, but the group is there already
         os.environ |= meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     try:
-        group = Processes(out)
+        group = Processes(out, "bf16" if what == "update_in_bf16" else "no")
         assert group.count == count
         getattr(group, what)()
         if rank == 0:
@@ -201,6 +214,6 @@ if __name__ == "__main__":
 
         # What it would build for processes that share memory takes a minute; gloo alone does.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    for what in ("train_all", "go_on_from_all"):
+    for what in ("train_all", "go_on_from_all", "update_in_bf16"):
         for count in (2, 1):
             fork(count, out, what)

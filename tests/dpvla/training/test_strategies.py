@@ -96,6 +96,15 @@ def test_every_strategy_goes_on_from_what_every_other_wrote(runs: Path, count: i
         assert values == pytest.approx(expected, rel=1e-6), pair
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_strategy_computes_in_bf16_where_it_is_asked_to(runs: Path, count: int) -> None:
+    """Weights held in bf16 go with nothing else; DeepSpeed turns off the autocast of a GPU around its engine."""
+    found = json.loads((runs / f"update_in_bf16-{count}.json").read_text())
+    assert found.keys() == set(STRATEGIES)
+    for name, values in found.items():  # ZeRO-3 has linear layers of its own, which round once more
+        assert values == pytest.approx(found["ddp"], rel=1e-2 if name == "zero3" else 1e-5), name
+
+
 @pytest.mark.parametrize("stage", ["imitation", "dipole"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_run_that_goes_on_with_other_processes_learns_what_it_would_have(runs: Path, stage: str, count: int) -> None:

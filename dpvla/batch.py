@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dpvla.device import to_device
 from dpvla.plan import HISTORY_POSES, NUM_POSES, POSE_INTERVAL
 from dpvla.random_rows import RandomRows
 from dpvla.sensors import Sensors
@@ -48,8 +49,9 @@ class DrivingBatch:
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
 
     def select(self, index: Tensor) -> DrivingBatch:
-        """The scenes at ``index`` (int64 tensor), in that order."""
-        chosen = {name: tensor[index] for name, tensor in self._tensors().items()}
+        """The scenes at ``index`` (int64 tensor on the CPU), in that order."""
+        places = to_device(index, self.images.device)
+        chosen = {name: tensor[places] for name, tensor in self._tensors().items()}
         rows = index.tolist()
         random = None if self.random is None else self.random.select(rows)
         return replace(self, tokens=tuple(self.tokens[i] for i in rows), random=random, **chosen)  # type: ignore[arg-type]

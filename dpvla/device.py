@@ -1,8 +1,9 @@
-"""Which device a tool computes on."""
+"""Which device a tool computes on, and how tensors get there."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def usable_device(name: str) -> torch.device:
@@ -22,3 +23,14 @@ def usable_device(name: str) -> torch.device:
             there = f"torch finds {count} GPU{'s' * (count != 1)}" + (f", cuda:0 to cuda:{count - 1}" if count else "")
             raise ValueError(f"--device {name} is not there ({there}); choose another --device, or see tools/doctor.py")
     return torch.device(name)
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """``tensor``, which is on the CPU, on ``device``.
+
+    A GPU copies it from pinned memory while the CPU goes on; a copy of other memory waits for all that is queued
+    before it.
+    """
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

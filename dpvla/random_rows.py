@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dpvla.device import to_device
+
 _WORD = (1 << 64) - 1
 
 
@@ -73,22 +75,15 @@ def normal(shape: tuple[int, ...], generator: torch.Generator | None, device: to
     A generator draws where it is, so that those of the CPU give the same numbers on every device.
     """
     if isinstance(generator, RandomRows):
-        return _moved(generator.normal(*_per_row(shape, generator)), device)
+        return to_device(generator.normal(*_per_row(shape, generator)), device)
     return torch.randn(shape, generator=generator, device=_source(generator, device)).to(device)
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str) -> Tensor:
     """Uniform numbers in [0, 1) on ``device``, as ``normal`` draws them."""
     if isinstance(generator, RandomRows):
-        return _moved(generator.uniform(*_per_row(shape, generator)), device)
+        return to_device(generator.uniform(*_per_row(shape, generator)), device)
     return torch.rand(shape, generator=generator, device=_source(generator, device)).to(device)
-
-
-def _moved(drawn: Tensor, device: torch.device | str) -> Tensor:
-    """From pinned memory: a copy of other memory to a GPU waits for all that is queued before it."""
-    if torch.device(device).type == "cuda":
-        drawn = drawn.pin_memory()
-    return drawn.to(device, non_blocking=True)
 
 
 def _source(generator: torch.Generator | None, device: torch.device | str) -> torch.device | str:

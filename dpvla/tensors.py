@@ -185,11 +185,6 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor``, which is on the CPU, on ``device``; a GPU copies it while the CPU goes on."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold NaN or infinity; one device sync for all of them."""
     real = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}

@@ -41,9 +41,9 @@ ORDER = (
     ("dpvla.models",),
     ("dpvla.encoders",),
     ("dpvla.layers", "dpvla.diffusion", "dpvla.batch", "dpvla.report", "dpvla.tensors", "dpvla.provenance"),
-    ("dpvla.cli", "dpvla.plan", "dpvla.sensors", "dpvla.checkpoint_layout", "dpvla.parallel", "dpvla.device"),
+    ("dpvla.cli", "dpvla.plan", "dpvla.sensors", "dpvla.checkpoint_layout", "dpvla.parallel"),
     ("dpvla.config", "dpvla.files", "dpvla.random_rows", "dpvla.ahead", "dpvla.precision"),
-    ("dpvla.registry",),
+    ("dpvla.registry", "dpvla.device"),
     ("dpvla",),
 )
 """Parts from the top down: files, and folders with all that is in them; a package itself is its ``__init__``."""

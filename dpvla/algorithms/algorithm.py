@@ -21,6 +21,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from dpvla.algorithms.config import AlgorithmConfig
+from dpvla.device import to_device
 from dpvla.models import DPVLA, SceneContext
 from dpvla.models.head import DiTHead
 from dpvla.models.sampling import Sampling
@@ -42,8 +43,8 @@ class RolloutBatch:
         return len(self.context)
 
     def select(self, index: Tensor) -> RolloutBatch:
-        """The scenes at ``index`` (int64 tensor), in that order."""
-        rows = index.to(self.context.device)
+        """The scenes at ``index`` (int64 tensor on the CPU), in that order."""
+        rows = to_device(index, self.context.device)
         return replace(
             self,
             context=self.context.select(rows),

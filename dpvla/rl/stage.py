@@ -15,6 +15,7 @@ from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.batch import RewardFunction, SceneSource
 from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.config import ConfigError, check, one_line
+from dpvla.device import to_device
 from dpvla.models import DPVLA
 from dpvla.models.adapter_files import load_adapters, save_adapters
 from dpvla.models.flops import on_meta
@@ -27,7 +28,7 @@ from dpvla.rl.flops import scene_flops
 from dpvla.rl.rollout import collect
 from dpvla.rl.token_cache import TokenCache
 from dpvla.rl.token_files import TokenFiles
-from dpvla.tensors import CheckpointError, to_device
+from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, link_tree
 from dpvla.training.order import lane_batches, permutation, steps_per_epoch
 from dpvla.training.run_directory import read_run

@@ -30,6 +30,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 aten = torch.ops.aten
 WITHOUT_FAKE = (aten._fused_adamw_.default, aten._fused_adamw_.tensor_lr)
 """In-place operations that torch cannot run on fake tensors."""
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+"""They send an index that is on the CPU to the GPU of what is indexed, from where it lies."""
 COPIES = (aten._to_copy.default, aten.copy_.default)
 
 
@@ -163,7 +165,8 @@ class _Values(TorchDispatchMode):
             fakes = self._in_one_place(args) if func in WITHOUT_FAKE else func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             fakes = None
-            self.gpu.syncs[str(func)] += self._on_gpu(args, kwargs)
+            if self._on_gpu(args, kwargs):
+                self.gpu.syncs[str(func)] += 1
         with unset_fake_temporarily():
             values = func(*tree_map(value, args), **self._on_cpu(kwargs))
         if fakes is None and values is not None:
@@ -206,6 +209,12 @@ class _Values(TorchDispatchMode):
     def _note(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Count copies between devices."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
+        if func in INDEXING and tensors[0].device.type == "cuda":
+            on_cpu = [
+                leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, FakeTensor) and leaf.device.type == "cpu"
+            ]
+            self.gpu.copies_in += len(on_cpu)
+            self.gpu.pageable += [tuple(index.shape) for index in on_cpu]
         if func in COPIES:
             if self.gpu.backward and func is aten.copy_.default and not any(tensors[-1].stride()):
                 return  # ``x[...] = 1.0``, which fills where autograd sees the devices

@@ -106,15 +106,15 @@ def test_sampling_without_a_generator_draws_on_the_gpu() -> None:
         assert not gpu.syncs and gpu.copies_in == 0, gpu.syncs
 
 
-@pytest.mark.parametrize("encoder", ["tiny", "tiny_florence"])
-def test_a_pretraining_update_waits_for_nothing(encoder: str) -> None:
+@pytest.mark.parametrize("encoder, accumulate", [("tiny", 1), ("tiny", 2), ("tiny_florence", 1)])
+def test_a_pretraining_update_waits_for_nothing(encoder: str, accumulate: int) -> None:
     policy, source = make_policy(encoder)
     gpu = PretendedGPU(backward=True)
     with training_on(gpu) as accelerator:
         config = ImitationConfig(batch_size=3, noise_draws=2, color_jitter=0.2)
         policy.to(gpu.device)
         stage = ImitationStage(policy, source, config, accelerator, 0, lambda directory: None)
-        update = make_strategy(stage.module, LOOP, accelerator)
+        update = make_strategy(stage.module, replace(LOOP, accumulate=accumulate), accelerator)
         batch = next(stage.batches(0, lambda step, values: None, update.whole_weights))
         before = value(policy.head.output.weight.detach().clone())
         gpu.forget()
@@ -142,8 +142,10 @@ def test_imitation_evaluation_runs_on_a_gpu() -> None:
     assert found["gpu"] == pytest.approx(found["cpu"], rel=1e-4)
 
 
-@pytest.mark.parametrize("control_variate", [False, True])
-def test_a_dipole_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(control_variate: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("control_variate, accumulate", [(False, 1), (True, 1), (False, 2)])
+def test_a_dipole_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(
+    control_variate: bool, accumulate: int, tmp_path: Path
+) -> None:
     policy, source = make_policy()
     gpu = PretendedGPU(backward=True)
     config = RolloutConfig(group_size=3, batch_size=2, scenes_per_call=4, epochs_per_cycle=1)
@@ -153,7 +155,7 @@ def test_a_dipole_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(control_v
         stage = RolloutStage(
             policy, algorithm, source, prefer_left, config, accelerator, 0, tmp_path, lambda directory: None
         )
-        update = make_strategy(stage.module, replace(LOOP, ema_decay=0.0), accelerator)
+        update = make_strategy(stage.module, replace(LOOP, ema_decay=0.0, accumulate=accumulate), accelerator)
         logged: dict[str, float] = {}
         batch = next(stage.batches(0, lambda step, values: logged.update(values), update.whole_weights))
         assert logged["rollout/score"] > 0

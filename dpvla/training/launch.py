@@ -5,19 +5,24 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from dpvla.checkpoint_layout import TRACKING
 from dpvla.config import ConfigError
 from dpvla.precision import autocast_of
 from dpvla.training.config import LoopConfig
 from dpvla.training.strategies.registry import strategy_class
+
+PATIENCE = timedelta(days=2)
+"""Processes wait so long for one that makes a cache, packs images or downloads weights for all of them; NCCL would give
+up after 10 minutes. One that dies is the launcher's to notice."""
 
 
 def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
@@ -38,6 +43,7 @@ def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
         mixed_precision=autocast_of(config.precision),
         log_with=list(config.trackers) or None,
         project_config=project,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         **strategy_class(config.strategy).accelerator_options(config),
     )
     expected = int(os.environ.get("WORLD_SIZE", "1"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from dpvla.config import ConfigError, from_dict
@@ -169,3 +170,11 @@ def test_trackers_that_are_not_there_are_refused_by_name(monkeypatch: pytest.Mon
     monkeypatch.setattr(launch, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ConfigError, match="wandb is not installed here: pip install wandb"):
         make_accelerator(LoopConfig(trackers=("wandb",)), tmp_path)
+
+
+def test_processes_wait_for_the_one_that_makes_a_cache(tmp_path: Path) -> None:
+    """NCCL's own 10 minutes are too few for the metric cache of navtrain."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    handler = make_accelerator(PLAIN, tmp_path).init_handler
+    assert handler is not None and handler.to_kwargs() == {"timeout": launch.PATIENCE}
+    assert launch.PATIENCE.days >= 1

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return print_plan(config)
     import torch
 
-    from dpvla.costs.plan import outlined, require_room
+    from dpvla.costs.plan import outlined_from, require_room
     from dpvla.models import DPVLA
     from dpvla.rl.stage import RolloutStage
     from dpvla.rl.token_store import open_tokens
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_run(str(config.out), config, config.restart, accelerator, free=(*FREE, *PLAN_KEYS, "checkpoint")) as run:
         if run.last is None:
             start = open_start(config.checkpoint)
+            model = start.model
             first = starting_point(start, config.adapters, algorithm.adapters, lora.rank, lora.alpha)
         else:
             refuse_other_start(run, "checkpoint", config.checkpoint)
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if algorithm.adapters and not policy.has_adapters:
             policy.add_adapters(algorithm.adapters, lora.rank, lora.alpha)
         require_room(
-            lambda options: planned(config, outlined(policy.config), options, len(data.source)),
+            lambda options: planned(config, outlined_from(model), options, len(data.source)),
             accelerator,
             str(config.out),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +95,20 @@ class Plan:
 def require_room(plan: Callable[[PlanOptions], Plan], accelerator: Accelerator, out: Path | str) -> None:
     """Refuse a run that this machine's GPU or disk cannot hold; where nothing runs on a GPU nothing is looked at.
 
-    What works on values cannot be planned, which is said.
+    What cannot be planned is said, and runs: what works on values, and sizes that stand in files that are not here.
     """
     if accelerator.device.type != "cuda":
         return
     try:
         made = plan(PlanOptions(gpus=accelerator.num_processes))
-    except (RuntimeError, TypeError, NotImplementedError) as error:  # of an encoder or algorithm of a plug-in
+    except Exception as error:  # an encoder or algorithm of a plug-in raises whatever it likes
         accelerator.print(f"whether this run fits is not known: {one_line(error)}")
         return
     about = torch.cuda.get_device_properties(accelerator.device)
-    made.require_fit(about.name, about.total_memory / GB, free_disk_gb(out))
+    # Tokens may be there already, on another disk, too: ``open_tokens`` looks for their room.
+    disk = {name: size for name, size in made.disk_parts_gb.items() if name != "tokens"}
+    made = replace(made, disk_gb=sum(disk.values()), disk_parts_gb=disk)
+    made.require_fit(about.name, about.total_memory / GB, free_disk_gb(out) + held_gb(out))
 
 
 def report(plan: Plan, options: PlanOptions, out: Path | str) -> None:
@@ -120,6 +123,12 @@ def free_disk_gb(path: Path | str) -> float:
     """Room for files at ``path``, which need not exist, in GB."""
     there = next(parent for parent in (Path(path).absolute(), *Path(path).absolute().parents) if parent.exists())
     return shutil.disk_usage(there).free / GB
+
+
+def held_gb(folder: Path | str) -> float:
+    """Of the files in ``folder``, which need not exist: a run that goes on has a part of its disk already."""
+    found = [path.stat() for path in Path(folder).rglob("*") if path.is_file()]
+    return sum({(file.st_dev, file.st_ino): file.st_size for file in found}.values()) / GB
 
 
 def outlined(config: DPVLAConfig) -> DPVLA:

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from dpvla.algorithms.dipole import Dipole
 from dpvla.config import ConfigError
 from dpvla.costs.memory import LiveBytes, without_numbers
 from dpvla.costs.options import PlanOptions
-from dpvla.costs.plan import Plan, outlined, plan_fine_tuning, plan_pretraining, scene_count
+from dpvla.costs.plan import Plan, outlined, plan_fine_tuning, plan_pretraining, require_room, scene_count
+from dpvla.encoders.config import FlorenceConfig
 from dpvla.models import DPVLA
 from dpvla.models.config import LoRAConfig
 from dpvla.models.flops import count_flops, on_meta
@@ -154,3 +157,38 @@ def test_the_tools_plan_and_write_nothing_else(tmp_path: Path, capsys: pytest.Ca
 def test_options_of_a_plan_belong_to_it(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"--gpus, --scenes belong to --plan"):
         pretrain.main(["--out", str(tmp_path / "run"), "--gpus", "8", "--scenes", "3"])
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What ``require_room`` asks of an accelerator, on a GPU of 80 GB."""
+    gpu = SimpleNamespace(name="a GPU", total_memory=80e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    return SimpleNamespace(device=torch.device("cuda"), num_processes=1, print=print)
+
+
+def test_a_run_whose_sizes_are_not_known_is_not_refused(
+    on_gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as one with an encoder of a hub that is no longer needed, or of a plug-in."""
+    unknown = replace(TINY, encoder=FlorenceConfig(source="microsoft/Florence-2-base"))
+    require_room(lambda options: plan_pretraining(outlined(unknown), ImitationConfig(), LOOP, options, 10), on_gpu,
+                 tmp_path)  # fmt: skip
+    assert "whether this run fits is not known: the sizes of microsoft/Florence-2-base" in capsys.readouterr().out
+
+
+def test_what_a_run_has_on_disk_already_is_not_asked_for_again(
+    on_gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = {"checkpoints": 1e-3, "tokens": 200.0}
+    plan = replace(pretraining(), disk_gb=sum(disk.values()), disk_parts_gb=disk)
+    monkeypatch.setattr("dpvla.costs.plan.free_disk_gb", lambda path: 5e-4)
+    with pytest.raises(ConfigError, match=r"checkpoints 0\.0\), there are"):
+        require_room(lambda options: plan, on_gpu, tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "weights").write_bytes(bytes(300_000))
+    (tmp_path / "linked").hardlink_to(tmp_path / "checkpoint" / "weights")  # as an unchanged model is
+    with pytest.raises(ConfigError, match=r"checkpoints 0\.0\), there are"):
+        require_room(lambda options: plan, on_gpu, tmp_path)
+    (tmp_path / "checkpoint" / "more").write_bytes(bytes(300_000))
+    require_room(lambda options: plan, on_gpu, tmp_path)

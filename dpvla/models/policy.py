@@ -206,9 +206,8 @@ class DPVLA(nn.Module):
         """
         if self.precision != "bf16":
             return
-        for part in self.modules():
-            plain = type(part) in (nn.Linear, nn.Conv2d, AdaptableLinear)  # others may do more with their weights
-            if plain and isinstance(part, nn.Linear | nn.Conv2d) and not part.weight.requires_grad:
+        for _, part in cast_by_autocast(self):
+            if not part.weight.requires_grad:
                 part.weight = nn.Parameter(part.weight.detach().to(torch.bfloat16), requires_grad=False)
 
     def encode(self, batch: DrivingBatch) -> SceneContext:
@@ -355,3 +354,11 @@ class DPVLA(nn.Module):
         if steps != self.solver.num_steps:
             self.solver = DPMSolver(self.schedule, steps)
         return self.solver
+
+
+def cast_by_autocast(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Layers, by name, of whose weights autocast computes with nothing but what it casts them to."""
+    for name, part in module.named_modules():
+        plain = type(part) in (nn.Linear, nn.Conv2d, AdaptableLinear)  # others may do more with their weights
+        if plain and isinstance(part, nn.Linear | nn.Conv2d):
+            yield name, part

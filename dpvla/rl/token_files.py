@@ -28,6 +28,7 @@ from torch import Tensor
 from dpvla.config import to_dict
 from dpvla.files import read_json, write_atomically, write_json
 from dpvla.models import DPVLA, SceneContext
+from dpvla.models.policy import cast_by_autocast
 
 FORMAT = 1
 DESCRIPTION, MANIFEST = "description.json", "manifest.json"
@@ -47,7 +48,7 @@ class Maker:
 
     encoder: Mapping[str, Any]  # its config without where its first weights came from: network, cameras, image size
     architecture: str  # SHA-256 of what it says beside its config
-    weights: str  # SHA-256 of its parameters and buffers
+    weights: str  # SHA-256 of its parameters and buffers, as they are computed with
     precision: str  # what it autocasts to
 
     @classmethod
@@ -56,7 +57,9 @@ class Maker:
         config = policy.config.encoder
         encoder = {key: value for key, value in to_dict(config).items() if key not in config.SOURCES}
         architecture = json.dumps(policy.encoder.architecture(), sort_keys=True, default=str)
-        return cls(encoder, _sha256(architecture.encode()), _weights_hash(policy.encoder), policy.precision)
+        return cls(
+            encoder, _sha256(architecture.encode()), _weights_hash(policy.encoder, policy.precision), policy.precision
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -72,6 +75,7 @@ class Maker:
             found += [f"encoder.{key} {its!r:.60} instead of {mine!r:.60}"] if mine != its else []
         if ours["precision"] != theirs.get("precision"):
             found.append(f"precision {theirs.get('precision')!r:.60} instead of {ours['precision']!r}")
+            theirs["weights"] = ours["weights"]  # they are hashed as they are computed with
         for key, words in (("architecture", "another encoder architecture"), ("weights", "other encoder weights")):
             found += [words] if ours[key] != theirs.get(key) else []
         return found
@@ -310,9 +314,12 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _weights_hash(module: torch.nn.Module) -> str:
+def _weights_hash(module: torch.nn.Module, precision: str) -> str:
+    """The same whether weights are held in what autocast casts them to (``DPVLA.hold_frozen``) or not."""
     digest = hashlib.sha256()
+    cast = {f"{name}.weight" for name, _ in cast_by_autocast(module)} if precision == "bf16" else set()
     for name, tensor in sorted(module.state_dict().items()):
+        tensor = tensor.to(torch.bfloat16) if name in cast else tensor
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -72,6 +72,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("encoder", ["tiny", "tiny_florence"])
+def test_weights_held_in_bf16_have_the_tokens_of_those_that_autocast_makes_bf16(tmp_path: Path, encoder: str) -> None:
+    """A second round on merged adapters holds nothing in bf16, since it saves the model, and needs no other tokens."""
+    policy, source = make_policy(encoder)
+    policy.precision = "bf16"
+    opened(policy, source, tmp_path)
+    policy.requires_grad_(False)
+    policy.hold_frozen()
+    assert any(tensor.dtype == torch.bfloat16 for tensor in policy.encoder.state_dict().values())
+    with counting(policy) as sizes:
+        opened(policy, source, tmp_path)
+    assert sum(sizes) == token_store.PROBED
+
+
+@pytest.mark.parametrize("encoder", ["tiny", "tiny_florence"])
 def test_tokens_come_back_as_bfloat16_of_what_the_encoder_gives(tmp_path: Path, encoder: str) -> None:
     policy, source = make_policy(encoder)
     files = opened(policy, source, tmp_path, verify=True)

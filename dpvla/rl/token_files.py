@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,14 +105,26 @@ class Description:
             return None
         try:
             data = read_json(path)
-            if (found := data.pop("format", None)) != FORMAT:
-                raise TokenCacheError(f"{path}: format {found!r:.40}, this code reads {FORMAT}")
+            if (version := data.pop("format", None)) != FORMAT:
+                raise TokenCacheError(
+                    f"{path}: format {version!r:.40}, this code reads {FORMAT}; choose another folder"
+                )
             tokens, width = map(int, data["tokens"])
-            return cls(**{**data, "scenes": tuple(data["scenes"]), "tokens": (tokens, width)})
+            found = cls(**{**data, "scenes": tuple(data["scenes"]), "tokens": (tokens, width)})
+            found._refuse_wrong_types()
+            return found
         except (ValueError, TypeError, KeyError) as error:
             if isinstance(error, TokenCacheError):
                 raise
             raise TokenCacheError(f"{path} describes no token cache: {error}; choose another folder") from None
+
+    def _refuse_wrong_types(self) -> None:
+        if not isinstance(self.maker, dict) or not isinstance(self.maker.get("encoder"), dict):
+            raise ValueError("maker and its encoder are no mappings")
+        if type(self.scenes_per_shard) is not int or self.scenes_per_shard < 1:
+            raise ValueError(f"scenes_per_shard is {self.scenes_per_shard!r:.40}")
+        if not all(isinstance(name, str) for name in self.scenes) or len(set(self.scenes)) < len(self.scenes):
+            raise ValueError("scenes are not names that differ")
 
     @property
     def shards(self) -> int:
@@ -125,9 +138,13 @@ class Description:
 
     @cached_property
     def number(self) -> str:
-        """Tells descriptions apart; stands in every shard."""
+        """Tells descriptions apart."""
         content = asdict(self) | {"provenance": None}
         return _sha256(json.dumps(content, sort_keys=True, default=list).encode())[:16]
+
+    def mark(self, shard: int) -> str:
+        """Stands in a shard: whose it is, and which."""
+        return f"{self.number}-{shard}"
 
     @property
     def bytes_per_scene(self) -> int:
@@ -152,7 +169,7 @@ def write_shard(folder: Path, description: Description, shard: int, context: Sce
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     arrays = {name: _bits(tensor) for name, tensor in tensors.items()}
     tensors["checksum"] = torch.tensor([_checksum(arrays, row) for row in range(len(context))])
-    content = safetensors.torch.save(tensors, metadata={"of": description.number})
+    content = safetensors.torch.save(tensors, metadata={"of": description.mark(shard)})
     write_atomically(shard_path(folder, shard), lambda file: file.write(content))
 
 
@@ -163,9 +180,10 @@ def missing_shards(folder: Path, description: Description) -> list[int]:
         path = shard_path(folder, shard)
         if not path.is_file():
             missing.append(shard)
-        elif Shard(path).number != description.number:
+        elif Shard(path).mark != description.mark(shard):
             raise TokenCacheError(
-                f"{path} belongs to another token cache: delete it, and the same command makes it again"
+                f"{path} is a shard of another token cache, or another one of this: delete it, and the same command "
+                "makes it again"
             )
     return missing
 
@@ -181,6 +199,18 @@ def write_manifest(folder: Path, description: Description) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, "of": description.number, "shards": sizes})
 
 
+def _manifest_sizes(folder: Path, description: Description) -> dict[str, int]:
+    path = folder / MANIFEST
+    try:
+        manifest = read_json(path)
+    except ValueError as error:
+        raise TokenCacheError(f"{error}: delete it, and the same command makes it again") from None
+    sizes, names = manifest.get("shards"), {shard_path(folder, shard).name for shard in range(description.shards)}
+    if manifest.get("of") != description.number or not isinstance(sizes, dict) or sizes.keys() != names:
+        raise TokenCacheError(f"{path} is of another token cache: delete it, and the same command makes it again")
+    return sizes
+
+
 class Shard:
     """A shard mapped into memory; nothing but its header is read before it is asked for."""
 
@@ -194,9 +224,16 @@ class Shard:
                 if not 2 <= length <= size - 8:
                     raise ValueError("its header is cut off")
                 header: dict[str, Any] = json.loads(file.read(length))
-            self.number = str(header.pop("__metadata__", {}).get("of"))
+            self.mark = str(header.pop("__metadata__", {}).get("of"))
             if max(entry["data_offsets"][1] for entry in header.values()) != size - 8 - length:
                 raise ValueError(f"it has {size} bytes")
+            for name, entry in header.items():
+                first, end = entry["data_offsets"]
+                size_of = np.dtype(NUMPY[entry["dtype"]]).itemsize * math.prod(entry["shape"])
+                if min(first, *entry["shape"]) < 0 or size_of != end - first:
+                    raise ValueError(f"its header is wrong about {name}")
+            if absent := {"tokens", "command", "ego_status", "history", "checksum"} - header.keys():
+                raise ValueError(f"it has no {', '.join(sorted(absent))}")
             self._header = {name: (entry, 8 + length + entry["data_offsets"][0]) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TokenCacheError(
@@ -223,10 +260,7 @@ class TokenFiles:
     def __init__(self, folder: Path, description: Description) -> None:
         """Raises TokenCacheError where shards are missing or not as large as the manifest says."""
         self.folder, self.description = folder, description
-        manifest = read_json(folder / MANIFEST)
-        if manifest.get("of") != description.number:
-            raise TokenCacheError(f"{folder / MANIFEST} belongs to another token cache: delete it")
-        for name, size in manifest.get("shards", {}).items():
+        for name, size in _manifest_sizes(folder, description).items():
             found = (folder / name).stat().st_size if (folder / name).is_file() else 0
             if found != size:
                 raise TokenCacheError(

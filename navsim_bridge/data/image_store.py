@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,14 +85,17 @@ def pack_images(
         workers: processes or an executor; shards are theirs. threads: of each, decoding.
 
     Raises:
-        ImageStoreError: the folder holds a store of another split, size or camera set.
+        ImageStoreError: the folder holds a store of another split, size or camera set, or a damaged shard.
         OSError: too little room on the disk, before anything is written; or an image is missing.
         ValueError: an image cannot be read.
     """
     folder = Path(folder)
     with files.one_writer(folder):
+        written: dict[str, str] = {}  # checksums
         if (folder / MANIFEST).is_file():
-            ImageStore(folder, whole=False).require(sensors, split)
+            former = ImageStore(folder, whole=False)
+            former.require(sensors, split)
+            written = {name: digest for name, _, digest in former.shards if (folder / name).is_file()}
         for left in folder.glob(".images-*"):  # by a process that was killed
             left.unlink()
         sources = source_digests(records, data_root, sensors)
@@ -111,6 +114,8 @@ def pack_images(
         entries = []
         with tqdm(total=len(records), desc="images", unit="scene", disable=not progress) as bar:
             for shard, digest in zip(shards, _packed(shards, workers, Path(data_root), folder)):
+                if written.get(shard.path.name, digest) != digest:
+                    raise ImageStoreError(f"{shard.path} is damaged: delete it, and the same command packs it again")
                 entries.append({"file": shard.path.name, "scenes": shard.shape[0], "sha256": digest})
                 bar.update(shard.shape[0])
         manifest |= {"shards": entries, "scenes": [[r.token, sources[r.token]] for r in records]}
@@ -134,8 +139,8 @@ class ImageStore:
                 f"{self.folder} holds no whole image store ({MANIFEST} is written last): make it, or go on, with "
                 f"tools/pack_images.py --split SPLIT --out {self.folder}"
             )
-        content = files.read_json(path)
         try:
+            content = files.read_json(path)
             if content["format"] != FORMAT:
                 raise ImageStoreError(
                     f"{path} has format {content['format']}, this version reads {FORMAT}: pack it again"
@@ -144,10 +149,14 @@ class ImageStore:
             self.sensors = Sensors(tuple(content["cameras"]), content["width"], content["height"])
             self.shards = [(str(s["file"]), int(s["scenes"]), str(s["sha256"])) for s in content["shards"]]
             self.sources = {str(token): str(digest) for token, digest in content["scenes"]}
+            self._require_own_shards(len(content["scenes"]))
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, ImageStoreError):
                 raise
-            raise ImageStoreError(f"{path} is no manifest of an image store: {error!r:.100}; pack it again") from None
+            raise ImageStoreError(
+                f"{path} is no manifest of an image store: {error!r:.100}; delete it, and pack again: what is whole is "
+                "kept"
+            ) from None
         self._ends = list(accumulate(scenes for _, scenes, _ in self.shards))
         self._row = {token: row for row, token in enumerate(self.sources)}
         self._maps: dict[int, Pixels] = {}
@@ -204,6 +213,15 @@ class ImageStore:
         for name, _, digest in tqdm(self.shards, desc="checking", unit="shard", disable=not progress):
             if sha256(self.folder / name) != digest:
                 raise ImageStoreError(f"{self.folder / name} is damaged: delete it, and {self._again}")
+
+    def _require_own_shards(self, listed: int) -> None:
+        """Raise ValueError where shards are not those of the scenes: their names tell which they hold."""
+        if len(self.sources) != listed or sum(scenes for _, scenes, _ in self.shards) != listed:
+            raise ValueError("its scenes are not those of its shards")
+        scenes = iter(self.sources.items())
+        for number, (name, count, _) in enumerate(self.shards):
+            if count < 1 or name != _file_name(number, self.sensors, list(islice(scenes, count))):
+                raise ValueError(f"{name!r:.60} does not hold the scenes that it names")
 
     def _require_whole(self, number: int) -> None:
         name, scenes, _ = self.shards[number]
@@ -262,10 +280,15 @@ def _shards(
     each = max(1, SHARD_BYTES // int(np.prod(sensors.shape)))
     for number, first in enumerate(range(0, len(records), each)):
         some = records[first : first + each]
-        content = json.dumps([FORMAT, sensors.cameras, sensors.shape, [(r.token, sources[r.token]) for r in some]])
-        key = hashlib.sha256(content.encode()).hexdigest()[:16]
+        name = _file_name(number, sensors, [(r.token, sources[r.token]) for r in some])
         images = tuple(root / image_path(record, camera) for record in some for camera in cameras)
-        yield Shard(folder / f"images-{number:05d}-{key}.npy", images, (len(some), *sensors.shape), threads)
+        yield Shard(folder / name, images, (len(some), *sensors.shape), threads)
+
+
+def _file_name(number: int, sensors: Sensors, scenes: Sequence[tuple[str, str]]) -> str:
+    """Of a shard; ``scenes``: their tokens and what their camera files come to."""
+    content = json.dumps([FORMAT, sensors.cameras, sensors.shape, scenes])
+    return f"images-{number:05d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.npy"
 
 
 def _packed(shards: Sequence[Shard], workers: Workers, data_root: Path, folder: Path) -> Iterator[str]:

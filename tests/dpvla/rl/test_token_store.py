@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -268,6 +269,78 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path: Path, made: tuple[DPVLA, Sce
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(TokenCacheError, match=f"{path.name} is damaged .*: delete it"):
         opened(policy, source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scenes_per_shard": 0},
+        {"scenes_per_shard": "2"},
+        {"scenes_per_shard": 2.0},
+        {"maker": 3},
+        {"maker": {"encoder": 3}},
+        {"scenes": 5},
+        {"scenes": [[1], [2]]},
+        {"scenes": ["a", "a"]},
+        {"tokens": "ab"},
+    ],
+)
+def test_a_description_of_wrong_types_is_refused_in_one_line(
+    tmp_path: Path, made: tuple[DPVLA, ScenesInMemory], change: dict[str, object]
+) -> None:
+    opened(*made, tmp_path)
+    path = tmp_path / DESCRIPTION
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(TokenCacheError, match=f"^{path} describes no token cache: .*; choose another folder$"):
+        opened(*made, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"of": 3}', '{"shards": 3}', '{"shards": {"../../x": 5}}'])
+def test_a_manifest_of_something_else_is_named_and_made_again(
+    tmp_path: Path, made: tuple[DPVLA, ScenesInMemory], content: str
+) -> None:
+    opened(*made, tmp_path)
+    path = tmp_path / MANIFEST
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | json.loads(content)) if content.startswith("{") else content)
+    with pytest.raises(TokenCacheError, match=f"^{path} .*: delete it, and the same command makes it again$"):
+        opened(*made, tmp_path)
+    path.unlink()
+    opened(*made, tmp_path)
+    assert path.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header.pop("command"),
+        lambda header: header["command"].update(dtype="F64"),
+        lambda header: header["tokens"].update(shape=[2, 10**6, 10**6]),
+        lambda header: header["tokens"].update(shape="abc"),
+        lambda header: header["ego_status"].update(data_offsets=header["history"]["data_offsets"]),
+        lambda header: header["command"].update(data_offsets=[-16, 0]),
+    ],
+)
+def test_a_shard_whose_header_is_wrong_is_named(
+    tmp_path: Path, made: tuple[DPVLA, ScenesInMemory], change: Callable[[dict[str, Any]], object]
+) -> None:
+    opened(*made, tmp_path)
+    path = shard_path(tmp_path, 1)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    changed = json.dumps(header, separators=(",", ":")).encode().ljust(length)
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
+    with pytest.raises(TokenCacheError, match=f"^{path} is damaged .*: delete it, and the same command makes it again"):
+        opened(*made, tmp_path)
+
+
+def test_a_shard_in_the_place_of_another_is_refused(tmp_path: Path, made: tuple[DPVLA, ScenesInMemory]) -> None:
+    opened(*made, tmp_path)
+    shard_path(tmp_path, 1).write_bytes(shard_path(tmp_path, 2).read_bytes())
+    with pytest.raises(TokenCacheError, match=f"^{shard_path(tmp_path, 1)} is a shard of another token cache, or anot"):
+        opened(*made, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}', '{"format": 1}'])

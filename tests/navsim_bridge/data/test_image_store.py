@@ -164,6 +164,54 @@ def test_another_manifest_is_refused(content: dict[str, object], tmp_path: Path)
         ImageStore(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shards": []},
+        {"shards": 3},
+        {"scenes": {}},
+        {"width": 32.0},
+        {"cameras": ["front", "front_left", "front_right"]},
+        "[]",
+        "{",
+        "elsewhere",
+        "other order",
+        "twice",
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_shards_is_not_believed(
+    world: World, root: Path, change: dict[str, object] | str
+) -> None:
+    pack(world, root).check()
+    path = root / "store" / MANIFEST
+    content = json.loads(path.read_text())
+    if isinstance(change, dict):
+        content |= change
+    elif change == "elsewhere":
+        content["shards"][0]["file"] = f"../store/{content['shards'][0]['file']}"
+    elif change == "other order":
+        content["scenes"].reverse()
+    elif change == "twice":
+        content["scenes"][1] = content["scenes"][0]
+    path.write_text(change if change in ("[]", "{") else json.dumps(content))
+    with pytest.raises(ImageStoreError, match=f"^{path} is no manifest .*; delete it, and pack again"):
+        ImageStore(root / "store")
+    path.unlink()
+    pack(world, root).check()
+
+
+def test_packing_again_does_not_take_a_damaged_shard_for_what_was_written(world: World, root: Path) -> None:
+    store = pack(world, root)
+    path = root / "store" / store.shards[1][0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ImageStoreError, match=f"{path} is damaged: delete it, and the same command packs it again"):
+        pack(world, root)
+    path.unlink()
+    pack(world, root).check()
+    assert path.read_bytes() == whole
+
+
 def test_too_little_room_is_told_before_anything_is_written(
     world: World, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.dipole import Dipole
+from dpvla.costs.plan import outlined
 from dpvla.encoders.config import FlorenceConfig
 from dpvla.files import write_json
 from dpvla.models import DPVLA, DPVLAConfig
@@ -164,7 +165,7 @@ class Check:
     @cached_property
     def imitation_flops(self) -> int:
         """Of an update, for one scene."""
-        counted = on_meta(self.policy).train()
+        counted = on_meta(outlined(self.config)).train()  # not of a policy that another part has frozen
         return count_flops(lambda: counted.imitation_loss(counted.encoder.fake_batch(1).to("meta"))[0].backward())
 
     @property
@@ -373,22 +374,16 @@ def rl_cycle(check: Check) -> Numbers:
     algorithm = Dipole(DipoleConfig())
     if not policy.has_adapters:
         policy.add_adapters(algorithm.adapters)
-    parameters = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
     stage = RolloutStage(policy, algorithm, check.source, check.reward, config, accelerator, 0, check.folder, _nothing)
-    try:
-        update = make_strategy(stage.module, check.loop, accelerator)
-        batches = stage.batches(0, _nothing, update.whole_weights)
-        first: list[Any] = []
-        rolling = check.seconds(lambda: first.append(next(batches)))
-        infos = [update.step(first[0], 1, 1e-4)]
-        plans = len(check.source) * config.group_size
-        rate = check.rate(lambda: infos.append(update.step(first[0], len(infos) + 1, 1e-4)))
-        _finite(infos)
-        numbers = rl_split(check, policy) | {"updates_per_s": rate, "rolled_out_plans_per_s": plans / rolling}
-    finally:
-        policy.encoder_frozen = False
-        for parameter, trained in parameters:
-            parameter.requires_grad_(trained)
+    update = make_strategy(stage.module, check.loop, accelerator)
+    batches = stage.batches(0, _nothing, update.whole_weights)
+    first: list[Any] = []
+    rolling = check.seconds(lambda: first.append(next(batches)))
+    infos = [update.step(first[0], 1, 1e-4)]
+    plans = len(check.source) * config.group_size
+    rate = check.rate(lambda: infos.append(update.step(first[0], len(infos) + 1, 1e-4)))
+    _finite(infos)
+    numbers = rl_split(check, policy) | {"updates_per_s": rate, "rolled_out_plans_per_s": plans / rolling}
     return numbers | check.peak_gib()
 
 

@@ -98,6 +98,15 @@ def test_a_difference_between_devices_is_a_failure(gpu_check: ModuleType, monkey
     assert not outcome.ok and "differ from the CPU's" in outcome.error
 
 
+def test_operations_of_an_update_are_those_of_all_weights_whatever_parts_ran_before(
+    gpu_check: ModuleType, tmp_path: Path
+) -> None:
+    """An RL cycle freezes the shared policy, whose update would count for less, and MFU with it."""
+    before, after = (gpu_check.Check(gpu_check.torch.device("cpu"), gpu_check.TOY, tmp_path) for _ in range(2))
+    after.policy.freeze_encoder()
+    assert after.imitation_flops == before.imitation_flops > 0
+
+
 def test_a_folder_without_wheels_is_refused(tmp_path: Path) -> None:
     done = run(WHEELS=str(tmp_path))
     assert done.returncode == 2

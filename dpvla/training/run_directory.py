@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from dpvla.checkpoint_layout import (
     ADAPTERS,
@@ -212,6 +212,7 @@ def open_run(
         if inside is not None:
             raise ConfigError(f"{out} is a checkpoint (it holds {inside}) and no place for a run; choose another --out")
         last = None if restart else latest_checkpoint(out)
+        _refuse_other_views(out, last, accelerator)
         before: Mapping[str, Any] = {}
         changed = {}
         if last is not None:
@@ -258,6 +259,19 @@ def _hold(out: Path, stack: ExitStack, accelerator: Accelerator) -> None:
             refused = [str(error)]
     if accelerator.num_processes > 1 and (text := broadcast_object_list(refused)[0]) is not None:
         raise DirectoryInUseError(text)
+
+
+def _refuse_other_views(out: Path, last: Path | None, accelerator: Accelerator) -> None:
+    """Raise ConfigError on every process where some see another newest checkpoint: they would go on from it alone."""
+    if accelerator.num_processes == 1:
+        return
+    seen: list[str] = gather_object(["no checkpoint" if last is None else last.name])
+    other = next((number for number, name in enumerate(seen) if name != seen[0]), None)
+    if other is not None:
+        raise ConfigError(
+            f"{out}: process 0 finds {seen[0]} there, process {other} {seen[other]}: all machines of a run must share "
+            "its folder"
+        )
 
 
 def read_run(directory: Path) -> dict[str, Any]:

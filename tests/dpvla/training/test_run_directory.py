@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 
 from dpvla.config import ConfigError
 from dpvla.files import DirectoryInUseError
+from dpvla.training import run_directory
 from dpvla.training.checkpoint import writing
 from dpvla.training.config import ImitationConfig, LoopConfig
 from dpvla.training.run_directory import TrainedOn, open_run, read_run, read_trained_on
@@ -248,3 +250,23 @@ def test_a_second_process_does_not_train_in_the_same_folder(tmp_path: Path, acce
         begin(tmp_path / "run", accelerator, Config())
     other.communicate("\n")
     begin(tmp_path / "run", accelerator, Config())
+
+
+def test_processes_that_see_different_checkpoints_do_not_go_on_from_them(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines that do not share the folder: each would learn from a step of its own, and nothing would say so."""
+    begin(tmp_path / "run", accelerator, Config(), at=3)
+    two: Any = SimpleNamespace(num_processes=2, is_main_process=True)
+    monkeypatch.setattr(run_directory, "broadcast_object_list", lambda objects: objects)
+    monkeypatch.setattr(run_directory, "gather_object", lambda objects: [*objects, "no checkpoint"])
+    with (
+        pytest.raises(
+            ConfigError, match=r"process 0 finds step_00000003 there, process 1 no checkpoint: .* must share"
+        ),
+        open_run(tmp_path / "run", Config(), False, two),
+    ):
+        pass
+    monkeypatch.setattr(run_directory, "gather_object", lambda objects: objects * 2)
+    with open_run(tmp_path / "run", Config(), False, two) as run:
+        assert run.step == 3

@@ -35,7 +35,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from dpvla.diffusion import combine
-from dpvla.files import write_json
+from dpvla.files import check_file, write_json
 from dpvla.models.adapter_files import save_adapters
 from dpvla.models.adapters import adaptable_layers, adapter_parameters, add_adapters
 from dpvla.models.config import HeadConfig
@@ -218,6 +218,11 @@ def main(argv: list[str] | None = None) -> int:
     for name in sizes:
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, found {getattr(options, name)}")
+    if options.json:
+        try:
+            check_file(options.json)
+        except OSError as error:
+            parser.error(f"--json: {error}")
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch finds no CUDA device")
     case = Case(options.preset, options.scenes, options.candidates, options.tokens, torch.device(options.device))

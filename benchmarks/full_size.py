@@ -227,7 +227,10 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps({"parameters": parameters, "phases": phases.found}))
         return
     if options.json:
-        check_file(options.json)
+        try:
+            check_file(options.json)
+        except OSError as error:
+            parser.error(f"--json: {error}")
     arguments = list(sys.argv[1:] if argv is None else argv)
     found: dict[str, Numbers] = {"parameters": {}, "phases": {}}
     with tempfile.TemporaryDirectory() as temporary:

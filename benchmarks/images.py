@@ -21,7 +21,7 @@ from PIL import Image
 
 from dpvla import files
 from dpvla.sensors import Sensors
-from navsim_bridge.data.image_store import MANIFEST, ImageStore
+from navsim_bridge.data.image_store import MANIFEST, ImageStore, shard_name
 from navsim_bridge.data.images import Size, read_image, read_images, read_images_on_gpu, read_with_pillow
 from navsim_bridge.files.roots import SENSORS
 
@@ -39,6 +39,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="how many (default: 8)")
     parser.add_argument("--json", help="write the table here, too")
     arguments = parser.parse_args()
+    if arguments.images < 1:
+        parser.error(f"--images must be at least 1, found {arguments.images}")
+    if arguments.json:
+        try:
+            files.check_file(arguments.json)
+        except OSError as error:
+            parser.error(f"--json: {error}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         paths = photos(arguments.data_root, arguments.images, Path(folder))
@@ -111,13 +118,15 @@ def stored(paths: Sequence[Path], size: Size, folder: Path) -> tuple[ImageStore,
     place, sensors = folder / f"store_{size[0]}x{size[1]}", Sensors(width=size[0], height=size[1])
     place.mkdir()
     images = read_images([paths[i % len(paths)] for i in range(CAMERAS * STORED)], size, 2)
-    np.save(place / "images-00000-0.npy", images.reshape(STORED, CAMERAS, *images.shape[1:]))
+    scenes = [(f"{number}", "") for number in range(STORED)]
+    name = shard_name(0, sensors, scenes)
+    np.save(place / name, images.reshape(STORED, CAMERAS, *images.shape[1:]))
     files.write_json(
         place / MANIFEST,
         {
             "format": 1, "split": "made", "cameras": list(sensors.cameras), "width": size[0], "height": size[1],
-            "shards": [{"file": "images-00000-0.npy", "scenes": STORED, "sha256": ""}],
-            "scenes": [[f"{number}", ""] for number in range(STORED)],
+            "shards": [{"file": name, "scenes": STORED, "sha256": ""}],
+            "scenes": scenes,
         },
     )  # fmt: skip
     return ImageStore(place), np.random.default_rng(0).permutation(STORED)

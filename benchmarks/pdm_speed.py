@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpvla.files import write_json
+from dpvla.files import check_file, write_json
 from dpvla.provenance import made_by
 from navsim_bridge.golden.v1 import GoldenScene, read_golden
 from navsim_bridge.golden.v2 import read_golden_epdms
@@ -258,6 +258,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--rows takes sizes such as 120x24, found {' '.join(options.rows)}")
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch finds no CUDA device")
+    try:
+        check_file(options.json)
+    except OSError as error:
+        parser.error(f"--json: {error}")
     torch.set_num_threads(options.threads)
     golden = [read_golden(path) for folder in options.golden for path in sorted(folder.glob("*.npz"))]
     print(

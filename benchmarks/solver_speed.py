@@ -27,6 +27,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of the solver (default: 10)")
     parser.add_argument("--json", help="write the table here, too")
     arguments = parser.parse_args()
+    if arguments.steps < 2:
+        parser.error(f"--steps must be at least 2, found {arguments.steps}")
+    if arguments.json:
+        try:
+            files.check_file(arguments.json)
+        except OSError as error:
+            parser.error(f"--json: {error}")
     torch.set_num_threads(1)
     schedule = VPLinearSchedule()
     solver = DPMSolver(schedule, arguments.steps)

@@ -116,8 +116,12 @@ def import_ray() -> Any:
     """The module, told to report nothing to its makers and to leave out logs of the lost."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", NOT_REPEATED)  # read when it is imported
-    import ray
-
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            f"--executor ray: Ray does not work here ({one_line(error):.200}): pip install 'dpvla[ray]' again"
+        ) from None
     return ray
 
 

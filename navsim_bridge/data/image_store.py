@@ -220,7 +220,7 @@ class ImageStore:
             raise ValueError("its scenes are not those of its shards")
         scenes = iter(self.sources.items())
         for number, (name, count, _) in enumerate(self.shards):
-            if count < 1 or name != _file_name(number, self.sensors, list(islice(scenes, count))):
+            if count < 1 or name != shard_name(number, self.sensors, list(islice(scenes, count))):
                 raise ValueError(f"{name!r:.60} does not hold the scenes that it names")
 
     def _require_whole(self, number: int) -> None:
@@ -280,12 +280,12 @@ def _shards(
     each = max(1, SHARD_BYTES // int(np.prod(sensors.shape)))
     for number, first in enumerate(range(0, len(records), each)):
         some = records[first : first + each]
-        name = _file_name(number, sensors, [(r.token, sources[r.token]) for r in some])
+        name = shard_name(number, sensors, [(r.token, sources[r.token]) for r in some])
         images = tuple(root / image_path(record, camera) for record in some for camera in cameras)
         yield Shard(folder / name, images, (len(some), *sensors.shape), threads)
 
 
-def _file_name(number: int, sensors: Sensors, scenes: Sequence[tuple[str, str]]) -> str:
+def shard_name(number: int, sensors: Sensors, scenes: Sequence[tuple[str, str]]) -> str:
     """Of a shard; ``scenes``: their tokens and what their camera files come to."""
     content = json.dumps([FORMAT, sensors.cameras, sensors.shape, scenes])
     return f"images-{number:05d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.npy"

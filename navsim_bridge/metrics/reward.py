@@ -15,6 +15,7 @@ from torch import Tensor
 from dpvla.registry import ContractError
 from navsim_bridge.metrics.metric import Metric, Packed, Terms
 from navsim_bridge.metrics.scenes import ScoredScenes, refuse_text
+from navsim_bridge.pdm.compiled import choice
 
 _SAMPLE = 16
 
@@ -47,6 +48,7 @@ class MetricReward:
         self.device, self.keep_bytes = torch.device(device), keep_bytes
         self.tokens = tuple(scenes.tokens) if tokens is None else tuple(dict.fromkeys(tokens))
         scenes.require(self.tokens)
+        choice.check(self.device)  # not after hours of training
         if not self.tokens:
             raise ValueError("there are no scenes to score: tokens is empty")
         self._rows = {token: row for row, token in enumerate(self.tokens)}

@@ -148,6 +148,13 @@ def test_an_executor_that_is_not_installed_names_the_extra(monkeypatch: pytest.M
         make_executor(RayConfig())
 
 
+def test_an_executor_whose_package_is_broken_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it raises ImportError
+    with pytest.raises(ImportError, match=r"^--executor ray: Ray does not work here \(.*\): pip install 'dpvla"):
+        list(run_jobs(abs, [(1,)], make_executor(RayConfig())))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
     executor = make_executor(RayConfig(address="127.0.0.1:1"))

@@ -101,8 +101,11 @@ def test_without_numba_tensor_code_scores_and_asking_for_more_names_the_extra(no
     with choice.using("auto"):
         assert not choice.use_numba(poses)
         assert "dpvla[native]" in choice.on_cpu()
-    with choice.using("compiled"), pytest.raises(RuntimeError, match=r"dpvla\[native\]"):
+    with choice.using("compiled"), pytest.raises(choice.ScorerError, match=r"dpvla\[native\]"):
         choice.use_numba(poses)
+    with choice.using("compiled"), pytest.raises(choice.ScorerError, match=r"^DPVLA_SCORER=compiled: numba is not ins"):
+        choice.check(torch.device("cpu"))
+    choice.check(torch.device("cpu"))
 
 
 def test_numba_that_does_not_work_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,8 @@ def apply_layer_options(module: nn.Module, recompute: str, compiled: bool) -> No
         layers = repeated_layers(module, part)
         if not layers:
             raise ConfigError(
-                f"loop.recompute {recompute}: the {part} names no repeated layers, so none can be recomputed"
+                f"loop.recompute {recompute}: the {part} names no repeated layers, so none can be recomputed; "
+                "take the other part, or none"
             )
         for layer in layers:
             layer.forward = _recomputed(layer.forward)  # type: ignore[method-assign]

@@ -22,16 +22,26 @@ VARIABLE = "DPVLA_SCORER"
 Scorer = Literal["auto", "torch", "compiled"]
 
 
+class ScorerError(ValueError):
+    """``DPVLA_SCORER`` asks for what there is not."""
+
+
 def asked_for() -> Scorer:
     """What ``DPVLA_SCORER`` says.
 
     Raises:
-        ValueError: something unknown.
+        ScorerError: something unknown.
     """
     value = os.environ.get(VARIABLE) or "auto"
     if value not in get_args(Scorer):
-        raise ValueError(f"{VARIABLE} must be one of {', '.join(get_args(Scorer))}, found {value!r}")
+        raise ScorerError(f"{VARIABLE} must be one of {', '.join(get_args(Scorer))}, found {value!r}")
     return value  # type: ignore[return-value]
+
+
+def check(device: torch.device) -> None:
+    """Raise ScorerError now where scoring on ``device`` would do so; compilers are tried on the CPU alone."""
+    if asked_for() == "compiled" and device.type == "cpu":
+        _granted("compiled", without_numba())
 
 
 @contextmanager
@@ -60,7 +70,7 @@ def use_triton(tensor: Tensor) -> bool:
     """Whether Triton's kernels take this tensor: it is on a GPU that they run on.
 
     Raises:
-        RuntimeError: they do not, but ``DPVLA_SCORER`` is "compiled".
+        ScorerError: they do not, but ``DPVLA_SCORER`` is "compiled".
     """
     if tensor.device.type != "cuda" or (scorer := asked_for()) == "torch":
         return False
@@ -73,7 +83,7 @@ def use_numba(tensor: Tensor) -> bool:
     The first call that wants them compiles or loads them.
 
     Raises:
-        RuntimeError: numba is missing or does not work, but ``DPVLA_SCORER`` is "compiled".
+        ScorerError: numba is missing or does not work, but ``DPVLA_SCORER`` is "compiled".
     """
     if type(tensor) is not Tensor or tensor.device.type != "cpu" or (scorer := asked_for()) == "torch":
         return False
@@ -82,7 +92,7 @@ def use_numba(tensor: Tensor) -> bool:
 
 def _granted(scorer: Scorer, problem: str) -> bool:
     if problem and scorer == "compiled":
-        raise RuntimeError(f"{VARIABLE}=compiled: {problem}")
+        raise ScorerError(f"{VARIABLE}=compiled: {problem}")
     return not problem
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -22,18 +22,26 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
     """Networks of ``device`` compute in ``precision`` inside."""
     import torch
 
-    if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return _tf32() if precision == "tf32" else nullcontext()
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else _float32(precision)
+
+
+def set_float32(precision: Precision) -> None:
+    """From now on float32 products and convolutions of a GPU are what ``precision`` says; torch's own default is TF32
+    for convolutions alone."""
+    import torch
+
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 @contextmanager
-def _tf32() -> Iterator[None]:
+def _float32(precision: Precision) -> Iterator[None]:
     import torch
 
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    set_float32(precision)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

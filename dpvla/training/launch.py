@@ -16,7 +16,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from dpvla.checkpoint_layout import TRACKING
 from dpvla.config import ConfigError
-from dpvla.precision import autocast_of
+from dpvla.precision import autocast_of, set_float32
 from dpvla.training.config import LoopConfig
 from dpvla.training.strategies.registry import strategy_class
 
@@ -34,7 +34,7 @@ def make_accelerator(config: LoopConfig, out: Path | str) -> Accelerator:
     """
     _refuse_what_the_launcher_asked_in_vain(config)
     _refuse_missing_trackers(config.trackers)
-    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+    set_float32(config.precision)
     for engine in ("FSDP", "DEEPSPEED"):  # the strategy runs it; accelerate's own would do it a second time
         os.environ.pop(f"ACCELERATE_USE_{engine}", None)
     project = ProjectConfiguration(project_dir=str(out), logging_dir=str(Path(out) / TRACKING))

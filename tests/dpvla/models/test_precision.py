@@ -162,14 +162,21 @@ def test_an_agent_holds_its_weights_in_the_precision_of_training(tmp_path: Path)
 def test_tf32_is_what_was_asked_for_and_ends_with_it(tmp_path: Path) -> None:
     policy = make_policy(CONFIGS["tiny"]())
     policy.precision = "tf32"
+    before = torch.backends.cudnn.allow_tf32
     with policy.autocast():
-        assert torch.get_float32_matmul_precision() == "high"
-    assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest" and torch.backends.cudnn.allow_tf32 == before
+    policy.precision = "no"  # convolutions, too, which torch would compute in TF32 by itself
+    with policy.autocast():
+        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+    policy.precision = "tf32"
     policy.save_pretrained(tmp_path)
     assert DPVLA.from_pretrained(tmp_path).precision == "tf32"
     try:
         accelerator = make_accelerator(LoopConfig(precision="tf32", trackers=()), tmp_path)
-        assert torch.get_float32_matmul_precision() == "high" and accelerator.mixed_precision == "no"
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+        assert accelerator.mixed_precision == "no"
     finally:
         make_accelerator(LoopConfig(trackers=()), tmp_path)
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32

@@ -37,7 +37,7 @@ def what_to_track(scenes: int, candidates: int) -> tuple[Tensor, Tensor]:
 INTERPRET = """
 import sys, torch
 from navsim_bridge.pdm.compiled import triton_tracker
-torch.save(triton_tracker.track(*torch.load(sys.argv[1])), sys.argv[1])
+torch.save(triton_tracker.track(*torch.load(sys.argv[1], weights_only=True)), sys.argv[1])
 """
 
 
@@ -48,7 +48,7 @@ def test_the_kernel_follows_plans_as_the_tensor_code_does(tmp_path: Path) -> Non
     torch.save((ego, poses, fit_speed(poses)), file)
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", INTERPRET, str(file)], env=environment, check=True)
-    torch.testing.assert_close(torch.load(file), track(ego, poses), rtol=0, atol=1e-9)
+    torch.testing.assert_close(torch.load(file, weights_only=True), track(ego, poses), rtol=0, atol=1e-9)
 
 
 def test_the_kernel_compiles_for_a_gpu_without_fused_operations_or_single_precision() -> None:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-import yaml
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from dpvla.config import (
@@ -39,8 +38,13 @@ from dpvla.config import (
     read_yaml,
     renamed,
 )
+from dpvla.files import FileError
+from dpvla.files import read_yaml as read_yaml_file
 from dpvla.registry import RegistryError, import_plugin
 
+DEBUG = "--debug"
+"""Option of every tool: tracebacks behind what errors say."""
+_debugging: ContextVar[bool] = ContextVar("_debugging", default=False)
 _looking_up: ContextVar[bool] = ContextVar("_looking_up", default=False)
 
 
@@ -58,6 +62,8 @@ def parse(
         default_config: YAML file that is read, and named on the terminal, when no --config is given.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _debugging.set(DEBUG in arguments)
+    arguments = [word for word in arguments if word != DEBUG]
     try:
         files: list[Path | str] = []
         while (path := _take_option(arguments, "--config")) is not None:
@@ -80,7 +86,8 @@ def parse(
         _refuse_repeated_lists(concrete, arguments)
         text = (description or config_class.__doc__ or "").strip()
         text = text.replace("\npython ", "\n\npython ")  # an example a line: the help joins the lines of a paragraph
-        text += "\n\nOptions may also stand in a YAML file given with --config FILE; the command line wins."
+        text += "\n\nOptions may also stand in a YAML file given with --config FILE; the command line wins. "
+        text += f"{DEBUG} shows where in the code an error arose."
         registry = ConstructorRegistry()
         registry.struct_rule(_without_own_checks)
         with registry, _box_as_line():
@@ -169,7 +176,7 @@ def _negated(option: str) -> str:
 
 def _refuse_unknown_options(config_class: type, concrete: type, arguments: Sequence[str]) -> None:
     """Raise ConfigError at the first option that there is not, with the nearest, or with the choice that has it."""
-    known, free = {"--help"}, []
+    known, free = {"--help", DEBUG}, []
     for path, hint in _options_below(concrete):
         known |= {_option(path)} | ({_negated(_option(path))} if hint is bool else set())
         if hint is dict or typing.get_origin(hint) is dict:
@@ -225,8 +232,8 @@ def _import_plugins(config_class: type, arguments: Sequence[str]) -> None:
 
 def _import_plugins_of_file(config_class: type, path: Path | str) -> None:
     """The same for a YAML file; what is wrong with the file is told when it is read."""
-    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    with suppress(OSError, FileError):
+        content = read_yaml_file(path)
         names = content.get("plugin") if isinstance(content, dict) else None
         if not _has_plugins(config_class) or names is None:
             return
@@ -322,26 +329,37 @@ def _list_options(config_class: type, prefix: str = "") -> Iterator[str]:
 
 
 def reporting_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """A tool's ``main`` whose expected errors end it with one line.
+    """A tool's ``main`` whose errors end it with one line; ``--debug`` shows the traceback as well.
 
     Expected are bad input, missing or unusable files, a full disk, missing packages, too little memory, interruption.
+    What is not expected is said to be a fault here.
     """
 
     @functools.wraps(main)
     def run(*arguments: Any) -> None:
         try:
             main(*arguments)
-        except (ValueError, OSError, FloatingPointError, ImportError) as error:
-            raise SystemExit(f"error: {one_line(error)}") from error
         except KeyboardInterrupt as interruption:
             print(str(interruption) or "interrupted", file=sys.stderr)
             raise SystemExit(130) from None
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not _is_torch_out_of_memory(error):
-                raise
-            raise SystemExit(f"error: out of memory ({one_line(error)}); take smaller batches") from error
+        except Exception as error:
+            if _debugging.get():
+                traceback.print_exception(error)
+            raise SystemExit(f"error: {_said(error)}") from error
 
     return run
+
+
+_EXPECTED = (ValueError, OSError, FloatingPointError, ImportError)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_torch_out_of_memory(error)):
+        return f"out of memory ({one_line(error)}); take smaller batches"
+    if isinstance(error, _EXPECTED):
+        return one_line(error)
+    where = "" if _debugging.get() else f"; the same command with {DEBUG} shows where: please report that"
+    return f"{type(error).__name__}: {one_line(error)}: this was not foreseen{where}"
 
 
 def command(

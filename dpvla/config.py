@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-import yaml
-
+from dpvla import files
 from dpvla.registry import RegistryError, look_up_config
 
 Config = TypeVar("Config")
@@ -179,8 +179,12 @@ def _put(data: dict[str, Any], path: Sequence[str], value: Any) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+    """What an error says, on one line of bounded length, with the file where the system's own words leave it out."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, (str, bytes)):
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    else:
+        text = str(error)
+    return " ".join(text[:2000].split()) or type(error).__name__
 
 
 def read_yaml(config_class: type, path: Path | str, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -189,29 +193,19 @@ def read_yaml(config_class: type, path: Path | str, base: Mapping[str, Any] | No
     ``base``: what it is laid over, see ``modern``.
     """
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys) or {}
+        data = files.read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {one_line(error)}") from None
+    except files.FileError as error:
+        raise ConfigError(f"config file {error}") from None
+    data = {} if data is None else data
     if not isinstance(data, dict):
         raise ConfigError(f"config file {path} must hold 'key: value' lines, found a {type(data).__name__}")
     data = modern(config_class, data, str(path), base)
     check_keys(config_class, data, str(path))
     return typing.cast("dict[str, Any]", data)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping: YAML would let the last one win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def check_keys(config_class: type, data: Mapping[str, Any], where: str, prefix: str = "") -> None:

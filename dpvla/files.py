@@ -1,23 +1,224 @@
-"""Writing files so that a reader sees the old one or the whole new one, and one process at a time."""
+"""Files: written so that a reader sees the old one or the whole new one, read so that a hostile one does no harm."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import reprlib
+import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
+import yaml
+
 LOCK = ".lock"
+MOST_TEXT = 2**28
+"""Bytes of the largest text (JSON, YAML) that is read: a list of a million tokens has a tenth of it."""
+MOST_NODES = 10**7
+"""Values of the largest YAML file, what its aliases repeat included."""
 _held: set[Path] = set()
 
 
+class FileError(ValueError):
+    """A file that is not what it should be; the message names it and says what to do."""
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() < 200 else f"<a whole number of {x.bit_length()} bits>"
+
+
+_SHORT = _Short()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxstring, _SHORT.maxother = 4, 8, 8, 200, 200
+_SHORT.maxset = _SHORT.maxfrozenset = _SHORT.maxdict = 8
+
+
+def short(value: Any, most: int = 200) -> str:
+    """At most ``most`` characters of ``repr``, made without writing out what is long or deeply nested."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= most else text[:most] + "…"
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def open_regular(path: Path | str, most: int | None = None) -> IO[bytes]:
+    """A regular file, opened for reading; what is anything else is refused without waiting for it or reading it.
+
+    Args:
+        most: bytes it may have.
+
+    Raises:
+        FileNotFoundError, PermissionError: as ``open``.
+        FileError: a folder, FIFO, socket or device (links are followed), or larger than ``most``.
+    """
+    _require_regular(path, os.stat(path))  # before it is opened, which by itself does something to some devices
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        _require_regular(path, found)
+        if most is not None and found.st_size > most:
+            raise FileError(_too_large(path, most))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _require_regular(path: Path | str, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+        raise FileError(f"{path} is {kind}, where a file is to be read; give a file")
+
+
+def _too_large(path: Path | str, most: int) -> str:
+    return f"{path} has more than {most} bytes, which no such file has: it is refused"
+
+
+def read_bytes(path: Path | str, most: int) -> bytes:
+    """All of a regular file of at most ``most`` bytes; errors as ``open_regular``."""
+    with open_regular(path, most) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise FileError(_too_large(path, most))
+    return content
+
+
+def read_text(path: Path | str, most: int = MOST_TEXT) -> str:
+    """The UTF-8 text of a regular file; FileError where it is no UTF-8, else errors as ``open_regular``."""
+    try:
+        return read_bytes(path, most).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path} is no UTF-8 text (byte {error.start}): it is damaged, or no text file") from None
+
+
+def inside(folder: Path | str, name: Any, follow: bool = False) -> Path:
+    """The path below ``folder`` that a file names.
+
+    Args:
+        name: relative, in parts; of a stranger, so it may be anything.
+        follow: whether links may lead out of the folder: those that its owner made.
+
+    Raises:
+        FileError: no text, empty, absolute, with ``..``, or a link on the way leads out of the folder.
+    """
+    folder = Path(folder)
+    if not isinstance(name, str) or not name.strip() or "\0" in name or len(name) > 4096:
+        raise FileError(f"{folder}: {short(name)} is no file name")
+    if "\\" in name or ".." in PurePosixPath(name).parts or name.startswith("/") or PureWindowsPath(name).drive:
+        raise FileError(f"{folder}: the name {short(name)} leads out of its folder: it is refused")
+    path = folder / name
+    if path == folder:
+        raise FileError(f"{folder}: {short(name)} is no file name")
+    if not follow and not path.resolve().is_relative_to(folder.resolve()):
+        raise FileError(f"{path} is a link that leads out of {folder}: it is refused")
+    return path
+
+
+def read_json(path: Path | str, most: int = MOST_TEXT) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    FileError names a file that holds something else, a key twice, or a number that is not finite; else errors are
+    those of ``open_regular``.
+    """
+    text = read_text(path, most)
+    try:
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is not valid JSON: {_reason(error)}") from None
+    if not isinstance(content, dict):
+        raise FileError(f"{path} must hold a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {short(twice)} stands twice")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def read_yaml(path: Path | str, most: int = MOST_TEXT) -> Any:
+    """What a YAML file of plain values holds, None where it is empty.
+
+    Raises:
+        FileError: no YAML, a tag that asks for an object, a key twice in one mapping, values nested too deep, or
+            aliases that repeat each other without end. Else errors as ``open_regular``.
+    """
+    text = read_text(path, most)
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # ValueError: of a date
+        raise FileError(f"{path} is not valid YAML: {_reason(error)}") from None
+
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # navtrain's list has 103,288 tokens
+
+
+class _PlainLoader(_Loader):  # type: ignore[misc]
+    """Refuses a key that stands twice, of which YAML would take the last, and aliases that multiply."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None:
+            _count(node, {})
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    reason = f"the key {short(key.value)} stands twice"
+                    raise yaml.constructor.ConstructorError(None, None, reason, key.start_mark)
+                seen.add(key.value)
+        content: dict[Any, Any] = super().construct_mapping(node, deep)
+        return content
+
+
+def _count(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values in a node, written out in full."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if (known := counted.get(id(node))) is not None:
+        if not known:
+            raise yaml.constructor.ConstructorError(None, None, "a value contains itself", node.start_mark)
+        return known
+    counted[id(node)] = 0
+    parts = (part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,)))
+    total = 1 + sum(_count(part, counted) for part in parts)
+    if total > MOST_NODES:
+        raise yaml.constructor.ConstructorError(None, None, "its aliases repeat too much", node.start_mark)
+    counted[id(node)] = total
+    return total
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return " ".join(str(error).split())[:300]
+
+
+# ---------------------------------------------------------------------- writing
+
+
 def write_atomically(path: Path | str, write: Callable[[IO[bytes]], object]) -> Path:
-    """Call ``write`` on a temporary binary file beside ``path``, flush it to disk, then rename it."""
+    """Call ``write`` on a temporary binary file beside ``path``, flush it to disk, then rename it.
+
+    OSError names ``path``, also where there is no room for it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -28,10 +229,22 @@ def write_atomically(path: Path | str, write: Callable[[IO[bytes]], object]) -> 
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+        flush_folder(path.parent)
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            error.filename = str(path)  # a write that fails does not say where
         raise
     return path
+
+
+def flush_folder(folder: Path | str) -> None:
+    """Have a rename in ``folder`` on disk: without it a crash of the machine may undo it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path | str, text: str) -> Path:
@@ -42,17 +255,6 @@ def write_text(path: Path | str, text: str) -> Path:
 def write_json(path: Path | str, data: Any) -> Path:
     """Write indented JSON atomically; NaN and infinity are refused."""
     return write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path | str) -> dict[str, Any]:
-    """The mapping in a JSON file; ValueError names a file that holds something else."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON and of UTF-8
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, found a {type(content).__name__}")
-    return content
 
 
 def check_folder(path: Path | str) -> None:

@@ -42,7 +42,10 @@ ORDER = (
     ("dpvla.encoders",),
     ("dpvla.layers", "dpvla.diffusion", "dpvla.batch", "dpvla.report", "dpvla.tensors", "dpvla.provenance"),
     ("dpvla.cli", "dpvla.plan", "dpvla.sensors", "dpvla.checkpoint_layout", "dpvla.parallel"),
-    ("dpvla.config", "dpvla.files", "dpvla.random_rows", "dpvla.ahead", "dpvla.precision"),
+    ("dpvla.manifest",),
+    ("dpvla.schema",),
+    ("dpvla.config", "dpvla.random_rows", "dpvla.ahead", "dpvla.precision"),
+    ("dpvla.files",),
     ("dpvla.registry", "dpvla.device"),
     ("dpvla",),
 )

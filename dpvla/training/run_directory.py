@@ -23,7 +23,7 @@ from dpvla.checkpoint_layout import (
     TRAINER_STATE,
 )
 from dpvla.config import ConfigError, from_dict, modern, to_dict
-from dpvla.files import LOCK, DirectoryInUseError, check_folder, one_writer, write_text
+from dpvla.files import LOCK, DirectoryInUseError, check_folder, one_writer, read_yaml, write_text
 from dpvla.provenance import made_by
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 
@@ -279,10 +279,7 @@ def read_run(directory: Path) -> dict[str, Any]:
     path = Path(directory) / RUN_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {directory} is not a run or checkpoint of tools/pretrain.py")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not {"config", "trained_on"} <= content.keys():
         raise ConfigError(f"{path} is not a run description: expected the keys config and trained_on")
     return content

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.files.pickles import load_plain_pickle, short
+from dpvla.files import short
+from navsim_bridge.files.pickles import load_plain_pickle
 from navsim_bridge.files.roots import LOGS
 
 ALL_CAMERAS = ("CAM_F0", "CAM_L0", "CAM_R0", "CAM_L1", "CAM_R1", "CAM_L2", "CAM_R2", "CAM_B0")

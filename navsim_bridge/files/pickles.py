@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,6 @@ ALLOWED: dict[tuple[str, str], Any] = {
     },
 }
 """Everything that may be named in a file: what numpy arrays, scalars, dtypes are rebuilt with, and plain containers."""
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxstring, _SHORT.maxother = 4, 8, 8, 200, 200
-
-
-def short(value: Any) -> str:
-    """At most 200 characters of ``repr``, made without writing out what is long or deeply nested."""
-    return _SHORT.repr(value)[:200]
 
 
 class UnsafePickleError(ValueError):

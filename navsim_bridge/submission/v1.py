@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvla.files import write_atomically
+from dpvla.files import short, write_atomically
 from dpvla.plan import NUM_POSES, PLAN_SECONDS, POSE_INTERVAL
-from navsim_bridge.files.pickles import dump_plain_pickle, load_plain_pickle, short
+from navsim_bridge.files.pickles import dump_plain_pickle, load_plain_pickle
 
 METADATA = ("team_name", "authors", "email", "institution", "country / region")
 PREDICTIONS = "predictions"

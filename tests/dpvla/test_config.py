@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 
-from dpvla.cli import parse, refuse_given, reporting_errors
+from dpvla.cli import command, parse, refuse_given, reporting_errors
 from dpvla.config import ConfigError, Count, Range, Share, check, from_dict, read_yaml, to_dict
 
 
@@ -189,9 +189,9 @@ TorchsError.__name__ = "OutOfMemoryError"
 @pytest.mark.parametrize(
     "error, text",
     [
-        (IsADirectoryError(21, "Is a directory", "runs"), "Is a directory: 'runs'"),
-        (NotADirectoryError(20, "Not a directory", "README.md"), "Not a directory: 'README.md'"),
-        (PermissionError(13, "Permission denied", "out"), "Permission denied: 'out'"),
+        (IsADirectoryError(21, "Is a directory", "runs"), "runs: Is a directory"),
+        (NotADirectoryError(20, "Not a directory", "README.md"), "README.md: Not a directory"),
+        (PermissionError(13, "Permission denied", "out"), "out: Permission denied"),
         (OSError(28, "No space left on device"), "No space left"),
         (TorchsError("CUDA\nout of memory"), "out of memory (CUDA out of memory); take smaller batches"),
         (ValueError("a\nb"), "error: a b"),
@@ -246,12 +246,19 @@ def test_options_without_effect_are_named() -> None:
         refuse_given(Settings(names=("a",), size=5), ["names", "size"], "--x")
 
 
-def test_a_fault_of_the_program_keeps_its_traceback() -> None:
-    def main() -> None:
+def test_a_fault_of_the_program_is_one_line_and_its_traceback_is_shown_on_demand(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @command(Settings, None)
+    def main(config: Settings) -> None:
         raise RuntimeError("a bug")
 
-    with pytest.raises(RuntimeError, match="a bug"):
-        reporting_errors(main)()
+    with pytest.raises(SystemExit, match=r"^error: RuntimeError: a bug: this was not foreseen; .*--debug"):
+        main(["--split", "navtest"])
+    assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"^error: RuntimeError: a bug: this was not foreseen$"):
+        main(["--split", "navtest", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_list_given_twice_is_refused_instead_of_keeping_its_last_values(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ OUT = {
 """How each tool is told where to write."""
 
 
-class _ParsedError(Exception):
+class _ParsedError(BaseException):
     """Nothing further is wanted of a tool."""
 
 

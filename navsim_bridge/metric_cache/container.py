@@ -7,6 +7,7 @@ array), arrays at multiples of 64 bytes, and 4 bytes CRC-32 of all before. Numbe
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import struct
 import zlib
@@ -18,12 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.files import write_atomically
+from navsim_bridge.files.pickles import short
 
 MAGIC = b"dpvlaSC\x02"
 _ALIGNMENT = 64
 _START = struct.Struct("<8sQ")
 _CRC = struct.Struct("<I")
 _BLOCK = 1 << 20
+
+
+MOST_DESCRIPTION = 1 << 26
+KINDS = ("|u1", "<u2", "<u4", "<u8", "<i8", "<f8")
+"""Of the arrays that are written."""
 
 
 class CacheError(ValueError):
@@ -82,10 +89,46 @@ def map_arrays(path: Path | str, expected_crc: int | None = None) -> Mapped:
         raise CacheError(f"{path}: not a scene file of this format ({magic!r}); make the cache again")
     if expected_crc is not None and crc != expected_crc:
         raise CacheError(f"{path} is not the file that the index lists; run tools/cache_metrics.py again")
-    description = json.loads(content[_START.size : _START.size + length])
+    expect = Expect(path)
     begin = _START.size + length
-    arrays = {
-        name: np.frombuffer(content, dtype=kind, count=int(np.prod(shape)), offset=begin + at).reshape(shape)
-        for name, (kind, shape, at) in description["arrays"].items()
-    }
-    return description["header"], arrays, crc
+    expect(length <= MOST_DESCRIPTION and begin <= len(view) - _CRC.size, "a description that is longer than the file")
+    description = parsed(content[_START.size : begin])
+    expect(isinstance(description, dict) and set(description) == {"header", "arrays"}, "no header and arrays")
+    header, places = description["header"], description["arrays"]
+    expect(isinstance(header, dict) and isinstance(places, dict), "no header and arrays")
+    arrays = {}
+    for name, place in places.items():
+        kind, shape, at = place if isinstance(place, list) and len(place) == 3 else ("", [], 0)
+        expect(kind in KINDS, f"arrays.{short(name)}: no plain numbers and their place")
+        whole = isinstance(shape, list) and 1 <= len(shape) <= 3
+        expect(
+            whole and all(type(size) is int and size >= 0 for size in (*shape, at)),
+            f"arrays.{short(name)}: no shape and place",
+        )
+        size = math.prod(shape) * int(kind[2:])
+        expect(begin + at + size <= len(view) - _CRC.size, f"arrays.{short(name)}: outside of the file")
+        arrays[name] = np.frombuffer(content, dtype=kind, count=math.prod(shape), offset=begin + at).reshape(shape)
+    return header, arrays, crc
+
+
+class Expect:
+    """Raises CacheError for a file that is none of this format."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, holds: bool, problem: str) -> None:
+        """``problem``: where in the file, and what, is wrong unless it ``holds``."""
+        if not holds:
+            raise CacheError(
+                f"{self._path} is no scene file as it is written here ({problem}); delete it and run "
+                "tools/cache_metrics.py again"
+            )
+
+
+def parsed(text: bytes) -> Any:
+    """What JSON stands for; None where it is none, or nested too deep."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

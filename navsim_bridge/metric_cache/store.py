@@ -19,9 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.plan import NUM_POSES
+from navsim_bridge.files.pickles import short
 from navsim_bridge.files.ragged import ranges
-from navsim_bridge.metric_cache.container import CacheError, map_arrays, write_arrays
-from navsim_bridge.metric_cache.fixed_point import pack_column, unpack_column
+from navsim_bridge.metric_cache import contents
+from navsim_bridge.metric_cache.container import CacheError, Expect, map_arrays, write_arrays
+from navsim_bridge.metric_cache.contents import COORDINATES, COORDINATES_OF_V2
+from navsim_bridge.metric_cache.fixed_point import pack_column
 from navsim_bridge.metric_cache.tracks import KeyFrames, code, constant_sizes, mask_lengths, positions
 from navsim_bridge.pdm.epdms_scene import lights_as_map
 from navsim_bridge.pdm.metric_scene import (
@@ -79,24 +82,23 @@ class SceneFile:
         """Check every byte; raises CacheError naming the file when it is damaged or of another format."""
         self.path = Path(path)
         header, self._arrays, self.crc = map_arrays(self.path, expected_crc)
-        if header["format"] != FORMAT:
-            raise CacheError(f"{self.path}: format {header['format']}, expected {FORMAT}; make the cache again")
-        self.source: str = header["source"]
-        self._has_v2: bool = header["epdms"]
-        self._provenance: list[dict[str, str]] = header["provenance"]
-        self.num_bytes = _unpack_columns(self._arrays, header["exponents"])  # the rest is mapped
+        if header.get("format") != FORMAT:
+            found = short(header.get("format"))
+            raise CacheError(f"{self.path}: format {found}, expected {FORMAT}; make the cache again")
+        expect = Expect(self.path)
+        self._provenance = contents.provenances_of(header, expect)
+        self.source, self._has_v2 = header["source"], header["epdms"]
+        self.num_bytes = contents.unpack_columns(self._arrays, header.get("exponents"), self._has_v2, expect)
+        self._texts = contents.texts_of(self._arrays, expect)  # the rest is mapped
+        contents.check(self._arrays, self._texts, len(self._provenance), self._has_v2, expect)
         self._num_frames = self._arrays["frame_count"].shape[1]
         self._index()
 
     def _index(self) -> None:
         a = self._arrays
-        self.tokens = _lines(a["token"])
-        self._log_names = _lines(a["log_name"])
-        self._polygon_tokens = _lines(a["polygon_token"])
+        self.tokens = self._texts["token"]
         self._polygon_types = [POLYGON_TYPES[code] for code in a["polygon_type"].tolist()]
-        self._track_tokens = _lines(a["track_token"])
         self._track_types = [OBJECT_TYPES[code] for code in a["track_type"].tolist()]
-        self._route_lanes = _lines(a["route_lane"])
         self._rings_per_polygon = a["polygon_ring_count"].astype(np.int64)
         self._polygon_rings = _offsets(self._rings_per_polygon)
         self._vertices_per_ring = a["ring_vertex_count"].astype(np.int64)
@@ -133,22 +135,22 @@ class SceneFile:
         object_track = a["object_track"][part("object")].astype(np.int64)
         return MetricScene(
             token=self.tokens[row],
-            log_name=self._log_names[row],
+            log_name=self._texts["log_name"][row],
             ego_state=a["ego_state"][row],
             ego_time_us=int(a["ego_time_us"][row]),
             reference_states=a["reference_states"][reference],
             reference_times_us=a["reference_times_us"][reference],
-            polygon_tokens=tuple(self._polygon_tokens[i] for i in chosen),
+            polygon_tokens=tuple(self._texts["polygon_token"][i] for i in chosen),
             polygon_types=tuple(self._polygon_types[i] for i in chosen),
             polygon_ring_offsets=ring_of_polygon,
             ring_offsets=vertex_of_ring,
             vertices=vertices,
-            route_lane_ids=tuple(self._route_lanes[part("route_lane")]),
+            route_lane_ids=tuple(self._texts["route_lane"][part("route_lane")]),
             centerline=a["centerline"][self._centerlines[line] : self._centerlines[line + 1]],
             frame_offsets=_offsets(frame_counts),
             object_track=object_track,
             object_boxes=self._boxes(part, object_track + tracks.start, frame_counts),
-            track_tokens=tuple(self._track_tokens[tracks]),
+            track_tokens=tuple(self._texts["track_token"][tracks]),
             track_types=tuple(self._track_types[tracks]),
             track_first_speed=a["track_first_speed"][tracks],
             provenance=self._provenance[int(a["provenance"][row])],
@@ -171,7 +173,7 @@ class SceneFile:
             human_plan=a["human_plan"][row] if a["has_human"][row] else None,
             past_states=a["past_states"][part("past")],
             past_times_us=a["past_times_us"][part("past")],
-            light_tokens=tuple(self._polygon_tokens[i] for i in polygons.tolist()),
+            light_tokens=tuple(self._texts["polygon_token"][i] for i in polygons.tolist()),
             light_ring_offsets=ring_of_light,
             ring_offsets=vertex_of_ring,
             vertices=vertices,
@@ -262,14 +264,10 @@ def _pack(scenes: Sequence[MetricScene]) -> dict[str, NDArray[Any]]:
     }
 
 
-COORDINATES = ("vertices", "centerline", "reference_states", "key_xy", "free_xy", "past_states")
-"""Arrays whose first two columns are coordinates; ``past_states`` where there are inputs of v2."""
-
-
 def _pack_columns(arrays: dict[str, NDArray[Any]]) -> dict[str, list[int | None]]:
     """Replace coordinates by packed columns where that is possible; the exponents say where."""
     exponents: dict[str, list[int | None]] = {}
-    for name in (name for name in COORDINATES if name in arrays):
+    for name in (name for name in (*COORDINATES, *COORDINATES_OF_V2) if name in arrays):
         table = arrays.pop(name)
         exponents[name] = []
         for column in range(table.shape[1]):
@@ -279,21 +277,6 @@ def _pack_columns(arrays: dict[str, NDArray[Any]]) -> dict[str, list[int | None]
             for part, array in packed[1].items() if packed else [("values", values)]:
                 arrays[f"{name}.{column}.{part}"] = array
     return exponents
-
-
-def _unpack_columns(arrays: dict[str, NDArray[Any]], exponents: dict[str, list[int | None]]) -> int:
-    """Undo `_pack_columns`; returns the bytes that the unpacked arrays take."""
-    for name, of_columns in exponents.items():
-        columns = []
-        for column, exponent in enumerate(of_columns):
-            prefix = f"{name}.{column}."
-            if exponent is None:
-                columns.append(arrays.pop(f"{prefix}values"))
-            else:
-                parts = {part: arrays.pop(prefix + part) for part in ("steps", "large_at", "large")}
-                columns.append(unpack_column(exponent, parts))
-        arrays[name] = np.stack(columns, axis=1)
-    return sum(arrays[name].nbytes for name in exponents)
 
 
 def _object_arrays(scene: MetricScene, num_frames: int) -> dict[str, NDArray[Any]]:
@@ -340,11 +323,6 @@ def _polygon_table(scenes: Sequence[MetricScene]) -> tuple[list[list[int]], dict
 def _text(values: Iterable[str]) -> NDArray[np.uint8]:
     """Strings as the UTF-8 bytes of a JSON list."""
     return np.frombuffer(json.dumps(list(values), ensure_ascii=False, separators=(",", ":")).encode(), dtype=np.uint8)
-
-
-def _lines(text: NDArray[np.uint8]) -> list[str]:
-    strings: list[str] = json.loads(text.tobytes())
-    return strings
 
 
 def _small(values: Any) -> NDArray[np.integer]:

@@ -28,6 +28,8 @@ from navsim_bridge.traffic.log_replay import observe
 
 WHOLE_ROUTE = "lanes of the corrected route to its end"
 LONGEST = "longest chain of lanes of the corrected route"
+ODD_THINGS = "odd"
+"""Key of a scene's provenance: causes (of `odd.ODD`), with ', ' between them; absent where nothing is odd."""
 
 
 def require_scorable(split: Split, rules: SceneRules) -> None:
@@ -169,6 +171,7 @@ class SceneBuilder:
             provenance={
                 "reference": self._rules.reference,
                 "centerline": WHOLE_ROUTE if route.reaches_end else LONGEST,
+                **({ODD_THINGS: ", ".join(odd)} if odd else {}),
             },
             v2=inputs and inputs(self._log, self._maps[record.location], record, route.given_lanes),
         )

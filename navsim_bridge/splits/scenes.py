@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from dpvla.parallel import Workers, executor_of, run_jobs
 from dpvla.plan import NUM_POSES
 from navsim_bridge.files.logs import Log, list_logs, log_path, open_log
+from navsim_bridge.files.odd import ODD, in_window
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
 from navsim_bridge.splits.shard import Shard
 
@@ -50,6 +52,7 @@ class SceneRecord:
     command: int  # index into dpvla.batch.COMMANDS
     route: tuple[str, ...]  # roadblock ids
     cameras: dict[str, str]  # camera -> path below sensor_blobs/<data_split>, at t = 0
+    odd: tuple[str, ...] = ()  # what is odd in its frames, of `odd.ODD`
 
     @property
     def now(self) -> int:
@@ -133,9 +136,10 @@ def find_scenes(
 ) -> Selection:
     """The scenes of a split, ordered by log name and time.
 
-    Windows are cut as the devkit cuts them; a log's windows start at frame 0 and every ``frame_interval``. Reading
-    stops at the log that has the last of ``max_scenes``: which tokens of a split are in no log is then known only if
-    that was the last log.
+    Windows are cut as the devkit cuts them: a log's windows start at frame 0 and every ``frame_interval``, and frames
+    that follow each other are taken to be 0.5 s apart. How many scenes hold something odd (`odd.ODD`), such as a gap,
+    is said on stderr. Reading stops at the log that has the last of ``max_scenes``: which tokens of a split are in no
+    log is then known only if that was the last log.
 
     Args:
         split: from `load_split`.
@@ -167,6 +171,8 @@ def find_scenes(
     if twice:
         logs = sorted({r.log_name for r in records if r.token == twice[0]})
         raise ValueError(f"split {split.name}: token {twice[0]} names two scenes, in {' and '.join(logs)}")
+    for line in _odd_in(records, split.name):
+        _say(line)
     tokens = (split.scene_filter.tokens or ()) if read == len(names) else ()
     absent = tuple(token for token in tokens if token not in there)
     if absent:
@@ -182,6 +188,25 @@ def find_scenes(
     if not records:
         raise ValueError(f"split {split.name} selects no scene from {len(names)} logs below {data_root}")
     return Selection(records, len(records), absent, names)
+
+
+def _odd_in(records: Sequence[SceneRecord], split: str) -> Iterator[str]:
+    """What to say of odd scenes, by cause."""
+    for cause, words in ODD.items():
+        found = [r for r in records if cause in r.odd]
+        if found:
+            logs = len({r.log_name for r in found})
+            yield (
+                f"split {split}: {len(found)} of {len(records)} scenes have {words} (in {logs} "
+                f"log{'s' * (logs > 1)}, first {found[0].token} of {found[0].log_name}); they are used as the devkit "
+                "uses them"
+            )
+
+
+@lru_cache(maxsize=256)
+def _say(line: str) -> None:
+    """Once per process: a split is read for several purposes."""
+    print(line, file=sys.stderr)
 
 
 def windows(log: Log, data_split: str, rules: SceneFilter) -> Iterator[SceneRecord]:
@@ -213,6 +238,7 @@ def record(log: Log, data_split: str, first: int, num_history: int, num_future: 
         command=int(log.commands[now]),
         route=log.routes[now],
         cameras=log.cameras[now],
+        odd=in_window(log.odd, first, first + num_history + num_future),
     )
 
 

@@ -302,11 +302,15 @@ class DirectoryInUseError(ValueError):
 
 
 @contextmanager
-def one_writer(directory: Path | str) -> Iterator[Path]:
+def one_writer(directory: Path | str, *, lock: str = LOCK, wait: bool = False) -> Iterator[Path]:
     """Hold ``directory``, made if absent, for this process alone; nested uses in one process share the hold.
 
-    The operating system takes the lock (``fcntl.lockf`` on the file ``.lock``) back when its process ends, however it
-    ends. On network file systems without locks nothing is held, which is said on stderr.
+    The operating system takes the lock (``fcntl.lockf`` on the file ``lock``, which is removed in the end) back when
+    its process ends, however it ends. On network file systems without locks nothing is held, which is said on stderr.
+
+    Args:
+        lock: name of the lock; another one for what may be written beside others.
+        wait: until who holds it has ended, which is said on stderr, instead of raising.
 
     Raises:
         DirectoryInUseError: another process holds it; names that process.
@@ -315,34 +319,52 @@ def one_writer(directory: Path | str) -> Iterator[Path]:
     check_folder(directory)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    key = directory.resolve()
+    key = directory.resolve() / lock
     if key in _held:
         yield directory
         return
-    with (directory / LOCK).open("a+", encoding="utf-8") as file:
-        _take(file, directory)
+    with _taken(directory, lock, wait):
         _held.add(key)
         try:
             yield directory
         finally:
             _held.discard(key)
+            key.unlink(missing_ok=True)
 
 
-def _take(file: IO[str], directory: Path) -> None:
+def _taken(directory: Path, lock: str, wait: bool) -> IO[str]:
+    """The lock, held until it is closed."""
+    path = directory / lock
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        file = os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace")
+        try:
+            _require_regular(path, os.fstat(descriptor))
+            _take(file, directory, wait)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                file.truncate(0)
+                file.seek(0)
+                file.write(f"process {os.getpid()} on {platform.node()}\n")
+                file.flush()
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # who held it has removed it meanwhile
+
+
+def _take(file: IO[str], directory: Path, wait: bool) -> None:
     import fcntl
 
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # either, by POSIX
-        file.seek(0)
-        holder = file.read(200).strip() or "another process"
-        raise DirectoryInUseError(
-            f"{directory} is being written by {holder}; wait for it, or choose another --out"
-        ) from None
+        held = f"{directory} is being written by {file.read(200).strip() or 'another process'}"
+        if not wait:
+            raise DirectoryInUseError(f"{held}; wait for it, or choose another --out") from None
+        print(f"{held}; waiting for it", file=sys.stderr)
+        fcntl.lockf(file, fcntl.LOCK_EX)
     except OSError as error:
         print(
             f"{directory} cannot be locked ({error.strerror}): two writers in it would not be noticed", file=sys.stderr
         )
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()

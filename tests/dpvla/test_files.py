@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,30 @@ def test_a_killed_process_holds_nothing_even_where_its_children_live_on(tmp_path
             assert held.is_dir()
     finally:
         subprocess.run(["pkill", "-g", str(process.pid)], check=False)
+
+
+def test_a_lock_is_gone_when_its_folder_is_free(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("process 1 on a machine that was switched off")
+    with one_writer(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_who_waits_has_the_folder_when_the_other_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = holder(tmp_path / "run")
+    threading.Timer(0.2, process.kill).start()
+    with one_writer(tmp_path / "run", wait=True):
+        assert process.wait() == -signal.SIGKILL
+    assert f"is being written by process {process.pid} on " in capsys.readouterr().err
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("dear reader")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(tmp_path / "letter")
+    with pytest.raises(OSError):
+        one_writer(tmp_path / "run").__enter__()
+    assert (tmp_path / "letter").read_text() == "dear reader"
 
 
 def test_one_process_may_take_its_own_folder_again(tmp_path: Path) -> None:

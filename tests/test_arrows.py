@@ -44,7 +44,7 @@ ORDER = (
     ("dpvla.cli", "dpvla.plan", "dpvla.sensors", "dpvla.checkpoint_layout", "dpvla.parallel"),
     ("dpvla.manifest",),
     ("dpvla.schema",),
-    ("dpvla.config", "dpvla.random_rows", "dpvla.ahead", "dpvla.precision"),
+    ("dpvla.config", "dpvla.kept_open", "dpvla.random_rows", "dpvla.ahead", "dpvla.precision"),
     ("dpvla.files",),
     ("dpvla.registry", "dpvla.device"),
     ("dpvla",),

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dpvla.config import to_dict
 from dpvla.files import read_json, write_atomically, write_json
+from dpvla.kept_open import KeptOpen
 from dpvla.models import DPVLA, SceneContext
 from dpvla.models.policy import cast_by_autocast
 
@@ -211,6 +212,9 @@ def _manifest_sizes(folder: Path, description: Description) -> dict[str, int]:
     return sizes
 
 
+Arrays = Mapping[str, NDArray[Any]]
+
+
 class Shard:
     """A shard mapped into memory; nothing but its header is read before it is asked for."""
 
@@ -240,18 +244,19 @@ class Shard:
                 f"{path} is damaged ({error}): delete it, and the same command makes it again"
             ) from None
 
-    @cached_property
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """By name, scene axis first; bfloat16 as its bits."""
+    def arrays(self) -> Arrays:
+        """By name, scene axis first; bfloat16 as its bits. The file is open as long as any of them is there."""
+        mapped = np.memmap(self.path, np.uint8, "r")
         return {
-            name: np.memmap(self.path, NUMPY[entry["dtype"]], "r", start, tuple(entry["shape"]))
+            name: np.ndarray(tuple(entry["shape"]), NUMPY[entry["dtype"]], mapped, start)
             for name, (entry, start) in self._header.items()
         }
 
-    def is_sound(self, row: int) -> bool:
-        """Whether a scene's bytes are those that were written."""
-        own = {name: array for name, array in self.arrays.items() if name != "checksum"}
-        return _checksum(own, row) == int(self.arrays["checksum"][row])
+
+def is_sound(arrays: Arrays, row: int) -> bool:
+    """Whether a scene's bytes in the ``arrays`` of its shard are those that were written."""
+    own = {name: array for name, array in arrays.items() if name != "checksum"}
+    return _checksum(own, row) == int(arrays["checksum"][row])
 
 
 class TokenFiles:
@@ -268,6 +273,7 @@ class TokenFiles:
                     "makes it again"
                 )
         self._shards = [Shard(shard_path(folder, shard)) for shard in range(description.shards)]
+        self._arrays: KeptOpen[int, Arrays] = KeptOpen()
         self._place = {name: row for row, name in enumerate(description.scenes)}
         self._checked = np.zeros(len(description.scenes), dtype=bool)
 
@@ -300,9 +306,9 @@ class TokenFiles:
 
         def fill(place: int, row: int) -> None:
             shard, inside = divmod(row, self.description.scenes_per_shard)
-            self._require_sound(row)
+            arrays = self._sound(shard, row)
             for name, target in targets.items():
-                target[place] = self._shards[shard].arrays[name][inside]
+                target[place] = arrays[name][inside]
 
         if count * self.description.bytes_per_scene < WORTH_THREADS:
             for place, row in enumerate(rows):
@@ -317,19 +323,21 @@ class TokenFiles:
         """Read all scenes of some shards; gives each shard that is sound, raises TokenCacheError at one that is not."""
         for shard in shards:
             for row in self.description.rows(shard):
-                self._require_sound(row)
+                self._sound(shard, row)
             yield shard
 
-    def _require_sound(self, row: int) -> None:
+    def _sound(self, shard: int, row: int) -> Arrays:
+        """Those of the shard, once the bytes of the scene at ``row`` have been checked."""
+        arrays = self._arrays.get(shard, self._shards[shard].arrays)
         if self._checked[row]:
-            return
-        shard, inside = divmod(row, self.description.scenes_per_shard)
-        if not self._shards[shard].is_sound(inside):
+            return arrays
+        if not is_sound(arrays, row % self.description.scenes_per_shard):
             raise TokenCacheError(
                 f"{self._shards[shard].path} is damaged (scene {self.description.scenes[row]} has another checksum): "
                 "delete it, and the same command makes it again"
             )
         self._checked[row] = True
+        return arrays
 
 
 def _bits(tensor: Tensor) -> NDArray[Any]:

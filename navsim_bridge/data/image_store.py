@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla import files
+from dpvla.kept_open import KeptOpen
 from dpvla.parallel import Workers, run_jobs
 from dpvla.sensors import Sensors
 from navsim_bridge.data.images import Pixels, Size, read_images
@@ -32,7 +33,7 @@ from navsim_bridge.splits.sensors import camera_names, image_path, image_sizes
 MANIFEST = "store.json"
 FORMAT = 1
 SHARD_BYTES = 1 << 30
-"""A file stays open once it is read from: the whole of navtrain has to be a few hundred of them."""
+"""The last files that were read from stay open, see `KeptOpen`: the whole of navtrain is a few hundred of them."""
 LONGEST_HEADER = 1024
 SPARE_BYTES = 64 << 20
 """What stays free on the disk."""
@@ -159,12 +160,15 @@ class ImageStore:
             ) from None
         self._ends = list(accumulate(scenes for _, scenes, _ in self.shards))
         self._row = {token: row for row, token in enumerate(self.sources)}
-        self._maps: dict[int, Pixels] = {}
+        self._maps: KeptOpen[int, Pixels] = KeptOpen()
         for number in range(len(self.shards) if whole else 0):
             self._require_whole(number)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # a map would be pickled with all that it maps
+        return {name: value for name, value in self.__dict__.items() if name != "_maps"}  # a map holds all its bytes
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _maps=KeptOpen())
 
     @cached_property
     def _again(self) -> str:
@@ -205,7 +209,8 @@ class ImageStore:
         images = np.empty((len(rows), *self.sensors.shape), dtype=np.uint8)
         numbers = np.searchsorted(self._ends, rows, side="right")
         for place, (row, number) in enumerate(zip(rows.tolist(), numbers.tolist())):
-            images[place] = self._map(number)[row - (self._ends[number] - self.shards[number][1])]
+            shard = self._maps.get(number, partial(self._map, number))
+            images[place] = shard[row - (self._ends[number] - self.shards[number][1])]
         return images
 
     def check(self, progress: bool = False) -> None:
@@ -233,18 +238,16 @@ class ImageStore:
             raise ImageStoreError(f"{path} has {found} bytes, not {pixels} and a header: delete it, and {self._again}")
 
     def _map(self, number: int) -> Pixels:
-        if number not in self._maps:
-            name, scenes, _ = self.shards[number]
-            try:
-                found: Pixels = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise ImageStoreError(f"{self.folder / name} ({error}): delete it, and {self._again}") from None
-            if found.shape != (scenes, *self.sensors.shape) or found.dtype != np.uint8:
-                raise ImageStoreError(
-                    f"{self.folder / name} holds {found.dtype} {found.shape}: delete it, and {self._again}"
-                )
-            self._maps[number] = found
-        return self._maps[number]
+        name, scenes, _ = self.shards[number]
+        try:
+            found: Pixels = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ImageStoreError(f"{self.folder / name} ({error}): delete it, and {self._again}") from None
+        if found.shape != (scenes, *self.sensors.shape) or found.dtype != np.uint8:
+            raise ImageStoreError(
+                f"{self.folder / name} holds {found.dtype} {found.shape}: delete it, and {self._again}"
+            )
+        return found
 
 
 def source_digests(records: Sequence[SceneRecord], data_root: Path | str, sensors: Sensors) -> dict[str, str]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +15,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
+from dpvla.kept_open import KeptOpen
 from dpvla.parallel import Workers
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.files.maps import map_path, share_maps, use_shared_maps
@@ -47,7 +43,7 @@ class MetricCache:
     """Reads the metric scenes that `build_metric_cache` or `convert_official_cache` wrote.
 
     A log's file is checked byte by byte when it is opened; the last opened ones stay mapped, up to ``keep_bytes`` of
-    what has to be unpacked and half of the file descriptors that the process may have.
+    what has to be unpacked and a quarter of the file descriptors that the process may have.
     """
 
     def __init__(self, path: Path | str, keep_bytes: int = 2 << 30) -> None:
@@ -57,8 +53,8 @@ class MetricCache:
         self._place = {
             token: (log, row) for log, entry in self.index["logs"].items() for row, token in enumerate(entry["tokens"])
         }
-        self._keep_bytes, self._keep_files = keep_bytes, _most_open_files()
-        self._open: OrderedDict[str, SceneFile] = OrderedDict()
+        self._keep_bytes = keep_bytes
+        self._files: KeptOpen[str, SceneFile] = KeptOpen(lambda file: file.num_bytes, keep_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens it by itself."""
@@ -184,16 +180,8 @@ class MetricCache:
             )
 
     def _file(self, log: str) -> SceneFile:
-        if log in self._open:
-            self._open.move_to_end(log)
-            return self._open[log]
         entry = self.index["logs"][log]
-        opened = self._open[log] = SceneFile(self.path / entry["file"], entry["crc32"])
-        while len(self._open) > 1 and (
-            len(self._open) > self._keep_files or sum(f.num_bytes for f in self._open.values()) > self._keep_bytes
-        ):
-            self._open.popitem(last=False)
-        return opened
+        return self._files.get(log, lambda: SceneFile(self.path / entry["file"], entry["crc32"]))
 
 
 def _opened_again(path: Path, keep_bytes: int, fingerprint: str) -> MetricCache:
@@ -401,14 +389,6 @@ def refuse_other_split(out: Path, split: str, data_split: str, scenes_of: str) -
         raise CacheError(f"{out} holds scenes of {found['metric']}; choose another folder for {scenes_of}")
     if there != (split, data_split):
         raise CacheError(f"{out} holds the metric cache of split {there[0]}; choose another folder for {split}")
-
-
-def _most_open_files() -> int:
-    """Files to keep mapped: each takes a descriptor, and opening one again costs a check of all its bytes."""
-    if resource is None:
-        return 256
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return 4096 if limit == resource.RLIM_INFINITY else max(1, min(4096, limit // 2))
 
 
 def hash_of(parts: Any) -> str:

@@ -120,7 +120,7 @@ class SceneFile:
         return [self._provenance[i] for i in self._arrays["provenance"].tolist()]
 
     def scene(self, row: int) -> MetricScene:
-        """The scene at ``row`` of ``tokens``. Its arrays may be read-only views of the file's."""
+        """The scene at ``row`` of ``tokens``. Its arrays may be read-only; none keeps the file mapped."""
         a = self._arrays
 
         def part(name: str) -> slice:
@@ -136,10 +136,10 @@ class SceneFile:
         return MetricScene(
             token=self.tokens[row],
             log_name=self._texts["log_name"][row],
-            ego_state=a["ego_state"][row],
+            ego_state=_own(a["ego_state"][row]),
             ego_time_us=int(a["ego_time_us"][row]),
             reference_states=a["reference_states"][reference],
-            reference_times_us=a["reference_times_us"][reference],
+            reference_times_us=_own(a["reference_times_us"][reference]),
             polygon_tokens=tuple(self._texts["polygon_token"][i] for i in chosen),
             polygon_types=tuple(self._polygon_types[i] for i in chosen),
             polygon_ring_offsets=ring_of_polygon,
@@ -152,7 +152,7 @@ class SceneFile:
             object_boxes=self._boxes(part, object_track + tracks.start, frame_counts),
             track_tokens=tuple(self._texts["track_token"][tracks]),
             track_types=tuple(self._track_types[tracks]),
-            track_first_speed=a["track_first_speed"][tracks],
+            track_first_speed=_own(a["track_first_speed"][tracks]),
             provenance=self._provenance[int(a["provenance"][row])],
             v2=self._inputs(row, part) if self._has_v2 else None,
         )
@@ -170,9 +170,9 @@ class SceneFile:
         polygons = a["light_polygon"][lights]
         ring_of_light, vertex_of_ring, vertices = self._rings(polygons)
         return EPDMSInputs(
-            human_plan=a["human_plan"][row] if a["has_human"][row] else None,
+            human_plan=_own(a["human_plan"][row]) if a["has_human"][row] else None,
             past_states=a["past_states"][part("past")],
-            past_times_us=a["past_times_us"][part("past")],
+            past_times_us=_own(a["past_times_us"][part("past")]),
             light_tokens=tuple(self._texts["polygon_token"][i] for i in polygons.tolist()),
             light_ring_offsets=ring_of_light,
             ring_offsets=vertex_of_ring,
@@ -200,6 +200,13 @@ class SceneFile:
         if resized.any():
             boxes[resized, 3:] = a["free_size"][part("free_size")]
         return boxes
+
+
+def _own(view: NDArray[Any]) -> NDArray[Any]:
+    """What a scene keeps of the mapped file: its view would hold that open, and one descriptor for each log."""
+    copy = view.copy()
+    copy.flags.writeable = False
+    return copy
 
 
 def _pack(scenes: Sequence[MetricScene]) -> dict[str, NDArray[Any]]:

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from dpvla import kept_open
 from dpvla.config import ConfigError
 from dpvla.files import DirectoryInUseError
 from dpvla.models import DPVLA
@@ -31,7 +32,7 @@ from dpvla.rl.token_store import open_tokens
 from tests.gpu.pretended import PretendedGPU, value
 from tests.gpu.tiny_driving import make_policy, training_on
 from tests.other_process import locked_elsewhere
-from tests.paths import ROOT
+from tests.paths import OPEN_FILES, ROOT
 from tests.scenes_in_memory import ScenesInMemory
 
 PORTION = 2
@@ -100,6 +101,18 @@ def test_tokens_come_back_as_bfloat16_of_what_the_encoder_gives(tmp_path: Path, 
     assert found.mask is None or (expected.mask is not None and torch.equal(found.mask, expected.mask))
     for name in ("command", "ego_status", "history"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="there is no list of open files")
+def test_a_shard_that_is_read_takes_one_open_file_and_the_last_read_ones_alone(
+    tmp_path: Path, made: tuple[DPVLA, ScenesInMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_open, "most_open", lambda: 2)
+    files = opened(*made, tmp_path)
+    before = len(list(OPEN_FILES.iterdir()))
+    for _ in range(2):
+        assert len(files.read(range(6))) == 6
+    assert len(list(OPEN_FILES.iterdir())) == before + 2 < before + SHARDS
 
 
 def test_a_later_run_encodes_three_scenes_to_see_that_they_are_the_same_images(

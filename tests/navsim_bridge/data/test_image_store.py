@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from dpvla import kept_open
 from dpvla.sensors import DEFAULT_CAMERAS, Sensors
 from navsim_bridge.data import image_store, images
 from navsim_bridge.data.config import DataConfig
@@ -24,6 +25,7 @@ from navsim_bridge.data.training_data import open_training_data
 from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.sensors import camera_names
 from tests.navsim_bridge.conftest import World
+from tests.paths import OPEN_FILES
 from tools import pack_images as tool
 
 SENSORS = Sensors(width=32, height=16)
@@ -68,6 +70,16 @@ def test_a_store_gives_what_decoding_gives(world: World, root: Path, capsys: pyt
     copied = pickle.loads(pickle.dumps(dataset))  # as worker processes of a data loader get it
     assert len(pickle.dumps(dataset)) < len(pickle.dumps(NavsimDataset(world.records, root, SENSORS))) + 4000
     assert torch.equal(copied.batch([4]).images, decoded[[4]])
+
+
+@pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="there is no list of open files")
+def test_the_shards_that_were_read_last_stay_open(world: World, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_open, "most_open", lambda: 2)
+    store = pack(world, root)
+    before = len(list(OPEN_FILES.iterdir()))
+    images = [store.read(np.arange(7)) for _ in range(2)]
+    assert len(list(OPEN_FILES.iterdir())) == before + 2 < before + len(store.shards)
+    assert (images[0] == images[1]).all()
 
 
 def test_packing_that_was_stopped_goes_on(

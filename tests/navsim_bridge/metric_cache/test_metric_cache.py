@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpvla import kept_open
 from navsim_bridge.files.logs import log_path, read_log
 from navsim_bridge.files.pickles import load_plain_pickle
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes, cache, jobs
@@ -22,6 +23,7 @@ from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
 from navsim_bridge.splits.scenes import SceneRecord, record
 from tests.navsim_bridge.conftest import LOG, World
+from tests.paths import OPEN_FILES
 from tools import cache_metrics
 
 
@@ -144,7 +146,23 @@ def test_open_files_are_let_go_beyond_the_memory_limit(
     small.load([scenes[0].token])
     with pytest.raises(CacheError, match=r"holds .* where index\.json says other"):
         small.load(["other"])
-    assert list(small._open) == ["b"]
+    assert list(small._files._kept) == ["b"]
+
+
+@pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="there is no list of open files")
+def test_scenes_of_any_number_of_logs_can_be_held_with_few_open_files(
+    built: MetricCache, scenes: list[MetricScene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = {}
+    for name in "abcdefgh":
+        crc = write_scenes(tmp_path / f"{name}.scenes", [dataclasses.replace(scenes[0], token=name)], "test")
+        logs[name] = {"file": f"{name}.scenes", "tokens": [name], "crc32": crc}
+    write_index(tmp_path, {**built.index, "logs": logs})
+    monkeypatch.setattr(kept_open, "most_open", lambda: 2)
+    many = MetricCache(tmp_path)
+    before = len(list(OPEN_FILES.iterdir()))
+    held = many.load(many.tokens)
+    assert len(held) == 8 and len(list(OPEN_FILES.iterdir())) <= before + 2
 
 
 def test_scenes_that_cannot_be_scored_say_why(world: World) -> None:

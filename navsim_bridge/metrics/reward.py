@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,13 @@ from torch import Tensor
 from dpvla.registry import ContractError
 from navsim_bridge.metrics.metric import Metric, Packed, Terms
 from navsim_bridge.metrics.scenes import ScoredScenes, refuse_text
+from navsim_bridge.pdm.chunks import join
 from navsim_bridge.pdm.compiled import choice
+from navsim_bridge.pdm.score import check_plans
 
 _SAMPLE = 16
+_AT_ONCE = 256 << 20
+"""Bytes of packed scenes that are put together at once: a scene counts as often as a call names it."""
 
 
 class MetricReward:
@@ -66,7 +72,13 @@ class MetricReward:
             TypeError: ``tokens`` is one text, or ``plans`` neither a tensor nor an array of numbers.
         """
         refuse_text(tokens)
-        return self.metric.judge(self._scenes_of(tuple(tokens)), plans)
+        tokens = tuple(tokens)
+        most = max(1, _AT_ONCE // self._scene_bytes)
+        if len(tokens) <= most:
+            return self.metric.judge(self._scenes_of(tokens), plans)
+        plans = check_plans(_Named(tokens, self.device), plans)
+        starts = range(0, len(tokens), most)
+        return join([self.metric.judge(self._scenes_of(tokens[i : i + most]), plans[i : i + most]) for i in starts], 0)
 
     def __call__(self, tokens: Iterable[str], plans: Tensor | NDArray[Any]) -> dict[str, Tensor]:
         """Sub-scores by name, ``score`` the reward: (scene, candidate) each, float64, on ``device``; as ``terms``.
@@ -86,7 +98,7 @@ class MetricReward:
     def _scenes_of(self, tokens: Sequence[str]) -> Packed:
         if not self._decided:
             self._decided = True
-            if self._estimated_bytes() <= self.keep_bytes:
+            if self._scene_bytes * len(self.tokens) <= self.keep_bytes:
                 self._packed = self.metric.pack(self.scenes.load(self.tokens)).to(self.device)
         if self._packed is not None and all(token in self._rows for token in tokens):
             rows = np.array([self._rows[token] for token in tokens], dtype=np.int64)
@@ -112,11 +124,23 @@ class MetricReward:
                 self._piece_bytes += size
         return parts[0] if len(parts) == 1 else type(parts[0]).concatenate(parts)  # type: ignore[no-any-return]
 
-    def _estimated_bytes(self) -> int:
-        """Of all scenes packed together: they are padded to the largest, so the largest of a sample counts."""
+    @cached_property
+    def _scene_bytes(self) -> int:
+        """Of a scene among all, packed: they are padded to the largest, so the largest of a sample counts."""
         step = max(1, len(self.tokens) // _SAMPLE)
         sample = self.metric.pack(self.scenes.load(self.tokens[::step]))
-        return packed_bytes(sample) * len(self.tokens) // len(sample)
+        return max(1, packed_bytes(sample) // len(sample))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Scenes of which only that much is known."""
+
+    tokens: tuple[str, ...]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 def packed_bytes(packed: Any) -> int:

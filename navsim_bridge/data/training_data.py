@@ -155,7 +155,15 @@ def open_training_data(
             if metric.scene_rules is None:
                 scenes, made_from = RecordedScenes(scored.records), None
             else:
-                scenes = given or own_metric_cache(split, root, maps, workers, config.allow_missing, metric.scene_rules)
+                scenes = given or own_metric_cache(
+                    split,
+                    root,
+                    maps,
+                    workers,
+                    config.allow_missing,
+                    metric.scene_rules,
+                    not accelerator.is_main_process,
+                )
                 made_from = str(scenes.index["data_fingerprint"]) if scored is source else None
             data = replace(
                 data, reward=MetricReward(metric, scenes, accelerator.device, scored.tokens), learns_from=made_from
@@ -164,37 +172,37 @@ def open_training_data(
 
 
 def own_metric_cache(
-    split: Split, root: Path, maps: Path, workers: int, allow_missing: bool = False, rules: SceneRules = NAVSIM_V1
-) -> MetricCache:
-    """The cache of the split's scenes of ``rules`` below ``root``, which is made or completed first."""
-    own = root / "metric_cache"
-    more: dict[str, Any] = {"allow_missing": allow_missing, "rules": rules}
-    if not is_named(split, root):  # lists of the same name, such as scores.csv, must not replace each other's
-        of = hashlib.sha256(repr((split.data_split, split.scene_filter)).encode()).hexdigest()[:12]
-        return build_metric_cache(root, maps, split, own / f"{split.name}-{of}{rules.suffix}", workers, **more)
-    whole = own / f"{split.name}_all{rules.suffix}"
-    if (whole / "index.json").is_file():  # the demo world keeps one cache for a filtered and its unfiltered split
-        return up_to_date_cache(whole, load_split(f"{split.name}_all", root), root, maps, workers, **more)
-    return build_metric_cache(root, maps, split, own / f"{split.name}{rules.suffix}", workers, **more)
-
-
-def up_to_date_cache(
-    path: Path,
     split: Split,
     root: Path,
     maps: Path,
     workers: int,
     allow_missing: bool = False,
     rules: SceneRules = NAVSIM_V1,
+    made: bool = False,
 ) -> MetricCache:
-    """The cache at ``path`` when it is whole and its logs and maps are unchanged, else made again."""
-    try:
-        cache = MetricCache(path)
-        cache.check_sources(root, maps)
-        return cache
-    except CacheError as error:
-        print(f"making {path} again: {error}")
-        return build_metric_cache(root, maps, split, path, workers, allow_missing, rules=rules)
+    """The cache of the split's scenes of ``rules`` below ``root``, which is made or completed first; another process
+    that makes it is waited for.
+
+    Args:
+        made: that has just been done by another process of this run: it need not be looked at again.
+    """
+    own, of = root / "metric_cache", split
+    path = own / f"{split.name}{rules.suffix}"
+    whole = own / f"{split.name}_all{rules.suffix}"
+    if not is_named(split, root):  # lists of the same name, such as scores.csv, must not replace each other's
+        content = hashlib.sha256(repr((split.data_split, split.scene_filter)).encode()).hexdigest()[:12]
+        path = own / f"{split.name}-{content}{rules.suffix}"
+    elif (whole / "index.json").is_file():  # the demo world keeps one cache for a filtered and its unfiltered split
+        path, of = whole, load_split(f"{split.name}_all", root)
+    if path == whole or made:
+        try:
+            cache = MetricCache(path)
+            if not made:
+                cache.check_sources(root, maps)
+            return cache
+        except CacheError as error:
+            print(f"making {path} again: {error}")
+    return build_metric_cache(root, maps, of, path, workers, allow_missing, rules=rules, wait=True)
 
 
 def hold_out(records: list[SceneRecord], logs: int) -> tuple[list[SceneRecord], list[SceneRecord]]:

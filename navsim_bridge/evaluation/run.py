@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla.files import check_folder, write_json, write_text
+from dpvla.manifest import sha256_of
 from dpvla.parallel import run_jobs
 from dpvla.plan import NUM_POSES
 from dpvla.provenance import device_name, made_by
@@ -30,7 +31,6 @@ from navsim_bridge.agents.crew import SCENES_AT_ONCE, Crew
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.metric_cache.builder import scene_builder
 from navsim_bridge.metric_cache.cache import MetricCache
-from navsim_bridge.metric_cache.store import file_hash
 from navsim_bridge.metrics.metric import Metric, Result
 from navsim_bridge.metrics.pdms import PDMS
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
@@ -561,7 +561,7 @@ def saw_split(trained_on: Sequence[dict[str, Any]] | None, split: Split, records
 def data_fingerprint(records: Sequence[SceneRecord], data_root: Path | str) -> str:
     """Hash over the scenes' tokens and the content of their logs."""
     logs = sorted({(r.data_split, r.log_name) for r in records})
-    content = [[name, file_hash(log_path(data_root, data_split, name))] for data_split, name in logs]
+    content = [[name, sha256_of(log_path(data_root, data_split, name))] for data_split, name in logs]
     return hashlib.sha256(json.dumps([[r.token for r in records], content]).encode()).hexdigest()
 
 

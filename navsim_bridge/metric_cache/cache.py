@@ -8,22 +8,25 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from dpvla.files import FileError, inside, one_writer, read_json, short, write_json
 from dpvla.kept_open import KeptOpen
+from dpvla.manifest import sha256_of
 from dpvla.parallel import Workers
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.files.maps import map_path, share_maps, use_shared_maps
+from navsim_bridge.files.roots import LOGS
 from navsim_bridge.metric_cache.builder import require_scorable, scene_builder
 from navsim_bridge.metric_cache.container import CacheError
-from navsim_bridge.metric_cache.index import INDEX, read_index, write_index
+from navsim_bridge.metric_cache.index import INDEX, read_index, scene_path, write_index
 from navsim_bridge.metric_cache.jobs import executor_for, in_parts, log_entry, run_log_jobs
-from navsim_bridge.metric_cache.store import FORMAT, SUFFIX, SceneFile, file_hash
+from navsim_bridge.metric_cache.store import FORMAT, SUFFIX, SceneFile
 from navsim_bridge.metrics.metric import Metric
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
 from navsim_bridge.metrics.scenes import refuse_text
@@ -33,6 +36,8 @@ from navsim_bridge.splits.scene_filter import Split, load_split
 from navsim_bridge.splits.scenes import SceneRecord, Selection, by_log, find_scenes
 from navsim_bridge.splits.shard import Shard
 
+SUPERSEDED = "superseded.json"
+"""Beside an index that is about to replace another: scene files that it does not list, which are removed then."""
 SHARED_MAPS = ".maps"
 """Folder in the cache in which worker processes find the maps while they run."""
 BUILDER = 3
@@ -73,7 +78,7 @@ class MetricCache:
     @property
     def metric(self) -> str:
         """What the scenes are for: the name of their `SceneRules`."""
-        return str(self.index["metric"])
+        return str(self.index.get("metric", "a metric that is not named"))
 
     def require_metric(self, metric: Metric[Any]) -> None:
         """Raise CacheError when ``metric`` is not scored in scenes such as these."""
@@ -143,11 +148,7 @@ class MetricCache:
         scenes: dict[str, MetricScene] = {}
         for token in sorted(set(tokens), key=self._place.__getitem__):  # file by file
             log, row = self._place[token]
-            file = self._file(log)
-            scene = file.scene(row)
-            if scene.token != token:
-                raise CacheError(f"{file.path} holds {scene.token} where {INDEX} says {token}; make it again")
-            scenes[token] = scene
+            scenes[token] = self._file(log).scene(row)
         return [scenes[token] for token in tokens]
 
     def verify(self) -> None:
@@ -168,10 +169,10 @@ class MetricCache:
                 if stamp is None:
                     continue
                 if kind == "log":
-                    path = log_path(data_root, self.index["data_split"], name)
+                    path = inside(Path(data_root) / LOGS, f"{self.index['data_split']}/{name}.pkl", follow=True)
                 else:
-                    path = Path(maps_root) / entry["file"]
-                if not path.is_file() or (_stamp(path) != stamp and file_hash(path) != entry["source_sha256"]):
+                    path = inside(maps_root, entry["file"], follow=True)
+                if not path.is_file() or (_stamp(path) != stamp and sha256_of(path) != entry["source_sha256"]):
                     changed.append(f"{kind} {path}")
         if changed:
             raise CacheError(
@@ -181,7 +182,13 @@ class MetricCache:
 
     def _file(self, log: str) -> SceneFile:
         entry = self.index["logs"][log]
-        return self._files.get(log, lambda: SceneFile(self.path / entry["file"], entry["crc32"]))
+        return self._files.get(log, lambda: self._opened(entry))
+
+    def _opened(self, entry: dict[str, Any]) -> SceneFile:
+        opened = SceneFile(scene_path(self.path, entry), entry["crc32"])
+        if opened.tokens != entry["tokens"]:
+            raise CacheError(f"{opened.path} holds other scenes than {INDEX} says; delete both and make them again")
+        return opened
 
 
 def _opened_again(path: Path, keep_bytes: int, fingerprint: str) -> MetricCache:
@@ -201,6 +208,7 @@ def build_metric_cache(
     progress: bool = True,
     rules: SceneRules = NAVSIM_V1,
     shard: Shard | None = None,
+    wait: bool = False,
 ) -> MetricCache:
     """Write the metric scenes of a split to ``out``; logs that are already there and unchanged are kept.
 
@@ -213,33 +221,50 @@ def build_metric_cache(
         progress: show a progress bar.
         rules: how the scenes are made: ``scene_rules`` of the metric that they are for.
         shard: build this part alone, in the folder `Shard.folder` of ``out``; `merge_caches` joins the parts.
+        wait: for another process that is writing there, instead of raising.
 
     Raises:
-        CacheError: ``out`` holds the cache of another split, or of other rules.
+        CacheError: ``out`` holds the cache of another split, or of other rules, or scenes that are missing now.
+        DirectoryInUseError: another process is writing there.
         FileNotFoundError, ValueError: see `require_scorable`, `find_scenes`, `open_map` and `SceneBuilder.build`.
     """
     split = load_split(split, data_root) if isinstance(split, str) else split
     require_scorable(split, rules)
-    out, maps_root = Path(out), Path(maps_root)
+    out = Path(out) if shard is None else Path(out) / shard.folder
+    with one_writer(out, wait=wait):
+        return _build(Path(data_root), Path(maps_root), split, out, workers, allow_missing, progress, rules, shard)
+
+
+def _build(
+    data_root: Path,
+    maps_root: Path,
+    split: Split,
+    out: Path,
+    workers: Workers,
+    allow_missing: bool,
+    progress: bool,
+    rules: SceneRules,
+    shard: Shard | None,
+) -> MetricCache:
     about: dict[str, Any] = {
         "metric": rules.name,
         "split": split.name,
         "data_split": split.data_split,
         "reference": rules.reference,
     }
-    if shard is not None:
-        out = out / shard.folder
     refuse_other_split(out, split.name, split.data_split, rules.name)
     found = find_scenes(split, data_root, allow_missing, workers, shard, (__name__,))
     records, gone = found.records, missing_logs(split, data_root)
+    part = coverage(split, found, gone)
+    refuse_loss(out, [r.token for r in records], part)
     if shard is None:
-        about |= coverage(split, found, gone).as_dict()
+        about |= part.as_dict()
     else:
         about["shard"] = describe_shard(shard, split, found, gone, allow_missing)
     maps = _map_entries(maps_root, sorted({r.location for r in records}))
     hashes = {location: entry["source_sha256"] for location, entry in maps.items()}
     jobs = [
-        _LogJob(Path(data_root), maps_root, tuple(of_log), out / f"{log_name}{SUFFIX}", rules, hashes)
+        _LogJob(data_root, maps_root, tuple(of_log), out / f"{log_name}{SUFFIX}", rules, hashes)
         for (_, log_name), of_log in by_log(records).items()
     ]
     title = f"metric cache of {split.name}" + (f", shard {shard}" if shard else "")
@@ -294,7 +319,7 @@ class _LogJob:
     def run(self) -> dict[str, Any]:
         first = self.records[0]
         path = log_path(self.data_root, first.data_split, first.log_name)
-        sha256 = file_hash(path)
+        sha256 = sha256_of(path)
         source = self._source(sha256)
         entry = log_entry(
             self.out,
@@ -330,7 +355,7 @@ def finish(out: Path, logs: dict[str, dict[str, Any]], about: dict[str, Any], ma
     centerlines: Counter[str] = Counter()
     for entry in logs.values():
         centerlines.update(entry.pop("centerlines"))
-    before = _listed_files(out)
+    before = _listed_files(out / INDEX) | _listed_files(out / SUPERSEDED)
     index = {
         "format": FORMAT,
         "builder": BUILDER,
@@ -342,21 +367,28 @@ def finish(out: Path, logs: dict[str, dict[str, Any]], about: dict[str, Any], ma
         "maps": maps,
         "logs": logs,
     }
+    superseded = before - {entry["file"] for entry in logs.values()}
+    if superseded:
+        write_json(out / SUPERSEDED, {"logs": {name: {"file": name} for name in sorted(superseded)}})
     write_index(out, index)
-    for name in before - {entry["file"] for entry in logs.values()}:
+    for name in superseded:
         (out / name).unlink(missing_ok=True)
-    for unfinished in out.glob(f".*{SUFFIX}.*"):  # what a killed run was writing
-        unfinished.unlink(missing_ok=True)
+    for pattern in (f".*{SUFFIX}.*", f".{INDEX}.*", f".{SUPERSEDED}.*", SUPERSEDED):  # what a killed run was writing
+        for unfinished in out.glob(pattern):
+            unfinished.unlink(missing_ok=True)
 
 
-def _listed_files(out: Path) -> set[str]:
-    """Names of scene files that the index in ``out`` lists, whatever its version."""
+def _listed_files(index: Path) -> set[str]:
+    """Names of scene files that an index lists, whatever its version."""
     try:
-        logs = json.loads((out / INDEX).read_text(encoding="utf-8"))["logs"]
-        names = {str(entry["file"]) for entry in logs.values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        content = read_json(index)
+    except (OSError, FileError):
         return set()
-    return {name for name in names if Path(name).name == name and name.endswith((SUFFIX, ".npz"))}
+    logs = content.get("logs")
+    entries = logs.values() if isinstance(logs, dict) else ()
+    names = {entry.get("file") for entry in entries if isinstance(entry, dict)}
+    texts = {name for name in names if isinstance(name, str)}
+    return {name for name in texts if Path(name).name == name and name.endswith((SUFFIX, ".npz"))}
 
 
 def describe_shard(shard: Shard, split: Split, found: Selection, missing: int, allow_missing: bool) -> dict[str, Any]:
@@ -381,14 +413,36 @@ def refuse_other_split(out: Path, split: str, data_split: str, scenes_of: str) -
     """Raise CacheError when ``out`` holds the cache of another split, or one whose rules have another name than
     ``scenes_of``; a damaged index is no cache."""
     try:
-        found = json.loads((out / INDEX).read_text(encoding="utf-8"))
-        there = found["split"], found["data_split"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_json(out / INDEX)
+    except (OSError, FileError):
         return
-    if found.get("metric", scenes_of) != scenes_of:
-        raise CacheError(f"{out} holds scenes of {found['metric']}; choose another folder for {scenes_of}")
+    metric, there = found.get("metric", scenes_of), (found.get("split"), found.get("data_split"))
+    if None in there:
+        return
+    if metric != scenes_of:
+        raise CacheError(f"{out} holds scenes of {_named(metric)}; choose another folder for {scenes_of}")
     if there != (split, data_split):
-        raise CacheError(f"{out} holds the metric cache of split {there[0]}; choose another folder for {split}")
+        raise CacheError(f"{out} holds the metric cache of split {_named(there[0])}; choose another folder for {split}")
+
+
+def _named(value: object) -> str:
+    return value if isinstance(value, str) and len(value) < 200 else short(value)
+
+
+def refuse_loss(out: Path, tokens: Collection[str], part: Coverage) -> None:
+    """Raise CacheError when ``out`` holds scenes that are not among ``tokens``, which are but a part of the split."""
+    if part.is_whole:
+        return
+    try:
+        held = MetricCache(out)
+    except CacheError:
+        return
+    lost = set(held.tokens).difference(tokens)
+    if lost:
+        raise CacheError(
+            f"{out} holds {held.coverage} of {held.index['split']}, {len(lost)} of which would be lost: now it would "
+            f"be {part} ({part.why}). Get what is missing, or choose another folder."
+        )
 
 
 def hash_of(parts: Any) -> str:
@@ -404,4 +458,4 @@ def _stamp(path: Path) -> list[int]:
 
 @lru_cache(maxsize=8)
 def _map_hash(path: Path) -> str:
-    return file_hash(path)
+    return sha256_of(path)

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvla.files import write_atomically
-from navsim_bridge.files.pickles import short
+from dpvla.files import FileError, open_regular, short, write_atomically
 
 MAGIC = b"dpvlaSC\x02"
 _ALIGNMENT = 64
@@ -28,6 +27,8 @@ _CRC = struct.Struct("<I")
 _BLOCK = 1 << 20
 
 
+MOST_BYTES = 1 << 32
+"""Of the largest file: the scenes of one log, some 20 kB each."""
 MOST_DESCRIPTION = 1 << 26
 KINDS = ("|u1", "<u2", "<u4", "<u8", "<i8", "<f8")
 """Of the arrays that are written."""
@@ -68,12 +69,14 @@ def map_arrays(path: Path | str, expected_crc: int | None = None) -> Mapped:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, MOST_BYTES) as file:
             if file.seek(0, 2) < _START.size + _CRC.size:
                 raise CacheError(f"{path} is damaged (too short); delete it and run tools/cache_metrics.py again")
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise CacheError(f"{path} is missing; run tools/cache_metrics.py again") from None
+    except FileError as error:
+        raise CacheError(f"{error}; delete it and run tools/cache_metrics.py again") from None
     magic, length = _START.unpack_from(content)
     view = memoryview(content)
     crc = 0

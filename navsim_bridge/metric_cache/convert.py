@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpvla.files import one_writer
+from dpvla.manifest import sha256_of
 from dpvla.parallel import Workers
 from navsim_bridge.metric_cache import cache as packed
 from navsim_bridge.metric_cache.jobs import log_entry, run_log_jobs
 from navsim_bridge.metric_cache.official import REFERENCE, OfficialCache, OfficialCacheError, read_official_cache
-from navsim_bridge.metric_cache.store import SUFFIX, file_hash
+from navsim_bridge.metric_cache.store import SUFFIX
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.splits.coverage import Coverage
@@ -34,6 +36,11 @@ def convert_official_cache(
     """
     official, out = OfficialCache(source), Path(out)
     name = f"official cache {official.folder.resolve().name}"
+    with one_writer(out):
+        return _convert(official, out, name, workers, progress)
+
+
+def _convert(official: OfficialCache, out: Path, name: str, workers: Workers, progress: bool) -> packed.MetricCache:
     packed.refuse_other_split(out, name, "", NAVSIM_V1.name)
     jobs = [
         _OfficialJob(tuple(official.files[token] for token in tokens), out / f"{log}{SUFFIX}")
@@ -78,5 +85,5 @@ class _OfficialJob:
                     problems.append(str(error))
             return scenes
 
-        source = packed.hash_of([READER, [(file.parent.name, file_hash(file)) for file in self.files]])
+        source = packed.hash_of([READER, [(file.parent.name, sha256_of(file)) for file in self.files]])
         return {**log_entry(self.out, source, len(self.files), read), "problems": problems}

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from navsim_bridge.metric_cache.cache import BUILDER, MetricCache, finish, refuse_other_split
+from dpvla.files import one_writer, open_regular, write_atomically
+from navsim_bridge.metric_cache.cache import BUILDER, MetricCache, finish, refuse_loss, refuse_other_split
 from navsim_bridge.metric_cache.container import CacheError
-from navsim_bridge.metric_cache.index import read_index
+from navsim_bridge.metric_cache.index import INDEX, read_index, scene_path
 from navsim_bridge.metric_cache.jobs import entry_of
 from navsim_bridge.metric_cache.store import FORMAT, SceneFile
 from navsim_bridge.splits.coverage import Coverage, coverage_of
 from navsim_bridge.splits.shard import Shard
 
+MOST_NAMED = 20
+"""Missing shards that are listed."""
 _SAME = ("metric", "split", "data_split", "reference")
 """What the shards of one cache have in common, in the order of the index."""
 
@@ -37,21 +41,35 @@ def merge_caches(folders: Sequence[Path | str], out: Path | str, allow_missing: 
     """
     out = Path(out)
     shards = _read(_find(folders))
+    with one_writer(out):
+        return _merge(shards, out, allow_missing)
+
+
+def _merge(shards: dict[int, tuple[Path, dict[str, Any]]], out: Path, allow_missing: bool) -> MetricCache:
     first = next(iter(shards.values()))[1]
     _check(shards, allow_missing)
     refuse_other_split(out, first["split"], first["data_split"], first["metric"])
     logs: dict[str, dict[str, Any]] = {}
     maps: dict[str, Any] = {}
+    sources: dict[str, Path] = {}
     for folder, index in shards.values():
         for name, entry in index["maps"].items():
             if maps.setdefault(name, entry)["source_sha256"] != entry["source_sha256"]:
                 raise CacheError(f"{folder} was made with another map of {name} than the shards before it")
         for name, entry in index["logs"].items():
-            file = SceneFile(folder / entry["file"], entry["crc32"])  # checks every byte
+            if name in logs:
+                raise CacheError(f"log {name} is in {folder} and in a shard before it; make the shards again")
+            file = SceneFile(scene_path(folder, entry), entry["crc32"])  # checks every byte
+            if file.tokens != entry["tokens"]:
+                raise CacheError(f"{file.path} holds other scenes than {folder / INDEX} says; make the shard again")
             logs[name] = {**entry_of(file), "stamp": entry["stamp"], "source_sha256": entry["source_sha256"]}
-            _link(file.path, out / entry["file"])
+            sources[name] = file.path
     _refuse_repeated(logs)
-    about = {key: first[key] for key in _SAME} | _coverage(shards).as_dict()
+    part = _coverage(shards)
+    refuse_loss(out, [token for entry in logs.values() for token in entry["tokens"]], part)
+    for source in sources.values():
+        _link(source, out / source.name)
+    about = {key: first[key] for key in _SAME} | part.as_dict()
     finish(out, {name: logs[name] for name in sorted(logs)}, about, {name: maps[name] for name in sorted(maps)})
     return MetricCache(out)
 
@@ -78,6 +96,11 @@ def _read(paths: Sequence[Path]) -> dict[int, tuple[Path, dict[str, Any]]]:
         about = index.get("shard")
         if about is None:
             raise CacheError(f"{path} is a whole metric cache, not a shard")
+        named = Shard.of_folder(path.name)
+        if named is None or (named.index, named.count) != (about["index"], about["count"]):
+            raise CacheError(f"{path} holds shard {about['index']} of {about['count']}; give it the name that it had")
+        if any(key not in index for key in _SAME) or any("stamp" not in entry for entry in index["logs"].values()):
+            raise CacheError(f"{path / INDEX} does not say what it was made from; make the shard again")
         if about["index"] in shards:
             raise CacheError(f"shard {about['index']} is there twice: {shards[about['index']][0]} and {path}")
         shards[about["index"]] = path, index
@@ -99,7 +122,7 @@ def _check(shards: dict[int, tuple[Path, dict[str, Any]]], allow_missing: bool) 
     (first_path, first), *others = shards.values()
     about = first["shard"]
     for path, index in shards.values():
-        if "scenes" not in index["shard"]:
+        if not {"scenes", "absent", "max_scenes", "missing_logs"} <= set(index["shard"]):
             raise CacheError(
                 f"{path} was made by an older version, which did not note all that is now said of a cache; make it "
                 "again with the same command: scenes that are there are kept"
@@ -111,10 +134,11 @@ def _check(shards: dict[int, tuple[Path, dict[str, Any]]], allow_missing: bool) 
         for key, what in (("count", "count of shards"), ("selection", "selection of logs and scenes")):
             if index["shard"][key] != about[key]:
                 raise CacheError(f"{path} was made with another {what} than {first_path}; make its shards again")
-    missing = [str(i) for i in range(1, about["count"] + 1) if i not in shards]
+    missing = about["count"] - len(shards)
     if missing and not allow_missing:
+        named = islice((str(number) for number in range(1, about["count"] + 1) if number not in shards), MOST_NAMED)
         raise CacheError(
-            f"{len(missing)} of {about['count']} shards are missing: {', '.join(missing)}. Make or copy them, or ask "
+            f"{missing} of {about['count']} shards are missing: {', '.join(named)}. Make or copy them, or ask "
             "for the rest with --allow-missing."
         )
     part = _coverage(shards)
@@ -144,5 +168,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError:  # another file system, or one without links
-        shutil.copyfile(source, temporary)
+        with open_regular(source) as content:
+            write_atomically(target, lambda file: shutil.copyfileobj(content, file))
+        return
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # two names of one file are not replaced

@@ -9,7 +9,6 @@ need; columns of coordinates as `fixed_point` packs them. What is read back equa
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpvla.files import short
 from dpvla.plan import NUM_POSES
-from navsim_bridge.files.pickles import short
 from navsim_bridge.files.ragged import ranges
 from navsim_bridge.metric_cache import contents
 from navsim_bridge.metric_cache.container import CacheError, Expect, map_arrays, write_arrays
@@ -64,15 +63,6 @@ def write_scenes(path: Path | str, scenes: Sequence[MetricScene], source: str) -
         "exponents": exponents,
     }
     return write_arrays(path, header, arrays)
-
-
-def file_hash(path: Path | str) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class SceneFile:

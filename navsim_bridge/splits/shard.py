@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 Item = TypeVar("Item")
-_FOLDER = re.compile(r"shard-(\d+)-of-(\d+)")
+_FOLDER = re.compile(r"shard-0*([1-9][0-9]{0,8})-of-([1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Shard:
     @staticmethod
     def parse(text: str) -> Shard:
         """From '3/16'. Raises ValueError when it is something else."""
-        match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+        match = re.fullmatch(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9})\s*", text)
         if not match:
-            raise ValueError(f"shard {text!r}: expected K/N with K from 1 to N, such as 3/16")
+            raise ValueError(f"shard {text[:40]!r}: expected K/N with K from 1 to N, such as 3/16")
         return Shard(int(match[1]), int(match[2]))
 
     @staticmethod
@@ -40,15 +40,15 @@ class Shard:
         rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
         if rank is None or size is None:
             return None
-        if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-            raise ValueError(f"RANK is {rank!r} and WORLD_SIZE {size!r}: expected a number below another")
+        if not (re.fullmatch(r"[0-9]{1,9}", rank) and re.fullmatch(r"[0-9]{1,9}", size) and int(rank) < int(size)):
+            raise ValueError(f"RANK is {rank[:40]!r} and WORLD_SIZE {size[:40]!r}: expected a number below another")
         return Shard(int(rank) + 1, int(size)) if int(size) > 1 else None
 
     @staticmethod
     def of_folder(name: str) -> Shard | None:
         """The shard whose `folder` has that name."""
         match = _FOLDER.fullmatch(name)
-        return Shard(int(match[1]), int(match[2])) if match else None
+        return Shard(int(match[1]), int(match[2])) if match and int(match[1]) <= int(match[2]) else None
 
     @property
     def folder(self) -> str:

@@ -137,27 +137,27 @@ def test_missing_tokens_and_foreign_indexes_are_refused(built: MetricCache) -> N
 def test_open_files_are_let_go_beyond_the_memory_limit(
     built: MetricCache, scenes: list[MetricScene], tmp_path: Path
 ) -> None:
-    logs = {}
-    for name, token in zip("ab", (scenes[0].token, "other")):
-        crc = write_scenes(tmp_path / f"{name}.scenes", scenes[:1], "test")
-        logs[name] = {"file": f"{name}.scenes", "tokens": [token], "crc32": crc}
-    write_index(tmp_path, {**built.index, "logs": logs})
+    logs: dict[str, Any] = {}
+    for name, scene, token in zip("abc", scenes, (scenes[0].token, scenes[1].token, "other")):
+        crc = write_scenes(tmp_path / f"{name}.scenes", [scene], "test")
+        logs[name] = {"file": f"{name}.scenes", "tokens": [token], "crc32": crc, "source": "test"}
+    write_index(tmp_path, {**built.index, "logs": logs, "num_scenes": 3})
     small = MetricCache(tmp_path, keep_bytes=1)
-    small.load([scenes[0].token])
-    with pytest.raises(CacheError, match=r"holds .* where index\.json says other"):
-        small.load(["other"])
+    small.load([scenes[0].token, scenes[1].token])
     assert list(small._files._kept) == ["b"]
+    with pytest.raises(CacheError, match=r"c\.scenes holds other scenes than index\.json says"):
+        small.load(["other"])
 
 
 @pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="there is no list of open files")
 def test_scenes_of_any_number_of_logs_can_be_held_with_few_open_files(
     built: MetricCache, scenes: list[MetricScene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logs = {}
+    logs: dict[str, Any] = {}
     for name in "abcdefgh":
         crc = write_scenes(tmp_path / f"{name}.scenes", [dataclasses.replace(scenes[0], token=name)], "test")
-        logs[name] = {"file": f"{name}.scenes", "tokens": [name], "crc32": crc}
-    write_index(tmp_path, {**built.index, "logs": logs})
+        logs[name] = {"file": f"{name}.scenes", "tokens": [name], "crc32": crc, "source": "test"}
+    write_index(tmp_path, {**built.index, "logs": logs, "num_scenes": 8})
     monkeypatch.setattr(kept_open, "most_open", lambda: 2)
     many = MetricCache(tmp_path)
     before = len(list(OPEN_FILES.iterdir()))

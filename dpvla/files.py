@@ -17,6 +17,8 @@ from typing import IO, Any
 import yaml
 
 LOCK = ".lock"
+_PART = ".part"
+"""End of the names of files that are being written."""
 MOST_TEXT = 2**28
 """Bytes of the largest text (JSON, YAML) that is read: a list of a million tokens has a tenth of it."""
 MOST_NODES = 10**7
@@ -221,7 +223,7 @@ def write_atomically(path: Path | str, write: Callable[[IO[bytes]], object]) -> 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
@@ -236,6 +238,16 @@ def write_atomically(path: Path | str, write: Callable[[IO[bytes]], object]) -> 
             error.filename = str(path)  # a write that fails does not say where
         raise
     return path
+
+
+def remove_parts(folder: Path | str, name: str = "*") -> None:
+    """Remove what a kill has left of files that were being written to ``folder``; for its one writer alone.
+
+    Args:
+        name: of these files, a pattern.
+    """
+    for left in Path(folder).glob(f".{name}.????????{_PART}"):
+        left.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path | str) -> None:
@@ -305,6 +317,8 @@ class DirectoryInUseError(ValueError):
 def one_writer(directory: Path | str, *, lock: str = LOCK, wait: bool = False) -> Iterator[Path]:
     """Hold ``directory``, made if absent, for this process alone; nested uses in one process share the hold.
 
+    What a killed holder left of files that it was writing is removed.
+
     The operating system takes the lock (``fcntl.lockf`` on the file ``lock``, which is removed in the end) back when
     its process ends, however it ends. On network file systems without locks nothing is held, which is said on stderr.
 
@@ -318,7 +332,6 @@ def one_writer(directory: Path | str, *, lock: str = LOCK, wait: bool = False) -
     """
     check_folder(directory)
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     key = directory.resolve() / lock
     if key in _held:
         yield directory
@@ -326,6 +339,8 @@ def one_writer(directory: Path | str, *, lock: str = LOCK, wait: bool = False) -
     with _taken(directory, lock, wait):
         _held.add(key)
         try:
+            if lock == LOCK:
+                remove_parts(directory)
             yield directory
         finally:
             _held.discard(key)
@@ -333,17 +348,22 @@ def one_writer(directory: Path | str, *, lock: str = LOCK, wait: bool = False) -
 
 
 def _taken(directory: Path, lock: str, wait: bool) -> IO[str]:
-    """The lock, held until it is closed."""
+    """The lock, held until it is closed; one that its last holder removed before it was ours is made again."""
     path = directory / lock
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except FileNotFoundError:  # the folder went with its last holder
+            continue
         file = os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace")
         try:
             _require_regular(path, os.fstat(descriptor))
             _take(file, directory, wait)
-            if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                file.truncate(0)
+            if os.fstat(descriptor).st_nlink:
                 file.seek(0)
+                file.truncate()
                 file.write(f"process {os.getpid()} on {platform.node()}\n")
                 file.flush()
                 return file

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from dpvla.files import DirectoryInUseError, check_file, check_folder, one_writer
+from dpvla import files
+from dpvla.files import DirectoryInUseError, check_file, check_folder, one_writer, write_text
 
 HOLD = """
 import os, sys, time
@@ -124,3 +126,39 @@ def test_a_folder_of_another_user_is_told_before(tmp_path: Path, monkeypatch: py
         check_folder(tmp_path)
     with pytest.raises(PermissionError, match=r"cannot be made: .* is not writable for this user"):
         check_file(tmp_path / "new/x")
+
+
+def test_what_a_killed_holder_was_writing_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kill = (
+        "import os, sys, dpvla.files as f; os.replace = lambda *_: os.kill(os.getpid(), 9); f.write_text(*sys.argv[1:])"
+    )
+    subprocess.run([sys.executable, "-c", kill, str(tmp_path / "a.json"), "text"], check=False)
+    (left,) = tmp_path.iterdir()
+    kept = [tmp_path / name for name in (".config.settings", ".a.json", "a.json.12345678.part", ".b.part")]
+    for path in kept:
+        path.touch()
+    with one_writer(tmp_path):
+        assert not left.exists() and all(path.exists() for path in kept)
+        write_text(tmp_path / "a.json", "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".lock", "a.json", *(p.name for p in kept)])
+
+
+def test_a_lock_that_its_holder_removes_is_not_taken_for_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, taken = files._take, []
+
+    def holder_goes(file: IO[str], directory: Path) -> None:
+        take(file, directory)
+        taken.append(directory)
+        if len(taken) < 3:  # the last holder removes what it has held, after this process has opened it
+            (directory / ".lock").unlink()
+            directory.rmdir()
+
+    monkeypatch.setattr(files, "_take", holder_goes)
+    with one_writer(tmp_path / "work"), (tmp_path / "work/.lock").open() as lock:
+        assert len(taken) == 3 and lock.read().startswith("process ")
+    (tmp_path / "work/.lock").unlink()
+    (tmp_path / "work/.lock").symlink_to(tmp_path / "nowhere/at/all")
+    with pytest.raises(FileNotFoundError, match="a link that leads nowhere"):
+        one_writer(tmp_path / "work").__enter__()

@@ -29,13 +29,14 @@ from dpvla.registry import ContractError
 from navsim_bridge.agents import Agent
 from navsim_bridge.agents.crew import SCENES_AT_ONCE, Crew
 from navsim_bridge.files.logs import log_path
+from navsim_bridge.files.odd import odd_lines
 from navsim_bridge.metric_cache.builder import scene_builder
 from navsim_bridge.metric_cache.cache import MetricCache
 from navsim_bridge.metrics.metric import Metric, Result
 from navsim_bridge.metrics.pdms import PDMS
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
 from navsim_bridge.pdm.chunks import join, mapped
-from navsim_bridge.pdm.metric_scene import MetricScene
+from navsim_bridge.pdm.metric_scene import MetricScene, odd_causes
 from navsim_bridge.splits.coverage import Coverage
 from navsim_bridge.splits.scene_filter import Split
 from navsim_bridge.splits.scenes import SceneRecord, by_log
@@ -132,6 +133,17 @@ class Evaluation:
             "scenes_fingerprint": digest.hexdigest(),
         }
 
+    @property
+    def odd(self) -> dict[str, int]:
+        """Cause (of `odd.ODD`) -> scored scenes in which log or map are odd."""
+        causes = Counter(
+            cause
+            for part in self.parts
+            for row, origin in zip(part.rows, part.origins)
+            for cause in {*origin.odd, *self.records[row].odd}
+        )
+        return dict(sorted(causes.items()))
+
     @cached_property
     def _rows(self) -> list[int]:
         return [row for part in self.parts for row in part.rows]
@@ -194,6 +206,7 @@ class Origin:
     digest: bytes  # of all that the score reads of the scene
     reference: str = ""  # plan of its metric scene
     centerline: str = ""
+    odd: tuple[str, ...] = ()  # what its metric scene says of log and map
 
     @classmethod
     def of(cls, scene: MetricScene | SceneRecord) -> Origin:
@@ -201,7 +214,12 @@ class Origin:
         if isinstance(scene, SceneRecord):
             return cls(hashlib.sha256(scene.token.encode() + scene.plan().tobytes()).digest())
         about = scene.provenance
-        return cls(_scene_bytes(scene), about.get("reference", "unknown"), about.get("centerline", "unknown"))
+        return cls(
+            _scene_bytes(scene),
+            about.get("reference", "unknown"),
+            about.get("centerline", "unknown"),
+            odd_causes(about),
+        )
 
 
 def _cell(value: float) -> float | str:
@@ -436,6 +454,7 @@ def write_evaluation(
         **part.as_dict(),
         "failed": len(evaluation.failures),
         "failures": evaluation.failures,
+        "odd": evaluation.odd,
         "averages": {name: None if np.isnan(mean) else mean for name, mean in evaluation.averages.items()},
         "metric": evaluation.about,
         "metric_cache": cache.provenance if cache else None,
@@ -582,6 +601,7 @@ def describe(summary: dict[str, Any], metric: Metric[Any] = PDMS_V1) -> str:
             f"{summary['failed']} of {summary['scenes']} scenes FAILED and are not in the averages; first {first}: "
             f"{summary['failures'][first]}"
         )
+    lines += [f"{line}: scored as the devkit scores them." for line in odd_lines(summary["odd"], part.used)]
     if summary["trained_on_evaluation_split"]:
         lines.append(
             "trained_on_evaluation_split: true. The weights were trained on scenes or logs of "

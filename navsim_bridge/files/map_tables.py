@@ -7,8 +7,10 @@ nowhere, as in the devkit. Arrays, not objects, so that processes can share a ci
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ import pyogrio
 import pyproj
 import shapely
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError
+from pyogrio.errors import DataLayerError
+
+from dpvla.files import open_regular, short
 
 Arrays = dict[str, NDArray[Any]]
 Ids = NDArray[np.int64]
@@ -27,6 +31,8 @@ NONE = -1
 """Stands for an empty reference."""
 CELL = 100.0
 """Side [m] of the cells of the spatial index."""
+EXTENT = 1e5
+"""Meters from the middle of a map that nothing in it exceeds: a location is a part of a city."""
 
 POLYGON_TABLES = {
     "ROADBLOCK": "lane_groups_polygons",
@@ -51,11 +57,14 @@ COLUMNS = {
     "baseline_paths": ("lane_fid", "lane_connector_fid"),
     "meta": ("key", "value"),
 }  # fmt: skip
-"""Columns that must be there, of the tables that need any."""
+"""Columns that must be there, of the tables that need any; all but those of ``meta`` hold numbers."""
 
 
 class MapError(ValueError):
     """A map file that is not as the format says."""
+
+
+AGAIN = "get nuPlan's map again"
 
 
 @dataclass(frozen=True)
@@ -73,29 +82,87 @@ class Table:
         values = self.columns[column]
         if values.dtype.kind in "iu":
             return values.astype(np.int64)
-        return np.array([NONE if _is_null(value) else int(value) for value in values], dtype=np.int64)
+        found = [_identifier(value) for value in values.tolist()]
+        wrong = next((row for row, value in enumerate(found) if value is None), None)
+        if wrong is not None:
+            raise self.error(wrong, f"{column} is {short(values[wrong])}, not the id of an object")
+        return np.array(found, dtype=np.int64)
 
     def reals(self, column: str) -> NDArray[np.float64]:
         """Numbers of a column, NaN where it is empty."""
         values = self.columns[column]
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+        found = [np.nan if value is None else value for value in values.tolist()]
+        wrong = next((row for row, v in enumerate(found) if not isinstance(v, (int, float)) or np.isinf(v)), None)
+        if wrong is not None:
+            raise self.error(wrong, f"{column} is {short(values[wrong])}, not a number")
+        return np.array(found, dtype=np.float64)
+
+    def require_rows(self) -> Table:
+        """The table itself; MapError where it has no row."""
+        if not len(self.fids):
+            raise MapError(f"{self.path}: layer {self.name} is empty; {AGAIN}")
+        return self
+
+    def error(self, row: int, what: str) -> MapError:
+        """What to raise of an object."""
+        return MapError(f"{self.path}: layer {self.name}: object {self.fids[row]}: {what}; {AGAIN}")
 
 
 class MapFile:
     """A GeoPackage whose layers can be read one by one."""
 
     def __init__(self, path: Path | str) -> None:
-        """Look up the coordinate system; raises FileNotFoundError or MapError naming file, layer and column."""
+        """Check that the file is whole, and look up its coordinate system.
+
+        Raises:
+            FileNotFoundError: no such file.
+            FileError: something else than a file.
+            MapError: no GeoPackage, cut off, damaged or still being written, or of no metric system.
+        """
         self.path = Path(path)
-        if not self.path.is_file():
+        if not self.path.exists():
             raise FileNotFoundError(f"no map {self.path}")
+        self._middle: NDArray[np.float64] | None = None  # (2,) x, y of what was read first
+        self._require_whole()
         meta = self.table("meta")
+        named = dict(zip(meta.columns["key"].tolist(), meta.columns["value"].tolist()))
+        if "projectedCoordSystem" not in named:
+            raise MapError(f"{self.path}: layer meta names no 'projectedCoordSystem'; {AGAIN}")
+        system = named["projectedCoordSystem"]
         try:
-            self._system = pyproj.CRS(dict(zip(meta.columns["key"], meta.columns["value"]))["projectedCoordSystem"])
-        except KeyError as error:
-            raise MapError(f"{self.path}: layer meta names no {error}") from None
-        except pyproj.exceptions.CRSError as error:
-            raise MapError(f"{self.path}: unknown coordinate system in layer meta: {error}") from None
+            self._system = pyproj.CRS(system)
+        except pyproj.exceptions.CRSError:
+            raise MapError(f"{self.path}: unknown coordinate system in layer meta: {short(system)}; {AGAIN}") from None
+        if not self._system.is_projected or any(axis.unit_name != "metre" for axis in self._system.axis_info):
+            raise MapError(f"{self.path}: layer meta: {short(system)} is no coordinate system in meters; {AGAIN}")
+
+    def _require_whole(self) -> None:
+        with open_regular(self.path) as file:
+            header, size = file.read(100), file.seek(0, 2)
+        if header[:16] != b"SQLite format 3\0" or len(header) < 100:
+            raise MapError(f"{self.path}: not a readable GeoPackage (no SQLite file, {size} bytes); {AGAIN}")
+        for suffix in ("-wal", "-journal"):
+            left = self.path.with_name(self.path.name + suffix)
+            if left.exists() and left.stat().st_size:
+                raise MapError(
+                    f"{self.path}: {left.name} beside it holds changes that were not written to it: let the program "
+                    f"that writes it end, or delete both and {AGAIN}"
+                )
+        page = int.from_bytes(header[16:18], "big")
+        expected = (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
+        if header[24:28] == header[92:96] and size < expected:
+            raise MapError(f"{self.path} is cut off: {size} of {expected} bytes; {AGAIN}")
+        try:
+            with closing(self._database()) as database:
+                (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.Error as error:
+            found = str(error)
+        if found != "ok":
+            raise MapError(f"{self.path} is damaged ({short(found)}); {AGAIN}")
+
+    def _database(self) -> sqlite3.Connection:
+        """The file as SQLite sees it, for reading."""
+        return sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
 
     def table(self, name: str) -> Table:
         """Any layer; raises MapError when it or one of its `COLUMNS` is missing."""
@@ -103,20 +170,63 @@ class MapFile:
             read = pyogrio.raw.read(self.path, layer=name, return_fids=True, read_geometry=name != "meta")
         except DataLayerError:
             layers = ", ".join(pyogrio.list_layers(self.path)[:, 0].tolist())
-            raise MapError(f"{self.path}: no layer {name}; it has {layers or 'none'}") from None
-        except DataSourceError as error:
-            raise MapError(f"{self.path}: not a readable GeoPackage ({error})") from None
+            raise MapError(f"{self.path}: no layer {name}; it has {layers[:200] or 'none'}") from None
+        except (RuntimeError, ValueError, OSError) as error:  # whatever GDAL says
+            raise MapError(f"{self.path}: layer {name} cannot be read ({short(str(error))}); {AGAIN}") from None
         meta, fids, geometry, values = read
         columns = dict(zip(meta["fields"].tolist(), values))
         for column in COLUMNS.get(name, ()):
             if column not in columns:
                 raise MapError(f"{self.path}: layer {name} has no column {column}; it has {', '.join(columns)}")
-        shapes = np.full(len(fids), None, dtype=object)
-        if geometry is not None and len(fids):
-            if meta["crs"] is None:
-                raise MapError(f"{self.path}: layer {name} names no coordinate system")
-            shapes = shapely.transform(shapely.from_wkb(geometry), _projection(meta["crs"], self._system))
-        return Table(self.path, name, fids, shapes, columns)
+        table = Table(self.path, name, fids, np.full(len(fids), None, dtype=object), columns)
+        self._check_columns(table)
+        if geometry is None or not len(fids):
+            return table
+        if meta["crs"] is None:
+            raise MapError(f"{self.path}: layer {name} names no coordinate system; {AGAIN}")
+        return replace(table, shapes=self._projected(table, geometry, meta["crs"]))
+
+    def _check_columns(self, table: Table) -> None:
+        """Raise MapError where GDAL has read fewer rows than there are, or text as the number 0."""
+        name = table.name
+        with closing(self._database()) as database:
+            (rows,) = database.execute(f'SELECT count(*) FROM "{name}"').fetchone()
+            if rows != len(table.fids):
+                raise MapError(f"{self.path}: layer {name}: {len(table.fids)} of {rows} objects can be read; {AGAIN}")
+            for column in COLUMNS.get(name, ()) if name != "meta" else ():
+                found = database.execute(
+                    f'SELECT rowid, substr("{column}", 1, 80) FROM "{name}" WHERE typeof("{column}") = \'blob\' OR '
+                    f"(typeof(\"{column}\") = 'text' AND \"{column}\" GLOB '*[^-+.0-9eE]*') LIMIT 1"
+                ).fetchone()
+                if found is not None:
+                    raise MapError(
+                        f"{self.path}: layer {name}: object {found[0]}: {column} is {short(found[1])}, not a number; "
+                        f"{AGAIN}"
+                    )
+
+    def _projected(self, table: Table, geometry: NDArray[np.object_], crs: str) -> NDArray[np.object_]:
+        """(row,) shapes in meters. Raises MapError for one that cannot be read, is not finite, or is far away."""
+        shapes = shapely.from_wkb(geometry, on_invalid="ignore")
+        unread = np.flatnonzero(shapely.is_missing(shapes) & np.array([wkb is not None for wkb in geometry]))
+        if len(unread):
+            raise table.error(int(unread[0]), "its shape cannot be read")
+        try:
+            shapes = shapely.transform(shapes, _projection(crs, self._system))
+        except pyproj.exceptions.ProjError:
+            raise MapError(f"{self.path}: layer {table.name} has no usable coordinate system; {AGAIN}") from None
+        points, row = shapely.get_coordinates(shapes, return_index=True)
+        if not len(points):
+            return shapes
+        wrong = ~np.isfinite(points).all(axis=1)
+        if wrong.any():
+            raise table.error(int(row[np.argmax(wrong)]), "a vertex is no place on the earth")
+        if self._middle is None:
+            self._middle = np.median(points, axis=0)
+        away = np.abs(points - self._middle).max(axis=1)
+        if away.max() > EXTENT:
+            far = int(np.argmax(away))
+            raise table.error(int(row[far]), f"a vertex is {away[far] / 1000:.0f} km from the middle of the map")
+        return shapes
 
     def polygons(self, layer: str) -> Arrays:
         """The arrays of a layer of `POLYGON_TABLES`, see `polygon_arrays`."""
@@ -132,8 +242,8 @@ class MapFile:
         Lanes stand before connectors, roadblocks before roadblock connectors, each in table order. `lane.x` is
         parallel to `lane.id`, `block.x` to `block.id`; links are stored as `_grouped` rows.
         """
-        lanes, links = self.table("lanes_polygons"), self.table("lane_connectors")
-        groups, group_links = self.table("lane_groups_polygons"), self.table("lane_group_connectors")
+        lanes, links = self.table("lanes_polygons").require_rows(), self.table("lane_connectors")
+        groups, group_links = self.table("lane_groups_polygons").require_rows(), self.table("lane_group_connectors")
         lane_id, block_id = np.append(lanes.fids, links.fids), np.append(groups.fids, group_links.fids)
         block = np.append(lanes.references("lane_group_fid"), links.references("lane_group_connector_fid"))
         before, after = links.references("exit_lane_fid"), links.references("entry_lane_fid")
@@ -159,7 +269,12 @@ class MapFile:
         }
 
     def _baselines(self, lane_id: Ids) -> Arrays:
-        table = self.table("baseline_paths")
+        table = self.table("baseline_paths").require_rows()
+        kinds = shapely.get_type_id(table.shapes)
+        lines = (shapely.GeometryType.MISSING, shapely.GeometryType.LINESTRING, shapely.GeometryType.MULTILINESTRING)
+        wrong = np.flatnonzero(~np.isin(kinds, lines))
+        if len(wrong):
+            raise table.error(int(wrong[0]), f"its shape is a {table.shapes[wrong[0]].geom_type}, not a line")
         owner = table.references("lane_fid")
         owner = np.where(owner == NONE, table.references("lane_connector_fid"), owner)
         points, line = shapely.get_coordinates(table.shapes, return_index=True)
@@ -180,7 +295,8 @@ def polygon_arrays(table: Table, owners: Ids, shapes: NDArray[np.object_]) -> Ar
 
     Returns:
         id (polygon,), ring (polygon + 1,) offsets of rings, vertex (ring + 1,) offsets of vertices, xy (vertex, 2),
-        bounds (polygon, 4) and the grid, see `grid_arrays`.
+        bounds (polygon, 4), crosses (polygon,) whether it crosses itself or lies outside of its outline, and the grid,
+        see `grid_arrays`.
     """
     owners = owners[owners != NONE]
     parts, of = shapely.get_parts(shapes, return_index=True)
@@ -203,6 +319,7 @@ def polygon_arrays(table: Table, owners: Ids, shapes: NDArray[np.object_]) -> Ar
         "vertex": np.concatenate([[0], np.cumsum(sizes - 1)]).astype(np.int64),
         "xy": points[open_points],
         "bounds": bounds,
+        "crosses": _crosses(parts),
         **grid_arrays(bounds),
     }
 
@@ -281,5 +398,20 @@ def _projection(source: str, target: pyproj.CRS) -> Callable[[NDArray[np.float64
     return lambda points: np.column_stack(project.transform(points[:, 0], points[:, 1]))
 
 
-def _is_null(value: Any) -> bool:
-    return value is None or bool(value != value)
+def _crosses(parts: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """(part,) whether it is no valid polygon, other than by touching itself."""
+    crosses = ~shapely.is_valid(parts)
+    rows = np.flatnonzero(crosses)
+    reasons = shapely.is_valid_reason(parts[rows]).tolist()
+    crosses[rows] = [not reason.startswith("Ring Self-intersection") for reason in reasons]
+    return np.asarray(crosses, dtype=bool)
+
+
+def _identifier(value: Any) -> int | None:
+    """The id that a column holds, `NONE` where it is empty; None for anything else."""
+    if value is None or value == "" or (isinstance(value, float) and np.isnan(value)):
+        return NONE
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdecimal() and len(value) < 19 else None
+    whole = isinstance(value, (int, float)) and abs(value) < 2**62 and value == int(value)
+    return int(value) if whole else None

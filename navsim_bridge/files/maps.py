@@ -7,7 +7,7 @@ files that they map into memory (`share_maps`).
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,7 +18,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from navsim_bridge.files.map_tables import NONE, Arrays, MapError, MapFile, rows_near
+from dpvla.files import inside, read_json, short
+from navsim_bridge.files.map_tables import AGAIN, NONE, Arrays, MapError, MapFile, rows_near
 from navsim_bridge.files.on_demand import ById, ByRow
 from navsim_bridge.files.ragged import ranges
 from navsim_bridge.files.roots import MAP_INDEX
@@ -36,6 +37,7 @@ class Polygon:
     layer: str  # name from map_tables.POLYGON_TABLES
     ring_sizes: tuple[int, ...]
     vertices: NDArray[np.float64]  # (vertex, 2) [m]
+    crosses: bool = False  # itself, see `map_tables.polygon_arrays`
 
     def shape(self) -> shapely.Polygon:
         """The same for shapely."""
@@ -88,6 +90,13 @@ class VectorMap:
         self._graph = self._arrays(_GRAPH, lambda file: file.graph())
         self._layers = {layer: self._arrays(layer, self._layer_reader(layer)) for layer in LAYERS}
         self._rows: dict[str, dict[str, list[int]]] = {}  # layer -> id -> its polygons
+        g = self._graph
+        self._doubtful = {"lane": _repeated(g["lane.id"]), "block": _repeated(g["block.id"])}
+        stray = (g["lane.block"] != NONE) & ~np.isin(g["lane.block"], g["block.id"])
+        self._stray = frozenset(map(str, g["lane.id"][stray].tolist()))
+        """Lanes of roadblocks that the map does not have."""
+        if shared is None:
+            self._say_what_is_odd()
         self.polygons: Mapping[str, Sequence[Polygon]] = _Layers(self)
         """Layer -> its polygons, in table order."""
         self.lanes: Mapping[str, Lane] = ById(self._graph["lane.id"], self._lane)
@@ -140,6 +149,30 @@ class VectorMap:
         areas = [p for layer in ("INTERSECTION", "CARPARK_AREA") for p in self.near(layer, x, y, radius)]
         return blocks + lanes + areas
 
+    def odd_around(self, polygons: Iterable[Polygon], x: float, y: float, radius: float) -> tuple[str, ...]:
+        """Causes (of `odd.ODD`) for which a scene there is odd; ``polygons`` are its own."""
+        stray = self._stray and any(
+            p.token in self._stray for layer in ("LANE", "LANE_CONNECTOR") for p in self.near(layer, x, y, radius)
+        )
+        found = {"crossing_polygons": any(p.crosses for p in polygons), "stray_lanes": stray}
+        return tuple(cause for cause, is_there in found.items() if is_there)
+
+    def _say_what_is_odd(self) -> None:
+        for layer, arrays in self._layers.items():
+            crossing = arrays["id"][arrays["crosses"]]
+            if len(crossing):
+                print(
+                    f"{self.path}: {len(crossing)} polygons of layer {layer} cross themselves, first {crossing[0]}; "
+                    "scenes near them are counted",
+                    file=sys.stderr,
+                )
+        if self._stray:
+            print(
+                f"{self.path}: {len(self._stray)} lanes are of roadblocks that the map does not have, first "
+                f"{min(self._stray, key=int)}; as in the devkit they belong to none, and scenes near them are counted",
+                file=sys.stderr,
+            )
+
     def areas(self, lane: str) -> tuple[Polygon, ...]:
         """The polygons (nearly always one) of a lane or connector; raises MapError when the map has none."""
         layer = "LANE_CONNECTOR" if self.lanes[lane].is_connector else "LANE"
@@ -186,7 +219,8 @@ class VectorMap:
     def _polygon(self, layer: str, row: int) -> Polygon:
         a = self.layer(layer)
         ends = a["vertex"][a["ring"][row] : a["ring"][row + 1] + 1]
-        return Polygon(str(a["id"][row]), layer, tuple(np.diff(ends).tolist()), a["xy"][ends[0] : ends[-1]])
+        return Polygon(str(a["id"][row]), layer, tuple(np.diff(ends).tolist()), a["xy"][ends[0] : ends[-1]],
+                       bool(a["crosses"][row]))  # fmt: skip
 
     @staticmethod
     def _cut_shapes(arrays: Arrays, rows: NDArray[np.int64]) -> NDArray[np.object_]:
@@ -209,6 +243,9 @@ class VectorMap:
         lane = str(g["lane.id"][row])
         if first == NONE:
             raise MapError(f"{self.path}: layer baseline_paths has no line for lane {lane}")
+        if last - first < 2:
+            raise MapError(f"{self.path}: layer baseline_paths: the line of lane {lane} has no length")
+        self._require_one("lane", lane)
         return Lane(
             id=lane,
             block=_reference(g["lane.block"][row]) or "",
@@ -222,6 +259,7 @@ class VectorMap:
 
     def _block(self, row: int) -> Roadblock:
         g = self._graph
+        self._require_one("block", str(g["block.id"][row]))
         return Roadblock(
             id=str(g["block.id"][row]),
             is_connector=bool(row >= g["block.groups"][0]),
@@ -230,6 +268,11 @@ class VectorMap:
             outgoing=self._links("block.outgoing", row),
             intersection=_reference(g["block.intersection"][row]),
         )
+
+    def _require_one(self, kind: str, token: str) -> None:
+        """Raise MapError for an id that a lane and a connector (or a roadblock and one) have both."""
+        if token in self._doubtful[kind]:
+            raise MapError(f"{self.path}: {kind} {token} and a connector have the same id; {AGAIN}")
 
 
 class _Layers(Mapping[str, Sequence[Polygon]]):
@@ -263,15 +306,15 @@ def map_path(maps_root: Path | str, location: str) -> Path:
     """The file of a location's map; errors as `open_map`."""
     root = Path(maps_root).resolve()
     index = root / MAP_INDEX
-    if not index.is_file():
+    if not index.exists():
         raise FileNotFoundError(f"no map index {index}; --maps-root should hold it")
-    try:
-        version = json.loads(index.read_text(encoding="utf-8"))[location]["version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise MapError(f"{index}: expected a version for {location} ({type(error).__name__}: {error})") from None
-    path = root / location / version / "map.gpkg"
-    if not path.is_file():
-        raise FileNotFoundError(f"no map {path}")
+    of_location = read_json(index).get(location)
+    version = of_location.get("version") if isinstance(of_location, dict) else None
+    if not isinstance(version, str):
+        raise MapError(f"{index}: expected a version for {location}, found {short(of_location)}; get nuPlan's maps")
+    path = inside(root / location, f"{version}/map.gpkg", follow=True)
+    if not path.exists():
+        raise FileNotFoundError(f"no map {path}; get nuPlan's maps")
     return path
 
 
@@ -304,6 +347,18 @@ def flatten(polygons: Sequence[Polygon]) -> tuple[NDArray[np.int64], NDArray[np.
     rings = np.cumsum([0] + [len(p.ring_sizes) for p in polygons], dtype=np.int64)
     sizes = np.cumsum([0] + [size for p in polygons for size in p.ring_sizes], dtype=np.int64)
     return rings, sizes, np.concatenate([p.vertices for p in polygons]) if polygons else np.zeros((0, 2))
+
+
+def refuse_crossing(polygons: Iterable[Polygon]) -> None:
+    """Raise MapError for a polygon that crosses itself, where it is to be intersected with others."""
+    for polygon in polygons:
+        if polygon.crosses:
+            raise MapError(f"the map's polygon of {polygon.layer} {polygon.token} crosses itself; {AGAIN}")
+
+
+def _repeated(ids: NDArray[np.int64]) -> frozenset[str]:
+    values, counts = np.unique(ids, return_counts=True)
+    return frozenset(map(str, values[counts > 1].tolist()))
 
 
 def _reference(value: Any) -> str | None:

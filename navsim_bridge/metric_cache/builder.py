@@ -16,7 +16,7 @@ from navsim_bridge.ego import REAR_AXLE_TO_CENTER
 from navsim_bridge.files.logs import Log, annotated, log_path, open_log
 from navsim_bridge.files.maps import Polygon, VectorMap, flatten, open_map
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
-from navsim_bridge.pdm.metric_scene import MetricScene
+from navsim_bridge.pdm.metric_scene import ODD_THINGS, MetricScene
 from navsim_bridge.pdm.simulate import ego_state_as_read_back
 from navsim_bridge.pdm_closed.forecast import forecast
 from navsim_bridge.pdm_closed.inputs import PlannerScene, PresentObjects, ReferencePlan, red_lights_on_route
@@ -28,8 +28,6 @@ from navsim_bridge.traffic.log_replay import observe
 
 WHOLE_ROUTE = "lanes of the corrected route to its end"
 LONGEST = "longest chain of lanes of the corrected route"
-ODD_THINGS = "odd"
-"""Key of a scene's provenance: causes (of `odd.ODD`), with ', ' between them; absent where nothing is odd."""
 
 
 def require_scorable(split: Split, rules: SceneRules) -> None:
@@ -66,7 +64,7 @@ class SceneBuilder:
             ValueError: naming log, scene and what is missing: future or history frames, annotations, traffic lights,
                 or a roadblock of the route.
         """
-        drafts: list[tuple[SceneRecord, PlannerScene, OfficialRoute]] = []
+        drafts: list[tuple[SceneRecord, PlannerScene, OfficialRoute, tuple[str, ...]]] = []
         for record in sorted(records, key=lambda r: r.first_frame):
             try:
                 drafts.append((record, *self._planner_scene(record)))
@@ -74,14 +72,14 @@ class SceneBuilder:
                 self._fail(record, error, failed)
         with torch_threads(1):
             plans = plan_references(
-                [scene for _, scene, _ in drafts], version=self._rules.planner, ignored=self._ignored_after(before)
+                [scene for _, scene, _, _ in drafts], version=self._rules.planner, ignored=self._ignored_after(before)
             )
         scenes: dict[str, MetricScene] = {}
         if plans:
             self._last = [r.token for r in (*before, *records)], plans[-1].ignored
-        for (record, planner_scene, route), plan in zip(drafts, plans):
+        for (record, planner_scene, route, odd), plan in zip(drafts, plans):
             try:
-                scenes[record.token] = self._metric_scene(record, planner_scene, route, plan)
+                scenes[record.token] = self._metric_scene(record, planner_scene, route, plan, odd)
             except ValueError as error:
                 self._fail(record, error, failed)
         return [scenes[r.token] for r in records if r.token in scenes]
@@ -103,7 +101,8 @@ class SceneBuilder:
             raise named from error
         failed[record.token] = named
 
-    def _planner_scene(self, record: SceneRecord) -> tuple[PlannerScene, OfficialRoute]:
+    def _planner_scene(self, record: SceneRecord) -> tuple[PlannerScene, OfficialRoute, tuple[str, ...]]:
+        """What the planner sees, its route, and what is odd in log and map (causes of `odd.ODD`)."""
         now = record.first_frame + record.now
         future = len(record.poses) - record.num_history
         if future < self._rules.key_frames - 1:
@@ -124,11 +123,8 @@ class SceneBuilder:
         vector_map = self._maps[record.location]
         route = official_route(vector_map, record.route, record.pose)
         x, y, heading = ego_state[:3]
-        polygons = vector_map.drivable(
-            float(x + REAR_AXLE_TO_CENTER * np.cos(heading)),
-            float(y + REAR_AXLE_TO_CENTER * np.sin(heading)),
-            MAP_RADIUS,
-        )
+        center = float(x + REAR_AXLE_TO_CENTER * np.cos(heading)), float(y + REAR_AXLE_TO_CENTER * np.sin(heading))
+        polygons = vector_map.drivable(*center, MAP_RADIUS)
         ring_of_polygon, vertex_of_ring, vertices = flatten(polygons)
         boxes = annotated(self._log.annotations[now : now + 1], self._log, now)[0]
         scene = PlannerScene(
@@ -147,7 +143,7 @@ class SceneBuilder:
             present=PresentObjects.from_annotations(boxes, ego_state[:3]),
             red_lights=red_lights_on_route(red, route.lanes, self._polygons(vector_map, red)),
         )
-        return scene, route
+        return scene, route, (*record.odd, *vector_map.odd_around(polygons, *center, MAP_RADIUS))
 
     @staticmethod
     def _polygons(vector_map: VectorMap, connectors: Sequence[str]) -> dict[str, Polygon]:
@@ -155,7 +151,7 @@ class SceneBuilder:
         return {token: polygons[-1] for token, polygons in found.items() if polygons}
 
     def _metric_scene(
-        self, record: SceneRecord, scene: PlannerScene, route: OfficialRoute, plan: ReferencePlan
+        self, record: SceneRecord, scene: PlannerScene, route: OfficialRoute, plan: ReferencePlan, odd: tuple[str, ...]
     ) -> MetricScene:
         now = record.first_frame + record.now
         frames = slice(now, now + self._rules.key_frames)
@@ -171,7 +167,7 @@ class SceneBuilder:
             provenance={
                 "reference": self._rules.reference,
                 "centerline": WHOLE_ROUTE if route.reaches_end else LONGEST,
-                **({ODD_THINGS: ", ".join(odd)} if odd else {}),
+                **({ODD_THINGS: " ".join(odd)} if odd else {}),
             },
             v2=inputs and inputs(self._log, self._maps[record.location], record, route.given_lanes),
         )

@@ -21,6 +21,7 @@ from dpvla.manifest import sha256_of
 from dpvla.parallel import Workers
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.files.maps import map_path, share_maps, use_shared_maps
+from navsim_bridge.files.odd import odd_lines
 from navsim_bridge.files.roots import LOGS
 from navsim_bridge.metric_cache.builder import require_scorable, scene_builder
 from navsim_bridge.metric_cache.container import CacheError
@@ -353,14 +354,20 @@ def finish(out: Path, logs: dict[str, dict[str, Any]], about: dict[str, Any], ma
     ``about`` says at least ``metric`` (what the scenes are for: the name of their rules), ``split`` and ``data_split``.
     """
     centerlines: Counter[str] = Counter()
+    odd: Counter[str] = Counter()
     for entry in logs.values():
         centerlines.update(entry.pop("centerlines"))
+        odd.update(entry.pop("odd"))
+    num_scenes = sum(len(entry["tokens"]) for entry in logs.values())
+    for line in odd_lines(odd, num_scenes):
+        print(f"{out}: {line}; they are scored as the devkit scores them, and counted", file=sys.stderr)
     before = _listed_files(out / INDEX) | _listed_files(out / SUPERSEDED)
     index = {
         "format": FORMAT,
         "builder": BUILDER,
         **about,
-        "num_scenes": sum(len(entry["tokens"]) for entry in logs.values()),
+        "num_scenes": num_scenes,
+        "odd": dict(odd),
         "centerlines": dict(centerlines),
         "data_fingerprint": hash_of(sorted((name, entry["source"]) for name, entry in logs.items())),
         "fingerprint": hash_of(sorted((name, entry["crc32"], entry["source"]) for name, entry in logs.items())),

@@ -60,6 +60,7 @@ class _About(TypedDict, total=False):
     whole_split: bool
     left_out: dict[str, Count]
     unreadable: Whole
+    odd: dict[str, Count]
     shard: _Shard
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dpvla.parallel import Executor, Workers, executor_of, run_jobs
 from navsim_bridge.metric_cache.container import CacheError
 from navsim_bridge.metric_cache.store import SUFFIX, SceneFile, write_scenes
-from navsim_bridge.pdm.metric_scene import MetricScene
+from navsim_bridge.pdm.metric_scene import MetricScene, odd_causes
 
 SCENES_PER_PROCESS = 250
 """A process takes seconds to start and builds some 50 scenes a second: fewer are not worth another one."""
@@ -113,6 +113,7 @@ def entry_of(file: SceneFile) -> dict[str, Any]:
         "source": file.source,
         "tokens": file.tokens,
         "centerlines": dict(Counter(p.get("centerline", "unknown") for p in file.provenances)),
+        "odd": dict(Counter(cause for p in file.provenances for cause in odd_causes(p))),
     }
 
 

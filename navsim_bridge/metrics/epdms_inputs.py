@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_bridge.files.logs import Log
-from navsim_bridge.files.maps import VectorMap, flatten
+from navsim_bridge.files.maps import VectorMap, flatten, refuse_crossing
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES, EPDMSInputs
 from navsim_bridge.pdm.simulate import ego_state_as_read_back
 from navsim_bridge.splits.scenes import SceneRecord
@@ -36,7 +36,7 @@ def epdms_inputs(log: Log, vector_map: VectorMap, record: SceneRecord, lanes: Co
             before its correction.
 
     Raises:
-        ValueError: no history, no traffic lights, or a red light without a polygon.
+        ValueError: no history, no traffic lights, or a red light without a polygon that can be used.
     """
     now = record.first_frame + record.now
     first = max(record.first_frame, now - PAST_FRAMES + 1)
@@ -48,6 +48,7 @@ def epdms_inputs(log: Log, vector_map: VectorMap, record: SceneRecord, lanes: Co
     past[:, 5:7] = log.accelerations[first : now + 1]
     tokens, red = _lights(log, now, set(lanes))
     polygons = [vector_map.areas(token)[0] for token in tokens]
+    refuse_crossing(polygons)
     ring_of_light, vertex_of_ring, vertices = flatten(polygons)
     return EPDMSInputs(
         human_plan=None if len(record.token) == SYNTHETIC_TOKEN else record.plan(),

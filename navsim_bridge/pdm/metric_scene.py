@@ -6,6 +6,7 @@ reference scores) and the scorer, which packs many of them into a padded, ego-ce
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,8 @@ OBJECT_TYPES = ("VEHICLE", "PEDESTRIAN", "BICYCLE", "TRAFFIC_CONE", "BARRIER", "
                 "GENERIC_OBJECT", "EGO")  # fmt: skip
 AGENT_TYPES = ("VEHICLE", "PEDESTRIAN", "BICYCLE", "EGO")
 """Those of `OBJECT_TYPES` that move by themselves."""
+ODD_THINGS = "odd"
+"""Key of a scene's provenance: causes (of `files.odd.ODD`) with blanks between; absent where nothing is odd."""
 
 
 @dataclass(frozen=True)
@@ -84,3 +87,8 @@ class MetricScene:
     provenance: dict[str, str]  # where each part came from, e.g. {"reference": "PDM-Closed (navsim 1.1)"}
 
     v2: EPDMSInputs | None = None  # what only EPDMS reads
+
+
+def odd_causes(provenance: Mapping[str, str]) -> tuple[str, ...]:
+    """What is odd in the log and the map that a scene came from, by its provenance."""
+    return tuple(provenance.get(ODD_THINGS, "").split())

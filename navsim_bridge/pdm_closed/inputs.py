@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_bridge.files.logs import Annotations, to_global
-from navsim_bridge.files.maps import Polygon
+from navsim_bridge.files.maps import Polygon, refuse_crossing
 from navsim_bridge.pdm.metric_scene import OBJECT_TYPES, MetricScene
 
 Float = NDArray[np.float64]
@@ -88,9 +88,12 @@ def red_lights_on_route(
         red: ids of red connectors at t = 0 (``Log.red_lights``).
         route_lane_ids: lanes and connectors of the corrected route.
         polygons: lane-connector polygons of the map by id.
+
+    Raises ValueError for one that has no polygon, or one that crosses itself, on which the devkit raises, too.
     """
     on_route = set(route_lane_ids)
     missing = [token for token in red if token in on_route and token not in polygons]
     if missing:
         raise ValueError(f"the map has no polygon of lane connector {missing[0]}, whose light is red")
+    refuse_crossing([polygons[token] for token in red if token in on_route])
     return tuple(polygons[token] for token in red if token in on_route)

@@ -86,11 +86,12 @@ def test_a_scene_that_a_call_names_often_is_not_there_as_often(
     expected = whole(tokens, plans)
     sizes: list[int] = []
     select = type(metric.pack([files[0].scene])).select
-    monkeypatch.setattr(
-        type(metric.pack([files[0].scene])),
-        "select",
-        lambda packed, index: (sizes.append(len(index)), select(packed, index))[1],
-    )
+
+    def noted(packed: Any, index: Any) -> Any:
+        sizes.append(len(index))
+        return select(packed, index)
+
+    monkeypatch.setattr(type(metric.pack([files[0].scene])), "select", noted)
     monkeypatch.setattr(reward, "_AT_ONCE", 4 * whole._scene_bytes)
     monkeypatch.setattr(chunks, "_PLANS_IN_FLIGHT", dict.fromkeys(chunks._PLANS_IN_FLIGHT, 1000))
     scores = MetricReward(metric, Scenes(files))(tokens, plans)

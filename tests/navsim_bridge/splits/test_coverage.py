@@ -325,8 +325,8 @@ def test_weights_are_printed_and_metrics_are_named_in_words(world: World, tmp_pa
     with pytest.raises(ValueError, match=r"\(metric 'A' there, 'B, human_filter v2' asked for\)"):
         check_results(tmp_path, identity("human", world.split, world.root, {"name": "B", "human_filter": "v2"}, 0))
     summary = {"agent": "dpvla", "split": "s", "scenes": 1, "scenes_scored": 1, "scenes_in_split": 1, "left_out": {},
-               "averages": {"score": 0.5}, "metric": {}, "odd": {}, "failed": 0, "failures": {}, "weights": "/run/step_4",
-               "trained_on_evaluation_split": False}  # fmt: skip
+               "averages": {"score": 0.5}, "metric": {}, "odd": {}, "failed": 0, "failures": {},
+               "weights": "/run/step_4", "trained_on_evaluation_split": False}  # fmt: skip
     assert describe(summary).splitlines()[1] == "weights: /run/step_4"
     assert "weights" not in describe({**summary, "weights": None})
 

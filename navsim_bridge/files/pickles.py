@@ -8,75 +8,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from dpvla.files import read_bytes
+from navsim_bridge.files.pickle_reader import Names, UnsafePickleError, unpickle_plain
 
-_ARRAY = np.zeros(1)
-_PICKLE_NAMES: dict[str, dict[str, Any]] = {
-    "multiarray": {"_reconstruct": _ARRAY.__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]},
-    "numeric": {"_frombuffer": _ARRAY.__reduce_ex__(5)[0]},
-}
-ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    **{
-        (f"numpy.{core}.{module}", name): value
-        for core in ("core", "_core")  # numpy 1 and numpy 2
-        for module, names in _PICKLE_NAMES.items()
-        for name, value in names.items()
-    },
-}
-"""Everything that may be named in a file: what numpy arrays, scalars, dtypes are rebuilt with, and plain containers."""
+__all__ = ["UnsafePickleError", "dump_plain_pickle", "load_plain_pickle"]
+MOST_BYTES = 2**29
+"""Size of a file: OpenScene's logs have 10 MB on average, a submission of ten seeds has 20."""
 
 
-class UnsafePickleError(ValueError):
-    """A pickle names a class or function that is not on the list of allowed ones."""
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, path: Path, extra: dict[tuple[str, str], Any]) -> None:
-        super().__init__(file)
-        self._path, self._allowed = path, {**ALLOWED, **extra}
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._allowed[module, name]
-        except KeyError:
-            raise UnsafePickleError(
-                f"{self._path}: refused to load {module}.{name}. Only plain containers, numbers, strings and "
-                "numpy arrays are read. If you trust the file, rewrite it with plain values where it was made."
-            ) from None
-
-
-def load_plain_pickle(path: Path | str, extra: dict[tuple[str, str], Any] | None = None) -> Any:
+def load_plain_pickle(path: Path | str, names: Names | None = None) -> Any:
     """Content of a pickle of plain containers, numbers, strings and numpy arrays.
 
     Args:
         path: the file.
-        extra: further allowed names, ``(module, name) -> stand-in``; never anything that runs foreign code.
+        names: classes of which the file may hold objects, and what stands for them.
 
     Raises:
         FileNotFoundError: no such file.
-        UnsafePickleError: the pickle names any other class or function (nothing of it has run).
-        ValueError: the file is not a whole pickle.
+        FileError: no regular file, or a larger one than is read.
+        UnsafePickleError, ValueError: see `unpickle_plain`.
     """
-    path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, MOST_BYTES)
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {path}") from None
-    return unpickle_plain(data, path, extra)
-
-
-def unpickle_plain(data: bytes, path: Path, extra: dict[tuple[str, str], Any] | None = None) -> Any:
-    """`load_plain_pickle` of the pickle ``data`` that was read from ``path``."""
-    try:
-        return _Unpickler(io.BytesIO(data), path, extra or {}).load()
-    except UnsafePickleError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable pickle ({type(error).__name__}: {error})") from error
+    return unpickle_plain(data, path, names)
 
 
 def dump_plain_pickle(content: Any, names: Mapping[type, tuple[str, str]] | None = None) -> bytes:

@@ -13,19 +13,22 @@ keep it (about 1e-9 rad).
 from __future__ import annotations
 
 import lzma
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
+from dpvla.files import read_bytes, short
 from navsim_bridge.ego import REAR_AXLE_TO_CENTER
-from navsim_bridge.files.pickles import UnsafePickleError, unpickle_plain
+from navsim_bridge.files.pickle_reader import StandIn, UnsafePickleError, unpickle_plain
 from navsim_bridge.metric_cache.tracks import interpolated_between_key_frames
 from navsim_bridge.pdm.metric_scene import AGENT_TYPES, NUM_FRAMES, OBJECT_TYPES, MetricScene
 from navsim_bridge.pdm.packing import pack_scenes
+
+Int = NDArray[np.int64]
 
 FILE = "metric_cache.pkl"
 METADATA = "metadata"
@@ -36,6 +39,8 @@ SNAP = 1e-7
 MAP_LAYERS = {0: "LANE", 1: "INTERSECTION", 5: "DRIVABLE_AREA", 11: "LANE_CONNECTOR", 15: "CARPARK_AREA",
               17: "ROADBLOCK", 18: "ROADBLOCK_CONNECTOR"}  # fmt: skip
 """nuPlan's numbers of the map layers that a drivable-area map may hold."""
+_WKB_POLYGON, _WKB_SRID, _WKB_Z = 3, 0x20000000, 0x80000000
+"""Kind, and flags of extended well-known binary, which shapely writes."""
 _VERSION_2_FIELDS = (b"human_trajectory", b"map_parameters", b"past_detections_tracks", b"current_tracked_objects")
 
 
@@ -43,38 +48,13 @@ class OfficialCacheError(ValueError):
     """An official cache file that cannot be used; the message names token and file and says why."""
 
 
-class _Holder:
-    """Stands for an object of a class that is not here: call arguments and stored attributes."""
-
-    args: tuple[Any, ...] = ()
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        for part in state if isinstance(state, tuple) else (state,):  # (attributes, slots) for classes with slots
-            if part is not None:
-                self.__dict__.update(part)
-
-
-def _holder(name: str) -> type[_Holder]:
-    return type(name, (_Holder,), {})
-
-
-def _geometry(wkb: bytes) -> bytes:
-    """A shapely geometry stays well-known binary until all of a scene's are decoded at once."""
-    if not isinstance(wkb, bytes):
-        raise TypeError(f"a geometry must be bytes, found {type(wkb).__name__}")
-    return wkb
-
-
-def _path(*parts: str) -> str:
-    return "/".join(parts)
+def _holder(name: str) -> type[StandIn]:
+    return type(name, (StandIn,), {"__slots__": ()})
 
 
 _PLANNER = "navsim.planning.simulation.planner.pdm_planner"
 _STATE = "nuplan.common.actor_state"
-KNOWN: dict[tuple[str, str], Any] = {
+KNOWN: dict[tuple[str, str], type[StandIn]] = {
     **{
         (module, name): _holder(name)
         for module, names in {
@@ -97,10 +77,16 @@ KNOWN: dict[tuple[str, str], Any] = {
         }.items()
         for name in names
     },
-    ("shapely.io", "from_wkb"): _geometry,
-    **{("pathlib", name): _path for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
+    ("shapely.io", "from_wkb"): _holder("Geometry"),
+    **{("pathlib", name): _holder(name) for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
 }
-"""Names that an official cache may use besides numpy's, and what stands for them here."""
+"""Names that an official cache may use besides numpy's, and what stands for their objects here."""
+MOST_BYTES = 2**28
+"""Of a file, and of what it unpacks to: a scene takes some 100 kB, and 300 kB unpacked."""
+MOST_POLYGONS = 100_000
+"""Of all objects in all frames."""
+MOST_SIZE = 1e9
+"""Of a number, whatever it says: UTM coordinates have up to 1e7 meters."""
 
 
 class OfficialCache:
@@ -161,85 +147,160 @@ def read_official_cache(path: Path | str) -> MetricScene:
     """
     path = Path(path)
     try:
-        data = lzma.decompress(path.read_bytes())
+        data = _unpacked(read_bytes(path, MOST_BYTES))
         if any(name in data for name in _VERSION_2_FIELDS):
             raise OfficialCacheError(
                 "this is a cache of navsim v2, which holds other fields; only caches of v1.1 are read. Build the "
                 "packed cache from logs and maps instead"
             )
-        cache = unpickle_plain(data, path, KNOWN)
-        scene = _Reader(cache).scene(path.parent.name, path.parts[-4] if len(path.parts) > 3 else "")
+        cache = _Value(unpickle_plain(data, path, KNOWN), "MetricCache")
+        scene = _scene(cache, path.parent.name, path.parts[-4] if len(path.parts) > 3 else "")
         pack_scenes([scene])  # refuses NaN and arrays that contradict each other
         return scene
     except FileNotFoundError:
         raise
-    except (OSError, lzma.LZMAError, EOFError) as error:
+    except (OSError, lzma.LZMAError) as error:
         problem = f"not a whole LZMA file ({type(error).__name__}: {error})"
     except UnsafePickleError as error:
-        problem = f"names a class that caches of navsim v1.1 do not hold: {_without_path(error, path)}"
-    except (AttributeError, LookupError, TypeError, ArithmeticError, shapely.errors.ShapelyError) as error:
-        problem = f"not the content that navsim v1.1 writes ({type(error).__name__}: {error})"
+        problem = f"names what caches of navsim v1.1 do not hold: {_without_path(error, path)}"
     except ValueError as error:
         problem = _without_path(error, path)
     raise OfficialCacheError(f"token {path.parent.name}: {path}: {' '.join(problem.split())}")
+
+
+def _unpacked(data: bytes) -> bytes:
+    """What was compressed, once it is known to be no more than ``MOST_BYTES``."""
+    unpacker = lzma.LZMADecompressor(memlimit=MOST_BYTES)
+    content = unpacker.decompress(data, max_length=MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"unpacks to more than {MOST_BYTES} bytes, which no cache of a scene does")
+    if not unpacker.eof:
+        raise lzma.LZMAError("it ends before its content does")
+    if unpacker.unused_data:
+        raise lzma.LZMAError(f"{len(unpacker.unused_data)} bytes follow its end")
+    return content
 
 
 def _without_path(error: Exception, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-class _Reader:
-    """Fields of a `MetricScene` from the holders of one cache."""
+class _Value:
+    """A value of a cache, and where it stands there, for error texts."""
 
-    def __init__(self, cache: Any) -> None:
-        if type(cache) is not KNOWN["navsim.planning.metric_caching.metric_cache", "MetricCache"]:
-            raise TypeError(f"expected a MetricCache, found {type(cache).__name__}")
-        self._cache = cache
+    __slots__ = ("found", "where")
 
-    def scene(self, token: str, log_name: str) -> MetricScene:
-        cache = self._cache
-        knots = cache.trajectory.args[0]
-        polygon_rings, ring_vertices, vertices = _rings(cache.drivable_area_map.args[2])
-        return MetricScene(
-            token=token,
-            log_name=log_name,
-            ego_state=_state(cache.ego_state),
-            ego_time_us=int(cache.ego_state._time_point.time_us),
-            reference_states=np.array([_rear_axle(knot) for knot in knots], dtype=np.float64),
-            reference_times_us=np.array([knot._time_point.time_us for knot in knots], dtype=np.int64),
-            polygon_tokens=tuple(map(str, cache.drivable_area_map.args[0])),
-            polygon_types=tuple(_layer(layer.args[0]) for layer in cache.drivable_area_map.args[1]),
-            polygon_ring_offsets=polygon_rings,
-            ring_offsets=ring_vertices,
-            vertices=vertices,
-            route_lane_ids=tuple(map(str, cache.route_lane_ids)),
-            centerline=np.array([(p.x, p.y, p.heading) for p in cache.centerline.args[0]], dtype=np.float64),
-            **_objects(cache.observation),
-            provenance={"reference": REFERENCE, "centerline": CENTERLINE},
-        )
+    def __init__(self, found: Any, where: str) -> None:
+        self.found, self.where = found, where
+
+    def error(self, expected: str) -> ValueError:
+        return ValueError(f"not the content that navsim v1.1 writes: {self.where}: expected {expected}, found "
+                          f"{short(self.found)}")  # fmt: skip
+
+    def __getitem__(self, name: str) -> _Value:
+        """An attribute of an object."""
+        value = self.get(name)
+        if value is None:
+            raise self.error(f"an object with {name!r}")
+        return value
+
+    def get(self, name: str) -> _Value | None:
+        """None where the object does not have the attribute."""
+        if not isinstance(self.found, StandIn):
+            raise self.error("an object")
+        attributes = vars(self.found)
+        return _Value(attributes[name], f"{self.where}.{name}") if name in attributes else None
+
+    def argument(self, number: int, of: str | None = None) -> _Value:
+        """What the object's class, called ``of`` if that matters, was called with."""
+        if not isinstance(self.found, StandIn) or of not in (None, type(self.found).__name__):
+            raise self.error(f"a {of}" if of else "an object")
+        if number >= len(self.found.args):
+            raise self.error(f"an object made of more than {number} values")
+        return _Value(self.found.args[number], f"{self.where}[{number}]")
+
+    def items(self) -> list[_Value]:
+        if not isinstance(self.found, (list, tuple)):
+            raise self.error("a list")
+        return [_Value(item, f"{self.where}[{i}]") for i, item in enumerate(self.found)]
+
+    def mapping(self) -> dict[str, _Value]:
+        if not isinstance(self.found, dict):
+            raise self.error("a dict")
+        return {key: _Value(item, f"{self.where}[{short(key, 40)}]") for key, item in self.found.items()}
+
+    def text(self) -> str:
+        if not isinstance(self.found, str) or not self.found:
+            raise self.error("a text that is not empty")
+        return str(self.found)
+
+    def texts(self) -> tuple[str, ...]:
+        return tuple(item.text() for item in self.items())
+
+    def whole(self) -> int:
+        if isinstance(self.found, (bool, np.bool_)) or not isinstance(self.found, (int, np.integer)):
+            raise self.error("a whole number")
+        if not -(2**63) <= self.found < 2**63:
+            raise self.error("a number of 64 bits")
+        return int(self.found)
+
+    def number(self) -> float:
+        if isinstance(self.found, (bool, np.bool_)) or not isinstance(self.found, (int, float, np.number)):
+            raise self.error("a number")
+        if not abs(self.found) <= MOST_SIZE:
+            raise self.error("a number (not NaN) that is no larger than a map")
+        return float(self.found)
 
 
-def _rear_axle(ego: Any) -> tuple[float, float, float]:
+def _scene(cache: _Value, token: str, log_name: str) -> MetricScene:
+    if type(cache.found) is not KNOWN["navsim.planning.metric_caching.metric_cache", "MetricCache"]:
+        raise ValueError(f"expected a MetricCache, found {short(cache.found)}")
+    knots = cache["trajectory"].argument(0).items()
+    area = cache["drivable_area_map"]
+    polygon_rings, ring_vertices, vertices = _rings(_polygons(area.argument(2)))
+    return MetricScene(
+        token=token,
+        log_name=log_name,
+        ego_state=_state(cache["ego_state"]),
+        ego_time_us=_time(cache["ego_state"]),
+        reference_states=np.array([_rear_axle(knot) for knot in knots], dtype=np.float64),
+        reference_times_us=np.array([_time(knot) for knot in knots], dtype=np.int64),
+        polygon_tokens=area.argument(0).texts(),
+        polygon_types=tuple(_layer(layer.argument(0).whole()) for layer in area.argument(1).items()),
+        polygon_ring_offsets=polygon_rings,
+        ring_offsets=ring_vertices,
+        vertices=vertices,
+        route_lane_ids=cache["route_lane_ids"].texts(),
+        centerline=np.array([_pose(point) for point in cache["centerline"].argument(0).items()], dtype=np.float64),
+        **_objects(cache["observation"]),
+        provenance={"reference": REFERENCE, "centerline": CENTERLINE},
+    )
+
+
+def _pose(state: _Value) -> tuple[float, float, float]:
+    return state["x"].number(), state["y"].number(), state["heading"].number()
+
+
+def _time(ego: _Value) -> int:
+    return ego["_time_point"]["time_us"].whole()
+
+
+def _rear_axle(ego: _Value) -> tuple[float, float, float]:
     """Pose as the scorer reads it: the stored center, moved back along the heading."""
-    center = ego._car_footprint._center
-    x, y, heading = float(center.x), float(center.y), float(center.heading)
-    stored = vars(ego._car_footprint).get("rear_axle")  # there when the devkit has asked for it before
-    if stored is not None:
-        return float(stored.x), float(stored.y), float(stored.heading)
+    footprint = ego["_car_footprint"]
+    stored = footprint.get("rear_axle")  # there when the devkit has asked for it before
+    if stored is not None and stored.found is not None:
+        return _pose(stored)
+    x, y, heading = _pose(footprint["_center"])
     return x - REAR_AXLE_TO_CENTER * np.cos(heading), y - REAR_AXLE_TO_CENTER * np.sin(heading), heading
 
 
-def _state(ego: Any) -> NDArray[np.float64]:
-    car = ego._dynamic_car_state
-    velocity, acceleration = car._rear_axle_velocity_2d, car._rear_axle_acceleration_2d
-    return np.array(
-        [
-            *_rear_axle(ego),
-            velocity._x, velocity._y, acceleration._x, acceleration._y,
-            ego._tire_steering_angle, car._tire_steering_rate, car._angular_velocity, car._angular_acceleration,
-        ],
-        dtype=np.float64,
-    )  # fmt: skip
+def _state(ego: _Value) -> NDArray[np.float64]:
+    car = ego["_dynamic_car_state"]
+    velocity, acceleration = car["_rear_axle_velocity_2d"], car["_rear_axle_acceleration_2d"]
+    rates = [velocity["_x"], velocity["_y"], acceleration["_x"], acceleration["_y"], ego["_tire_steering_angle"],
+             car["_tire_steering_rate"], car["_angular_velocity"], car["_angular_acceleration"]]  # fmt: skip
+    return np.array([*_rear_axle(ego), *(rate.number() for rate in rates)], dtype=np.float64)
 
 
 def _layer(number: int) -> str:
@@ -248,58 +309,79 @@ def _layer(number: int) -> str:
     return MAP_LAYERS[number]
 
 
-def _polygons(wkb: Sequence[bytes]) -> NDArray[np.object_]:
-    geometries = np.asarray(shapely.from_wkb(np.array(list(wkb), dtype=object)))
-    kinds = {shapely.GeometryType(kind).name for kind in shapely.get_type_id(geometries)}
-    if kinds - {"POLYGON"}:
-        raise ValueError(f"expected polygons, found {', '.join(sorted(kinds))}")
-    return geometries
+def _polygons(geometries: _Value) -> list[list[NDArray[np.float64]]]:
+    """Closed rings (vertex, 2) of polygons that are given as well-known binary."""
+    return [_polygon(geometry.argument(0, "Geometry")) for geometry in geometries.items()]
 
 
-def _rings(wkb: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _polygon(wkb: _Value) -> list[NDArray[np.float64]]:
+    """Rings of one polygon. Only polygons are read here: nested kinds make GEOS use up its stack."""
+    data = wkb.found
+    if not isinstance(data, bytes) or len(data) < 9 or data[0] > 1:
+        raise wkb.error("a polygon as well-known binary")
+    order = "<" if data[0] else ">"
+    kind, at = struct.unpack_from(f"{order}I", data, 1)[0], 5
+    if kind & _WKB_SRID:
+        at += 4
+    if kind & ~(_WKB_SRID | _WKB_Z) != _WKB_POLYGON:
+        raise wkb.error("a polygon")
+    columns = 3 if kind & _WKB_Z else 2
+    rings = []
+    try:
+        (count,) = struct.unpack_from(f"{order}I", data, at)
+        at += 4
+        for _ in range(count):
+            (vertices,) = struct.unpack_from(f"{order}I", data, at)
+            numbers = np.frombuffer(data, f"{order}f8", vertices * columns, at + 4)
+            rings.append(numbers.reshape(vertices, columns)[:, :2])
+            at += 4 + numbers.nbytes
+    except (struct.error, ValueError):
+        raise wkb.error("a whole polygon") from None
+    if at != len(data) or not rings or any(len(ring) < 4 or (ring[0] != ring[-1]).any() for ring in rings):
+        raise wkb.error("a polygon of closed rings")
+    return rings
+
+
+def _rings(polygons: Sequence[Sequence[NDArray[np.float64]]]) -> tuple[Int, Int, NDArray[np.float64]]:
     """Offsets polygon -> rings and ring -> vertices, and open rings."""
-    polygons = _polygons(wkb)
-    rings, owner = shapely.get_rings(polygons, return_index=True)
-    sizes = shapely.get_num_coordinates(rings)
-    closed = shapely.get_coordinates(rings)
-    last = np.zeros(len(closed), dtype=bool)
-    last[np.cumsum(sizes) - 1] = True
+    rings = [ring[:-1] for polygon in polygons for ring in polygon]
     return (
-        np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(polygons)))]).astype(np.int64),
-        np.concatenate([[0], np.cumsum(sizes - 1)]).astype(np.int64),
-        closed[~last],
+        np.cumsum([0, *(len(polygon) for polygon in polygons)], dtype=np.int64),
+        np.cumsum([0, *(len(ring) for ring in rings)], dtype=np.int64),
+        np.concatenate([np.zeros((0, 2)), *rings]),
     )
 
 
-def _objects(observation: Any) -> dict[str, Any]:
+def _objects(observation: _Value) -> dict[str, Any]:
     """The object fields of a `MetricScene`."""
-    maps = observation._occupancy_maps
-    if len(maps) != NUM_FRAMES or observation._observation_sample_res != 1:
-        raise ValueError(
-            f"{len(maps)} object frames at sampling {observation._observation_sample_res}; expected {NUM_FRAMES} at 1"
-        )
-    if observation._collided_track_ids:
+    maps, sampling = observation["_occupancy_maps"].items(), observation["_observation_sample_res"].whole()
+    if len(maps) != NUM_FRAMES or sampling != 1:
+        raise ValueError(f"{len(maps)} object frames at sampling {sampling}; expected {NUM_FRAMES} at 1")
+    if observation["_collided_track_ids"].items():
         raise ValueError("objects are marked as collided before scoring, which this reader does not support")
-    unique = observation._unique_objects
-    names, wkb, frames = [], [], []
+    unique, red_light = observation["_unique_objects"].mapping(), observation["_red_light_token"].text()
+    names, polygons, frames = [], [], []
     for frame, occupancy in enumerate(maps):
-        tokens, geometries = occupancy.args[:2]
-        if len(tokens) != len(geometries):
-            raise ValueError(f"object frame {frame} has {len(tokens)} tokens and {len(geometries)} polygons")
-        for token, geometry in zip(tokens, geometries):
+        tokens, geometries = occupancy.argument(0).texts(), occupancy.argument(1)
+        rings = _polygons(geometries)
+        if len(tokens) != len(rings):
+            raise ValueError(f"object frame {frame} has {len(tokens)} tokens and {len(rings)} polygons")
+        for token, polygon in zip(tokens, rings):
             if token in unique:
                 names.append(token)
-                wkb.append(geometry)
+                polygons.append(polygon)
                 frames.append(frame)
-            elif observation._red_light_token not in token:  # red lights are no objects: the v1 score skips them
-                raise ValueError(f"object frame {frame} holds {token}, which is no known object")
-    types = {token: _object_type(found) for token, found in unique.items()}
-    seen = sorted(dict.fromkeys(names), key=lambda token: OBJECT_TYPES.index(types[token]))
+            elif red_light not in token:  # red lights are no objects: the v1 score skips them
+                raise ValueError(f"object frame {frame} holds {short(token)}, which is no known object")
+        if len(names) > MOST_POLYGONS:
+            raise ValueError(f"more than {MOST_POLYGONS} objects in its frames")
+    types = {token: _object_type(unique[token]) for token in dict.fromkeys(names)}
+    seen = sorted(types, key=lambda token: OBJECT_TYPES.index(types[token]))
     position = {token: i for i, token in enumerate(seen)}
     track = np.array([position[name] for name in names], dtype=np.int64)
     frame_of_row = np.array(frames, dtype=np.int64)
-    boxes = interpolated_between_key_frames(frame_of_row, track, _boxes(wkb), SNAP)
-    first_size = np.array([(unique[token]._box._length, unique[token]._box._width) for token in seen], dtype=np.float64)
+    boxes = interpolated_between_key_frames(frame_of_row, track, _boxes(polygons), SNAP)
+    first_size = np.array([_size(unique[token]["_box"]) for token in seen], dtype=np.float64)
     sizes = first_size.reshape(-1, 2)[track]
     near = (np.abs(boxes[:, 3:] - sizes) <= SNAP).all(axis=1)
     boxes[near, 3:] = sizes[near]
@@ -313,28 +395,33 @@ def _objects(observation: Any) -> dict[str, Any]:
     }
 
 
-def _object_type(found: Any) -> str:
-    number = found._tracked_object_type.args[0]
+def _object_type(found: _Value) -> str:
+    number = found["_tracked_object_type"].argument(0).whole()
     if not 0 <= number < len(OBJECT_TYPES):
         raise ValueError(f"object type {number}; expected 0 to {len(OBJECT_TYPES) - 1}")
     return OBJECT_TYPES[number]
 
 
-def _speed(found: Any, kind: str) -> float:
-    return float(np.hypot(found._velocity._x, found._velocity._y)) if kind in AGENT_TYPES else 0.0
+def _size(box: _Value) -> tuple[float, float]:
+    return box["_length"].number(), box["_width"].number()
 
 
-def _boxes(wkb: Sequence[bytes]) -> NDArray[np.float64]:
+def _speed(found: _Value, kind: str) -> float:
+    if kind not in AGENT_TYPES:
+        return 0.0
+    velocity = found["_velocity"]
+    return float(np.hypot(velocity["_x"].number(), velocity["_y"].number()))
+
+
+def _boxes(polygons: Sequence[Sequence[NDArray[np.float64]]]) -> NDArray[np.float64]:
     """(box, 5) center, heading, length and width of rectangles whose corners start front left and go round by rear
     left, as nuPlan writes them."""
-    if len(wkb) == 0:
+    if len(polygons) == 0:
         return np.zeros((0, 5))
-    polygons = _polygons(wkb)
-    if (shapely.get_num_coordinates(polygons) != 5).any():
+    if any(len(rings) != 1 or len(rings[0]) != 5 for rings in polygons):
         raise ValueError("an object is not a rectangle of four corners")
-    front_left, rear_left, rear_right, front_right = np.moveaxis(
-        shapely.get_coordinates(polygons).reshape(-1, 5, 2)[:, :4], 1, 0
-    )
+    corners = np.stack([rings[0][:4] for rings in polygons])
+    front_left, rear_left, rear_right, front_right = np.moveaxis(corners, 1, 0)
     along = (front_left - rear_left + front_right - rear_right) / 2
     across = (front_left - front_right + rear_left - rear_right) / 2
     length, width = np.linalg.norm(along, axis=1), np.linalg.norm(across, axis=1)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from dpvla.files import short, write_atomically
 from dpvla.plan import NUM_POSES, PLAN_SECONDS, POSE_INTERVAL
+from navsim_bridge.files.pickle_reader import StandIn
 from navsim_bridge.files.pickles import dump_plain_pickle, load_plain_pickle
 
 METADATA = ("team_name", "authors", "email", "institution", "country / region")
@@ -60,7 +61,7 @@ class Team:
         return result
 
 
-class _Sampling:
+class _Sampling(StandIn):
     """Stands in for the devkit's `TrajectorySampling`."""
 
     num_poses: Any = None
@@ -71,7 +72,7 @@ class _Sampling:
         self.num_poses, self.time_horizon, self.interval_length = NUM_POSES, int(PLAN_SECONDS), POSE_INTERVAL
 
 
-class _Trajectory:
+class _Trajectory(StandIn):
     """Stands in for the devkit's `Trajectory`."""
 
     poses: Any = None

@@ -6,7 +6,10 @@ They tell damage and mix-ups, not forgery: who can change a file can change its 
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, TypedDict
 
@@ -16,6 +19,7 @@ from dpvla.schema import read_as
 
 MANIFEST = "manifest.json"
 _BLOCK = 2**20
+_said: list[Path] = []
 
 
 class _Entry(TypedDict):
@@ -31,28 +35,69 @@ class ManifestError(FileError):
     """A file is not the one that its folder's manifest lists; the message names it."""
 
 
-def write_manifest(folder: Path | str, known: Mapping[str, str] | None = None) -> Path:
-    """List size and SHA-256 of every file below ``folder``; the last thing that is written there.
+def write_manifest(
+    folder: Path | str, known: Mapping[str, str] | None = None, names: Iterable[str] | None = None
+) -> Path:
+    """List size and SHA-256 of files below ``folder``; the last thing that is written there.
 
     Args:
         known: SHA-256 of files, by name relative to ``folder``, that need not be read for it.
+        names: of the files to list, where others may lie beside them: what is listed of those already stays. All but
+            hidden ones by default.
     """
     folder, known = Path(folder), known or {}
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
+    files: dict[str, _Entry] = {}
+    if names is None:
+        below = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        names = [path.as_posix() for path in below if not any(part.startswith(".") for part in path.parts)]
+    elif (folder / MANIFEST).exists():
+        with suppress(FileError):  # what is not to be read now could not be read before
+            files = read_manifest(folder)
+    for name in names:
         if name != MANIFEST:
+            path = folder / name
             files[name] = {"bytes": path.stat().st_size, "sha256": known.get(name) or sha256_of(path)}
-    return write_json(folder / MANIFEST, {"files": files})
+    return write_json(folder / MANIFEST, {"files": dict(sorted(files.items()))})
 
 
-def check_manifest(folder: Path | str, names: Iterable[str] | None = None) -> bool:
+def read_manifest(folder: Path | str) -> dict[str, _Entry]:
+    """What a folder's manifest lists; FileError where it is damaged."""
+    return read_as(Path(folder) / MANIFEST, _Manifest)["files"]
+
+
+def renew_manifests(folder: Path | str) -> list[Path]:
+    """Write the manifest of ``folder`` anew, and those of folders in it that have one: after a change on purpose."""
+    folder = Path(folder)
+    inner = [path.parent for path in folder.rglob(MANIFEST) if path.parent != folder]
+    deepest_first = sorted(inner, key=lambda path: len(path.parts), reverse=True)
+    return [write_manifest(path) for path in (*deepest_first, folder)]
+
+
+def require_manifest(
+    folder: Path | str, expected: bool, names: Iterable[str] | None = None, but: str | None = None
+) -> None:
+    """``check_manifest``, and where there is none, say so once a process on stderr.
+
+    Raises ManifestError also where there is none, but is ``expected``: a file beside it says so.
+    """
+    folder = Path(folder)
+    if check_manifest(folder, names, but):
+        return
+    if expected:
+        raise ManifestError(f"{folder / MANIFEST} is missing, with the checksums of the files there{_remedy(folder)}")
+    if os.environ.get("RANK", "0") == "0" and not _said:
+        _said.append(folder)
+        print(f"{folder} is of an earlier version, without checksums: damage may go unnoticed", file=sys.stderr)
+
+
+def check_manifest(folder: Path | str, names: Iterable[str] | None = None, but: str | None = None) -> bool:
     """Compare ``folder`` with its manifest; False where it has none, as folders of earlier versions.
 
     Files that the manifest does not list are let be, as nothing reads them.
 
     Args:
         names: the files that are going to be read, relative to ``folder``; all that the manifest lists by default.
+        but: a folder inside of which only its own manifest is compared: what that lists has been already.
 
     Raises:
         ManifestError: one is missing, not listed, of another size, or has another checksum.
@@ -62,21 +107,30 @@ def check_manifest(folder: Path | str, names: Iterable[str] | None = None) -> bo
     path = folder / MANIFEST
     if not path.exists():
         return False
-    listed = read_as(path, _Manifest)["files"]
+    listed = read_manifest(folder)
     for name in listed if names is None else names:
-        if name not in listed:
-            raise ManifestError(f"{folder / name} is not of {folder}: {path} does not list it")
-        file, entry = inside(folder, name, follow=True), listed[name]  # a hub's cache is made of links
+        if but is not None and name.startswith(f"{but}/") and name != f"{but}/{MANIFEST}":
+            continue
+        file = inside(folder, name, follow=True)  # a hub's cache is made of links
+        if (entry := listed.get(name)) is None:
+            raise ManifestError(f"{file} is of another origin: {MANIFEST} does not list it{_remedy(folder)}")
         try:
             with open_regular(file) as opened:
                 size = opened.seek(0, 2)
         except FileNotFoundError:
-            raise ManifestError(f"{file} is missing, {path} lists it; use another copy of {folder}") from None
+            raise ManifestError(f"{file} is missing, {MANIFEST} lists it{_remedy(folder)}") from None
         if size != entry["bytes"]:
-            raise ManifestError(f"{file} is damaged: {size} bytes, {path} lists {entry['bytes']}; use another copy")
-        if sha256_of(file) != entry["sha256"]:
-            raise ManifestError(f"{file} is damaged, or of another {folder.name}: {path} lists another checksum")
+            reason = f"it has {size} bytes, {MANIFEST} lists {entry['bytes']}"
+        elif sha256_of(file) != entry["sha256"]:
+            reason = f"or of another origin: {MANIFEST} lists another checksum"
+        else:
+            continue
+        raise ManifestError(f"{file} is damaged, {reason}{_remedy(folder)}")
     return True
+
+
+def _remedy(folder: Path) -> str:
+    return f"; use another copy, or, after a change on purpose, run tools/doctor.py --write-manifest {folder}"
 
 
 def sha256_of(path: Path | str) -> str:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dpvla.files import write_atomically
+from dpvla.files import FileError, open_regular, write_atomically
 
 PORTION = 2**26
 """Bytes of a file that reading keeps mapped at a time, or one tensor."""
@@ -35,10 +35,7 @@ class CheckpointError(ValueError):
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as a safetensors file, atomically. OSError names the file when there is no room for it."""
-    try:
-        write_atomically(path, lambda file: write_tensors(file, tensors))
-    except OSError as error:
-        raise type(error)(f"cannot write {path}: {error.strerror or error}") from None
+    write_atomically(path, lambda file: write_tensors(file, tensors))
 
 
 def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
@@ -161,9 +158,12 @@ def materialize(module: nn.Module, device: torch.device | str) -> None:
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     try:
+        open_regular(path).close()
         yield
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; the file is damaged or absent, use another copy") from None
+    except (SafetensorError, OSError, FileError) as error:
+        raise CheckpointError(
+            f"cannot read {path}: {str(error)[:300]}; the file is damaged or absent, use another copy"
+        ) from None
 
 
 def _refuse_not_finite(path: Path, bad: list[str]) -> None:
@@ -225,6 +225,11 @@ def require_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wh
         if names
     ]
     raise CheckpointError(f"{where} does not fit this model: " + "; ".join(parts))
+
+
+def shown(value: object) -> str:
+    """Type and shape of a tensor, or what is there instead, for errors."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _kind(tensor: Tensor) -> str:

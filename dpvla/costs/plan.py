@@ -140,7 +140,7 @@ def outlined(config: DPVLAConfig) -> DPVLA:
 def outlined_from(directory: Path) -> DPVLA:
     """The same of a saved model."""
     saved = PolicyFiles.read(directory)
-    with empty_parameters():
+    with saved.describing(), empty_parameters():
         return DPVLA(saved.config, saved.encoder())
 
 

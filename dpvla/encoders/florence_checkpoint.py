@@ -65,7 +65,7 @@ class FlorenceFiles:
         folder = _required(locate, "config.json").parent
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # tokenizers raises Exception itself
             raise ValueError(
                 f"{folder} holds no tokenizer that loads ({_first_line(error)}); it needs {TOKENIZER_FILES[0]}, "
                 "or vocab.json with merges.txt"

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from dpvla import files
+from dpvla.config import Count, Positive
 from dpvla.layers.adaptable import AdaptableLinear
 from dpvla.models.adapters import adaptable_layers, adapter_size, add_adapters, require_adapters
 from dpvla.models.head import DiTHead
-from dpvla.tensors import load_tensors, save_tensors
+from dpvla.schema import read_as
+from dpvla.tensors import load_tensors, require_same, save_tensors
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
+
+
+def names(adapters: Sequence[str]) -> list[str]:
+    """The files of some adapters, relative to the folder that holds them."""
+    return [f"{name}/{file}" for name in adapters for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
 
 
 def save_adapters(head: DiTHead, directory: Path | str) -> None:
@@ -49,9 +55,10 @@ def load_adapters(head: DiTHead, names: Sequence[str], directory: Path | str) ->
         for needed in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             if not (folder / needed).is_file():
                 raise FileNotFoundError(f"{folder / needed} is missing: {directory} needs {' and '.join(names)}")
-        config = files.read_json(folder / ADAPTER_CONFIG)
-        tensors = load_tensors(folder / ADAPTER_WEIGHTS)
-        _check_adapter(folder, config, tensors, layers)
+        config, weights = read_as(folder / ADAPTER_CONFIG, _PeftConfig), folder / ADAPTER_WEIGHTS
+        _check_config(folder / ADAPTER_CONFIG, config)
+        tensors = load_tensors(weights)
+        require_same(_expected(layers, config["r"]), tensors, weights)
         loaded[name] = (config, tensors)
     scales = {(config["r"], config["lora_alpha"]) for config, _ in loaded.values()}
     if len(scales) > 1:
@@ -70,31 +77,36 @@ def load_adapters(head: DiTHead, names: Sequence[str], directory: Path | str) ->
                 layer.adapter_up[index].copy_(loaded[name][1][f"{PEFT_PREFIX}{path}.lora_B.weight"])
 
 
-def _check_adapter(
-    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], layers: dict[str, AdaptableLinear]
-) -> None:
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("use_rslora"):
-        raise ValueError(f"{folder} is not a plain LoRA adapter (peft_type {config.get('peft_type')!r})")
-    if config.get("rank_pattern") or config.get("alpha_pattern") or config.get("bias", "none") != "none":
-        raise ValueError(f"{folder} uses rank_pattern, alpha_pattern or bias, which is not supported")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"{folder}/adapter_config.json: r must be a whole number of at least 1, found {rank!r:.80}")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
-        raise ValueError(f"{folder}/adapter_config.json: lora_alpha must be a number above 0, found {alpha!r:.80}")
-    expected = {}
+class _Size(TypedDict):
+    peft_type: str
+    r: Count
+    lora_alpha: Positive
+
+
+class _PeftConfig(_Size, total=False):
+    """``adapter_config.json``, as far as it is read."""
+
+    use_dora: bool | None
+    use_rslora: bool | None
+    rank_pattern: dict[str, Any] | None
+    alpha_pattern: dict[str, Any] | None
+    bias: str | None
+
+
+def _check_config(path: Path, config: _PeftConfig) -> None:
+    if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("use_rslora"):
+        raise files.FileError(f"{path} is of no plain LoRA adapter (peft_type {files.short(config['peft_type'], 80)})")
+    if config.get("rank_pattern") or config.get("alpha_pattern") or (config.get("bias") or "none") != "none":
+        raise files.FileError(f"{path} uses rank_pattern, alpha_pattern or bias, which is not supported")
+
+
+def _expected(layers: Mapping[str, AdaptableLinear], rank: int) -> dict[str, Tensor]:
+    """Tensors of an adapter, without numbers."""
+    shapes = {}
     for path, layer in layers.items():
-        expected[f"{PEFT_PREFIX}{path}.lora_A.weight"] = (rank, layer.in_features)
-        expected[f"{PEFT_PREFIX}{path}.lora_B.weight"] = (layer.out_features, rank)
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or extra:
-        raise ValueError(
-            f"{folder} does not fit this head: missing {missing[:3]} ({len(missing)}), "
-            f"unexpected {extra[:3]} ({len(extra)})"
-        )
-    for key, shape in expected.items():
-        if tuple(tensors[key].shape) != shape:
-            raise ValueError(f"{folder}: {key} has shape {tuple(tensors[key].shape)}, expected {shape}")
+        shapes[f"{PEFT_PREFIX}{path}.lora_A.weight"] = (rank, layer.in_features)
+        shapes[f"{PEFT_PREFIX}{path}.lora_B.weight"] = (layer.out_features, rank)
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def _peft_config(head: DiTHead) -> dict[str, Any]:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dpvla.batch import DrivingBatch
-from dpvla.checkpoint_layout import CONFIG_FILE
+from dpvla.checkpoint_layout import SAMPLING_FILE
 from dpvla.diffusion import DPMSolver, clip_x0, combine
 from dpvla.encoders.encoder import Encoder, tokens_of, width_of
 from dpvla.encoders.registry import encoder_class
 from dpvla.layers.adaptable import AdaptableLinear
+from dpvla.manifest import check_manifest, write_manifest
 from dpvla.models import adapter_files
 from dpvla.models import adapters as adapter_bank
 from dpvla.models.config import DPVLAConfig
@@ -85,14 +86,9 @@ class DPVLA(nn.Module):
             FileNotFoundError, ValueError: files are missing, damaged, not finite or do not fit each other.
         """
         saved = PolicyFiles.read(directory, config)
-        try:
+        with saved.describing():
             policy = cls._empty(saved)
-        except ValueError as error:
-            raise ValueError(f"{saved.directory / CONFIG_FILE}: {error}") from None
-        except (TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
-            raise ValueError(
-                f"{saved.directory / CONFIG_FILE} describes no model that can be built: {type(error).__name__}: {error}"
-            ) from None
+        saved.require_same(policy._base_state())
         materialize(policy, device)
         saved.read_into(policy._base_state())
         policy.precision = saved.precision
@@ -138,6 +134,7 @@ class DPVLA(nn.Module):
         """
         adapter_files.save_adapters(self.head, directory)
         write_sampling(Path(directory), self.sampling, self.head.adapters, self.precision)
+        write_manifest(directory, names=[SAMPLING_FILE, *adapter_files.names(self.head.adapters)])
 
     def load_adapters(self, directory: Path | str) -> bool:
         """Read adapters written by ``save_adapters``, creating them when absent; how to sample comes with them.
@@ -147,6 +144,7 @@ class DPVLA(nn.Module):
         """
         found = read_sampling(Path(directory))
         names = FORMER_ADAPTERS if found is None else found.adapters
+        check_manifest(directory, adapter_files.names(names))
         adapter_files.load_adapters(self.head, names, directory)
         if found is None:
             self.sampling = Sampling(names, self.config.diffusion.omega)

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 from dpvla import __version__, files
 from dpvla.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE
-from dpvla.config import ConfigError, from_dict, to_dict
+from dpvla.config import ConfigError, from_dict, one_line, to_dict
 from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.registry import encoder_class
+from dpvla.manifest import check_manifest, require_manifest, write_manifest
 from dpvla.models.config import DPVLAConfig
 from dpvla.precision import Precision
-from dpvla.tensors import read_into, save_tensors
+from dpvla.schema import checked
+from dpvla.tensors import described, read_into, require_same, save_tensors
 
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # 1: encoders had other keys, which ``encoders.registry.in_full`` still reads
 NETWORK_KEYS = ("output", "beta_min", "beta_max")
 """Diffusion options that say what a network's output means; the others concern loss and sampler."""
+
+
+class _Needed(TypedDict):
+    model: dict[str, Any]
+    encoder_architecture: Any
+
+
+class _Description(_Needed, total=False):
+    """``config.json``."""
+
+    precision: Precision
+    manifest: bool  # whether there is one
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,7 @@ class PolicyFiles:
     precision: Precision
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
-        """Both files, each atomically."""
+        """Both files, each atomically, and their checksums."""
         save_tensors(self.directory / WEIGHTS_FILE, tensors)
         description = {
             "format_version": FORMAT_VERSION,
@@ -44,8 +59,10 @@ class PolicyFiles:
             "encoder_architecture": self.encoder_architecture,
             "precision": self.precision,
             "values": _values_by_type(tensors),
+            "manifest": True,
         }
         files.write_json(self.directory / CONFIG_FILE, description)
+        write_manifest(self.directory, names=(CONFIG_FILE, WEIGHTS_FILE))
 
     @classmethod
     def read(cls, directory: Path | str, wanted: DPVLAConfig | None = None) -> PolicyFiles:
@@ -58,18 +75,17 @@ class PolicyFiles:
             if not (directory / name).is_file():
                 raise FileNotFoundError(f"{directory / name} is missing: {directory} is not a saved DP-VLA")
         path = directory / CONFIG_FILE
-        description = files.read_json(path)
-        if (found := description.get("format_version")) not in READABLE:
-            raise ValueError(f"{path}: format_version {found}, this code reads {' and '.join(map(str, READABLE))}")
-        if not isinstance(description.get("model"), dict) or "encoder_architecture" not in description:
-            raise ValueError(f"{path}: expected the keys model and encoder_architecture; it is no saved DP-VLA")
+        content = files.read_json(path)
+        if (found := content.get("format_version")) not in READABLE:
+            readable = " and ".join(map(str, READABLE))
+            raise files.FileError(f"{path}: format_version is {files.short(found, 80)}, this code reads {readable}")
+        description = checked(content, _Description, str(path))
+        require_manifest(directory, description.get("manifest", False), [CONFIG_FILE])
         config = from_dict(DPVLAConfig, description["model"], str(path))
         if wanted is not None:
             _refuse_other_architecture(wanted, config, path)
             config = wanted
         precision = description.get("precision", "no")  # version 0.1.0 did not keep it
-        if precision not in get_args(Precision):
-            raise ValueError(f"{path}: precision must be {', '.join(get_args(Precision))}, found {precision!r:.80}")
         return cls(directory, config, description["encoder_architecture"], precision)
 
     def encoder(self) -> Encoder[Any]:
@@ -77,8 +93,35 @@ class PolicyFiles:
         config = self.config.encoder
         return encoder_class(config).from_architecture(config, self.encoder_architecture)
 
+    @contextmanager
+    def describing(self) -> Iterator[None]:
+        """What cannot be built inside is the fault of ``config.json``: ValueError names it."""
+        path = self.directory / CONFIG_FILE
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        except (
+            TypeError,
+            KeyError,
+            AttributeError,
+            IndexError,
+            ZeroDivisionError,
+            OverflowError,
+            RuntimeError,
+        ) as error:
+            raise ValueError(
+                f"{path} describes no model that can be built: {type(error).__name__}: {one_line(error)[:200]}"
+            ) from None
+
+    def require_same(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise CheckpointError where the weights are others than ``tensors``, of which memory is taken afterwards."""
+        path = self.directory / WEIGHTS_FILE
+        require_same(tensors, described(path), path)
+
     def read_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill weights and plan statistics. Raises CheckpointError where they are damaged, not finite or others."""
+        check_manifest(self.directory, [WEIGHTS_FILE])
         read_into(tensors, self.directory / WEIGHTS_FILE)
 
 

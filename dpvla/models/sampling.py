@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from dpvla import files
 from dpvla.checkpoint_layout import SAMPLING_FILE
 from dpvla.config import Count, NotNegative, Range, from_dict
+from dpvla.manifest import check_manifest, require_manifest
 from dpvla.models.head import BASE_POLICY, Policies
 from dpvla.precision import Precision
 
@@ -51,6 +52,7 @@ class AdaptersOnDisk:
     policies: Policies = FORMER_ADAPTERS  # of ``Sampling``
     num_steps: Steps | None = None  # of ``Sampling``
     adapters: tuple[str, ...] = FORMER_ADAPTERS  # folders beside the file
+    manifest: bool = False  # whether their checksums stand there, too
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.adapters if Path(name).name != name]:
@@ -66,16 +68,20 @@ class AdaptersOnDisk:
 
 def write_sampling(directory: Path, sampling: Sampling, adapters: tuple[str, ...], precision: Precision) -> None:
     """Write ``sampling.json`` into a directory of adapters."""
-    content: dict[str, Any] = asdict(sampling) | {"adapters": adapters, "precision": precision}
+    content: dict[str, Any] = asdict(sampling) | {"adapters": adapters, "precision": precision, "manifest": True}
     files.write_json(directory / SAMPLING_FILE, content)
 
 
 def read_sampling(directory: Path) -> AdaptersOnDisk | None:
     """What ``sampling.json`` says, or None where there is none: adapters of version 0.1.0, or PEFT's own.
 
-    Raises ConfigError for a file that holds anything else.
+    Raises ConfigError or FileError for a file that holds anything else, and where there was one, by the manifest.
     """
     path = directory / SAMPLING_FILE
     if not path.is_file():
+        if check_manifest(directory, ()):
+            raise files.FileError(f"{path} is missing, although there is a manifest: use another copy of {directory}")
         return None
-    return from_dict(AdaptersOnDisk, files.read_json(path), str(path))
+    found = from_dict(AdaptersOnDisk, files.read_json(path), str(path))
+    require_manifest(directory, found.manifest, [SAMPLING_FILE])
+    return found

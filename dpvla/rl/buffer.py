@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dpvla.algorithms.advantages import group_advantages
-from dpvla.tensors import load_tensors, save_tensors
+from dpvla.plan import NUM_POSES
+from dpvla.tensors import CheckpointError, load_tensors, save_tensors, shown
 
 ROLL_OUTS, SCORES = "roll_outs.", "scores."
 
@@ -70,13 +71,61 @@ class RolloutBuffer:
 
     @classmethod
     def load(cls, path: Path) -> RolloutBuffer:
-        """Read what ``save`` wrote, or what it wrote when plans were all that was kept."""
+        """Read what ``save`` wrote, or what it wrote when plans were all that was kept.
+
+        Raises CheckpointError for a file that holds no roll-outs of some scenes: absent, of other shapes, not finite.
+        """
         tensors = load_tensors(path)
         if "plans" in tensors:
-            tensors[ROLL_OUTS + "plans"] = tensors["plans"]
+            tensors[ROLL_OUTS + "plans"] = tensors.pop("plans")
 
         def named(prefix: str) -> dict[str, Tensor]:
             return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
-        processes = int(tensors.get("processes", 1))
-        return cls(int(tensors["cycle"]), tensors["indices"], named(ROLL_OUTS), named(SCORES), processes=processes)
+        def number(name: str) -> int:
+            value = tensors.pop(name)
+            if value.numel() != 1 or value.is_floating_point():
+                raise CheckpointError(f"{path}: {name} is {shown(value)}, not a whole number")
+            return int(value)
+
+        try:
+            processes = number("processes") if "processes" in tensors else 1
+            cycle, indices = number("cycle"), tensors.pop("indices")
+            scores, roll_outs = named(SCORES), named(ROLL_OUTS)
+            shape = scores["score"].shape
+            plans = roll_outs["plans"]
+        except KeyError as error:
+            raise CheckpointError(f"{path} holds no roll-outs: {error} is missing") from None
+        if indices.dtype != torch.int64 or indices.dim() != 1 or len(indices.unique()) < len(indices):
+            raise CheckpointError(f"{path}: indices are {shown(indices)}, not whole numbers that differ")
+        if len(shape) != 2 or shape[0] != len(indices) or plans.shape[2:] != (NUM_POSES, 3):
+            raise CheckpointError(
+                f"{path}: score is {shown(scores['score'])} and plans are {shown(plans)}, not (scene, candidate) and "
+                f"(scene, candidate, {NUM_POSES}, 3) of {len(indices)} scenes"
+            )
+        for name, value in tensors.items():
+            if not name.startswith((SCORES, ROLL_OUTS)):
+                raise CheckpointError(f"{path} holds {name[:80]!r}, which is no part of roll-outs")
+            exact = name.startswith(SCORES)
+            if value.shape[:2] != shape or (exact and (value.dim() != 2 or not value.is_floating_point())):
+                raise CheckpointError(f"{path}: {name[:80]} is {shown(value)}, the scores are of {tuple(shape)}")
+        return cls(cycle, indices, roll_outs, scores, processes=processes)
+
+    def refuse_other(self, path: Path, cycle: int, indices: Tensor, group_size: int) -> None:
+        """Raise CheckpointError, which names ``path``, where it is not of this cycle, these scenes, groups this large.
+
+        A file of an earlier version may have them in another order.
+        """
+        if self.cycle != cycle:
+            raise CheckpointError(f"{path} is of cycle {self.cycle}, its checkpoint of cycle {cycle}: it is damaged")
+        same = (
+            torch.equal(self.indices, indices)
+            if self.processes == 1
+            else set(self.indices.tolist()) == set(indices.tolist())
+        )
+        if not same:
+            raise CheckpointError(f"{path} is of other scenes than this cycle rolls out: it is another run's")
+        if (found := self.scores["score"].shape[1]) != group_size:
+            raise CheckpointError(
+                f"{path} holds {found} plans of a scene, this run asks for {group_size}: it is another run's"
+            )

@@ -10,7 +10,7 @@ from torch import Tensor
 from dpvla.algorithms.algorithm import Algorithm
 from dpvla.plan import NUM_POSES
 from dpvla.registry import ContractError
-from dpvla.tensors import not_finite
+from dpvla.tensors import not_finite, shown
 
 
 def check_roll_outs(algorithm: Algorithm, given: Any, scenes: int, candidates: int) -> None:
@@ -21,7 +21,7 @@ def check_roll_outs(algorithm: Algorithm, given: Any, scenes: int, candidates: i
         raise ContractError(f"{where} gave no plans: it gave {', '.join(given) or 'nothing'}")
     plans, shape = given["plans"], (scenes, candidates, NUM_POSES, 3)
     if tuple(plans.shape) != shape or not plans.is_floating_point():
-        raise ContractError(f"{where} gave plans of {_shown(plans)}, not (scene, candidate, 8, 3) = {shape} real ones")
+        raise ContractError(f"{where} gave plans of {shown(plans)}, not (scene, candidate, 8, 3) = {shape} real ones")
     _refuse_not_finite(where, {"plans": plans})
 
 
@@ -36,23 +36,23 @@ def check_loss(algorithm: Algorithm, given: Any) -> None:
     """A number to descend, and numbers to log; whether they are finite is the loop's to see."""
     where = _of(algorithm, "loss")
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)):
-        raise ContractError(f"{where} gave {_shown(given)}, not the loss and a dict of what to log")
+        raise ContractError(f"{where} gave {shown(given)}, not the loss and a dict of what to log")
     loss, info = given
     if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
-        raise ContractError(f"{where} gave {_shown(loss)} as the loss, not a tensor of one number: take a mean")
+        raise ContractError(f"{where} gave {shown(loss)} as the loss, not a tensor of one number: take a mean")
     if not loss.requires_grad:
         raise ContractError(f"{where} depends on nothing that is trained: it has no gradient")
     for name, value in info.items():
         if not isinstance(value, Tensor) or value.dim():
-            raise ContractError(f"{where} logs {name!r} as {_shown(value)}, not a tensor of one number")
+            raise ContractError(f"{where} logs {name!r} as {shown(value)}, not a tensor of one number")
 
 
 def _check_group(where: str, given: Any, leading: tuple[int, int]) -> None:
     if not isinstance(given, Mapping):
-        raise ContractError(f"{where} gave {_shown(given)}, not a dict of tensors")
+        raise ContractError(f"{where} gave {shown(given)}, not a dict of tensors")
     for name, value in given.items():
         if not isinstance(value, Tensor) or tuple(value.shape[:2]) != leading:
-            raise ContractError(f"{where} gave {name!r} as {_shown(value)}, not (scene, candidate, ...) = {leading}")
+            raise ContractError(f"{where} gave {name!r} as {shown(value)}, not (scene, candidate, ...) = {leading}")
 
 
 def _refuse_not_finite(where: str, given: Mapping[str, Tensor]) -> None:
@@ -63,7 +63,3 @@ def _refuse_not_finite(where: str, given: Mapping[str, Tensor]) -> None:
 
 def _of(algorithm: Algorithm, method: str) -> str:
     return f"algorithm {algorithm.config.name}: {method}"
-
-
-def _shown(value: Any) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

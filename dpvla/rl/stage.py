@@ -16,6 +16,7 @@ from dpvla.batch import RewardFunction, SceneSource
 from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.config import ConfigError, check, one_line
 from dpvla.device import to_device
+from dpvla.manifest import MANIFEST, write_manifest
 from dpvla.models import DPVLA
 from dpvla.models.adapter_files import load_adapters, save_adapters
 from dpvla.models.flops import on_meta
@@ -174,6 +175,8 @@ class RolloutStage:
         model = self.model_directory if newest is None else CheckpointLayout(newest).model
         if self.policy.has_adapters and model is not None and model.is_dir():
             link_tree(model, layout.model)
+            if not (layout.model / MANIFEST).exists():  # of an earlier version
+                write_manifest(layout.model)
         else:
             self.policy.save_pretrained(layout.model)
         if self.policy.has_adapters:
@@ -201,10 +204,7 @@ class RolloutStage:
                 f"otherwise; start a new run from these weights (--checkpoint {directory})"
             )
         cycle = (checkpoint_step(directory) - 1) // self.steps_per_cycle
-        if buffer.cycle != cycle:
-            raise CheckpointError(
-                f"{layout.buffer} is of cycle {buffer.cycle}, its checkpoint of cycle {cycle}: it is damaged"
-            )
+        buffer.refuse_other(layout.buffer, cycle, self._of_cycle(cycle), self.config.group_size)
         self.buffer, self._tokens = buffer, None
         if self.algorithm.needs_behavior:
             self._behavior = self._snapshot()
@@ -217,10 +217,14 @@ class RolloutStage:
     def _rank(self) -> int:
         return self.accelerator.process_index
 
+    def _of_cycle(self, cycle: int) -> Tensor:
+        """The scenes of a cycle, in the order of its buffer."""
+        return torch.as_tensor(permutation(len(self.source), self.seed, cycle)[: self._scenes])
+
     def _roll_out(self, cycle: int) -> RolloutBuffer:
         if self.algorithm.needs_behavior:
             self._behavior = self._snapshot()
-        indices = torch.as_tensor(permutation(len(self.source), self.seed, cycle)[: self._scenes])
+        indices = self._of_cycle(cycle)
         self._tokens = self._encoded(indices[self._mine], cycle)
         with self.policy.knowing_equals() as self._rolled_out_once:
             return collect(

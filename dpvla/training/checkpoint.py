@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dpvla.checkpoint_layout import CHECKPOINTS, CONFIG_FILE, MODEL
-from dpvla.tensors import CheckpointError, require_same
+from dpvla.checkpoint_layout import CHECKPOINTS, CONFIG_FILE, MODEL, CheckpointLayout
+from dpvla.config import Range
+from dpvla.files import flush_folder, write_json
+from dpvla.manifest import MANIFEST, ManifestError, read_manifest, require_manifest, write_manifest
+from dpvla.schema import read_as
+from dpvla.tensors import CheckpointError, load_tensors, require_same
 
-_STEP, _WRITING = "step_{:08d}", ".writing-"
+_STEP, _WRITING, _REMOVING = "step_{:08d}", ".writing-", ".removing-"
 _NAME = re.compile(r"step_\d+")
 
 
@@ -26,35 +29,78 @@ _NAME = re.compile(r"step_\d+")
 def writing(run_dir: Path, step: int, keep: int, accelerator: Accelerator) -> Iterator[Path]:
     """A temporary directory that all processes fill; then it is renamed to ``checkpoints/step_N``.
 
-    The last ``keep`` checkpoints stay. Where filling it fails, nothing is left of it.
+    Its manifest is the last file in it. Only when all of it is on disk under its name, older checkpoints go: the last
+    ``keep`` stay. Where filling it fails, nothing is left of it, and they all stay.
     """
     final = place(run_dir, step)
     temporary = final.parent / f"{_WRITING}{final.name}"
     if accelerator.is_main_process:
         final.parent.mkdir(parents=True, exist_ok=True)
-        for left in final.parent.glob(f"{_WRITING}*"):  # of a run that was killed while it saved: it has one writer
-            shutil.rmtree(left, ignore_errors=True)
+        remove_leftovers(run_dir)
         temporary.mkdir()
     accelerator.wait_for_everyone()
     try:
         yield temporary
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-            if final.exists():
-                shutil.rmtree(final)
+            write_manifest(temporary, _known(temporary))
+            _flush(temporary)
+            discard(final)  # of the same step: of another origin, as a run makes each once
             temporary.rename(final)
+            flush_folder(final.parent)
     except BaseException:
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if accelerator.is_main_process:
         for old in checkpoints(run_dir)[:-keep]:
-            shutil.rmtree(old)
+            if old != final:
+                discard(old)
     accelerator.wait_for_everyone()
+
+
+def _known(directory: Path) -> dict[str, str]:
+    """Checksums that folders inside list already, as a model does that is linked from the checkpoint before."""
+    known = {}
+    for path in directory.glob(f"*/{MANIFEST}"):
+        for name, entry in read_manifest(path.parent).items():
+            known[f"{path.parent.name}/{name}"] = entry["sha256"]
+    return known
+
+
+def _flush(directory: Path) -> None:
+    """Have everything below on disk."""
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            flush_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    flush_folder(directory)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a directory; a directory disappears by one rename before anything in it does."""
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_dir():
+        return path.unlink()
+    going = path.parent / f"{_REMOVING}{path.name}"
+    shutil.rmtree(going, ignore_errors=True)
+    path.rename(going)
+    shutil.rmtree(going)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """What a run left that was killed while it saved or removed a checkpoint; it has one writer."""
+    for prefix in (_WRITING, _REMOVING):
+        for left in (run_dir / CHECKPOINTS).glob(f"{prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether ``remove_leftovers`` takes it away."""
+    return path.name.startswith((_WRITING, _REMOVING))
 
 
 def place(run_dir: Path, step: int) -> Path:
@@ -95,26 +141,54 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
+MOMENTS, STEP = ("exp_avg", "exp_avg_sq"), "step"
+"""What AdamW keeps of a weight."""
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Per-parameter optimizer state as flat tensors ``name|key``; ``names`` are in the optimizer's order."""
+    """Per-parameter optimizer state as flat tensors ``name|key``; ``names`` are in the optimizer's order.
+
+    A parameter that never had a gradient has ``step`` 0 alone.
+    """
     state = optimizer.state_dict()["state"]
     return {
-        f"{names[index]}|{key}": torch.as_tensor(value)
-        for index, values in state.items()
-        for key, value in values.items()
+        f"{name}|{key}": torch.as_tensor(value)
+        for index, name in enumerate(names)
+        for key, value in state.get(index, {STEP: 0.0}).items()
     }
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` took out."""
-    index = {name: i for i, name in enumerate(names)}
-    state: dict[int, dict[str, Any]] = {}
-    for label, tensor in tensors.items():
-        name, key = label.rsplit("|", 1)
-        if name not in index:
-            raise CheckpointError(f"the checkpoint's optimizer holds '{name}', which this model does not train")
-        state.setdefault(index[name], {})[key] = tensor
+    """Put back what ``optimizer_tensors`` took out and ``read_moments`` has checked."""
+    state: dict[int, dict[str, Any]] = {i: {} for i, name in enumerate(names) if tensors[f"{name}|{STEP}"] > 0}
+    for index, values in state.items():
+        values |= {key: tensors[f"{names[index]}|{key}"] for key in (*MOMENTS, STEP)}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def read_moments(path: Path, weights: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+    """The moments of ``weights`` after update ``step``: all of them, and none that cannot be.
+
+    Raises CheckpointError that names the file, and the first tensor that is absent, of another model, or damaged.
+    """
+    found = load_tensors(path)
+    updates = {name: found.get(f"{name}|{STEP}") for name in weights}
+    expected = {}
+    for name, weight in weights.items():
+        count = updates[name]
+        expected[f"{name}|{STEP}"] = torch.zeros(())
+        if count is None or count.dim() or count != 0:  # else it was never moved
+            expected |= {f"{name}|{key}": weight for key in MOMENTS}
+    require_same(expected, found, path)
+    for name, count in updates.items():
+        assert count is not None
+        if not 0 <= float(count) <= step or float(count) % 1:
+            raise CheckpointError(f"{path}: {name} has had {float(count):g} updates, the checkpoint {step}")
+        if count and (found[f"{name}|{MOMENTS[1]}"] < 0).any():
+            raise CheckpointError(f"{path}: {name}|{MOMENTS[1]}, of squares, holds negative numbers")
+    if (most := max(float(count) for count in updates.values() if count is not None)) != step:
+        raise CheckpointError(f"{path} is of update {most:g}, its checkpoint of update {step}: it is of another one")
+    return found
 
 
 def load_weights(
@@ -135,10 +209,47 @@ def load_weights(
             own[name].data.copy_(like(tensor, own[name].data))
 
 
-def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
-    """Small JSON facts beside the tensors."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(meta, indent=2), encoding="utf-8")
+class _Step(TypedDict):
+    step: Annotated[int, Range(least=0)]  # updates behind it
+
+
+class LoopState(_Step, total=False):
+    """``loop.json``: the loop's own numbers. Checkpoints of earlier versions have ``step`` alone."""
+
+    rows: Annotated[int, Range(least=0)]  # of metrics.csv
+    logged: dict[str, float]  # sums since the last logged row
+    counts: dict[str, Annotated[int, Range(least=1)]]  # of what is summed
+    manifest: bool  # whether the checkpoint has one
+
+
+def write_state(path: Path, state: LoopState) -> None:
+    """Write ``loop.json``."""
+    write_json(path, state)
+
+
+def read_state(directory: Path) -> LoopState:
+    """``loop.json`` of a checkpoint to go on from, of which every file is there and as it was written.
+
+    The model is left to whoever has loaded it, by its own manifest.
+
+    Raises:
+        FileError, CheckpointError: a file is missing, damaged, or of another checkpoint; names it.
+    """
+    path = CheckpointLayout(directory).loop
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: {_no_use(directory)}")
+    state = read_as(path, LoopState)
+    try:
+        require_manifest(directory, state.get("manifest", False), but=MODEL)
+    except ManifestError as error:
+        raise CheckpointError(f"{error}, or {_no_use(directory)}") from None
+    if state["step"] != checkpoint_step(directory) or state.get("counts", {}).keys() != state.get("logged", {}).keys():
+        raise CheckpointError(f"{path} is of update {state['step']}: {_no_use(directory)}")
+    return state
+
+
+def _no_use(directory: Path) -> str:
+    return f"remove {directory.name}, and the same command goes on from the checkpoint before it"
 
 
 def link_tree(source: Path, target: Path) -> None:

@@ -63,18 +63,22 @@ def _train(
     _check_stride(config, getattr(strategy, "stride", None))
 
     def save(step: int) -> Path:
+        now = checkpoint.LoopState(
+            step=step, rows=tracker.flushed(), logged=_sums(accelerator, sums), counts=dict(counts), manifest=True
+        )
         with checkpoint.writing(out, step, config.keep_checkpoints, accelerator) as directory:
             layout = CheckpointLayout(directory)
             strategy.save(layout.trainer_state)
             with strategy.whole_weights(averaged=True):
                 if accelerator.is_main_process:
-                    checkpoint.write_meta(layout.loop, {"step": step})
+                    checkpoint.write_state(layout.loop, now)
                     stage.save(directory)
         return checkpoint.place(out, step)
 
-    first, last = 0, checkpoint.latest_checkpoint(out)
+    first, last, state = 0, checkpoint.latest_checkpoint(out), checkpoint.LoopState(step=0)
     if last is not None:
-        first = checkpoint.checkpoint_step(last)
+        state = checkpoint.read_state(last)
+        first = state["step"]
         strategy.load(CheckpointLayout(last).trainer_state, first)
         with strategy.whole_weights():
             stage.restore(last)
@@ -84,7 +88,7 @@ def _train(
     if accelerator.is_main_process and config.trackers:
         init = {"wandb": {"name": out.name}} if "wandb" in config.trackers else {}
         accelerator.init_trackers("dpvla", config=_flat(to_dict(config)), init_kwargs=init)
-    tracker = Tracker(accelerator, out, first)
+    tracker = Tracker(accelerator, out, first, state.get("rows"))
     bar = ending.enter_context(
         tqdm(
             total=config.steps,
@@ -96,8 +100,9 @@ def _train(
         )
     )
     batches = stage.batches(first, tracker.log, strategy.whole_weights)
-    sums: dict[str, Tensor] = {}
-    counts: Counter[str] = Counter()
+    device = accelerator.device
+    sums = {name: torch.tensor(value, device=device) for name, value in state.get("logged", {}).items()}
+    counts = Counter(state.get("counts", {}))
     summed, waited, began = 0, 0.0, time.perf_counter()
 
     for step in range(first + strategy.stride, config.steps + 1, strategy.stride):
@@ -119,7 +124,7 @@ def _train(
             wrong = wrong or (strategy.not_finite() if saves else [])
             if wrong:
                 raise FloatingPointError(_what_to_do(wrong, step, checkpoint.latest_checkpoint(out)))
-        if step % config.log_every == 0 or done or stop:
+        if step % config.log_every == 0 or done:
             elapsed = time.perf_counter() - began
             speed = {"speed/steps_per_s": summed * strategy.stride / elapsed, "speed/data_wait": waited / elapsed}
             tracker.log(step, means | speed | {"train/lr": learning_rate(config, step)})
@@ -155,6 +160,11 @@ def _means(accelerator: Accelerator, sums: Mapping[str, Tensor], counts: Mapping
     if accelerator.num_processes > 1:
         values = accelerator.reduce(values, reduction="mean")
     return dict(zip(sums, values.tolist()))
+
+
+def _sums(accelerator: Accelerator, sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """What is summed since the last logged row, as every process takes it up again: the mean over processes."""
+    return _means(accelerator, sums, dict.fromkeys(sums, 1)) if sums else {}
 
 
 def _what_to_do(wrong: Sequence[str], step: int, last: Path | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import yaml
 from accelerate import Accelerator
@@ -22,10 +22,12 @@ from dpvla.checkpoint_layout import (
     TRACKING,
     TRAINER_STATE,
 )
-from dpvla.config import ConfigError, from_dict, modern, to_dict
-from dpvla.files import LOCK, DirectoryInUseError, check_folder, one_writer, read_yaml, write_text
+from dpvla.config import ConfigError, NotNegative, Whole, from_dict, modern, to_dict
+from dpvla.files import LOCK, DirectoryInUseError, check_folder, one_writer, remove_temporary, write_text
+from dpvla.manifest import MANIFEST, require_manifest
 from dpvla.provenance import made_by
-from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
+from dpvla.schema import read_as
+from dpvla.training.checkpoint import checkpoint_step, is_leftover, latest_checkpoint, remove_leftovers
 
 FREE = (
     "out", "restart", "workers", "data_root", "data_split", "maps_root", "metric_cache", "image_cache", "image_store",
@@ -46,6 +48,9 @@ NOTED = (
 
 SCHEDULE = {"imitation.epochs", "rollouts.cycles", "loop.steps", "loop.lr_schedule", "loop.warmup_steps"}
 """Those of them that move the learning rate's schedule."""
+
+DISCARDED = ".discarded"
+"""Where --restart puts what it discards until the new run has begun."""
 
 UNKNOWN = "unknown"
 """Stage of weights whose training nothing tells."""
@@ -141,18 +146,21 @@ class Run:
                 print(f"{key} is {new!r} from update {self.step + 1} on, it was {old!r}")
             if self.changed.keys() & SCHEDULE and self.step < steps:
                 print(f"the learning rate follows the schedule of all {steps} updates from there")
-            if self.last is None:
-                self._clear()
-            if self.last is None or self.step < steps:
-                self.describe(self.path)
+            with ExitStack() as stack:
+                if self.last is None:
+                    stack.enter_context(_clearing(self.path, self.restart))
+                if self.last is None or self.step < steps:
+                    self.describe(self.path)
         self.accelerator.wait_for_everyone()
 
     def describe(self, directory: Path, also: Sequence[TrainedOn] = ()) -> None:
         """Put ``run.yaml`` into a checkpoint directory; ``also``: what its weights have seen since the run began."""
         if not self._content:
             raise RuntimeError("begin the run before anything of it is saved")
-        stages = [*self._content["trained_on"], *map(_plain, also)]
-        write_text(directory / RUN_FILE, yaml.safe_dump({**self._content, "trained_on": stages}, sort_keys=False))
+        content = {**self._content, "trained_on": [*self._content["trained_on"], *map(_plain, also)]}
+        if directory != self.path:
+            content["manifest"] = True
+        write_text(directory / RUN_FILE, yaml.safe_dump(content, sort_keys=False))
 
     def _refuse_other_data(self, data: Mapping[str, Any] | None) -> None:
         before = self.before.get("data") or {}
@@ -169,16 +177,42 @@ class Run:
                 "data back, or start a new run from its weights in another --out"
             )
 
-    @staticmethod
-    def _left_over(path: Path) -> bool:
-        """Whether it is of a start without checkpoint, in a folder that holds a run.yaml."""
-        return path.name in (RUN_FILE, TRACKING) or _ours(path)
 
-    def _clear(self) -> None:
-        """Remove what --restart discards, or else what a start left that made no checkpoint."""
-        for path in self.path.iterdir():
-            if path.name != LOCK and (self.restart or path.name == METRICS_FILE or self._left_over(path)):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+@contextmanager
+def _clearing(path: Path, restart: bool) -> Iterator[None]:
+    """Around what writes a new ``run.yaml``: removes what --restart discards, or what a start left without checkpoint.
+
+    What is discarded is put aside first, and back where the writing fails: checkpoints go when a new run has begun.
+    """
+    if not restart or not (path / RUN_FILE).exists():
+        for left in path.iterdir():
+            if (left.name in (TRACKING, METRICS_FILE) or _ours(left)) and left.name != LOCK:
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        yield
+        return
+    aside = path / DISCARDED
+    try:
+        aside.mkdir()
+        (path / RUN_FILE).rename(aside / RUN_FILE)  # first: see _put_back
+        for old in path.iterdir():
+            if old.name not in (LOCK, DISCARDED):
+                old.rename(aside / old.name)
+        yield
+    except BaseException:
+        _put_back(path)
+        raise
+    shutil.rmtree(aside)
+
+
+def _put_back(path: Path) -> None:
+    """Undo a --restart that was cut off before the new ``run.yaml`` was there; finish one that was cut off after it."""
+    aside = path / DISCARDED
+    if not aside.is_dir():
+        return
+    if not ((path / RUN_FILE).exists() and (aside / RUN_FILE).exists()):
+        for old in sorted(aside.iterdir(), key=lambda old: old.name == RUN_FILE):  # last: as long as it is not there
+            old.rename(path / old.name)
+    shutil.rmtree(aside)
 
 
 def _plain(stage: TrainedOn) -> dict[str, Any]:
@@ -243,7 +277,7 @@ def open_run(
 def _ours(path: Path) -> bool:
     """Whether a start that was cut short may have left this."""
     if path.name in (TRACKING, CHECKPOINTS):
-        return path.is_dir() and all(inner.name.startswith(".writing-") for inner in path.iterdir())
+        return path.is_dir() and all(map(is_leftover, path.iterdir()))
     return path.name == LOCK or path.name.startswith(f".{RUN_FILE}.")
 
 
@@ -253,6 +287,9 @@ def _hold(out: Path, stack: ExitStack, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         try:
             stack.enter_context(one_writer(out))
+            _put_back(out)
+            remove_leftovers(out)
+            remove_temporary(out)
         except (DirectoryInUseError, OSError) as error:
             if accelerator.num_processes == 1:
                 raise
@@ -279,23 +316,64 @@ def read_run(directory: Path) -> dict[str, Any]:
     path = Path(directory) / RUN_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {directory} is not a run or checkpoint of tools/pretrain.py")
-    content = read_yaml(path)
-    if not isinstance(content, dict) or not {"config", "trained_on"} <= content.keys():
-        raise ConfigError(f"{path} is not a run description: expected the keys config and trained_on")
+    content: dict[str, Any] = dict(read_as(path, _RunFile))
+    require = content.get("manifest", False) or (path.parent / MANIFEST).exists()
+    if require:
+        require_manifest(path.parent, True, [RUN_FILE])
     return content
+
+
+class _StageNeeded(TypedDict):
+    stage: str
+    split: str
+    scenes: Whole
+    logs: list[str]
+
+
+class _Stage(_StageNeeded, total=False):
+    of: Whole | None
+    weights: Literal["model", "adapters"]
+
+
+class _RunNeeded(TypedDict):
+    config: dict[str, Any]
+    trained_on: list[_Stage]
+
+
+class _Data(TypedDict, total=False):
+    fingerprint: str | None
+
+
+class _Start(TypedDict, total=False):
+    path: str
+    weights_sha256: str
+    adapters: str
+    omega: NotNegative
+
+
+class _Resumed(TypedDict):
+    step: Whole
+    changed: dict[str, tuple[Any, Any]]
+
+
+class _RunFile(_RunNeeded, total=False):
+    """``run.yaml``."""
+
+    data: _Data | None
+    start: _Start | None
+    provenance: dict[str, Any] | None
+    resumed: list[_Resumed] | None
+    manifest: bool  # of a checkpoint: whether it has one
 
 
 def read_trained_on(checkpoint: Path) -> list[TrainedOn]:
     """Every stage behind the weights of a checkpoint, oldest first."""
     stages = read_run(checkpoint)["trained_on"]
     names = {f.name for f in fields(TrainedOn)}
-    try:
-        found = [
-            TrainedOn(**{key: value for key, value in stage.items() if key in names} | {"logs": tuple(stage["logs"])})
-            for stage in stages
-        ]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{Path(checkpoint) / RUN_FILE}: trained_on cannot be read: {error}") from None
+    found = [
+        TrainedOn(**{key: value for key, value in stage.items() if key in names} | {"logs": tuple(stage["logs"])})
+        for stage in stages
+    ]
     # Runs of version 0.1.0 did not say what a stage moved; DIPOLE always moved the adapters.
     old = ["weights" not in stage for stage in stages]
     return [

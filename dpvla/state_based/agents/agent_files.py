@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from dpvla.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE
-from dpvla.config import from_dict, to_dict
+from dpvla.config import Count, Whole, from_dict, to_dict
+from dpvla.files import write_json
+from dpvla.manifest import require_manifest, write_manifest
 from dpvla.registry import RegistryError
+from dpvla.schema import read_as
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.recipes import changed
 from dpvla.state_based.agents.registry import agent_class, agent_name, make_agent
@@ -16,17 +18,33 @@ from dpvla.tensors import load_tensors, save_tensors
 from dpvla.training import checkpoint
 
 
+class _Needed(TypedDict):
+    agent: str
+    observation_dim: Count
+    action_dim: Count
+    seeds: list[Whole]
+    config: dict[str, Any]
+
+
+class _Description(_Needed, total=False):
+    """``config.json``."""
+
+    manifest: bool  # whether there is one
+
+
 def save_agent(agent: Agent, directory: Path) -> None:
     """Write what ``load_agent`` needs."""
     meta = {
+        "manifest": True,
         "agent": agent_name(agent),
         "observation_dim": agent.observation_dim,
         "action_dim": agent.action_dim,
         "seeds": list(agent.seeds),
         "config": to_dict(agent.config),
     }
-    checkpoint.write_meta(directory / CONFIG_FILE, meta)
+    write_json(directory / CONFIG_FILE, meta)
     save_tensors(directory / WEIGHTS_FILE, agent.state_dict())
+    write_manifest(directory, names=(CONFIG_FILE, WEIGHTS_FILE))
 
 
 def load_agent(directory: Path, **changes: Any) -> Agent:
@@ -35,10 +53,11 @@ def load_agent(directory: Path, **changes: Any) -> Agent:
     Raises:
         RegistryError: an agent of a plug-in that has not been imported.
         ConfigError: ``changes`` that the agent does not have, or values it cannot have.
-        CheckpointError: weights of other networks.
+        FileError, CheckpointError: a file is damaged, or holds weights of other networks.
     """
     where = Path(directory) / CONFIG_FILE
-    meta = json.loads(where.read_text(encoding="utf-8"))
+    meta = read_as(where, _Description)
+    require_manifest(directory, meta.get("manifest", False), (CONFIG_FILE, WEIGHTS_FILE))
     try:
         own = agent_class(meta["agent"])
     except RegistryError as error:

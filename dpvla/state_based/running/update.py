@@ -104,7 +104,8 @@ class StackedUpdate:
         """Read back what ``save`` wrote."""
         path = state / "weights.safetensors"
         checkpoint.load_weights(self.agent, self.agent.state_dict(), load_tensors(path), path)
-        moments = load_tensors(state / "optimizer.safetensors")
+        weights = dict(zip(self.names, self.parameters))
+        moments = checkpoint.read_moments(state / "optimizer.safetensors", weights, step)
         checkpoint.load_optimizer(self.optimizer, self.names, moments)
 
     def _updates(self, replay: Replay, phase: int) -> dict[str, Tensor]:

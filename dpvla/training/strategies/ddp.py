@@ -93,7 +93,7 @@ class DDP:
         """Read back what ``save`` of any strategy wrote after update ``step``, on any number of processes."""
         path = state / "weights.safetensors"
         checkpoint.load_weights(self.own, self.weights | buffers(self.own), load_tensors(path), path, self._like)
-        moments = load_tensors(state / "optimizer.safetensors")
+        moments = checkpoint.read_moments(state / "optimizer.safetensors", self.weights, step)
         for label, moment in moments.items():
             if moment.dim() and (like := self.weights.get(label.rsplit("|", 1)[0])) is not None:
                 moments[label] = self._like(moment, like)

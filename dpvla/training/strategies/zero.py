@@ -22,7 +22,6 @@ from dpvla.training.strategies.average import WeightAverage
 from dpvla.training.strategies.config import OptimizerConfig, StrategyConfig, Zero2Config, Zero3Config
 from dpvla.training.strategies.saving import Kept, buffers, ensure_group, save_kept
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 HELD = -1
 """Stands among the layers for whose sake DeepSpeed keeps a weight whole."""
 
@@ -120,13 +119,10 @@ class Zero2:
 
         device = self.accelerator.device
         path = state / "weights.safetensors"
-        tensors, moments = load_tensors(path), load_tensors(state / "optimizer.safetensors")
+        tensors = load_tensors(path)
         with self.whole_weights():
             require_same(self.weights | buffers(self.own), tensors, path)
-        if extra := [label for label in moments if label.rsplit("|", 1)[0] not in self.weights]:
-            raise checkpoint.CheckpointError(
-                f"the checkpoint's optimizer holds '{extra[0].rsplit('|', 1)[0]}', which this model does not train"
-            )
+            moments = checkpoint.read_moments(state / "optimizer.safetensors", self.weights, step)
         self._make_moments()
         for name, buffer in buffers(self.own).items():
             buffer.copy_(tensors[name])
@@ -135,12 +131,11 @@ class Zero2:
             value = tensors[name].to(device, torch.float32)
             self._set(parameter, value)
             safe_set_full_fp32_param(parameter, value)
-            for key in MOMENTS:
+            for key in checkpoint.MOMENTS:
                 if (moment := moments.get(f"{name}|{key}")) is not None:
                     safe_set_full_optimizer_state(parameter, moment.to(device), key)
-        updates = [moment for label, moment in moments.items() if label.endswith("|step")]
         for kept in self._moments_of_parts():
-            kept["step"] = updates[0].clone().to(kept["step"].device)
+            kept["step"] = torch.tensor(float(step), device=kept["step"].device)
         if self.average is not None:
             path = state / "ema.safetensors"
             averages = load_tensors(path)
@@ -160,7 +155,7 @@ class Zero2:
         if kept := self._moments_of_parts():
             for name, parameter in self.weights.items():
                 yield "optimizer", f"{name}|step", kept[0]["step"].clone()
-                for key in MOMENTS:
+                for key in checkpoint.MOMENTS:
                     yield "optimizer", f"{name}|{key}", safe_get_full_optimizer_state(parameter, key)
         if self.average is not None:
             for (name, parameter), part in zip(self.weights.items(), self.average.averages):

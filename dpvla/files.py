@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import platform
-import re
 import reprlib
 import stat
 import sys
@@ -25,7 +24,6 @@ MOST_TEXT = 2**28
 """Bytes of the largest text (JSON, YAML) that is read: a list of a million tokens has a tenth of it."""
 MOST_NODES = 10**7
 """Values of the largest YAML file, what its aliases repeat included."""
-_TEMPORARY = re.compile(r"\..+\.(json|yaml|csv|safetensors)\.[a-z0-9_]{8}")
 _held: set[Path] = set()
 
 
@@ -263,13 +261,6 @@ def flush_folder(folder: Path | str) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def remove_temporary(folder: Path | str) -> None:
-    """Remove what ``write_atomically`` left in ``folder`` when it was killed; call it where nobody else writes."""
-    for path in Path(folder).glob(".*"):
-        if _TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> Path:

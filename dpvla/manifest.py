@@ -65,12 +65,14 @@ def read_manifest(folder: Path | str) -> dict[str, _Entry]:
     return read_as(Path(folder) / MANIFEST, _Manifest)["files"]
 
 
-def renew_manifests(folder: Path | str) -> list[Path]:
-    """Write the manifest of ``folder`` anew, and those of folders in it that have one: after a change on purpose."""
-    folder = Path(folder)
-    inner = [path.parent for path in folder.rglob(MANIFEST) if path.parent != folder]
-    deepest_first = sorted(inner, key=lambda path: len(path.parts), reverse=True)
-    return [write_manifest(path) for path in (*deepest_first, folder)]
+def renew_manifests(folder: Path | str, parts: Iterable[str] = ()) -> list[Path]:
+    """Write the manifest of ``folder`` anew, after a change on purpose.
+
+    Args:
+        parts: folders in it that have one of their own, which is written before, where they are there.
+    """
+    inner = (Path(folder) / part for part in parts)
+    return [write_manifest(path) for path in (*inner, Path(folder)) if path.is_dir()]
 
 
 def require_manifest(

@@ -15,10 +15,10 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import safetensors.torch
@@ -26,14 +26,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpvla.config import to_dict
-from dpvla.files import read_json, write_atomically, write_json
+from dpvla.config import Count, Whole, one_line, to_dict
+from dpvla.files import FileError, open_regular, write_atomically, write_json
 from dpvla.kept_open import KeptOpen
 from dpvla.models import DPVLA, SceneContext
 from dpvla.models.policy import cast_by_autocast
+from dpvla.schema import read_as
 
 FORMAT = 1
 DESCRIPTION, MANIFEST = "description.json", "manifest.json"
+LONGEST_HEADER = 2**20
+"""Bytes; one of six tensors has some 500."""
 READERS, WORTH_THREADS = 4, 8e6
 """Threads that read a batch, and from how many bytes on: one copies some 1.5 GB/s."""
 NUMPY = {"BF16": np.int16, "BOOL": np.bool_, "I64": np.int64, "F32": np.float32}
@@ -83,6 +86,28 @@ class Maker:
         return found
 
 
+class _Maker(TypedDict):
+    encoder: dict[str, Any]
+    architecture: str
+    weights: str
+    precision: str
+
+
+class _Description(TypedDict):
+    format: int
+    maker: _Maker
+    scenes: list[str]
+    scenes_per_shard: Count
+    tokens: tuple[Count, Count]
+    has_mask: bool
+    provenance: dict[str, Any]
+
+
+class _Manifest(TypedDict):
+    of: str
+    shards: dict[str, Whole]
+
+
 @dataclass(frozen=True)
 class Description:
     """What a cache holds, whether it is whole or not."""
@@ -105,27 +130,16 @@ class Description:
         if not path.is_file():
             return None
         try:
-            data = read_json(path)
-            if (version := data.pop("format", None)) != FORMAT:
-                raise TokenCacheError(
-                    f"{path}: format {version!r:.40}, this code reads {FORMAT}; choose another folder"
-                )
-            tokens, width = map(int, data["tokens"])
-            found = cls(**{**data, "scenes": tuple(data["scenes"]), "tokens": (tokens, width)})
-            found._refuse_wrong_types()
-            return found
-        except (ValueError, TypeError, KeyError) as error:
-            if isinstance(error, TokenCacheError):
-                raise
-            raise TokenCacheError(f"{path} describes no token cache: {error}; choose another folder") from None
-
-    def _refuse_wrong_types(self) -> None:
-        if not isinstance(self.maker, dict) or not isinstance(self.maker.get("encoder"), dict):
-            raise ValueError("maker and its encoder are no mappings")
-        if type(self.scenes_per_shard) is not int or self.scenes_per_shard < 1:
-            raise ValueError(f"scenes_per_shard is {self.scenes_per_shard!r:.40}")
-        if not all(isinstance(name, str) for name in self.scenes) or len(set(self.scenes)) < len(self.scenes):
-            raise ValueError("scenes are not names that differ")
+            data = read_as(path, _Description)
+            if data["format"] != FORMAT:
+                raise FileError(f"{path}: format {data['format']}, this code reads {FORMAT}")
+            if len(set(data["scenes"])) < len(data["scenes"]):
+                raise FileError(f"{path}: scenes: a name stands twice")
+        except FileError as error:
+            raise TokenCacheError(f"{error}; choose another folder") from None
+        known: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}  # type: ignore[literal-required]
+        tokens, width = data["tokens"]
+        return cls(**known | {"scenes": tuple(data["scenes"]), "tokens": (tokens, width)})
 
     @property
     def shards(self) -> int:
@@ -146,6 +160,18 @@ class Description:
     def mark(self, shard: int) -> str:
         """Stands in a shard: whose it is, and which."""
         return f"{self.number}-{shard}"
+
+    def layout(self, shard: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Types, as safetensors calls them, and shapes of a shard's tensors."""
+        count, (tokens, width) = len(self.rows(shard)), self.tokens
+        named: dict[str, tuple[str, tuple[int, ...]]] = {
+            "tokens": ("BF16", (count, tokens, width)),
+            "command": ("I64", (count,)),
+            "ego_status": ("F32", (count, 4)),
+            "history": ("F32", (count, 3, 3)),
+            "checksum": ("I64", (count,)),
+        }
+        return named | ({"mask": ("BOOL", (count, tokens))} if self.has_mask else {})
 
     @property
     def bytes_per_scene(self) -> int:
@@ -178,14 +204,10 @@ def missing_shards(folder: Path, description: Description) -> list[int]:
     """Those that are not written yet. TokenCacheError names one that is damaged or of another cache."""
     missing = []
     for shard in range(description.shards):
-        path = shard_path(folder, shard)
-        if not path.is_file():
+        if shard_path(folder, shard).is_file():
+            Shard(folder, description, shard)
+        else:
             missing.append(shard)
-        elif Shard(path).mark != description.mark(shard):
-            raise TokenCacheError(
-                f"{path} is a shard of another token cache, or another one of this: delete it, and the same command "
-                "makes it again"
-            )
     return missing
 
 
@@ -203,13 +225,13 @@ def write_manifest(folder: Path, description: Description) -> None:
 def _manifest_sizes(folder: Path, description: Description) -> dict[str, int]:
     path = folder / MANIFEST
     try:
-        manifest = read_json(path)
-    except ValueError as error:
+        manifest = read_as(path, _Manifest)
+    except FileError as error:
         raise TokenCacheError(f"{error}: delete it, and the same command makes it again") from None
-    sizes, names = manifest.get("shards"), {shard_path(folder, shard).name for shard in range(description.shards)}
-    if manifest.get("of") != description.number or not isinstance(sizes, dict) or sizes.keys() != names:
+    sizes, names = manifest["shards"], {shard_path(folder, shard).name for shard in range(description.shards)}
+    if manifest["of"] != description.number or sizes.keys() != names:
         raise TokenCacheError(f"{path} is of another token cache: delete it, and the same command makes it again")
-    return sizes
+    return dict(sizes)
 
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -218,38 +240,45 @@ Arrays = Mapping[str, NDArray[Any]]
 class Shard:
     """A shard mapped into memory; nothing but its header is read before it is asked for."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises TokenCacheError where the file is cut off or no shard."""
-        self.path = path
+    def __init__(self, folder: Path, description: Description, shard: int) -> None:
+        """Raises TokenCacheError where the file is cut off, no shard, or another one."""
+        self.path = path = shard_path(folder, shard)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 length = int.from_bytes(file.read(8), "little")
                 size = path.stat().st_size
-                if not 2 <= length <= size - 8:
+                if not 2 <= length <= min(size - 8, LONGEST_HEADER):
                     raise ValueError("its header is cut off")
                 header: dict[str, Any] = json.loads(file.read(length))
-            self.mark = str(header.pop("__metadata__", {}).get("of"))
-            if max(entry["data_offsets"][1] for entry in header.values()) != size - 8 - length:
+            mark = header.pop("__metadata__", {}).get("of")
+            places = {name: entry["data_offsets"] for name, entry in header.items()}
+            found = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+            if mark == description.mark(shard) and found != description.layout(shard):
+                raise ValueError("its tensors are not of the scenes that the description lists")
+            ends = 0
+            for name, (first, end) in sorted(places.items(), key=lambda item: item[1]):
+                dtype, shape = found[name]
+                if first != ends or end - first != np.dtype(NUMPY[dtype]).itemsize * math.prod(shape):
+                    raise ValueError(f"its header is wrong about {name:.40}")
+                ends = end
+            if ends != size - 8 - length:
                 raise ValueError(f"it has {size} bytes")
-            for name, entry in header.items():
-                first, end = entry["data_offsets"]
-                size_of = np.dtype(NUMPY[entry["dtype"]]).itemsize * math.prod(entry["shape"])
-                if min(first, *entry["shape"]) < 0 or size_of != end - first:
-                    raise ValueError(f"its header is wrong about {name}")
-            if absent := {"tokens", "command", "ego_status", "history", "checksum"} - header.keys():
-                raise ValueError(f"it has no {', '.join(sorted(absent))}")
-            self._header = {name: (entry, 8 + length + entry["data_offsets"][0]) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._header = {name: (*found[name], 8 + length + first) for name, (first, _) in places.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TokenCacheError(
-                f"{path} is damaged ({error}): delete it, and the same command makes it again"
+                f"{path} is damaged ({one_line(error)[:200]}): delete it, and the same command makes it again"
             ) from None
+        if mark != description.mark(shard):
+            raise TokenCacheError(
+                f"{path} is a shard of another token cache, or another one of this: delete it, and the same command "
+                "makes it again"
+            )
 
     def arrays(self) -> Arrays:
         """By name, scene axis first; bfloat16 as its bits. The file is open as long as any of them is there."""
         mapped = np.memmap(self.path, np.uint8, "r")
         return {
-            name: np.ndarray(tuple(entry["shape"]), NUMPY[entry["dtype"]], mapped, start)
-            for name, (entry, start) in self._header.items()
+            name: np.ndarray(shape, NUMPY[dtype], mapped, start) for name, (dtype, shape, start) in self._header.items()
         }
 
 
@@ -272,7 +301,7 @@ class TokenFiles:
                     f"{folder / name} is damaged (it has {found} bytes, not {size}): delete it, and the same command "
                     "makes it again"
                 )
-        self._shards = [Shard(shard_path(folder, shard)) for shard in range(description.shards)]
+        self._shards = [Shard(folder, description, shard) for shard in range(description.shards)]
         self._arrays: KeptOpen[int, Arrays] = KeptOpen()
         self._place = {name: row for row, name in enumerate(description.scenes)}
         self._checked = np.zeros(len(description.scenes), dtype=bool)

@@ -23,7 +23,7 @@ from dpvla.checkpoint_layout import (
     TRAINER_STATE,
 )
 from dpvla.config import ConfigError, NotNegative, Whole, from_dict, modern, to_dict
-from dpvla.files import LOCK, DirectoryInUseError, check_folder, one_writer, remove_temporary, write_text
+from dpvla.files import LOCK, DirectoryInUseError, check_folder, one_writer, write_text
 from dpvla.manifest import MANIFEST, require_manifest
 from dpvla.provenance import made_by
 from dpvla.schema import read_as
@@ -289,7 +289,6 @@ def _hold(out: Path, stack: ExitStack, accelerator: Accelerator) -> None:
             stack.enter_context(one_writer(out))
             _put_back(out)
             remove_leftovers(out)
-            remove_temporary(out)
         except (DirectoryInUseError, OSError) as error:
             if accelerator.num_processes == 1:
                 raise

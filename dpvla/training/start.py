@@ -6,16 +6,18 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from dpvla.checkpoint_layout import ADAPTERS, CONFIG_FILE, MODEL, RUN_FILE, WEIGHTS_FILE
-from dpvla.config import ConfigError
-from dpvla.files import read_json
+from dpvla.config import ConfigError, NotNegative
+from dpvla.manifest import MANIFEST, check_manifest
 from dpvla.models import DPVLA
 from dpvla.models.adapters import adapter_size
+from dpvla.models.policy_files import PolicyFiles
 from dpvla.models.sampling import read_sampling
+from dpvla.schema import checked
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import resolve_checkpoint
 from dpvla.training.config import WhatOfAdapters
@@ -35,15 +37,15 @@ class Start:
         """The policy, in eval mode, with its adapters and what sampling needs to know of them."""
         policy = DPVLA.from_pretrained(self.model, device)
         if self.adapters is not None and not policy.load_adapters(self.adapters):
-            omega = _dipole(self.path).get("omega", policy.sampling.omega)  # version 0.1.0 kept it in run.yaml alone
-            policy.sampling = replace(policy.sampling, omega=float(omega))
+            omega = _omega(self.path)  # version 0.1.0 kept it in run.yaml alone
+            policy.sampling = policy.sampling if omega is None else replace(policy.sampling, omega=omega)
         return policy.to(device).eval()
 
     @property
     def precision(self) -> str:
         """What the policy autocasts to: as its adapters say, else as its model does."""
         beside = read_sampling(self.adapters) if self.adapters is not None else None
-        return beside.precision if beside else str(read_json(self.model / CONFIG_FILE).get("precision", "no"))
+        return beside.precision if beside else PolicyFiles.read(self.model).precision
 
     def weights_hash(self) -> str:
         """SHA-256 of the weights of the model and of its adapters."""
@@ -71,13 +73,11 @@ def open_start(path: Path | str) -> Start:
     path = Path(path)
     if (path / CONFIG_FILE).is_file():
         beside = path.parent
-        known = path.name == MODEL and (beside / RUN_FILE).is_file()
-        return Start(
-            path, path, None, tuple(read_trained_on(beside)) if known else (TrainedOn.unknown(),)
-        ).without_adapters()
+        seen = _seen(beside) if path.name == MODEL else (TrainedOn.unknown(),)
+        return Start(path, path, None, seen).without_adapters()
     found = resolve_checkpoint(path)
     adapters = found / ADAPTERS
-    trained_on = tuple(read_trained_on(found)) if (found / RUN_FILE).is_file() else (TrainedOn.unknown(),)
+    trained_on = _seen(found)
     if not adapters.is_dir() and any(stage.weights == ADAPTERS for stage in trained_on):
         raise CheckpointError(
             f"{adapters} is not there, although {found / RUN_FILE} says that they were trained: get the whole "
@@ -150,6 +150,20 @@ def refuse_other_start(run: Run, option: str, path: str | None) -> None:
         )
 
 
-def _dipole(checkpoint: Path) -> dict[str, Any]:
+class _Dipole(TypedDict, total=False):
+    omega: NotNegative
+
+
+def _omega(checkpoint: Path) -> float | None:
     settings = read_run(checkpoint)["config"].get("dipole", {}) if (checkpoint / RUN_FILE).is_file() else {}
-    return settings if isinstance(settings, dict) else {}
+    omega = checked(settings, _Dipole, f"{checkpoint / RUN_FILE}: config.dipole").get("omega")
+    return None if omega is None else float(omega)
+
+
+def _seen(checkpoint: Path) -> tuple[TrainedOn, ...]:
+    """What the weights of a checkpoint have seen, after a look at whether model and adapters are its own."""
+    parts = [f"{part}/{MANIFEST}" for part in (MODEL, ADAPTERS) if (checkpoint / part).is_dir()]
+    known = check_manifest(checkpoint, [RUN_FILE, *parts])
+    if not known and not (checkpoint / RUN_FILE).is_file():
+        return (TrainedOn.unknown(),)
+    return tuple(read_trained_on(checkpoint))

@@ -157,3 +157,31 @@ def check_cache(folder: str) -> Iterator[Finding]:
                 what,
                 WARNING,
             )
+
+
+def check_checkpoint(folder: str) -> Iterator[Finding]:
+    """Every byte and number of a checkpoint, a run's newest one, or a model or adapters by themselves."""
+    from dpvla.manifest import MANIFEST, check_manifest
+    from dpvla.tensors import load_tensors
+    from dpvla.training.checkpoint import latest_checkpoint
+
+    path = latest_checkpoint(Path(folder)) or Path(folder)
+    files = sorted(path.rglob("*.safetensors"))
+    if not files:
+        yield Finding(ERROR, f"{path} holds no weights", "give a run, a checkpoint, a model or adapters")
+        return
+    try:
+        inner = sorted({found.parent for found in path.rglob(MANIFEST)} | {path})
+        known = [check_manifest(part) for part in inner]
+        for file in files:
+            load_tensors(file)
+    except ValueError as error:
+        yield Finding(ERROR, f"checkpoint: {error}")
+    else:
+        what = f"checkpoint {path}: {len(files)} files of numbers, all finite"
+        yield verdict(
+            "" if any(known) else f"{what}; no checksums, as of an earlier version",
+            f"if you trust it, tools/doctor.py --write-manifest {path}",
+            f"{what}, all bytes checked",
+            WARNING,
+        )

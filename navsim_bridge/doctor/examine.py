@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from navsim_bridge.doctor.data import check_cache, check_data, check_environment
+from navsim_bridge.doctor.data import check_cache, check_checkpoint, check_data, check_environment
 from navsim_bridge.doctor.finding import ERROR, Finding
 from navsim_bridge.doctor.machine import (
     check_gpu,
@@ -25,6 +25,7 @@ def examine(
     cache: str | None = None,
     data_split: str | None = None,
     cameras: Sequence[str] = (),
+    checkpoint: str | None = None,
 ) -> Iterator[Finding]:
     """All findings, in order.
 
@@ -34,6 +35,7 @@ def examine(
         cache: also check every byte of this metric cache.
         data_split: folder of the split's logs, where it does not say it or another is meant.
         cameras: as encoders call them; default: those that an encoder looks at where nothing else is said.
+        checkpoint: also check every byte of this run, checkpoint or model.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [
         check_python, check_packages, check_navsim, check_torchvision, check_gpu, check_linear_algebra, check_scores,
@@ -41,6 +43,8 @@ def examine(
     ]  # fmt: skip
     if cache is not None:
         checks.append(partial(check_cache, cache))
+    if checkpoint is not None:
+        checks.append(partial(check_checkpoint, checkpoint))
     for check in checks:
         try:
             yield from check()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpvla.state_based.data.batch import Batch
 from dpvla.state_based.data.transitions import Transitions
-from dpvla.tensors import CheckpointError, load_tensors, save_tensors
+from dpvla.tensors import CheckpointError, load_tensors, require_same, save_tensors
 
 
 class Replay:
@@ -117,13 +117,13 @@ class Replay:
     def load(self, path: Path) -> None:
         """Take up the rows that ``save`` wrote."""
         tensors = load_tensors(path)
+        seeds, found = len(self.seeds), tensors.get("collected")
+        count = found.shape[1] if found is not None and found.dim() == 3 else 0
+        if count > self.capacity:
+            raise CheckpointError(f"{path} holds {count} collected rows of each seed; here is room for {self.capacity}")
+        expected = {"collected": torch.empty(seeds, count, sum(self._widths)), "continues": torch.empty(seeds)}
+        require_same(expected, tensors, path)
         rows = tensors["collected"]
-        expected = (len(self.seeds), rows.shape[1], sum(self._widths))
-        if rows.shape[1] > self.capacity or rows.shape != expected:
-            raise CheckpointError(
-                f"{path} holds collected rows {tuple(rows.shape)}; here is room for {(len(self.seeds), self.capacity)} "
-                f"of {sum(self._widths)} numbers"
-            )
         self.collected = rows.shape[1]
         for start, own in zip(self._own.tolist(), rows):
             self.table[start : start + self.collected] = own.to(self.device)

@@ -24,7 +24,8 @@ from dpvla.state_based.networks.draws import FreshDraws
 from dpvla.state_based.running.environment_workers import EnvironmentPool, WorkerDied
 from dpvla.state_based.running.evaluation import start_seed
 from dpvla.state_based.running.stage import AgentStage
-from dpvla.tensors import load_tensors, save_tensors
+from dpvla.tensors import CheckpointError, load_tensors, require_same, save_tensors
+from dpvla.training.checkpoint import checkpoint_step
 
 START, NOISE = 3, 4
 """Branches of a seed's random numbers: how episodes start, and what the policy draws."""
@@ -97,6 +98,14 @@ class OnlineCollector:
         if not path.exists():
             return
         tensors = load_tensors(path)
+        count, longest = len(self.agent.seeds), tensors.get("actions", torch.empty(0, 0)).shape[1:2]
+        whole, sizes = torch.empty(count, dtype=torch.int64), (count, *longest, self.agent.action_dim)
+        expected = {"episodes": whole, "lengths": whole, "totals": torch.empty(count), "actions": torch.empty(sizes)}
+        require_same(expected | {"observations": torch.from_numpy(self._observations)}, tensors, path)
+        if any(not 0 <= length <= longest[0] for length in tensors["lengths"].tolist()):
+            raise CheckpointError(
+                f"{path}: lengths are {tensors['lengths'].tolist()[:8]}, there are {longest[0]} actions"
+            )
         self._episodes = tensors["episodes"].tolist()
         self._totals = tensors["totals"].numpy().copy()
         self._observations = tensors["observations"].numpy().copy()
@@ -199,5 +208,10 @@ class OnlineStage(AgentStage):
 
     def restore(self, directory: Path) -> None:
         """The replay, and the environments as far as they can be simulated again."""
+        layout = CheckpointLayout(directory)
+        if checkpoint_step(directory) > self._collector.offline_steps:
+            for needed in (layout.replay, layout.episodes):
+                if not needed.exists():
+                    raise CheckpointError(f"{needed} is missing: use another copy of {directory}")
         super().restore(directory)
-        self._collector.restore(CheckpointLayout(directory).episodes)
+        self._collector.restore(layout.episodes)

@@ -54,6 +54,8 @@ INDEXES_OF_V2 = ("light_polygon", "has_human")
 """Unsigned arrays beside the counts."""
 MOST_FRAMES = 16 * STEPS
 """A track's mask has 16 key frames."""
+LONGEST_US = 3.6e9
+"""From the first to the last state of a scene: they are interpolated."""
 MOST_VERTICES = 1 << 24
 """Of the map of one scene, which may name a polygon many times."""
 
@@ -209,12 +211,16 @@ def _check_values(arrays: Arrays, texts: Mapping[str, Sequence[str]], has_v2: bo
         elif name == "centerline":  # the score reads no headings there
             values = values[:, :2]
         expect(bool(np.isfinite(values).all()), f"{name} holds NaN or infinite values")
+    for name in ("track_size", "free_size"):
+        expect(bool((arrays[name] >= 0).all()), f"{name} holds a negative length or width")
     for name in ("reference", *(("past",) if has_v2 else ())):
         counts, times = arrays[f"{name}_count"], arrays[f"{name}_times_us"]
         expect(bool((counts >= 2).all()), f"{name}_count: fewer than two states")
         inside = np.ones(len(times), dtype=bool)
         inside[_offsets(counts)[:-1]] = False  # the first of a scene follows none
         expect(bool((times[1:] > times[:-1])[inside[1:]].all()), f"{name}_times_us must increase within a scene")
+        first, last = (times[places].astype(np.float64) for places in (_offsets(counts)[:-1], _offsets(counts)[1:] - 1))
+        expect(bool((last - first <= LONGEST_US).all()), f"{name}_times_us: more than an hour in a scene")
 
 
 def _check_counts(name: str, counts: NDArray[Any], rows: int, least: int, expect: Expect) -> None:

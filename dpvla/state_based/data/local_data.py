@@ -2,11 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from dpvla.config import Range
+from dpvla.files import LOCK, FileError, one_writer, short
+from dpvla.schema import read_as
 
 ORIGIN = "locally generated"
+
+
+class Counts(TypedDict):
+    """Episodes or rows of each part of a data set."""
+
+    train: Annotated[int, Range(least=1)]
+    val: Annotated[int, Range(least=1)]
+
+
+class _MadeHere(TypedDict, total=False):
+    generator: int
+    env: str
+    seed: int
+    rows_per_episode: int
+    episodes: Counts
+    rows: Counts
+    packages: dict[str, str]
+
+
+class Sidecar(_MadeHere):
+    """What stands beside OGBench files, in ``<stem>.json``: where they are from, and how they were made if here."""
+
+    origin: str
+    files: dict[str, str]  # fingerprints by name
+
+
+def read_sidecar(path: Path) -> Sidecar | None:
+    """None where there is none; FileError names a key that is missing or wrong."""
+    try:
+        return read_as(path, Sidecar)
+    except FileNotFoundError:
+        return None
+
+
+def refuse_replaced(sidecar: Path, known: Sidecar, found: Mapping[str, str]) -> None:
+    """Raise FileError where a file beside ``sidecar``, by its fingerprint, is not the one it describes."""
+    for name, fingerprint in found.items():
+        if known["files"].get(name) != fingerprint:
+            raise FileError(
+                f"{sidecar.parent / name} is not the file that {sidecar} describes; delete the sidecar if you replaced "
+                "the file on purpose, or else the file, and get or make it again"
+            )
+
+
+@contextmanager
+def workshop(folder: Path) -> Iterator[Path]:
+    """A folder that one process at a time makes something in, and that is gone when it is done without an error."""
+    with one_writer(folder):
+        yield folder
+        for path in folder.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (folder / LOCK).unlink()  # last: until here nobody else has begun
+        with suppress(OSError):
+            folder.rmdir()
 
 
 class OtherDataError(ValueError):
@@ -18,6 +79,6 @@ def refuse_other(identity: Mapping[str, Any], found: Mapping[str, Any], where: P
     for key, mine in identity.items():
         if found.get(key) != mine:
             raise OtherDataError(
-                f"{where} belongs to data with {key} {found.get(key)!r}, this run has {mine!r}: choose another --out "
-                "or delete that data"
+                f"{where} belongs to data with {key} {short(found.get(key), 80)}, this run has {mine!r}: choose "
+                "another --out or delete that data"
             )

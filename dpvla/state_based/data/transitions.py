@@ -12,6 +12,12 @@ from torch import Tensor
 ACTION_LIMIT = 1.0 - 1e-5
 """Recorded actions are clipped to ± this (the FQL code's bound), so that they stay inside a tanh's range."""
 
+ACTION_TOLERANCE = 1.0 + 1e-3
+"""Recorded actions lie in [-1, 1]; what is further out was not rounded there."""
+
+STATE_LIMIT = 1e5
+"""No position, speed or acceleration of these robots is larger [m, rad, s]; recorded ones reach about 1e2."""
+
 
 @dataclass(frozen=True)
 class Transitions:
@@ -70,6 +76,8 @@ class Transitions:
         if missing:
             raise ValueError(f"transitions: the data lack {', '.join(missing)}; found {', '.join(arrays)}")
         tensors = {f.name: torch.from_numpy(np.asarray(arrays[f.name], dtype=np.float32)) for f in fields(Transitions)}
+        if not (tensors["actions"].abs() <= ACTION_TOLERANCE).all():  # clipping would hide it
+            raise ValueError("transitions: actions must be finite and lie in [-1, 1]")
         tensors["actions"] = tensors["actions"].clamp(-ACTION_LIMIT, ACTION_LIMIT)
         return Transitions(**tensors)
 

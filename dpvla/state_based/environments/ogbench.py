@@ -67,22 +67,22 @@ class OGBenchEnvironment(Environment):
         self.name = name
         self._global = np.random.RandomState(seed)
         with self._global_randomness():
-            self._env = make_raw(name)
-            self._env.reset(seed=seed)
-        self.observation_size = int(self._env.observation_space.shape[0])
-        self.action_size = int(self._env.action_space.shape[0])
-        self.max_steps = int(self._env.spec.max_episode_steps)
+            self.raw = make_raw(name)  # gymnasium's own
+            self.raw.reset(seed=seed)
+        self.observation_size = int(self.raw.observation_space.shape[0])
+        self.action_size = int(self.raw.action_space.shape[0])
+        self.max_steps = int(self.raw.spec.max_episode_steps)
 
     def reset(self, seed: int | None = None) -> Array:
         if seed is not None:
             self._global.seed(seed)
         with self._global_randomness():
-            observation, _ = self._env.reset(seed=seed)
+            observation, _ = self.raw.reset(seed=seed)
         return observation.astype(np.float32)
 
     def step(self, action: NDArray[Any]) -> Step:
         with self._global_randomness():
-            observation, reward, terminated, truncated, info = self._env.step(self._checked(action))
+            observation, reward, terminated, truncated, info = self.raw.step(self._checked(action))
         return Step(
             observation=observation.astype(np.float32),
             reward=float(reward),
@@ -90,6 +90,14 @@ class OGBenchEnvironment(Environment):
             finished=bool(terminated or truncated),
             success=float(info["success"]),
         )
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the arrays that tell a state beyond what is observed, by the names that recorded data has them under."""
+        with self._global_randomness():
+            self.raw.reset(seed=0)
+            told = self.raw.step(np.zeros(self.action_size, np.float32))[-1]
+        names = ("qpos", "qvel", "button_states")
+        return {name: np.shape(told[name]) for name in names if name in told}
 
     @contextmanager
     def _global_randomness(self) -> Iterator[None]:

@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from dpvla import provenance
-from dpvla.config import check
-from dpvla.files import check_folder, one_writer, write_atomically, write_json
+from dpvla.config import check, one_line
+from dpvla.files import check_folder, one_writer, read_bytes, remove_parts, write_json
 from dpvla.parallel import torch_threads
 from dpvla.state_based.data.exorl.collection_config import ExORLCollection
-from dpvla.state_based.data.exorl.files import EpisodeFile, buffer_folder, list_episodes, read_episode, write_episode
-from dpvla.state_based.data.exorl.load import COLLECTION
+from dpvla.state_based.data.exorl.files import (
+    Checksums,
+    EpisodeFile,
+    Sizes,
+    buffer_folder,
+    list_episodes,
+    look_at,
+    read_episode,
+    write_episode,
+)
+from dpvla.state_based.data.exorl.load import COLLECTION, read_collection
 from dpvla.state_based.data.exorl.rewards import sizes_of
 from dpvla.state_based.data.exorl.rnd_explorer import RNDExplorer
 from dpvla.state_based.data.local_data import ORIGIN, OtherDataError, refuse_other
 from dpvla.state_based.environments.control_suite import TASKS, ControlEnvironment
+from dpvla.tensors import CheckpointError, load_tensors, save_tensors
 
-CHECKPOINT = "collector.pt"
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+CHECKPOINT = "collector.safetensors"
+"""What the agent has learned, after how many episodes, and checksums of these episodes and of the file itself."""
+
+FORMER_CHECKPOINT = "collector.pt"
+"""The same in version 0.1.0: a file of torch's own, without checksums."""
+
+MOST_BYTES = 2**30
+"""Of such a file."""
 
 
 def collect_episodes(config: ExORLCollection) -> Path:
@@ -49,11 +72,10 @@ def collect_episodes(config: ExORLCollection) -> Path:
 def _collect(config: ExORLCollection, buffer: Path, env: ControlEnvironment) -> None:
     steps = config.steps or env.max_steps
     explorer = RNDExplorer(env.observation_size, env.action_size, config.hidden, config.seed)
-    done = _resume(buffer, explorer)
+    done, learned_from = _resume(buffer, explorer, sizes_of(env))
     replay = _Replay(max(config.episodes, done) * steps, env)
-    if done:
-        for episode in list_episodes(config.out, config.domain, "rnd"):
-            replay.extend(read_episode(episode, sizes_of(env), ["observation", "action"]))
+    for episode in _episodes(buffer):
+        replay.extend(read_episode(episode, sizes_of(env), ["observation", "action"]))
     title = f"{config.domain} rnd"
     with (
         torch_threads(config.threads),
@@ -61,9 +83,10 @@ def _collect(config: ExORLCollection, buffer: Path, env: ControlEnvironment) -> 
     ):
         for index in range(done, config.episodes):
             episode_rows, novelty = _episode(config, env, explorer, replay, index, steps)
-            write_episode(buffer, index, episode_rows)
+            written = write_episode(buffer, index, episode_rows)
+            learned_from.update(_lines(look_at([written], sizes_of(env)), [written]))
             if (index + 1) % config.checkpoint_every == 0 or index + 1 == config.episodes:
-                _save(buffer, explorer, index + 1)
+                _save(buffer, explorer, index + 1, learned_from)
             bar.set_postfix(intrinsic_reward=f"{novelty:.3g}")
             bar.update()
 
@@ -128,7 +151,7 @@ def _episode(
 def _refuse_other_episodes(config: ExORLCollection, buffer: Path) -> None:
     about, mine = buffer.parent / COLLECTION, config.identity()
     if about.exists():
-        refuse_other(mine, json.loads(about.read_text(encoding="utf-8"))["settings"], about)
+        refuse_other(mine, read_collection(about)["settings"], about)
     elif buffer.exists() and any(buffer.iterdir()):
         raise OtherDataError(f"{buffer} holds episodes that were not collected by this tool: choose another --out")
 
@@ -141,27 +164,31 @@ def _describe(config: ExORLCollection, buffer: Path) -> None:
         write_json(about, {"origin": ORIGIN, "note": note, "settings": config.identity(), "provenance": made_by})
 
 
-def _resume(buffer: Path, explorer: RNDExplorer) -> int:
-    """Number of episodes the last saved state had seen; later ones are removed, as they will be collected again."""
-    path = buffer.parent / CHECKPOINT
-    done = 0
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        explorer.restore(saved["agent"])
-        done = int(saved["episodes"])
-    if buffer.exists():
-        for leftover in buffer.glob(".*"):
-            leftover.unlink()
-        for episode in _episodes(buffer):
-            if episode.index >= done:
-                episode.path.unlink()
-    kept = len(list(buffer.glob("*.npz"))) if buffer.exists() else 0
-    if kept != done:
+def _resume(buffer: Path, explorer: RNDExplorer, sizes: Sizes) -> tuple[int, Hash]:
+    """Number of episodes the last saved state had seen, and a hash of them.
+
+    Later ones are removed, as they will be collected again.
+    """
+    done, expected = _restore(buffer, explorer)
+    remove_parts(buffer)
+    kept = []
+    for episode in _episodes(buffer):
+        if episode.index >= done:
+            episode.path.unlink()
+        else:
+            kept.append(episode)
+    found = hashlib.sha256(_lines(look_at(kept, sizes), kept))
+    if len(kept) != done:
         raise OtherDataError(
-            f"{path} has learned from {done} episodes but {buffer} holds {kept} of them: put the others back or "
+            f"{buffer.parent / CHECKPOINT} has learned from {done} episodes but {buffer} holds {len(kept)} of them: "
+            f"put the others back or delete {buffer.parent}"
+        )
+    if expected is not None and expected != found.digest():
+        raise OtherDataError(
+            f"{buffer.parent / CHECKPOINT} has learned from other episodes than {buffer} holds: put them back or "
             f"delete {buffer.parent}"
         )
-    return done
+    return done, found
 
 
 def _episodes(buffer: Path) -> list[EpisodeFile]:
@@ -169,6 +196,62 @@ def _episodes(buffer: Path) -> list[EpisodeFile]:
     return list_episodes(out, domain, collector) if any(buffer.glob("*.npz")) else []
 
 
-def _save(buffer: Path, explorer: RNDExplorer, episodes: int) -> None:
-    state = {"episodes": episodes, "agent": explorer.state()}
-    write_atomically(buffer.parent / CHECKPOINT, lambda file: torch.save(state, file))
+def _lines(found: Sequence[Checksums], episodes: Sequence[EpisodeFile]) -> bytes:
+    """What is hashed of the episodes: names and checksums of what the agent learns from."""
+    parts = (f"{e.path.name} {checksums['observation']} {checksums['action']}" for e, checksums in zip(episodes, found))
+    return "".join(f"{part}\n" for part in parts).encode()
+
+
+def _save(buffer: Path, explorer: RNDExplorer, episodes: int, learned_from: Hash) -> None:
+    state = explorer.state() | {"episodes": torch.tensor(episodes), "learned_from": _bytes(learned_from)}
+    save_tensors(buffer.parent / CHECKPOINT, state | {"sha256": _bytes(_hash_of(state))})
+    (buffer.parent / FORMER_CHECKPOINT).unlink(missing_ok=True)
+
+
+def _restore(buffer: Path, explorer: RNDExplorer) -> tuple[int, bytes | None]:
+    """Put the last saved state into ``explorer``; how many episodes it has seen and their hash, where it has one."""
+    path, former = buffer.parent / CHECKPOINT, buffer.parent / FORMER_CHECKPOINT
+    if path.exists():
+        state = load_tensors(path)
+        sha256 = state.pop("sha256", None)
+        if sha256 is None or not torch.equal(sha256, _bytes(_hash_of(state))):
+            raise CheckpointError(f"{path} is damaged: its checksum is another; {_remedy(buffer)}")
+        episodes, learned_from = int(state.pop("episodes")), bytes(state.pop("learned_from").tolist())
+    elif former.exists():
+        episodes, state = _former_state(former, explorer, buffer)
+        learned_from = None
+    else:
+        return 0, None
+    try:
+        explorer.restore(state, path if path.exists() else former)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {_remedy(buffer)}") from None
+    if path.exists():
+        former.unlink(missing_ok=True)  # of a kill between the first of the one and the end of the other
+    return episodes, learned_from
+
+
+def _former_state(path: Path, explorer: RNDExplorer, buffer: Path) -> tuple[int, dict[str, Tensor]]:
+    content = read_bytes(path, MOST_BYTES)
+    try:
+        saved = torch.load(io.BytesIO(content), weights_only=True)
+        return int(saved["episodes"]), explorer.former_state(saved["agent"])
+    except Exception as error:  # whatever torch raises for what is none of its files, and we for what is in it
+        why = one_line(error)[:100]
+        raise CheckpointError(f"{path} is no readable state of a collection ({why}); {_remedy(buffer)}") from None
+
+
+def _remedy(buffer: Path) -> str:
+    return f"put a copy of it back, or delete {buffer.parent} to collect anew"
+
+
+def _hash_of(state: Mapping[str, Tensor]) -> Hash:
+    found = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found
+
+
+def _bytes(found: Hash) -> Tensor:
+    return torch.tensor(list(found.digest()), dtype=torch.uint8)

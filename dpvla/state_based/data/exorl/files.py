@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvla.files import write_atomically
+from dpvla.files import FileError, write_atomically
+from dpvla.state_based.data.npz import Column, Npz, check_columns, open_npz, read_column
+from dpvla.state_based.data.transitions import ACTION_TOLERANCE, STATE_LIMIT
 
 DEFAULT_FOLDER = Path("data/exorl")
 URL = "https://dl.fbaipublicfiles.com/exorl"
-_NAME = re.compile(r".*_(?P<index>\d+)_(?P<length>\d+)\.npz")
+USED = ("observation", "action", "physics")
+"""Arrays that an episode must have; the others are checked where there are some."""
+_NAME = re.compile(r".*_(?P<index>\d{1,12})_(?P<length>\d{1,12})\.npz")
 
 
 @dataclass(frozen=True)
@@ -68,62 +70,73 @@ def list_episodes(folder: Path | str, domain: str, collector: str) -> list[Episo
         if match is None:
             raise ValueError(f"{path}: expected a name like episode_000000_1000.npz (index, transitions)")
         episodes.append(EpisodeFile(path, int(match["index"]), int(match["length"])))
+        if episodes[-1].length == 0:
+            raise FileError(f"{path}: an episode without a transition, by its name; delete it or get it again")
     return episodes
 
 
-def read_episode(episode: EpisodeFile, sizes: Sizes, keys: Iterable[str]) -> dict[str, NDArray[Any]]:
+def check_episode(file: Npz, episode: EpisodeFile, sizes: Sizes) -> None:
+    """Raise FileError where a file lacks an array, or by its arrays' headers is no episode of this environment."""
+    if lacking := [key for key in USED if key not in file.arrays]:
+        raise FileError(f"{episode.path} lacks {', '.join(lacking)}: not ExORL's format")
+    check_columns(file, _columns(sizes), episode.length + 1)
+
+
+def read_episode(
+    episode: EpisodeFile, sizes: Sizes, keys: Iterable[str], also: Iterable[str] = ()
+) -> dict[str, NDArray[Any]]:
     """Arrays of one file, checked against the environment's sizes.
 
+    Args:
+        also: arrays that are looked at where there are some, and not given.
+
     Raises:
-        ValueError: corrupt file, missing array, wrong number of rows or wrong sizes; names the file.
+        FileError: corrupt file, missing array, wrong number of rows, wrong sizes, or numbers that cannot be right;
+            names the file.
     """
-    path = episode.path
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            lacking = [key for key in keys if key not in file.files]
-            if lacking:
-                raise ValueError(f"it lacks {', '.join(lacking)}")
-            arrays = {key: file[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(_unreadable(path, str(error))) from error
-    expected = {"observation": sizes.observation, "action": sizes.action, "physics": sizes.physics}
-    for key, rows in arrays.items():
-        if len(rows) != episode.length + 1:
-            raise ValueError(f"{path}: {key} has {len(rows)} rows, its name promises {episode.length} + 1")
-        if key in expected and rows.shape[1:] != (expected[key],):
-            raise ValueError(
-                f"{path}: {key} rows have shape {rows.shape[1:]}, the environment of this domain gives "
-                f"({expected[key]},): another domain's file, or data recorded from another version of the model"
-            )
-        if not np.isfinite(rows).all():
-            raise ValueError(f"{path}: {key} holds NaN or infinity")
-    return arrays
+    columns = _columns(sizes)
+    with open_npz(episode.path) as file:
+        check_episode(file, episode, sizes)
+        for key in file.arrays.keys() & {*also}:
+            read_column(file, key, columns[key])
+        return {key: read_column(file, key, columns[key]) for key in keys}
 
 
-def write_episode(buffer: Path, index: int, arrays: dict[str, NDArray[Any]]) -> Path:
+def _columns(sizes: Sizes) -> dict[str, Column]:
+    return {
+        "observation": Column((sizes.observation,), STATE_LIMIT),
+        "action": Column((sizes.action,), ACTION_TOLERANCE),
+        "physics": Column((sizes.physics,), STATE_LIMIT),
+        "reward": Column((1,), STATE_LIMIT, or_shape=()),
+        "discount": Column((1,), 1.0, or_shape=()),
+    }
+
+
+def write_episode(buffer: Path, index: int, arrays: dict[str, NDArray[Any]]) -> EpisodeFile:
     """Write one episode in the official layout."""
-    path = buffer / f"episode_{index:06d}_{len(arrays['action']) - 1}.npz"
-    return write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+    length = len(arrays["action"]) - 1
+    path = buffer / f"episode_{index:06d}_{length}.npz"
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+    return EpisodeFile(path, index, length)
 
 
-def fingerprint(episodes: list[EpisodeFile], arrays: Sequence[str] = ("physics",)) -> str:
-    """Hash over names and the checksums of ``arrays`` (rewards follow from physics) in the files; reads none of them.
+Checksums = Mapping[str, str]
+"""Of a file's arrays, by name."""
 
-    Raises:
-        ValueError: a file is corrupt; names it.
-    """
-    digest = hashlib.sha256()
+
+def look_at(episodes: Sequence[EpisodeFile], sizes: Sizes) -> list[Checksums]:
+    """Check every file by its arrays' headers, without reading its numbers; raises as `read_episode`."""
+    found: list[Checksums] = []
     for episode in episodes:
-        try:
-            with zipfile.ZipFile(episode.path) as archive:
-                found = {item.filename.removesuffix(".npy"): item.CRC for item in archive.infolist()}
-        except zipfile.BadZipFile as error:
-            raise ValueError(_unreadable(episode.path, str(error))) from error
-        if lacking := [name for name in arrays if name not in found]:
-            raise ValueError(_unreadable(episode.path, f"it lacks {', '.join(lacking)}"))
-        digest.update(" ".join([episode.path.name, *(f"{found[name]:08x}" for name in arrays)]).encode() + b"\n")
+        with open_npz(episode.path) as file:
+            check_episode(file, episode, sizes)
+            found.append({name: header.checksum for name, header in file.arrays.items()})
+    return found
+
+
+def fingerprint(episodes: Sequence[EpisodeFile], found: Sequence[Checksums], arrays: Sequence[str]) -> str:
+    """Hash over the files' names and what `look_at` found of ``arrays``."""
+    digest = hashlib.sha256()
+    for episode, checksums in zip(episodes, found, strict=True):
+        digest.update(" ".join([episode.path.name, *(checksums[name] for name in arrays)]).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _unreadable(path: Path, why: str) -> str:
-    return f"{path} is not a readable ExORL episode ({why}); delete it or get it again"

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.parallel import available_cores
-from dpvla.state_based.data.exorl.files import DEFAULT_FOLDER, buffer_folder, fingerprint, list_episodes, read_episode
+from dpvla.schema import read_as
+from dpvla.state_based.data.exorl.files import (
+    DEFAULT_FOLDER,
+    USED,
+    buffer_folder,
+    fingerprint,
+    list_episodes,
+    look_at,
+    read_episode,
+)
 from dpvla.state_based.data.exorl.rewards import cached_rewards, sizes_of
 from dpvla.state_based.data.offline_data import OfflineData, episodes_needed
 from dpvla.state_based.data.transitions import Transitions
@@ -48,6 +56,7 @@ def load_exorl(
     episodes = episodes[: episodes_needed([episode.length for episode in episodes], max_transitions)]
     workers = workers or available_cores()
     sizes = sizes_of(ControlEnvironment(name))
+    found = look_at(episodes, sizes)  # before memory is asked for
     rows = sum(episode.length for episode in episodes)
     arrays: dict[str, NDArray[Any]] = {
         "observations": np.empty((rows, sizes.observation), np.float32),
@@ -59,7 +68,7 @@ def load_exorl(
     starts = np.concatenate([[0], np.cumsum([episode.length for episode in episodes])])
 
     def fill(number: int) -> None:
-        read = read_episode(episodes[number], sizes, ["observation", "action"])
+        read = read_episode(episodes[number], sizes, ["observation", "action"], also=("reward", "discount"))
         here = slice(starts[number], starts[number + 1])
         arrays["observations"][here] = read["observation"][:-1]
         arrays["next_observations"][here] = read["observation"][1:]
@@ -69,22 +78,35 @@ def load_exorl(
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(fill, range(len(episodes))))
     root = buffer_folder(folder, domain, collector).parent
-    arrays["rewards"] = cached_rewards(name, episodes, root / "rewards", workers, progress)
+    physics = fingerprint(episodes, found, ("physics",))
+    arrays["rewards"] = cached_rewards(name, episodes, physics, root / "rewards", workers, progress)
     about: dict[str, Any] = {
         "benchmark": "ExORL",
         "dataset": f"{domain}/{collector}",
         "episodes": len(episodes),
         "rows_used": {"train": rows},
-        "files": fingerprint(episodes),
-        "contents": fingerprint(episodes, ("observation", "action", "physics")),
+        "files": physics,
+        "contents": fingerprint(episodes, found, USED),
         "packages": packages,
         **_origin(root / COLLECTION),
     }
     return OfflineData(Transitions.from_arrays(arrays), None, about)
 
 
+class Collection(TypedDict):
+    """What ``collection.json`` holds."""
+
+    origin: str
+    settings: dict[str, Any]
+
+
+def read_collection(path: Path) -> Collection:
+    """A buffer's ``collection.json``; FileError names a key that is missing or wrong."""
+    return read_as(path, Collection)
+
+
 def _origin(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"origin": "unknown (local files; no collection.json, as with the official ones)"}
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = read_collection(path)
     return {"origin": known["origin"], "collected_with": known["settings"]}

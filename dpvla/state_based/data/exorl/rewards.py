@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dpvla.files import write_atomically
+from dpvla.files import FileError, write_atomically
 from dpvla.parallel import run_jobs
-from dpvla.state_based.data.exorl.files import EpisodeFile, Sizes, fingerprint, read_episode
+from dpvla.state_based.data.exorl.files import EpisodeFile, Sizes, read_episode
+from dpvla.state_based.data.npz import Column, check_columns, open_npz, read_column
+from dpvla.state_based.data.transitions import STATE_LIMIT
 from dpvla.state_based.environments.control_suite import ControlEnvironment, versions
 from dpvla.state_based.environments.headless import load
 
@@ -47,16 +47,19 @@ def rewards_of(env: Any, physics: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def cached_rewards(
-    name: str, episodes: list[EpisodeFile], cache: Path, workers: int, progress: bool = True
+    name: str, episodes: list[EpisodeFile], physics: str, cache: Path, workers: int, progress: bool = True
 ) -> NDArray[np.float32]:
     """Rewards of all transitions of ``episodes``, one after the other; from ``cache`` when it holds these files'.
 
     Transition i's reward is that of the state it leads to. A cache file is named after the task and a hash of the
     files' checksums and the versions of dm_control and MuJoCo, so it is used for exactly what it was made from.
+
+    Args:
+        physics: fingerprint of the files' physics states.
     """
-    used = [f"relabelling {RELABELLING}", fingerprint(episodes), *(f"{k} {v}" for k, v in versions().items())]
+    used = [f"relabelling {RELABELLING}", physics, *(f"{k} {v}" for k, v in versions().items())]
     path = cache / f"{name}-{hashlib.sha256(' '.join(used).encode()).hexdigest()[:16]}.npz"
-    rewards = _read_cache(path)
+    rewards = _read_cache(path, sum(episode.length for episode in episodes))
     if rewards is not None:
         return rewards
     chunks = [episodes[start : start + _CHUNK] for start in range(0, len(episodes), _CHUNK)]
@@ -75,13 +78,15 @@ def sizes_of(env: ControlEnvironment) -> Sizes:
     return Sizes(env.observation_size, env.action_size, env.physics_size)
 
 
-def _read_cache(path: Path) -> NDArray[np.float32] | None:
+def _read_cache(path: Path, rows: int) -> NDArray[np.float32] | None:
     if not path.exists():
         return None
+    column = Column((), STATE_LIMIT)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["rewards"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        with open_npz(path) as file:
+            check_columns(file, {"rewards": column}, rows)
+            return read_column(file, "rewards", column) if "rewards" in file.arrays else None
+    except FileError:
         return None  # a damaged cache is made again
 
 

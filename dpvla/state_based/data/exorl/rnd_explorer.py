@@ -7,10 +7,15 @@ the reward, so the actor is drawn to what is new.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dpvla.tensors import CheckpointError, not_finite, require_same
+from dpvla.training.checkpoint import load_optimizer, optimizer_tensors
 
 LEARNING_RATE = 1e-4
 DISCOUNT = 0.99
@@ -72,21 +77,55 @@ class RNDExplorer(nn.Module):
                 slow.lerp_(fast, TARGET_RATE)
         return float(reward.mean())
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Tensor]:
         """All that `restore` needs."""
-        return {
-            "networks": self.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "generator": self.generator.get_state(),
+        moments = {
+            f"adam.{part}.{label}": tensor
+            for part, optimizer in self.optimizers.items()
+            for label, tensor in optimizer_tensors(optimizer, self._names(part)).items()
         }
+        networks = {f"networks.{name}": tensor for name, tensor in self.state_dict().items()}
+        return networks | moments | {"generator": self.generator.get_state()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
-        names = {name: name.replace("normalise.", "normalize.") for name in state["networks"]}  # as it was spelled once
-        self.load_state_dict({names[name]: value for name, value in state["networks"].items()})
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.generator.set_state(state["generator"])
+    def restore(self, state: Mapping[str, Tensor], where: Path) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            CheckpointError: it is of another agent or damaged; begins with ``where``.
+        """
+        require_same(self._expected(state), state, where)
+        if bad := not_finite(state):
+            raise CheckpointError(f"{where}: {bad[0]} holds NaN or infinity")
+        self.load_state_dict(_below("networks.", state))
+        for part, optimizer in self.optimizers.items():
+            load_optimizer(optimizer, self._names(part), _below(f"adam.{part}.", state))
+        try:
+            self.generator.set_state(state["generator"])
+        except RuntimeError as error:
+            raise CheckpointError(f"{where}: generator is no state of random numbers: {error!s:.100}") from None
+
+    def _expected(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a state holds: Adam's moments of all its parameters, or of none before the first update."""
+        expected = {f"networks.{name}": tensor for name, tensor in self.state_dict().items()}
+        if any(name.startswith("adam.") for name in state):
+            for part in self.optimizers:
+                for name, parameter in getattr(self, part).named_parameters():
+                    label = f"adam.{part}.{name}"
+                    moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+                    expected |= {f"{label}|{key}": tensor for key, tensor in moments.items()}
+        return expected | {"generator": self.generator.get_state()}
+
+    def _names(self, part: str) -> list[str]:
+        return [name for name, _ in getattr(self, part).named_parameters()]
+
+    def former_state(self, saved: Any) -> dict[str, Tensor]:
+        """A `state` as version 0.1.0 kept it, in nested dicts; whatever error there is where it is none."""
+        state = {f"networks.{name.replace('normalise.', 'normalize.')}": t for name, t in saved["networks"].items()}
+        for part, own in saved["optimizers"].items():
+            names = self._names(part)
+            for index, moments in own["state"].items():
+                state |= {f"adam.{part}.{names[index]}|{key}": torch.as_tensor(t) for key, t in moments.items()}
+        return state | {"generator": saved["generator"]}
 
     def _novelty(self, observations: Tensor) -> Tensor:
         """Prediction error (row,)."""
@@ -117,6 +156,10 @@ class RNDExplorer(nn.Module):
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
             parameter.grad = gradient
         optimizer.step()
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _trunk_and_head(inputs: int, outputs: int, hidden: int) -> nn.Sequential:

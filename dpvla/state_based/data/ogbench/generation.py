@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +12,21 @@ from tqdm import tqdm
 
 from dpvla import provenance
 from dpvla.config import Count, Whole, check
-from dpvla.files import LOCK, check_folder, one_writer, write_atomically, write_json
+from dpvla.files import check_folder, read_json, remove_parts, write_atomically, write_json
 from dpvla.parallel import available_cores, run_jobs
-from dpvla.state_based.data.local_data import ORIGIN, OtherDataError, refuse_other
-from dpvla.state_based.data.ogbench.episodes import SOURCES, Rows, make_episode
+from dpvla.schema import checked
+from dpvla.state_based.data.local_data import (
+    ORIGIN,
+    Counts,
+    OtherDataError,
+    Sidecar,
+    read_sidecar,
+    refuse_other,
+    refuse_replaced,
+    workshop,
+)
+from dpvla.state_based.data.npz import fingerprint, read_npz
+from dpvla.state_based.data.ogbench.episodes import SOURCES, make_episode
 from dpvla.state_based.environments.ogbench import versions
 
 GENERATOR = 1
@@ -70,7 +78,7 @@ class OGBenchGeneration:
         }
 
 
-def generate(config: OGBenchGeneration) -> dict[str, Any]:
+def generate(config: OGBenchGeneration) -> Sidecar:
     """Make the data set, or what is missing of it; returns the content of its sidecar ``<env>-v0.json``.
 
     Raises:
@@ -82,17 +90,25 @@ def generate(config: OGBenchGeneration) -> dict[str, Any]:
     check_folder(config.out)
     out, shards = Path(config.out), _shards_folder(config, Path(config.out))
     about = _finished(config, out)
-    if about is not None and about["episodes"] == config.counts and not _left_over(config, shards):
+    if (
+        about is not None
+        and about["episodes"] == config.counts
+        and about["files"] == _prints(config, out)
+        and not _left_over(config, shards)
+    ):
         return about
-    with one_writer(shards):
+    with workshop(shards):
+        for name in _names(config):
+            remove_parts(out, name)
         about = _finished(config, out)  # again: now nobody else can change it
+        if about is not None:
+            refuse_replaced(sidecar_path(out, f"{config.env}-v0"), about, _prints(config, out))
         if about is None or about["episodes"] != config.counts:
             about = _made(config, out, shards, about)
-        shutil.rmtree(shards)  # the lock goes with it, so this comes last
     return about
 
 
-def _made(config: OGBenchGeneration, out: Path, shards: Path, about: dict[str, Any] | None) -> dict[str, Any]:
+def _made(config: OGBenchGeneration, out: Path, shards: Path, about: Sidecar | None) -> Sidecar:
     """Make the data set in ``shards``, with the episodes of a finished one of another size that ``about`` describes."""
     _open_shards(config, shards)
     if about is not None:
@@ -107,7 +123,7 @@ def _made(config: OGBenchGeneration, out: Path, shards: Path, about: dict[str, A
     with tqdm(total=total, initial=total - len(jobs), desc=config.env, unit="episode", disable=config.quiet) as bar:
         for _ in run_jobs(write_shard, jobs, config.workers):
             bar.update()
-    about = {
+    made: dict[str, Any] = {
         "origin": ORIGIN,
         "note": "made with the package's scripted oracles and the official scripts' settings; not the official data",
         **config.identity(),
@@ -121,9 +137,9 @@ def _made(config: OGBenchGeneration, out: Path, shards: Path, about: dict[str, A
     for part in PARTS:
         path = data_path(out, f"{config.env}-v0", part)
         _write_data(path, [shards / _shard_name(part, index) for index in range(config.counts[part])])
-        about["files"][path.name] = fingerprint(path)
-    write_json(sidecar_path(out, f"{config.env}-v0"), about)
-    return about
+        made["files"][path.name] = fingerprint(path)
+    write_json(sidecar_path(out, f"{config.env}-v0"), made)
+    return cast(Sidecar, made)
 
 
 def data_path(folder: Path, stem: str, part: str) -> Path:
@@ -136,12 +152,6 @@ def sidecar_path(folder: Path, stem: str) -> Path:
     return folder / f"{stem}.json"
 
 
-def fingerprint(path: Path) -> str:
-    """Checksums of the arrays in an npz file, from its directory: tells contents apart without reading them."""
-    with zipfile.ZipFile(path) as archive:
-        return " ".join(f"{item.filename.removesuffix('.npy')}:{item.CRC:08x}" for item in archive.infolist())
-
-
 def write_shard(env: str, rows: int, seed: int, part: str, index: int, path: Path) -> None:
     """Make one episode and write it; its seed depends on the data set's seed, the part and the index alone."""
     own_seed = np.random.SeedSequence((seed, PARTS.index(part), index)).generate_state(1)[0]
@@ -149,20 +159,37 @@ def write_shard(env: str, rows: int, seed: int, part: str, index: int, path: Pat
     write_atomically(path, lambda file: np.savez(file, **episode))  # type: ignore[arg-type]
 
 
-def _finished(config: OGBenchGeneration, out: Path) -> dict[str, Any] | None:
+def _finished(config: OGBenchGeneration, out: Path) -> Sidecar | None:
     """The sidecar of a complete data set with the same identity; None when there is no data set."""
-    stem, identity = f"{config.env}-v0", config.identity()
-    sidecar = sidecar_path(out, stem)
-    if sidecar.exists():
-        about = json.loads(sidecar.read_text(encoding="utf-8"))
-        refuse_other(identity, about, sidecar)
-        return about if all(data_path(out, stem, part).exists() for part in PARTS) else None
-    found = [path for part in PARTS if (path := data_path(out, stem, part)).exists()]
+    stem = f"{config.env}-v0"
+    sidecar, files = sidecar_path(out, stem), [data_path(out, stem, part) for part in PARTS]
+    about, found = read_sidecar(sidecar), [path for path in files if path.exists()]
+    if about is not None:
+        refuse_other(config.identity(), about, sidecar)
+        checked(about, _Made, str(sidecar))
+        return about if found == files else None
     if found and not (_shards_folder(config, out) / "settings.json").exists():
         raise OtherDataError(
             f"{found[0]} was not made by this tool (no {sidecar.name} beside it): choose another --out"
         )
     return None
+
+
+class _Made(TypedDict):
+    """What a sidecar of data that was made here has beyond what every one has."""
+
+    episodes: Counts
+    rows: Counts
+
+
+def _names(config: OGBenchGeneration) -> list[str]:
+    stem = f"{config.env}-v0"
+    return [sidecar_path(Path(), stem).name, *(data_path(Path(), stem, part).name for part in PARTS)]
+
+
+def _prints(config: OGBenchGeneration, out: Path) -> dict[str, str]:
+    paths = [data_path(out, f"{config.env}-v0", part) for part in PARTS]
+    return {path.name: fingerprint(path) for path in paths}
 
 
 def _left_over(config: OGBenchGeneration, shards: Path) -> bool:
@@ -182,20 +209,20 @@ def _shard_name(part: str, index: int) -> str:
 def _open_shards(config: OGBenchGeneration, shards: Path) -> None:
     settings = shards / "settings.json"
     if settings.exists():
-        refuse_other(config.identity(), json.loads(settings.read_text(encoding="utf-8")), settings)
-        for leftover in shards.glob(".*"):  # temporary files of a killed run
-            if leftover.name != LOCK:
-                leftover.unlink()
+        refuse_other(config.identity(), read_json(settings), settings)
     else:
+        for left in shards.glob("*.npz"):  # of what, nothing tells
+            left.unlink()
         write_json(settings, config.identity())
 
 
-def _split(config: OGBenchGeneration, out: Path, about: dict[str, Any], shards: Path) -> None:
+def _split(config: OGBenchGeneration, out: Path, about: Sidecar, shards: Path) -> None:
     """Turn a finished data set of another size back into shards, so that its episodes are not made again."""
-    for part in PARTS:
-        with np.load(data_path(out, f"{config.env}-v0", part), allow_pickle=False) as file:
-            data = {key: file[key] for key in file.files}
-        for index in range(min(about["episodes"][part], config.counts[part])):
+    paths = {part: data_path(out, f"{config.env}-v0", part) for part in PARTS}
+    counts, wanted = dict[str, Any](about["episodes"]), config.counts
+    for part, path in paths.items():
+        data = read_npz(path)
+        for index in range(min(counts[part], wanted[part])):
             episode = {key: rows[index * config.rows : (index + 1) * config.rows] for key, rows in data.items()}
             write_atomically(shards / _shard_name(part, index), lambda file, e=episode: np.savez(file, **e))  # type: ignore[misc]
 
@@ -203,12 +230,7 @@ def _split(config: OGBenchGeneration, out: Path, about: dict[str, Any], shards: 
 def _write_data(path: Path, shards: list[Path]) -> None:
     data: dict[str, list[NDArray[Any]]] = {}
     for shard in shards:
-        for key, rows in _read_shard(shard).items():
+        for key, rows in read_npz(shard).items():
             data.setdefault(key, []).append(rows)
     joined = {key: np.concatenate(rows) for key, rows in data.items()}
     write_atomically(path, lambda file: np.savez_compressed(file, **joined))  # type: ignore[arg-type]
-
-
-def _read_shard(path: Path) -> Rows:
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}

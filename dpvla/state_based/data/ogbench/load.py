@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvla.files import write_json
+from dpvla.files import FileError, write_json
+from dpvla.state_based.data.local_data import read_sidecar, refuse_replaced
+from dpvla.state_based.data.npz import Column, check_columns, fingerprint, open_npz, read_column
 from dpvla.state_based.data.offline_data import OfflineData, episodes_needed
 from dpvla.state_based.data.ogbench.episodes import SOURCES
-from dpvla.state_based.data.ogbench.generation import PARTS, data_path, fingerprint, sidecar_path
-from dpvla.state_based.data.transitions import Transitions
+from dpvla.state_based.data.ogbench.generation import PARTS, data_path, sidecar_path
+from dpvla.state_based.data.transitions import ACTION_TOLERANCE, STATE_LIMIT, Transitions
 from dpvla.state_based.environments.headless import load
 from dpvla.state_based.environments.ogbench import (
+    OGBenchEnvironment,
     OGBenchName,
     parse_name,
     refuse_unknown,
@@ -30,9 +30,6 @@ from dpvla.state_based.environments.ogbench import (
 
 CONNECT_SECONDS = 20.0
 """Patience with a download that does not answer."""
-
-_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises for npz files that are cut off, damaged or hold pickles."""
 
 
 def load_ogbench(name: str, folder: Path | str | None = None, max_transitions: int | None = None) -> OfflineData:
@@ -46,27 +43,17 @@ def load_ogbench(name: str, folder: Path | str | None = None, max_transitions: i
         ValueError: unknown name, or a file that is corrupt or does not fit the environment.
         FileNotFoundError: no file and no download.
     """
-    ogbench = load("ogbench")
     parts = parse_name(name)
     refuse_unknown(parts)
     folder = Path(folder if folder is not None else load("ogbench.utils").DEFAULT_DATASET_DIR).expanduser()
     files = {part: data_path(folder, parts.dataset, part) for part in PARTS}
     _download_missing(parts, folder, list(files.values()))
     about = _origin(parts, folder, list(files.values()))
-    _refuse_broken(parts, list(files.values()))
-    try:
-        env, train, validation = ogbench.make_env_and_datasets(name, dataset_path=str(files["train"]))
-    except _UNREADABLE as error:
-        for path in files.values():
-            _refuse_unreadable(path)
-        raise ValueError(f"{files['train']}: ogbench cannot use it for {name}: {error}") from error
-    observation_size = env.observation_space.shape[0]
-    for path, arrays in zip(files.values(), (train, validation)):
-        if arrays["observations"].shape[1] != observation_size:
-            raise ValueError(
-                f"{path}: observations have {arrays['observations'].shape[1]} numbers, the environment of {name} "
-                f"gives {observation_size}: not this task's file"
-            )
+    environment = OGBenchEnvironment(name)
+    for path in files.values():
+        _check(path, environment)
+    env, load_them = environment.raw, load("ogbench").make_env_and_datasets
+    train, validation = load_them(name, dataset_path=str(files["train"]), dataset_only=True, cur_env=env)
     about |= {"packages": versions(), "success_timing": success_timing(env)}
     train = _first_episodes(train, max_transitions)
     about["rows_used"] = {"train": len(train["rewards"]), "val": len(validation["rewards"])}
@@ -113,58 +100,45 @@ def _network_patience() -> Iterator[None]:
 def _origin(name: OGBenchName, folder: Path, files: list[Path]) -> dict[str, Any]:
     """What is known about the files, checked against them."""
     about: dict[str, Any] = {"benchmark": "OGBench", "dataset": name.dataset}
-    try:
-        prints = {path.name: fingerprint(path) for path in files}
-    except zipfile.BadZipFile:
-        for path in files:
-            _refuse_unreadable(path)
-        raise
+    prints = {path.name: fingerprint(path) for path in files}
     sidecar = sidecar_path(folder, name.dataset)
-    if not sidecar.exists():
+    known = read_sidecar(sidecar)
+    if known is None:
         return {**about, "origin": "unknown (local file)", "files": prints}
-    known = json.loads(sidecar.read_text(encoding="utf-8"))
-    for file, found in prints.items():
-        if known["files"].get(file) != found:
-            raise ValueError(
-                f"{folder / file} is not the file that {sidecar} describes; delete the sidecar if you replaced the "
-                "file on purpose, or make the data again"
-            )
-    made = {key: known[key] for key in ("seed", "generator", "episodes", "rows_per_episode") if key in known}
+    refuse_replaced(sidecar, known, prints)
+    made: dict[str, Any] = {
+        key: known[key] for key in ("seed", "generator", "episodes", "rows_per_episode") if key in known
+    }  # type: ignore[literal-required]
     if "packages" in known:
         made["made_with"] = known["packages"]
     return {**about, "origin": known["origin"], "files": prints, **made}
 
 
-def _refuse_broken(name: OGBenchName, files: list[Path]) -> None:
-    needed = ["observations", "actions", "terminals", "qpos"]
-    if name.world.startswith(("scene", "puzzle")):
-        needed.append("button_states")
-    for path in files:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                lacking = [key for key in needed if key not in file.files]
-                terminals = file["terminals"] if "terminals" in file.files else None
-        except _UNREADABLE as error:
-            raise ValueError(_broken(path)) from error
-        if lacking or terminals is None:
-            raise ValueError(
-                f"{path} lacks {', '.join(lacking)}, which rewards are computed from: not OGBench's format"
-            )
-        if not len(terminals) or not terminals[-1]:
-            raise ValueError(f"{path}: the last row does not end an episode (terminals): the file is incomplete")
-
-
-def _refuse_unreadable(path: Path) -> None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
-                file[key]
-    except _UNREADABLE as error:
-        raise ValueError(_broken(path)) from error
-
-
-def _broken(path: Path) -> str:
-    return f"{path} is not a readable npz file (cut off?): delete it to download or make it again"
+def _check(path: Path, environment: OGBenchEnvironment) -> None:
+    """Raise FileError where a file is no recording of this environment, or holds what cannot be right."""
+    states = environment.state_shapes()
+    columns = {
+        "observations": Column((environment.observation_size,), STATE_LIMIT),
+        "actions": Column((environment.action_size,), ACTION_TOLERANCE),
+        "terminals": Column((), 1.0, kinds="biuf", flags=True),
+        **{name: Column(shape, STATE_LIMIT) for name, shape in states.items()},
+    }
+    if "button_states" in states:
+        columns["button_states"] = Column(states["button_states"], 1.0, kinds="biu", flags=True)
+    with open_npz(path) as file:
+        lacking = [name for name in columns if name not in file.arrays and name != "qvel"]  # no reward looks at speeds
+        if lacking:
+            raise FileError(f"{path} lacks {', '.join(lacking)}: not OGBench's format")
+        check_columns(file, columns)
+        for name in columns.keys() & file.arrays.keys() - {"terminals"}:
+            read_column(file, name, columns[name])
+        ends = np.flatnonzero(read_column(file, "terminals", columns["terminals"]))
+        rows = file.arrays["terminals"].shape[0]
+    if not len(ends) or ends[-1] != rows - 1:
+        raise FileError(f"{path}: the last row does not end an episode (terminals): the file is incomplete")
+    short = ends[np.diff(ends, prepend=-1) < 2]
+    if len(short):
+        raise FileError(f"{path}: terminals[{short[0]}] ends an episode of one row, in which nothing happens")
 
 
 def _first_episodes(arrays: dict[str, NDArray[Any]], max_transitions: int | None) -> dict[str, NDArray[Any]]:

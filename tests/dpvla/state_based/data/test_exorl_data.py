@@ -191,10 +191,16 @@ def test_missing_data_is_explained(tmp_path: Path) -> None:
     "change, message",
     [
         ({"physics": None}, "lacks physics"),
-        ({"physics": np.full((LENGTH + 1, 18), np.nan)}, "physics holds NaN"),
+        (
+            {"physics": np.full((LENGTH + 1, 18), np.nan)},
+            r"physics\[0, 0\] is nan, and 449 more are wrong",
+        ),
         ({"observation": np.zeros((LENGTH + 1, 17), np.float32)}, r"observation rows have shape \(17,\).* \(24,\)"),
-        ({"action": np.zeros((LENGTH, 6), np.float32)}, "action has 24 rows, its name promises 24"),
-        ({"action": np.array([{}] * (LENGTH + 1), object)}, "not a readable ExORL episode"),
+        ({"action": np.zeros((LENGTH, 6), np.float32)}, "action has 24 rows, where 25 belong"),
+        (
+            {"action": np.array([{}] * (LENGTH + 1), object)},
+            "not a readable npz file .action: .* no plain numbers",
+        ),
     ],
 )
 def test_unusable_episodes_are_named(copy: Path, change: dict[str, Any], message: str) -> None:
@@ -209,7 +215,7 @@ def test_unusable_episodes_are_named(copy: Path, change: dict[str, Any], message
 def test_a_cut_off_episode_is_named(copy: Path) -> None:
     path = _files(copy)[2]
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match=f"{path} is not a readable ExORL episode"):
+    with pytest.raises(ValueError, match=f"{path} is not a readable npz file"):
         _load(copy)
 
 

@@ -194,7 +194,10 @@ def test_unusable_files_are_named(copy: Path, maze: Path) -> None:
     for changed, message in (
         ({"qpos": None}, "lacks qpos"),
         ({"terminals": np.zeros(4 * ROWS, bool)}, "last row does not end an episode"),
-        ({"observations": np.zeros((4 * ROWS, 3), np.float32)}, "observations have 3 numbers, the environment .* 2"),
+        (
+            {"observations": np.zeros((4 * ROWS, 3), np.float32)},
+            "observations rows have shape \\(3,\\), this environment gives \\(2,\\)",
+        ),
         ({"observations": np.array([{}] * 4 * ROWS, object)}, "not a readable npz file"),
     ):
         np.savez(path, **{key: value for key, value in (arrays | changed).items() if value is not None})

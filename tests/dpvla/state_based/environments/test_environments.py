@@ -57,12 +57,12 @@ def test_the_time_limit_ends_an_episode_but_leaves_the_mask_at_one() -> None:
 def test_a_maze_ends_with_mask_zero_in_the_step_taken_at_the_goal() -> None:
     env = make_environment("pointmaze-medium-navigate-singletask-v0")
     env.reset(0)
-    maze = env._env.unwrapped  # type: ignore[attr-defined]
+    maze = env.raw.unwrapped  # type: ignore[attr-defined]
     before = env.step(np.zeros(2))
     assert (before.reward, before.mask, before.finished, before.success) == (-1, 1, False, 0)
     maze.set_xy(np.asarray(maze.cur_goal_xy))
     at_goal = env.step(np.zeros(2))
-    assert success_timing(env._env) == "pre", "of ogbench 1.2.0 and later"  # type: ignore[attr-defined]
+    assert success_timing(env.raw) == "pre", "of ogbench 1.2.0 and later"  # type: ignore[attr-defined]
     assert (at_goal.reward, at_goal.mask, at_goal.finished, at_goal.success) == (0, 0, True, 1)
 
 

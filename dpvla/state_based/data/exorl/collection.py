@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,9 @@ CHECKPOINT = "collector.safetensors"
 
 FORMER_CHECKPOINT = "collector.pt"
 """The same in version 0.1.0: a file of torch's own, without checksums."""
+
+OWN = {"episodes", "learned_from"}
+"""What a state holds beside the agent's."""
 
 MOST_BYTES = 2**30
 """Of such a file."""
@@ -213,9 +217,9 @@ def _restore(buffer: Path, explorer: RNDExplorer) -> tuple[int, bytes | None]:
     path, former = buffer.parent / CHECKPOINT, buffer.parent / FORMER_CHECKPOINT
     if path.exists():
         state = load_tensors(path)
-        sha256 = state.pop("sha256", None)
-        if sha256 is None or not torch.equal(sha256, _bytes(_hash_of(state))):
-            raise CheckpointError(f"{path} is damaged: its checksum is another; {_remedy(buffer)}")
+        sha256 = state.pop("sha256", torch.zeros(0))
+        if sha256.tolist() != [*_hash_of(state).digest()] or not state.keys() >= OWN:
+            raise CheckpointError(f"{path} is damaged, or of another tool: its checksum is another; {_remedy(buffer)}")
         episodes, learned_from = int(state.pop("episodes")), bytes(state.pop("learned_from").tolist())
     elif former.exists():
         episodes, state = _former_state(former, explorer, buffer)
@@ -234,7 +238,9 @@ def _restore(buffer: Path, explorer: RNDExplorer) -> tuple[int, bytes | None]:
 def _former_state(path: Path, explorer: RNDExplorer, buffer: Path) -> tuple[int, dict[str, Tensor]]:
     content = read_bytes(path, MOST_BYTES)
     try:
-        saved = torch.load(io.BytesIO(content), weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            saved = torch.load(io.BytesIO(content), weights_only=True)
         return int(saved["episodes"]), explorer.former_state(saved["agent"])
     except Exception as error:  # whatever torch raises for what is none of its files, and we for what is in it
         why = one_line(error)[:100]
@@ -249,7 +255,7 @@ def _hash_of(state: Mapping[str, Tensor]) -> Hash:
     found = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.contiguous().numpy().tobytes())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from dpvla.tensors import CheckpointError, not_finite, require_same
-from dpvla.training.checkpoint import load_optimizer, optimizer_tensors
 
 LEARNING_RATE = 1e-4
 DISCOUNT = 0.99
@@ -80,9 +79,10 @@ class RNDExplorer(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """All that `restore` needs."""
         moments = {
-            f"adam.{part}.{label}": tensor
+            f"adam.{part}.{name}|{key}": tensor
             for part, optimizer in self.optimizers.items()
-            for label, tensor in optimizer_tensors(optimizer, self._names(part)).items()
+            for name, parameter in getattr(self, part).named_parameters()
+            for key, tensor in optimizer.state.get(parameter, {}).items()
         }
         networks = {f"networks.{name}": tensor for name, tensor in self.state_dict().items()}
         return networks | moments | {"generator": self.generator.get_state()}
@@ -98,7 +98,11 @@ class RNDExplorer(nn.Module):
             raise CheckpointError(f"{where}: {bad[0]} holds NaN or infinity")
         self.load_state_dict(_below("networks.", state))
         for part, optimizer in self.optimizers.items():
-            load_optimizer(optimizer, self._names(part), _below(f"adam.{part}.", state))
+            moments: dict[int, dict[str, Tensor]] = {}
+            for index, (name, _) in enumerate(getattr(self, part).named_parameters()):
+                if own := _below(f"adam.{part}.{name}|", state):
+                    moments[index] = own
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         try:
             self.generator.set_state(state["generator"])
         except RuntimeError as error:
@@ -115,17 +119,17 @@ class RNDExplorer(nn.Module):
                     expected |= {f"{label}|{key}": tensor for key, tensor in moments.items()}
         return expected | {"generator": self.generator.get_state()}
 
-    def _names(self, part: str) -> list[str]:
-        return [name for name, _ in getattr(self, part).named_parameters()]
-
     def former_state(self, saved: Any) -> dict[str, Tensor]:
         """A `state` as version 0.1.0 kept it, in nested dicts; whatever error there is where it is none."""
-        state = {f"networks.{name.replace('normalise.', 'normalize.')}": t for name, t in saved["networks"].items()}
+        state = {
+            f"networks.{name.replace('normalise.', 'normalize.')}": torch.as_tensor(tensor)
+            for name, tensor in saved["networks"].items()
+        }
         for part, own in saved["optimizers"].items():
-            names = self._names(part)
+            names = [name for name, _ in getattr(self, part).named_parameters()]
             for index, moments in own["state"].items():
                 state |= {f"adam.{part}.{names[index]}|{key}": torch.as_tensor(t) for key, t in moments.items()}
-        return state | {"generator": saved["generator"]}
+        return state | {"generator": torch.as_tensor(saved["generator"])}
 
     def _novelty(self, observations: Tensor) -> Tensor:
         """Prediction error (row,)."""

@@ -12,17 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from dpvla.files import DirectoryInUseError
+from dpvla.files import DirectoryInUseError, FileError
 from dpvla.state_based.data.exorl import collection, rewards
 from dpvla.state_based.data.exorl.collection import collect_episodes
 from dpvla.state_based.data.exorl.collection_config import ExORLCollection
+from dpvla.state_based.data.exorl.files import EpisodeFile
 from dpvla.state_based.data.exorl.load import load_exorl
 from dpvla.state_based.data.exorl.rewards import rewards_of
 from dpvla.state_based.data.exorl.rnd_explorer import RNDExplorer
 from dpvla.state_based.data.load import load_data
 from dpvla.state_based.data.local_data import OtherDataError
+from dpvla.state_based.data.npz import read_npz
 from dpvla.state_based.data.transitions import ACTION_LIMIT
 from dpvla.state_based.environments.control_suite import ControlEnvironment
+from dpvla.tensors import CheckpointError, load_tensors
 from tests.other_process import locked_elsewhere
 from tools import collect_exorl
 
@@ -224,7 +227,7 @@ def test_a_killed_collection_goes_on_and_gives_the_same_bytes(
 ) -> None:
     write = collection.write_episode
 
-    def dies_in_the_fourth(buffer: Path, index: int, arrays: dict[str, np.ndarray]) -> Path:
+    def dies_in_the_fourth(buffer: Path, index: int, arrays: dict[str, np.ndarray]) -> EpisodeFile:
         path = write(buffer, index, arrays)
         if index == 3:
             raise KeyboardInterrupt  # before the state that has seen it is saved
@@ -300,3 +303,132 @@ def test_two_collections_at_once_are_one_writer(copy: Path) -> None:
         collect_episodes(_config(copy, episodes=6))
     assert {path.name: path.read_bytes() for path in _files(copy)} == before
     assert load_data("walker-run", copy).about["origin"] == "locally generated"
+
+
+def _former_state(folder: Path) -> dict[str, Any]:
+    """What version 0.1.0 would have saved instead of what ``folder`` holds."""
+    env = ControlEnvironment("walker-stand")
+    explorer = RNDExplorer(env.observation_size, env.action_size, SMALL["hidden"], seed=0)
+    path = folder / "walker/rnd/collector.safetensors"
+    state = load_tensors(path)
+    for name in ("sha256", "learned_from"):
+        state.pop(name)
+    episodes = int(state.pop("episodes"))
+    explorer.restore(state, path)
+    optimizers = {name: optimizer.state_dict() for name, optimizer in explorer.optimizers.items()}
+    networks = {name.replace("normalize.", "normalise."): tensor for name, tensor in explorer.state_dict().items()}
+    agent = {"networks": networks, "optimizers": optimizers, "generator": explorer.generator.get_state()}
+    return {"episodes": episodes, "agent": agent}
+
+
+def _as_before(folder: Path, saved: Any) -> Path:
+    """``folder`` with a state as version 0.1.0 saved it."""
+    former = folder / "walker/rnd/collector.pt"
+    (folder / "walker/rnd/collector.safetensors").unlink()
+    torch.save(saved, former)
+    return former
+
+
+def test_a_collection_of_an_earlier_version_goes_on_and_gives_the_same_bytes(copy: Path, tmp_path: Path) -> None:
+    former = _as_before(copy, _former_state(copy))
+    assert collect_episodes(_config(copy)) and former.exists(), "nothing to do"
+    collect_episodes(_config(copy, episodes=7))
+    assert not former.exists()
+    collect_episodes(_config(tmp_path / "whole", episodes=7))
+    assert _contents(copy) == _contents(tmp_path / "whole")
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in (folder / "walker/rnd").rglob("*") if path.is_file())
+    return {path.name: path.read_bytes() for path in files if path.name not in ("collection.json", ".lock")}
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda saved: [1, 2], "is no readable state"),
+        (lambda saved: {"agent": saved["agent"]}, "is no readable state"),
+        (lambda saved: saved | {"episodes": "many"}, "is no readable state"),
+        (lambda saved: saved | {"agent": {"networks": {}}}, "is no readable state"),
+        (lambda saved: saved | {"agent": saved["agent"] | {"networks": {}}}, "missing, first networks"),
+        (lambda saved: saved | {"agent": saved["agent"] | {"generator": torch.zeros(4)}}, "generator"),
+        (lambda saved: saved | {"agent": saved["agent"] | {"generator": 7}}, "generator"),
+        (lambda saved: saved["agent"]["networks"]["actor.0.weight"].fill_(torch.nan) is None or saved, "holds NaN"),
+    ],
+)
+def test_a_foreign_state_of_an_earlier_version_is_named(copy: Path, change: Any, reason: str) -> None:
+    former = _as_before(copy, change(_former_state(copy)))
+    with pytest.raises(CheckpointError, match=f"(?s)^{former}.*{reason}.*delete {former.parent} to collect anew$"):
+        collect_episodes(_config(copy, episodes=6))
+    assert len(_files(copy)) == 5
+
+
+def test_a_damaged_state_is_named(copy: Path) -> None:
+    path = copy / "walker/rnd/collector.safetensors"
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[-5] ^= 1
+    for damaged in (b"", content[:1000], bytes(flipped), content[:8] + b"[" + content[9:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=str(path)):
+            collect_episodes(_config(copy, episodes=6))
+    path.write_bytes(content)
+    former = path.with_name("collector.pt")
+    path.unlink()
+    for damaged in (b"", b"PK\x03\x04", b"\x80\x04N."):
+        former.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=f"^{former} is no readable state"):
+            collect_episodes(_config(copy, episodes=6))
+    assert len(_files(copy)) == 5
+
+
+def test_a_state_goes_with_the_episodes_it_has_learned_from(copy: Path) -> None:
+    first, second, *_ = _files(copy)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(OtherDataError, match="has learned from other episodes than"):
+        collect_episodes(_config(copy, episodes=6))
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ("{}", "origin: is missing"),
+        ('{"origin": 3, "settings": {}}', "origin: expected a text, found 3"),
+        ('{"origin": "official", "settings": null}', "settings: expected a mapping, found None"),
+        ("[]", "must hold a JSON object"),
+        ("[" * 100_000, "is not valid JSON: it is nested too deep"),
+    ],
+)
+def test_a_damaged_description_is_named(copy: Path, content: str, reason: str) -> None:
+    path = copy / "walker/rnd/collection.json"
+    path.write_text(content)
+    for use in (lambda: _load(copy), lambda: collect_episodes(_config(copy))):
+        with pytest.raises(FileError, match=f"^{path}:? {reason}"):
+            use()
+
+
+@pytest.mark.parametrize(
+    "key, value, reason",
+    [
+        ("action", np.inf, r"action\[3, 0\] is inf; expected at most ±1"),
+        ("action", -1.5, r"action\[3, 0\] is -1\.5"),
+        ("observation", 1e38, r"observation\[3, 0\] is 1e\+38"),
+        ("physics", 1e300, r"physics\[3, 0\] is 1e\+300"),
+        ("reward", np.nan, r"reward\[3, 0\] is nan"),
+        ("discount", 7, r"discount\[3, 0\] is 7"),
+    ],
+)
+def test_numbers_that_cannot_be_right_are_named(copy: Path, key: str, value: float, reason: str) -> None:
+    path = _files(copy)[3]
+    arrays = read_npz(path)
+    arrays[key][3, 0] = value
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(FileError, match=f"^{path}: {reason}"):
+        _load(copy)
+
+
+@pytest.mark.parametrize("name", ["episode_000001_0.npz", "episode_000001_99999999999.npz", "episode_000001_12.npz"])
+def test_lengths_that_are_not_so_are_named(copy: Path, name: str) -> None:
+    path = _files(copy)[1].rename(_files(copy)[1].with_name(name))
+    with pytest.raises(FileError, match=f"^{path}: (an episode without a transition|.* has 25 rows, where)"):
+        _load(copy)

@@ -60,13 +60,14 @@ def refuse_replaced(sidecar: Path, known: Sidecar, found: Mapping[str, str]) -> 
 @contextmanager
 def workshop(folder: Path) -> Iterator[Path]:
     """A folder that one process at a time makes something in, and that is gone when it is done without an error."""
-    with one_writer(folder):
-        yield folder
-        for path in folder.iterdir():
-            if path.name != LOCK:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (folder / LOCK).unlink()  # last: until here nobody else has begun
-        with suppress(OSError):
+    try:
+        with one_writer(folder):
+            yield folder
+            for path in folder.iterdir():
+                if path.name != LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    finally:
+        with suppress(OSError):  # it holds something, or somebody else has begun
             folder.rmdir()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dpvla.files import FileError, write_atomically
+from dpvla.files import FileError, one_writer, write_atomically
 from dpvla.parallel import run_jobs
 from dpvla.state_based.data.exorl.files import EpisodeFile, Sizes, read_episode
 from dpvla.state_based.data.npz import Column, check_columns, open_npz, read_column
@@ -59,18 +59,25 @@ def cached_rewards(
     """
     used = [f"relabelling {RELABELLING}", physics, *(f"{k} {v}" for k, v in versions().items())]
     path = cache / f"{name}-{hashlib.sha256(' '.join(used).encode()).hexdigest()[:16]}.npz"
-    rewards = _read_cache(path, sum(episode.length for episode in episodes))
-    if rewards is not None:
-        return rewards
+    rows = sum(episode.length for episode in episodes)
+    if (found := _read_cache(path, rows)) is not None:
+        return found
+    with one_writer(cache, wait=True):
+        if (found := _read_cache(path, rows)) is not None:  # made by who was waited for
+            return found
+        rewards = _relabelled(name, episodes, workers, progress)
+        write_atomically(path, lambda file: np.savez(file, rewards=rewards))  # type: ignore[arg-type]
+    return rewards
+
+
+def _relabelled(name: str, episodes: list[EpisodeFile], workers: int, progress: bool) -> NDArray[np.float32]:
     chunks = [episodes[start : start + _CHUNK] for start in range(0, len(episodes), _CHUNK)]
     parts: dict[int, NDArray[np.float32]] = {}
     with tqdm(total=len(episodes), desc=f"rewards of {name}", unit="episode", disable=not progress) as bar:
         for number, part in run_jobs(_relabel, [(name, number, chunk) for number, chunk in enumerate(chunks)], workers):
             parts[number] = part
             bar.update(len(chunks[number]))
-    rewards = np.concatenate([parts[number] for number in range(len(chunks))])
-    write_atomically(path, lambda file: np.savez(file, rewards=rewards))  # type: ignore[arg-type]
-    return rewards
+    return np.concatenate([parts[number] for number in range(len(chunks))])
 
 
 def sizes_of(env: ControlEnvironment) -> Sizes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.files import FileError, write_json
-from dpvla.state_based.data.local_data import read_sidecar, refuse_replaced
+from dpvla.state_based.data.local_data import read_sidecar, refuse_replaced, workshop
 from dpvla.state_based.data.npz import Column, check_columns, fingerprint, open_npz, read_column
 from dpvla.state_based.data.offline_data import OfflineData, episodes_needed
 from dpvla.state_based.data.ogbench.episodes import SOURCES
@@ -61,30 +63,52 @@ def load_ogbench(name: str, folder: Path | str | None = None, max_transitions: i
 
 
 def _download_missing(name: OGBenchName, folder: Path, files: list[Path]) -> None:
-    missing = [path for path in files if not path.exists()]
-    if not missing:
+    if all(path.exists() for path in files):
         return
+    with workshop(folder / f".{name.dataset}.download") as place:
+        missing = [path for path in files if not path.exists()]
+        if missing != files:
+            _download(name, folder, missing)
+            return
+        _download(name, place, files)
+        prints = {path.name: fingerprint(place / path.name) for path in files}
+        origin = {"origin": "official", "source": load("ogbench.utils").DATASET_URL, "env": name.dataset[:-3]}
+        write_json(sidecar_path(folder, name.dataset), origin | {"files": prints})  # first, so that no kill loses it
+        for path in files:
+            os.replace(place / path.name, path)
+
+
+def _download(name: OGBenchName, folder: Path, files: list[Path]) -> None:
+    """Have the package download ``files``, as far as they are not there, into ``folder``."""
     package = load("ogbench.utils")
     try:
         with _network_patience():
             package.download_datasets([name.dataset], str(folder))
-    except OSError as error:  # includes urllib's errors
+        _refuse_cut_off([folder / path.name for path in files])
+    except (OSError, HTTPException, FileError) as error:  # OSError includes urllib's
         how = (
             f"make data of this kind here with `python tools/make_ogbench_data.py --env {name.dataset[:-3]} "
-            f"--out {folder}`"
+            f"--out {files[0].parent}`"
             if name.dataset[:-3] in SOURCES
             else "data of this kind cannot be made here (its experts are trained policies)"
         )
         raise FileNotFoundError(
-            f"{missing[0].name} is not in {folder} and could not be downloaded from "
-            f"{package.DATASET_URL}/{missing[0].name} ({error}). Put the official file there, or {how}"
+            f"{files[0].name} is not in {files[0].parent} and could not be downloaded from "
+            f"{package.DATASET_URL}/{files[0].name} ({error}). Put the official file there, or {how}"
         ) from error
-    if missing == files:
-        prints = {path.name: fingerprint(path) for path in files}
-        write_json(
-            sidecar_path(folder, name.dataset),
-            {"origin": "official", "source": package.DATASET_URL, "env": name.dataset[:-3], "files": prints},
-        )
+
+
+def _refuse_cut_off(paths: list[Path]) -> None:
+    """Remove files that are no npz files, as the package would leave them there; raises FileError for the first."""
+    wrong = []
+    for path in paths:
+        try:
+            fingerprint(path)
+        except FileError as error:
+            path.unlink()
+            wrong.append(error)
+    if wrong:
+        raise wrong[0]
 
 
 @contextmanager

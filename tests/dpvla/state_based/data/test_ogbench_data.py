@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 import urllib.error
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpvla.files import FileError
 from dpvla.state_based.data.load import load_data
 from dpvla.state_based.data.ogbench.episodes import make_episode
 from dpvla.state_based.data.ogbench.generation import OGBenchGeneration, generate
@@ -177,6 +180,60 @@ def test_missing_files_are_downloaded_and_marked_as_official(
     assert [url.rsplit("/", 1)[1] for url in asked] == [f"{MAZE}-v0.npz", f"{MAZE}-v0-val.npz"]
     assert about["origin"] == "official"
     assert load_ogbench(TASK, tmp_path).about["origin"] == "official" and len(asked) == 2
+
+
+def test_a_download_that_is_killed_or_cut_off_goes_on_and_keeps_its_mark(
+    maze: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urllib_request = load("ogbench.utils").urllib.request
+
+    def cut_off(url: str) -> Any:
+        return io.BytesIO((maze / url.rsplit("/", 1)[1]).read_bytes()[:2000])
+
+    monkeypatch.setattr(urllib_request, "urlopen", cut_off)
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded .* is not a readable npz file"):
+        load_ogbench(TASK, tmp_path)
+    monkeypatch.setattr(urllib_request, "urlopen", lambda url: (maze / url.rsplit("/", 1)[1]).open("rb"))
+    replace = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if Path(target) == tmp_path / f"{MAZE}-v0-val.npz":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        load_ogbench(TASK, tmp_path)
+    monkeypatch.setattr("os.replace", replace)
+    assert load_ogbench(TASK, tmp_path).about["origin"] == "official"
+    files = {f"{MAZE}-v0.npz", f"{MAZE}-v0-val.npz", f"{MAZE}-v0.json"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda a: a["qpos"].__setitem__((7, 1), np.nan), r"qpos\[7, 1\] is nan"),
+        (lambda a: a["actions"].__setitem__((7, 1), np.inf), r"actions\[7, 1\] is inf"),
+        (lambda a: a["actions"].__setitem__((7, 0), 2.0), r"actions\[7, 0\] is 2;"),
+        (lambda a: a["observations"].__setitem__((7, 0), 1e38), r"observations\[7, 0\] is 1e\+38"),
+        (lambda a: a["qvel"].__setitem__((7, 0), -np.inf), r"qvel\[7, 0\] is -inf"),
+        (lambda a: a.update(terminals=a["terminals"] * 0.25), r"terminals\[119\] is 0\.25"),
+        (lambda a: a["terminals"].__setitem__(0, True), r"terminals\[0\] ends an episode of one row"),
+        (
+            lambda a: a["terminals"].__setitem__(60, True) or a["terminals"].__setitem__(61, True),
+            r"terminals\[61\] ends",
+        ),
+        (lambda a: a.update(actions=a["actions"][:, :1]), r"actions rows have shape \(1,\), .* gives \(2,\)"),
+        (lambda a: a.update(qpos=a["qpos"][:-1]), "qpos has 479 rows, where 480 belong"),
+        (lambda a: a.update(actions=a["actions"].astype(np.int8)), "actions is of type int8"),
+        (lambda a: a.update({key: value[:0] for key, value in a.items()}), "the last row does not end an episode"),
+    ],
+)
+def test_what_cannot_be_right_is_named(copy: Path, change: Callable[[dict[str, Any]], Any], reason: str) -> None:
+    _edit(copy, change)
+    with pytest.raises(FileError, match=f"^{copy}/{MAZE}-v0.npz: {reason}"):
+        load_ogbench(TASK, copy)
 
 
 @pytest.mark.usefixtures("offline")

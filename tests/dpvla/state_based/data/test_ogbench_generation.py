@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpvla.files import DirectoryInUseError
+from dpvla.files import DirectoryInUseError, FileError
 from dpvla.state_based.data.local_data import OtherDataError
 from dpvla.state_based.data.ogbench import episodes, generation
 from dpvla.state_based.data.ogbench.episodes import VISIBLE_Y, make_episode
 from dpvla.state_based.data.ogbench.generation import OGBenchGeneration, generate, write_shard
+from dpvla.state_based.data.ogbench.load import load_ogbench
 from tests.other_process import locked_elsewhere
 from tools import make_ogbench_data
 
 MAZE = "pointmaze-medium-navigate"
+TASK = f"{MAZE}-singletask-task1-v0"
 
 
 def _config(out: Path, **changes: Any) -> OGBenchGeneration:
@@ -141,6 +144,56 @@ def test_parts_that_a_killed_run_left_behind_a_finished_set_are_removed(maze: Pa
     under_way.write_bytes(b"of a larger set under way")
     generate(_config(tmp_path))
     assert under_way.exists()
+
+
+def test_parts_of_which_nothing_tells_are_not_taken(maze: Path, tmp_path: Path) -> None:
+    """A kill may leave parts without their settings, and their data set may be removed then."""
+    generate(_config(tmp_path / "other", seed=1, episodes=1))
+    shards = tmp_path / f".{MAZE}-v0.parts"
+    shards.mkdir()
+    (tmp_path / "other" / f"{MAZE}-v0.npz").rename(shards / "train-000000.npz")
+    generate(_config(tmp_path))
+    assert _bytes(tmp_path) == _bytes(maze)
+
+
+def _edited(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"files": None}, "files: expected a mapping, found None"),
+        ({"files": {f"{MAZE}-v0.npz": 3}}, rf"files\.{MAZE}-v0\.npz: expected a text, found 3"),
+        ({"origin": []}, r"origin: expected a text, found \[\]"),
+        ({"episodes": {"train": 10}}, r"episodes\.val: is missing"),
+        ({"episodes": {"train": -3, "val": 1}}, r"episodes\.train: expected a number at least 1, found -3"),
+        ({"rows": "many"}, "rows: expected a mapping, found 'many'"),
+        ({"seed": "0"}, "seed: expected a whole number, found '0'"),
+        ({"packages": {"ogbench": 1.2}}, r"packages\.ogbench: expected a text, found 1\.2"),
+    ],
+)
+def test_a_damaged_sidecar_is_named(changes: dict[str, Any], reason: str, maze: Path, tmp_path: Path) -> None:
+    shutil.copytree(maze, tmp_path / "copy")
+    sidecar = tmp_path / f"copy/{MAZE}-v0.json"
+    _edited(sidecar, **changes)
+    for use in (lambda: generate(_config(tmp_path / "copy")), lambda: load_ogbench(TASK, tmp_path / "copy")):
+        with pytest.raises(FileError, match=f"^{sidecar}: {reason}"):
+            use()
+    assert _bytes(tmp_path / "copy") == _bytes(maze)
+
+
+def test_a_damaged_file_is_not_taken_for_finished_and_is_made_again_once_it_is_gone(maze: Path, tmp_path: Path) -> None:
+    shutil.copytree(maze, tmp_path / "copy")
+    path = tmp_path / f"copy/{MAZE}-v0.npz"
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    np.savez_compressed(path, **arrays | {"qpos": arrays["qpos"] + 1})
+    with pytest.raises(FileError, match=f"^{path} is not the file that .* describes; .* or else the file, and get or"):
+        generate(_config(tmp_path / "copy"))
+    path.unlink()
+    generate(_config(tmp_path / "copy"))
+    assert _bytes(tmp_path / "copy") == _bytes(maze)
 
 
 def test_other_settings_and_foreign_files_are_not_overwritten(maze: Path, tmp_path: Path) -> None:

@@ -171,7 +171,10 @@ class NavsimDataset:
 
 
 def _former_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    cached: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        cached: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete the file") from None
     if cached.shape != shape or cached.dtype != np.uint8:
         raise ValueError(f"{path}: expected uint8 {shape}, found {cached.dtype} {cached.shape}; delete the file")
     return cached

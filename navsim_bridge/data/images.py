@@ -17,9 +17,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from dpvla.files import open_regular
+
 Size = tuple[int, int]
 """(width, height) in pixels."""
 Pixels = NDArray[np.uint8]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""What Pillow may take a file for: others of its formats run programs."""
+MOST_BYTES, MOST_PIXELS, LEAST_SIDE = 2**28, 2**26, 16
+"""A camera's image has fewer bytes and pixels, and more pixels on either side."""
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
 """What Pillow and torchvision raise for files that hold no whole image."""
@@ -59,10 +66,10 @@ def read_image(path: Path | str, size: Size) -> Pixels:
     quarter, which takes 0.4 of Pillow's time and gives its pixels up to a rounding here and there; Pillow everything
     else, and what torchvision refuses. EXIF rotations are not applied: cars' cameras have none.
 
-    Raises one of UNREADABLE for a file that holds no whole image.
+    Raises one of UNREADABLE for a file that holds no whole image, or none that a camera takes.
     """
-    content = np.fromfile(path, dtype=np.uint8)
-    with Image.open(io.BytesIO(content.data)) as image:
+    content = _content(path)
+    with _opened(content) as image:
         crop, full = Crop.of(image.size, size), image.size
         is_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
         if _draft(image, crop, size) or not is_jpeg or not crop.is_whole_pixels:
@@ -115,11 +122,15 @@ def read_images_on_gpu(paths: Sequence[Path | str], size: Size, device: torch.de
         raise ValueError(f"nvJPEG decodes on CUDA devices, found {device}; take decoder cpu")
     if not torch.cuda.is_available():
         raise ValueError("nvJPEG decodes on CUDA devices, and there is none; take decoder cpu")
-    contents = [np.fromfile(path, dtype=np.uint8) for path in paths]
-    for path, content in zip(paths, contents):
+    contents = []
+    for path in paths:
         try:
-            with Image.open(io.BytesIO(content.data)) as image:
+            content = _content(path)
+            contents.append(content)
+            with _opened(content) as image:
                 kind = f"{image.format} ({image.mode})"
+        except FileNotFoundError:
+            raise
         except UNREADABLE as error:
             raise unreadable(path, error) from error
         if kind not in ("JPEG (RGB)", "JPEG (L)"):
@@ -136,12 +147,39 @@ def read_images_on_gpu(paths: Sequence[Path | str], size: Size, device: torch.de
     return torch.stack([_reduced(crop.cut(image), size) for crop, image in zip(crops, decoded)])
 
 
+def read_whole(path: Path | str) -> Pixels:
+    """(height, width, 3) image as it is; errors as ``read_images``."""
+    try:
+        with _opened(_content(path)) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+
+
 def unreadable(path: Path | str, error: Exception) -> ValueError:
     """What to say of a file that holds no whole image."""
     return ValueError(
         f"{path}: not a readable image ({type(error).__name__}: {error}). Get the file again; or delete it, and start "
         "without its scene (--allow-missing, where the tool has it)"
     )
+
+
+def _content(path: Path | str) -> Pixels:
+    with open_regular(path, MOST_BYTES) as file:
+        return np.fromfile(file, dtype=np.uint8)
+
+
+def _opened(content: Pixels) -> Image.Image:
+    """What the header says; ValueError for an image that no camera of a car takes."""
+    image = Image.open(io.BytesIO(content.data), formats=FORMATS)
+    width, height = image.size
+    if width * height > MOST_PIXELS or min(width, height) < LEAST_SIDE:
+        raise ValueError(f"{width}x{height} pixels are no camera image")
+    if image.mode[0] in "IF":  # which Pillow would clip, not scale
+        raise ValueError(f"its pixels are of mode {image.mode}, not of 8 bits")
+    return image
 
 
 def _read(path: Path | str, size: Size) -> Pixels:

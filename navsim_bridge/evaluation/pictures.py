@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from shapely import Point, Polygon
 
 from dpvla.files import write_atomically
 from dpvla.report.scene_picture import Array, BirdsEyeScene, Car, DrawnPlan, Palette, Photo, draw_scene, view
+from navsim_bridge.data.images import read_whole
 from navsim_bridge.ego import EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTER
 from navsim_bridge.files.logs import log_path, open_log
 from navsim_bridge.files.roots import SENSORS
@@ -58,8 +58,7 @@ def front_photo(record: SceneRecord, data_root: Path | str) -> Photo:
     calibration = log.calibrations[record.first_frame + record.now].get(FRONT)
     if calibration is None:
         raise ValueError(f"{log.path}: no calibration of {FRONT} for scene {record.token}: it cannot be drawn")
-    with Image.open(Path(data_root) / SENSORS / record.data_split / record.cameras[FRONT]) as image:
-        pixels = np.asarray(image.convert("RGB"))
+    pixels = read_whole(Path(data_root) / SENSORS / record.data_split / record.cameras[FRONT])
     return Photo(pixels, calibration.intrinsic, calibration.rotation, calibration.translation)
 
 

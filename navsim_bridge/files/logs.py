@@ -446,7 +446,8 @@ class _Frame:
         for key in ANNOTATION_KEYS:
             if key not in anns:
                 raise self.error(f"anns/{key}", "a value", "no such key")
-            if not isinstance(anns[key], (list, tuple, np.ndarray)) or np.ndim(anns[key]) == 0:
+            is_array = isinstance(anns[key], np.ndarray) and anns[key].ndim > 0
+            if not is_array and not isinstance(anns[key], (list, tuple)):
                 raise self.error(f"anns/{key}", "a list", anns[key])
         tracks = anns["track_tokens"]
         counts = {key: len(anns[key]) for key in ANNOTATION_KEYS}
@@ -494,7 +495,7 @@ _IDS, _FLAGS = frozenset((int, np.int64, np.int32, str)), frozenset((bool, np.bo
 
 
 def _is_below(path: str) -> bool:
-    return path[:1] not in ("", "/", "\\") and ".." not in path.replace("\\", "/").split("/")
+    return len(path) < 4096 and path[:1] not in ("", "/", "\\") and ".." not in path.replace("\\", "/").split("/")
 
 
 def _is_light(value: Any) -> bool:

@@ -18,7 +18,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from dpvla.files import inside, read_json, short
+from dpvla.files import inside, read_json, short, write_json
+from dpvla.manifest import check_manifest, write_manifest
 from navsim_bridge.files.map_tables import AGAIN, NONE, Arrays, MapError, MapFile, rows_near
 from navsim_bridge.files.on_demand import ById, ByRow
 from navsim_bridge.files.ragged import ranges
@@ -27,6 +28,7 @@ from navsim_bridge.files.roots import MAP_INDEX
 LAYERS = ("ROADBLOCK", "LANE", "LANE_CONNECTOR", "INTERSECTION", "CARPARK_AREA", "ROADBLOCK_CONNECTOR")
 """Layers of polygons that are read with the map; the others of `map_tables.POLYGON_TABLES` when asked for."""
 _GRAPH = "graph"
+_SOURCE = "source.json"
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,12 @@ class VectorMap:
 
         Raises:
             FileNotFoundError, MapError: naming file, layer and column.
+            FileError: a file of ``shared`` is damaged, or made from another map.
         """
         self.path, self.location = Path(path), location
         self._shared = shared
+        if shared is not None:
+            self._check_shared(shared)
         self._graph = self._arrays(_GRAPH, lambda file: file.graph())
         self._layers = {layer: self._arrays(layer, self._layer_reader(layer)) for layer in LAYERS}
         self._rows: dict[str, dict[str, list[int]]] = {}  # layer -> id -> its polygons
@@ -196,11 +201,24 @@ class VectorMap:
         return self._layers[layer]
 
     def share(self, folder: Path) -> None:
-        """Write the arrays to ``folder``, for other processes to map."""
+        """Write the arrays to ``folder``, for other processes to map; its manifest last."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / _SOURCE, self._source())
         for group, arrays in ((_GRAPH, self._graph), *self._layers.items()):
             (folder / group).mkdir(parents=True, exist_ok=True)
             for name, array in arrays.items():
                 np.save(folder / group / f"{name}.npy", array, allow_pickle=False)
+        write_manifest(folder)
+
+    def _source(self) -> dict[str, Any]:
+        found = self.path.stat()
+        return {"location": self.location, "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+
+    def _check_shared(self, folder: Path) -> None:
+        if not check_manifest(folder):
+            raise MapError(f"{folder} was not written to its end; start again")
+        if read_json(folder / _SOURCE) != self._source():
+            raise MapError(f"{folder} was not made from {self.path} as it is now; start again")
 
     @cached_property
     def _file(self) -> MapFile:

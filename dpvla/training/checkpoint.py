@@ -53,10 +53,15 @@ def writing(run_dir: Path, step: int, keep: int, accelerator: Accelerator) -> It
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if accelerator.is_main_process:
-        for old in checkpoints(run_dir)[:-keep]:
-            if old != final:
-                discard(old)
+        prune(run_dir, keep, final)
     accelerator.wait_for_everyone()
+
+
+def prune(run_dir: Path, keep: int, whole: Path) -> None:
+    """Remove all but the last ``keep`` checkpoints; never ``whole``, which is known to be good."""
+    for old in checkpoints(run_dir)[:-keep]:
+        if old != whole:
+            discard(old)
 
 
 def _known(directory: Path) -> dict[str, str]:

@@ -82,6 +82,8 @@ def _train(
         strategy.load(CheckpointLayout(last).trainer_state, first)
         with strategy.whole_weights():
             stage.restore(last)
+        if accelerator.is_main_process:  # a run may have been killed before it did so
+            checkpoint.prune(out, config.keep_checkpoints, last)
         accelerator.print(f"going on from step {first} of {config.steps} in {out}")
     if last is not None and first >= config.steps:
         return last

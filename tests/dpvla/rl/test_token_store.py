@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import socket
 import subprocess
@@ -240,8 +241,9 @@ def test_a_flipped_bit_is_found_when_its_scene_is_read_and_mended_by_deleting_th
     first = opened(policy, source, tmp_path)._shards[1]
     whole, path = contents(tmp_path), shard_path(tmp_path, 1)
     message = f"{path.name} is damaged \\(scene {source.tokens[3]} has another checksum\\): delete it, and the same"
-    for name, (entry, start) in first._header.items():
-        row = (entry["data_offsets"][1] - entry["data_offsets"][0]) // PORTION
+    sizes_of = {"BF16": 2, "BOOL": 1, "I64": 8, "F32": 4}
+    for name, (dtype, shape, start) in first._header.items():
+        row = sizes_of[dtype] * math.prod(shape[1:])
         content = bytearray(whole[path.name])
         content[start + row] ^= 1  # in the shard's second scene
         path.write_bytes(content)

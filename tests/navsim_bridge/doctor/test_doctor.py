@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from dpvla.tensors import save_tensors
 from navsim_bridge.doctor import examine, machine
-from navsim_bridge.doctor.data import check_data, check_environment
+from navsim_bridge.doctor.data import check_checkpoint, check_data, check_environment
 from navsim_bridge.doctor.finding import ERROR, OK, WARNING, Finding
 from navsim_bridge.doctor.machine import (
     check_linear_algebra,
@@ -187,3 +189,30 @@ def test_the_exit_status_tells(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with pytest.raises(SystemExit):
         tool.main(["--data-root", str(data), "--maps-root", str(data / "maps"), "--split", str(data / "bad.csv")])
     assert f"ERROR   {data / 'bad.csv'}: no column 'token'; it has name\n" in capsys.readouterr().out
+
+
+def test_every_byte_and_number_of_a_checkpoint_is_looked_at_and_written_down_anew(tmp_path: Path) -> None:
+    weights = tmp_path / "model/model.safetensors"
+    save_tensors(weights, {"a": torch.ones(4)})
+    (tmp_path / "model/config.json").write_text("{}")
+    assert only(check_checkpoint(str(tmp_path))).level == WARNING
+    tool.main(["--write-manifest", str(tmp_path)])
+    assert only(check_checkpoint(str(tmp_path))).level == OK
+    save_tensors(weights, {"a": torch.zeros(4)})
+    found = only(check_checkpoint(str(tmp_path)))
+    assert found.level == ERROR and "model.safetensors is damaged" in found.what and "--write-manifest" in found.what
+    save_tensors(weights, {"a": torch.full((4,), torch.nan)})
+    tool.main(["--write-manifest", str(tmp_path)])
+    assert "a holds NaN" in only(check_checkpoint(str(tmp_path))).what
+
+
+@pytest.mark.parametrize("option", ["--write-manifest", "--checkpoint"])
+def test_a_folder_that_is_no_checkpoint_gets_no_manifest(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if option == "--checkpoint":
+        assert only(check_checkpoint(str(tmp_path))).level == ERROR
+    else:
+        with pytest.raises(SystemExit, match="no checkpoint, model or adapters"):
+            tool.main([option, str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []

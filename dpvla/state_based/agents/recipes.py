@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dpvla.config import ConfigError, from_dict, modern, to_dict
+from dpvla.files import read_yaml
+from dpvla.schema import checked
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.registry import agent_class
 
@@ -33,7 +33,7 @@ def load_recipe(name: str, task: str, folder: Path = RECIPES) -> AgentConfig:
     path = folder / f"{name}.yaml"
     if not path.exists():
         return config_class()
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    entries = checked(read_yaml(path), dict[str, dict[str, Any] | None], str(path))
     fields: dict[str, Any] = {}
     for key, values in entries.items():
         if key == "all" or task.startswith(key):

@@ -133,7 +133,7 @@ def _scores(grid: Grid, task: str, method: TableMethod) -> Scores:
         per_seed = result["per_seed"]
         if method.acting:
             out = grid.config_of(task, method.agent, result["seeds"]).out
-            acting = read_acting(out, method.acting, result["steps"])
+            acting = read_acting(out, method.acting, result["steps"], metric)
             per_seed = acting["per_seed"] if acting else []
         before: Mapping[int, float] = {}
         if grid.table.online:

@@ -6,14 +6,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from accelerate import Accelerator
 
 from dpvla.checkpoint_layout import RUN_FILE
-from dpvla.config import ConfigError, from_dict, merged, read_yaml, to_dict
-from dpvla.files import read_json, write_json
+from dpvla.config import ConfigError, Whole, from_dict, merged, read_yaml, to_dict
+from dpvla.files import short, write_json
 from dpvla.registry import import_plugin
+from dpvla.schema import read_as
 from dpvla.state_based.agents.registry import AGENTS
 from dpvla.state_based.paper.config import ReproduceConfig
 from dpvla.state_based.paper.time_estimate import measure_updates_per_second
@@ -28,6 +29,13 @@ from dpvla.training.launch import make_accelerator
 from dpvla.training.run_directory import read_run
 
 GRID = "grid.json"
+
+
+class _GridFile(TypedDict, total=False):
+    """What the runs of a folder have in common."""
+
+    protocol: dict[str, Any]
+    online_steps: Whole
 
 
 @dataclass(frozen=True)
@@ -90,12 +98,13 @@ class Grid:
 
     def results(self, task: str, agent: str) -> list[dict[str, Any]]:
         """``result.json`` of a cell's finished runs."""
-        folders = sorted(self._folder(task, agent).glob("seeds_*"))
-        return [result for folder in folders if (result := read_result(folder)) is not None]
+        folders, kind = sorted(self._folder(task, agent).glob("seeds_*")), find_task(task)
+        return [result for folder in folders if (result := read_result(folder, kind, agent)) is not None]
 
     def evaluations(self, task: str, agent: str) -> list[dict[str, Any]]:
         """Evaluations by step of a cell's runs, finished or not."""
-        return [Evaluations(folder).by_step for folder in sorted(self._folder(task, agent).glob("seeds_*"))]
+        folders, metric = sorted(self._folder(task, agent).glob("seeds_*")), find_task(task).metric
+        return [Evaluations(folder, metric).by_step for folder in folders]
 
     def missing(self) -> Iterator[MissingRun]:
         """Runs that are not done, begun ones before new ones in each cell."""
@@ -104,8 +113,8 @@ class Grid:
             left = [seed for seed in self.config.seeds if seed not in done]
             groups = []
             for folder in sorted(self._folder(task, agent).glob("seeds_*")):
-                if read_result(folder) is None and (folder / RUN_FILE).exists():
-                    begun = read_run(folder)["config"]["seeds"]
+                if read_result(folder, find_task(task), agent) is None and (folder / RUN_FILE).exists():
+                    begun = list(_config_of(folder).seeds)
                     if set(begun) <= set(left):
                         groups.append(begun)
                         left = [seed for seed in left if seed not in begun]
@@ -153,7 +162,7 @@ class Grid:
         known: dict[tuple[str, str, int], float] = {}
         for path in self.out.glob("*/*/seeds_*"):
             if (path / RUN_FILE).exists() and (speed := updates_per_second(path)):
-                known[_kind(from_dict(StateBasedConfig, read_run(path)["config"], str(path)))] = speed
+                known[_kind(_config_of(path))] = speed
         accelerator: Accelerator | None = None
         for run in runs:
             kind = _kind(run.config)
@@ -188,15 +197,15 @@ class Grid:
         path = self.out / GRID
         if not path.exists() or not any(self.out.glob(f"*/*/seeds_*/{RUN_FILE}")):
             return {}
-        before = read_json(path)
+        before: dict[str, Any] = dict(read_as(path, _GridFile))
         return before | {"protocol": _fixed(before.get("protocol", {}))}
 
     def _refuse_other_protocol(self) -> None:
         for name, value in self._protocols().items():
             if self._before.get(name, value) != value:
                 raise ConfigError(
-                    f"{self.out} holds runs with {name} {self._before[name]!r}, now it is {value!r}; choose another "
-                    "--out"
+                    f"{self.out} holds runs with {name} {short(self._before[name])}, now it is {short(value)}; "
+                    "choose another --out"
                 )
 
 
@@ -225,6 +234,10 @@ def _fixed(protocol: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if prefix + name not in (*FREE, "online_steps"):
             kept[name] = value
     return kept
+
+
+def _config_of(folder: Path) -> StateBasedConfig:
+    return from_dict(StateBasedConfig, read_run(folder)["config"], str(folder / RUN_FILE))
 
 
 def _kind(config: StateBasedConfig) -> tuple[str, str, int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict
 
-import yaml
-
+from dpvla.files import read_yaml
+from dpvla.schema import checked
 from dpvla.state_based.agents.recipes import RECIPES
 from dpvla.state_based.agents.registry import AGENTS
 
@@ -78,13 +78,12 @@ def in_the_paper(task: str, agent: str) -> bool:
 
 def table_keys() -> tuple[str, ...]:
     """The tables of the data file: the paper's by their numbers, and ours."""
-    return tuple(map(str, _content()["tables"]))
+    return tuple(_content()["tables"])
 
 
 def read_table(key: str) -> PaperTable:
     """Table ``key`` of the data file; one that names no columns has all agents, those of plug-ins as well."""
-    content = _content()
-    table = {str(name): value for name, value in content["tables"].items()}[key]
+    table = _content()["tables"][key]
     methods = tuple(map(method_of, table.get("columns", AGENTS)))
     printed = {
         (row, method.key): Printed(cell[0], cell[1], tuple(cell[2:4]) or None)  # type: ignore[arg-type]
@@ -110,11 +109,37 @@ def read_table(key: str) -> PaperTable:
 
 def method_of(name: str) -> TableMethod:
     """A method of the data file, or else the agent of that name."""
-    given = {"title": name, "agent": name} | _content()["methods"].get(name, {})
-    return TableMethod(name, **given)
+    given = _content()["methods"].get(name, {})
+    return TableMethod(name, given.get("title", name), given.get("agent", name), given.get("acting", {}))
+
+
+class _Method(TypedDict, total=False):
+    title: str
+    agent: str
+    acting: dict[str, Any]
+
+
+class _Choices(TypedDict, total=False):
+    columns: list[str]
+    averages: bool
+    online: bool
+    notes: list[str]
+    options: dict[str, dict[str, list[str]]]
+
+
+class _Table(_Choices):
+    title: str
+    rows: dict[str, list[tuple[float, float] | tuple[float, float, float, float]]]
+
+
+class _Content(TypedDict):
+    methods: dict[str, _Method]
+    tables: dict[str, _Table]
 
 
 @cache
-def _content() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
-    return content
+def _content() -> _Content:
+    content = read_yaml(TABLES)
+    if isinstance(content, dict) and isinstance(content.get("tables"), dict):
+        content["tables"] = {str(key): table for key, table in content["tables"].items()}  # YAML reads numbers
+    return checked(content, _Content, str(TABLES))

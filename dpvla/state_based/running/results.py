@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from dpvla import provenance
 from dpvla.checkpoint_layout import METRICS_FILE
-from dpvla.config import ConfigError, to_dict
-from dpvla.files import read_json, write_json
+from dpvla.config import ConfigError, NotNegative, Whole, one_line, to_dict
+from dpvla.files import FileError, read_json, read_text, short, write_json
+from dpvla.schema import checked, read_as
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.data.local_data import ORIGIN
 from dpvla.state_based.running.config import StateBasedConfig
@@ -25,15 +27,77 @@ from dpvla.state_based.running.tasks import Task
 from dpvla.training.run_directory import read_run
 
 EVALUATIONS, DATA, RESULT = "evaluations.json", "data.json", "result.json"
+MOST_DIGITS = 12
+"""Of a number of updates."""
+
+
+_Scores = TypedDict("_Scores", {"success": float, "return": float}, total=False)  # the benchmark's one
+
+
+class _OfSeed(_Scores):
+    seed: Whole
+
+
+class Summary(_Scores):
+    """What files keep of an evaluation."""
+
+    std: NotNegative
+    seconds: NotNegative
+    per_seed: list[_OfSeed]
+
+
+class _Acting(Summary, total=False):
+    step: Whole
+
+
+class Result(_Scores):
+    """What ``result.json`` holds of a run for those that read it again; ``write_result`` writes more."""
+
+    env: str
+    agent: str
+    seeds: list[Whole]
+    std: NotNegative
+    per_seed: list[_OfSeed]
+    steps: Whole
+    offline_steps: Whole
+    online_steps: Whole
+    updates_per_s: NotNegative
+    evaluations: dict[str, Summary]
+    deviations_from_the_paper: list[str]
+
+
+class _Data(TypedDict, total=False):
+    dataset: str
+    packages: dict[str, str]
+
+
+def _require_metric(content: Summary | Result, metric: str, where: str) -> None:
+    """Raise FileError where an evaluation, or a seed of it, lacks the benchmark's measure."""
+    for key, scores in (("", content), *((f"per_seed[{i}].", row) for i, row in enumerate(content["per_seed"]))):
+        if metric not in scores:
+            raise FileError(f"{where}: {key}{metric} is missing")
+
+
+def _require_evaluations(content: Mapping[str, Summary], metric: str, where: str, prefix: str = "") -> None:
+    for step, summary in content.items():
+        if not step.isdecimal() or len(step) > MOST_DIGITS:
+            raise FileError(f"{where}: {prefix}{short(step)} is no number of updates")
+        _require_metric(summary, metric, f"{where}: {prefix}{step}")
 
 
 class Evaluations:
     """Evaluations of a run by step, written to its directory as they come."""
 
-    def __init__(self, run_dir: Path, until: int | None = None) -> None:
-        """``until``: the update a run goes on from. Evaluations after it are of updates that are made again."""
+    def __init__(self, run_dir: Path, metric: str, until: int | None = None) -> None:
+        """``until``: the update a run goes on from. Evaluations after it are of updates that are made again.
+
+        Raises FileError where the file is damaged, or of another benchmark than judges by ``metric``.
+        """
         self._path = run_dir / EVALUATIONS
-        found: dict[str, Any] = read_json(self._path) if self._path.exists() else {}
+        found: dict[str, Any] = {}
+        if self._path.exists():
+            found = checked(read_json(self._path), dict[str, Summary], str(self._path))
+            _require_evaluations(found, metric, str(self._path))
         self.by_step = {step: row for step, row in found.items() if until is None or int(step) <= until}
 
     def __contains__(self, step: int) -> bool:
@@ -73,9 +137,9 @@ def mean_and_std(scores: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(scores), statistics.pstdev(scores)
 
 
-def note_data(run_dir: Path, about: Mapping[str, Any]) -> None:
-    """Note what a run learns from, when it begins."""
-    if not (run_dir / DATA).exists():
+def note_data(run_dir: Path, about: Mapping[str, Any], begins: bool) -> None:
+    """Note what a run learns from, when it begins; also where a start without checkpoint has noted other data."""
+    if begins or not (run_dir / DATA).exists():
         write_json(run_dir / DATA, about)
 
 
@@ -91,12 +155,13 @@ def check_data(run_dir: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     path = run_dir / DATA
     if not path.exists():  # cut off while it began
         return dict(about)
-    before, now = read_json(path), json.loads(json.dumps(about))
+    before: dict[str, Any] = dict(read_as(path, _Data))
+    now = json.loads(json.dumps(about))
     for key in ("dataset", "files", "contents", "rows_used", "success_timing"):
         if key in before and before[key] != now.get(key):
             raise ConfigError(
-                f"{run_dir} was begun with data whose {key} was {before.get(key)!r}, now it is {now.get(key)!r}; "
-                "put the old files back, or begin anew with --restart or another --out"
+                f"{run_dir} was begun with data whose {key} was {short(before.get(key))}, now it is "
+                f"{short(now.get(key))}; put the old files back, or begin anew with --restart or another --out"
             )
     packages = before.get("packages", now["packages"])
     if packages == now["packages"]:
@@ -156,10 +221,25 @@ def write_result(
     return result
 
 
-def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """``result.json`` of a run, None when it is not done."""
+def read_result(run_dir: Path, task: Task, agent: str) -> dict[str, Any] | None:
+    """``result.json`` of a run, None when it is not done.
+
+    Raises FileError where it is damaged, or of another task or agent.
+    """
     path = run_dir / RESULT
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    result = read_as(path, Result)
+    for key, value in (("env", task.name), ("agent", agent)):
+        if result[key] != value:  # type: ignore[literal-required]
+            found = result[key]  # type: ignore[literal-required]
+            raise FileError(f"{path}: {key} is {short(found, 80)}, its run's is {value!r}: it is of another run")
+    _require_metric(result, task.metric, str(path))
+    _require_evaluations(result["evaluations"], task.metric, str(path), "evaluations.")
+    for steps in (result["steps"], result["offline_steps"]):
+        if str(steps) not in result["evaluations"]:
+            raise FileError(f"{path}: evaluations.{steps} is missing")
+    return dict(result)
 
 
 def acting_file(run_dir: Path, acting: Mapping[str, Any]) -> Path:
@@ -167,25 +247,33 @@ def acting_file(run_dir: Path, acting: Mapping[str, Any]) -> Path:
     return run_dir / ("acting_" + "_".join(f"{name}={value}" for name, value in acting.items()) + ".json")
 
 
-def read_acting(run_dir: Path | str, acting: Mapping[str, Any], step: int) -> dict[str, Any] | None:
+def read_acting(run_dir: Path | str, acting: Mapping[str, Any], step: int, metric: str) -> dict[str, Any] | None:
     """What `training_run.evaluate_acting` found after update ``step``, None when it was not called then."""
     path = acting_file(Path(run_dir), acting)
-    found = read_json(path) if path.exists() else None
-    return found if found is not None and found.get("step", step) == step else None
+    if not path.exists():
+        return None
+    found = read_as(path, _Acting)
+    _require_metric(found, metric, str(path))
+    return dict(found) if found.get("step", step) == step else None
 
 
 def updates_per_second(run_dir: Path) -> float:
     """Updates over the time they took, evaluations left out, from a run's ``metrics.csv``; 0 before anything is logged.
 
-    Several seeds side by side count as one update.
+    Several seeds side by side count as one update. FileError names a line that cannot be read.
     """
     path = run_dir / METRICS_FILE
     if not path.exists():
         return 0.0
     updates, seconds, before = 0, 0.0, 0
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+    rows = csv.DictReader(read_text(path).splitlines())
+    try:
+        for row in rows:
             if speed := row.get("speed/steps_per_s"):
-                step = int(row["step"])
-                updates, seconds, before = updates + step - before, seconds + (step - before) / float(speed), step
-    return updates / seconds if seconds else 0.0
+                step, rate = int(row["step"]), float(speed)
+                if not (step >= 0 and 0 < rate < math.inf):
+                    raise ValueError("a speed that is not above 0")
+                updates, seconds, before = updates + step - before, seconds + (step - before) / rate, step
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise FileError(f"{path}, line {rows.line_num}: {one_line(error)[:100]}; remove what is damaged") from None
+    return updates / seconds if seconds > 0 else 0.0

@@ -72,7 +72,7 @@ def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
     refuse_several_processes(accelerator)
     check_launch(config.launch, accelerator.device)
     with open_run(config.out, config, config.restart, accelerator, FREE, NOTED) as run:
-        if run.last is not None and (done := _finished(run.path, config)) is not None:
+        if run.last is not None and (done := _finished(run.path, config, task)) is not None:
             return done
         _refuse_moved_phases(run, config)
         data = load_data(task.name, config.data, config.rows or None)
@@ -83,13 +83,13 @@ def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
         replay = Replay(data.train, seeds, config.online_steps, accelerator.device)
         trained_on = TrainedOn("offline", about["dataset"], len(data.train), ())
         run.begin(seeds if len(seeds) > 1 else seeds[0], [trained_on], config.all_steps, about)
-        note_data(run.path, about)
+        note_data(run.path, about, begins=run.last is None)
         return _train(config, task, recipe, loop, agent, replay, about, run)
 
 
-def _finished(out: Path, config: StateBasedConfig) -> dict[str, Any] | None:
+def _finished(out: Path, config: StateBasedConfig, task: Task) -> dict[str, Any] | None:
     """``result.json`` when it is about as many updates as ``config`` asks for."""
-    done, asked = read_result(out), (config.steps, config.online_steps)
+    done, asked = read_result(out, task, config.agent), (config.steps, config.online_steps)
     return done if done is not None and (done["offline_steps"], done["online_steps"]) == asked else None
 
 
@@ -126,7 +126,7 @@ def _train(
 
     with ExitStack() as stack:
         failures: list[WorkerDied] = []
-        evaluator = _Evaluator(config, task, agent, Evaluations(out, run.step), stack, failures)
+        evaluator = _Evaluator(config, task, agent, Evaluations(out, task.metric, run.step), stack, failures)
         evaluator.catch_up(out)
         collector = None
         if config.online_steps:
@@ -156,7 +156,7 @@ def evaluate_acting(config: StateBasedConfig, acting: Mapping[str, Any]) -> dict
     """
     task, _ = read_task(config)
     out = Path(config.out)
-    if (found := read_acting(out, acting, config.all_steps)) is not None:
+    if (found := read_acting(out, acting, config.all_steps, task.metric)) is not None:
         return found
     agent = load_agent(CheckpointLayout(resolve_checkpoint(out)).model, **acting)
     agent.to(make_accelerator(replace(config.loop, trackers=()), out).device)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dpvla.config import ConfigError
+from dpvla.files import FileError
 from dpvla.state_based.paper import reproduction
 from dpvla.state_based.paper.comparison import compare, curve_panels, curves
 from dpvla.state_based.paper.config import ReproduceConfig
@@ -53,14 +54,23 @@ def maze_table(**changes: Any) -> PaperTable:
     return replace(table, **changes)
 
 
-def write_result(folder: Path, env: str, agent: str, scores: dict[int, float], **changes: Any) -> None:
+def summary(scores: dict[int, float], metric: str = "success") -> dict[str, Any]:
+    """An evaluation as a run keeps it."""
+    rows = [{"seed": seed, metric: score} for seed, score in scores.items()]
+    return {metric: 0.5, "std": 0.0, "seconds": 1.0, "per_seed": rows}
+
+
+def write_result(
+    folder: Path, env: str, agent: str, scores: dict[int, float], metric: str = "success", **changes: Any
+) -> Path:
     """A finished run's ``result.json`` with what the tables read."""
-    rows = [{"seed": seed, "success": score} for seed, score in scores.items()]
-    result = {"env": env, "agent": agent, "seeds": [*scores], "steps": 4, "per_seed": rows}
-    result["deviations_from_the_paper"] = []
+    found = summary(scores, metric)
+    result = found | {"env": env, "agent": agent, "seeds": [*scores], "steps": 4, "offline_steps": 4, "online_steps": 0}
+    result |= {"updates_per_s": 0.0, "evaluations": {"4": found}, "deviations_from_the_paper": []}
     path = folder / env / agent / ("seeds_" + "-".join(map(str, scores))) / "result.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(result | {"config": {"out": str(path.parent)}} | changes))
+    return path
 
 
 def test_every_run_of_every_table_has_a_recipe_and_known_sizes() -> None:
@@ -159,8 +169,7 @@ def test_an_interrupted_tool_leaves_the_table_of_what_is_there(
 
     monkeypatch.setattr(reproduction, "measure_updates_per_second", lambda config, accelerator: 2.0)
     monkeypatch.setattr(reproduction, "train_state_based", interrupted)
-    run = {"updates_per_s": 50.0, "steps": 4, "evaluations": {}}
-    write_result(Path(settings.out), MAZE, "iql", {0: 0.25, 1: 0.75}, **run)
+    write_result(Path(settings.out), MAZE, "iql", {0: 0.25, 1: 0.75}, updates_per_s=50.0)
     with pytest.raises(SystemExit) as stopped:
         tool.main(["--table", "small", "--only", MAZE, "iql", "flow_bc", "--seeds", "0", "1", "--out", settings.out])
     assert stopped.value.code == 130
@@ -212,10 +221,33 @@ def test_a_domains_number_is_a_seeds_mean_over_tasks_then_mean_and_deviation_ove
 
 def test_all_eight_seeds_are_not_mentioned_and_returns_are_not_scaled(tmp_path: Path) -> None:
     grid = Grid(read_table("1"), ReproduceConfig("1", out=str(tmp_path)))
-    rows = [{"seed": seed, "return": 900.0 + seed} for seed in range(8)]
-    write_result(tmp_path, "walker-walk", "dipole", dict.fromkeys(range(8), 0.0), per_seed=rows)
+    write_result(tmp_path, "walker-walk", "dipole", {seed: 900.0 + seed for seed in range(8)}, "return")
     line = next(line for line in compare(grid).splitlines() if line.startswith("| walker-walk"))
     assert "| 903.5±2.3 / 910±5" in line and "| – / 679±16" in line
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"steps": None}, "steps: expected a whole number, found None"),
+        ({"seeds": [0, "1"]}, r"seeds\[1\]: expected a whole number, found '1'"),
+        ({"per_seed": [{"seed": 0}]}, r"per_seed\[0\]\.success is missing"),
+        ({"per_seed": {}}, "per_seed: expected a list"),
+        ({"evaluations": {}}, r"evaluations\.4 is missing"),
+        ({"evaluations": {"soon": summary({0: 1.0})}}, r"evaluations\.'soon' is no number of updates"),
+        ({"evaluations": {"4": summary({0: 1.0}, "return")}}, r"evaluations\.4: success is missing"),
+        ({"env": "walker-walk"}, "env is 'walker-walk', its run's is 'cube-single-play-singletask-task1-v0'"),
+        ({"agent": "fql"}, "agent is 'fql', its run's is 'dipole': it is of another run"),
+        ({"updates_per_s": -1.0}, "updates_per_s: expected a number at least 0, found -1"),
+        ({"deviations_from_the_paper": [7]}, r"deviations_from_the_paper\[0\]: expected a text, found 7"),
+    ],
+)
+def test_a_result_that_cannot_be_is_named(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    path = write_result(tmp_path, "cube-single-play-singletask-task1-v0", "dipole", {0: 1.0})
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    grid = Grid(replace(read_table("2"), rows=("cube-single-play",)), ReproduceConfig("2", out=str(tmp_path)))
+    with pytest.raises(FileError, match=f"^{path}: {reason}"):
+        compare(grid)
 
 
 def test_unknown_rows_and_methods_get_the_nearest_valid_name(settings: ReproduceConfig) -> None:
@@ -224,13 +256,10 @@ def test_unknown_rows_and_methods_get_the_nearest_valid_name(settings: Reproduce
 
 
 def test_curves_join_the_runs_of_a_cell_and_count_the_seeds(tmp_path: Path) -> None:
-    def evaluated(by_seed: dict[int, float]) -> dict[str, Any]:
-        return {"per_seed": [{"seed": seed, "success": score} for seed, score in by_seed.items()]}
-
     for seeds, by_step in (((0, 1), {"10": {0: 0.1, 1: 0.3}, "20": {0: 0.5, 1: 0.7}}), ((2,), {"10": {2: 0.5}})):
         folder = tmp_path / MAZE / "dipole" / ("seeds_" + "-".join(map(str, seeds)))
         folder.mkdir(parents=True)
-        (folder / "evaluations.json").write_text(json.dumps({k: evaluated(v) for k, v in by_step.items()}))
+        (folder / "evaluations.json").write_text(json.dumps({k: summary(v) for k, v in by_step.items()}))
     grid = Grid(maze_table(), ReproduceConfig(table="3", out=str(tmp_path), seeds=(0, 1, 2), dry_run=True))
     grid.table = replace(grid.table, online=False)
     rows = curves(grid)

@@ -179,6 +179,7 @@ def _refuse_unknown_options(config_class: type, concrete: type, arguments: Seque
     known, free = {"--help", DEBUG}, []
     for path, hint in _options_below(concrete):
         known |= {_option(path)} | ({_negated(_option(path))} if hint is bool else set())
+        hint = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
         if hint is dict or typing.get_origin(hint) is dict:
             free.append(f"{_option(path)}.")
     for word in arguments:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,11 +51,45 @@ Count = Annotated[int, Range(least=1, most=MOST)]
 """One or more."""
 Whole = Annotated[int, Range(least=0, most=MOST)]
 """None or more."""
+Size = Annotated[int, Range(least=1, most=2**14)]
+"""Of a layer or an image: a checkpoint's config may be a stranger's, and must not ask for memory without end."""
+Layers = Annotated[int, Range(least=0, most=512)]
+"""Of a network."""
+Steps = Annotated[int, Range(least=1, most=10_000)]
+"""Of a solver."""
+MOST_WEIGHTS = 2 * 10**10
+"""No network has more numbers."""
+Workers = Annotated[int, Range(least=0, most=4096)]
+"""Processes or threads."""
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Share = Annotated[float, Range(least=0, most=1)]
 BelowOne = Annotated[float, Range(least=0, below=1)]
 """From 0 to below 1: decays, strengths."""
+
+
+@dataclass(frozen=True, eq=False)  # tyro hashes what stands beside a type
+class Keys:
+    """Marks a dict that goes to another library: the keys that may be given, each with the type of its value.
+
+    ``options: Annotated[dict[str, Any], Keys({"depth": Layers})]``. Whatever else that library takes is refused: it
+    could open files, or run what it finds in them.
+    """
+
+    types: Mapping[str, Any]
+    most: int = 16  # values of a list
+
+    def check(self, values: Mapping[Any, Any], where: str, key: str) -> None:
+        """Raise ConfigError at the first key that may not be given, or whose value is of another type."""
+        for name, value in values.items():
+            if name not in self.types:
+                raise ConfigError(f"{where}: {key}.{name!s:.80} is not taken here; what is: {', '.join(self.types)}")
+            try:
+                if isinstance(value, (list, tuple)) and len(value) > self.most:
+                    raise _RefusedError(f"at most {self.most} values")
+                _checked(self.types[name], value, where, f"{key}.{name}")
+            except _RefusedError as refused:
+                raise ConfigError(f"{where}: {key}.{name} must be {refused}, found {_found(value)}") from None
 
 
 @dataclass(frozen=True)
@@ -73,6 +108,8 @@ class OneOf:
 
     def config(self, name: Any, where: str, key: str) -> type:
         """The config class that a name chooses."""
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}: {key}.name must be a text (in quotes), found {_found(name)}")
         try:
             config = look_up_config(self.registry, name, self.kind)
             return checked_config(config, self.base, f"{self.kind} {name!r}")
@@ -117,6 +154,12 @@ def fields_and_types(config_class: type) -> Iterator[tuple[dataclasses.Field[Any
 def renamed(config_class: type) -> Mapping[str, str]:
     """Former names of keys, dotted, and what they are called now: ``RENAMED`` of the class."""
     return getattr(config_class, "RENAMED", {})
+
+
+def refuse_size(weights: float, key: str) -> None:
+    """Raise ValueError, led by ``key``, for a network of more weights than any has, before memory is asked for."""
+    if weights > MOST_WEIGHTS:
+        raise ValueError(f"{key} makes a network of {weights:.2g} weights, which is more than any has: refused")
 
 
 def modern(config_class: type, data: Any, where: str, base: Mapping[str, Any] | None = None, prefix: str = "") -> Any:
@@ -173,8 +216,10 @@ def _put(data: dict[str, Any], path: Sequence[str], value: Any) -> bool:
     key, *rest = path
     if not rest:
         return data.setdefault(key, value) is value
-    inside = data.get(key)
-    data[key] = {"name": inside} if isinstance(inside, str) else dict(inside or {})
+    inside = data.get(key, {})
+    if not isinstance(inside, (str, Mapping)):
+        return True  # what stands there is refused by itself, as no group
+    data[key] = {"name": inside} if isinstance(inside, str) else dict(inside)
     return _put(data[key], rest, value)
 
 
@@ -213,16 +258,15 @@ def check_keys(config_class: type, data: Mapping[str, Any], where: str, prefix: 
     hints = {field.name: hint for field, hint in fields_and_types(config_class)}
     for key, value in data.items():
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
+            shown = f"{prefix}{key}" if isinstance(key, str) and len(key) < 80 else f"{prefix}{_found(key)}"
+            near = difflib.get_close_matches(str(key)[:80], hints, n=1, cutoff=0.0)
             raise ConfigError(
-                f"{where}: unknown key '{prefix}{key}'; nearest valid name: '{prefix}{near[0]}'"
-                if near
-                else f"{where}: unknown key '{prefix}{key}'"
+                f"{where}: unknown key '{shown}'" + (f"; nearest valid name: '{prefix}{near[0]}'" if near else "")
             )
         group, choice = group_of(hints[key])
         if group is not None:
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}: '{prefix}{key}' takes a group of keys, found {_short(value)}")
+                raise ConfigError(f"{where}: '{prefix}{key}' takes a group of keys, found {_found(value)}")
             if choice is not None:
                 group = choice.config(value["name"], where, f"{prefix}{key}")
             check_keys(group, value, where, f"{prefix}{key}.")
@@ -268,7 +312,7 @@ def checked_group(config_class: type, data: Any, where: str, prefix: str = "") -
         try:
             checked[key] = _checked(hints[key], value, where, prefix + key)
         except _RefusedError as refused:
-            raise ConfigError(f"{where}: {prefix}{key} must be {refused}, found {_short(value)}") from None
+            raise ConfigError(f"{where}: {prefix}{key} must be {refused}, found {_found(value)}") from None
     return checked
 
 
@@ -290,6 +334,8 @@ def _checked(hint: Any, value: Any, where: str, key: str) -> Any:
         for bounds in inside[1:]:
             if isinstance(bounds, Range) and value not in bounds:
                 raise _RefusedError(f"at most {MOST}" if value > MOST == bounds.most else str(bounds))
+            if isinstance(bounds, Keys):
+                bounds.check(value, where, key)
         return value
     if origin in (Union, types.UnionType):
         return _one_of(inside, value, where, key)
@@ -344,44 +390,51 @@ def _scalar(hint: Any, value: Any) -> Any:
     elif hint is str:
         if not isinstance(value, str):
             raise _RefusedError("a text (in quotes)")
-        if value.startswith("--"):
-            raise _RefusedError("a text that does not look like an option")
+        _refuse_odd_text(value)
     elif hint is Path:
-        if not isinstance(value, (str, Path)) or str(value).startswith("--"):
+        if not isinstance(value, (str, Path)):
             raise _RefusedError("a path")
+        _refuse_odd_text(str(value))
         value = Path(value)
     return value
 
 
+def _refuse_odd_text(text: str) -> None:
+    if text.startswith("--"):
+        raise _RefusedError("a text that does not look like an option")
+    if "\0" in text or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
+        raise _RefusedError("a text in UTF-8 without NUL")
+
+
 def _number(kind: type, value: Any) -> Any:
-    if isinstance(value, str):  # YAML reads 1e-4 as a text
-        try:
-            value = kind(value)
-        except ValueError:
-            value = None
+    if isinstance(value, str) and kind is float and _EXPONENT.fullmatch(value):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _RefusedError("a whole number" if kind is int else "a number")
-    if kind is int and value != int(value if math.isfinite(value) else 0.5):
-        raise _RefusedError("a whole number")
-    if not math.isfinite(value):
+    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**1000):
         raise _RefusedError("a finite number")
+    if kind is int and value != int(value):
+        raise _RefusedError("a whole number")
     return kind(value)
 
 
-def _short(value: Any, most: int = 80) -> str:
-    """``repr`` of a value, made without writing out long containers."""
-    if isinstance(value, (list, tuple, dict, set)) and len(value) > 8:
-        return f"a {type(value).__name__} of {len(value)}"
-    if isinstance(value, str):
-        value = value[: most + 1]
-    text = repr(value) if isinstance(value, (str, int, float, bool, type(None), Path)) else f"a {type(value).__name__}"
-    if isinstance(value, (list, tuple)):
-        text = "[" + ", ".join(_short(item, 20) for item in value) + "]"
-    return text if len(text) <= most else text[:most] + "…"
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d{1,9}")
+"""Numbers such as 1e-4, which YAML 1.1 reads as texts."""
 
 
-def built(config_class: type[Config], checked: Mapping[str, Any], where: str, base: Any = None) -> Config:
-    """``checked`` over the defaults: those of ``base``, an instance, for a group whose field has one of its own."""
+def _found(value: Any) -> str:
+    """A value that is refused, in at most 80 characters."""
+    return files.short(str(value) if isinstance(value, Path) else value, 80)
+
+
+def built(
+    config_class: type[Config], checked: Mapping[str, Any], where: str, base: Any = None, prefix: str = ""
+) -> Config:
+    """``checked`` over the defaults: those of ``base``, an instance, for a group whose field has one of its own.
+
+    What a class itself refuses (``__post_init__``: how fields go together) begins with the name of a field, so that
+    ``where`` and ``prefix`` before it make the full key.
+    """
     values = {} if base is None else fields_of(base)
     for field, hint in fields_and_types(config_class):
         if field.name not in checked:
@@ -392,14 +445,12 @@ def built(config_class: type[Config], checked: Mapping[str, Any], where: str, ba
             given = values.get(field.name, default_of(field))
             if choice is not None:
                 group = choice.config(value["name"], where, field.name)
-            value = built(group, value, where, given if type(given) is group else None)
+            value = built(group, value, where, given if type(given) is group else None, f"{prefix}{field.name}.")
         values[field.name] = value
     try:
         return config_class(**values)
-    except ConfigError:
-        raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {prefix}{error}") from None
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

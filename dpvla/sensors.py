@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CAMERAS = ("front_left", "front", "front_right")
 """Cameras that an encoder looks at where nothing else is said, in the order of a batch."""
+MOST_CAMERAS = 64
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,9 @@ class Sensors:
     height: int = 384
 
     def __post_init__(self) -> None:
-        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
-            raise ValueError(
-                f"cameras must name at least one, and each once, found {', '.join(self.cameras) or 'none'}"
-            )
+        if not 1 <= len(self.cameras) <= MOST_CAMERAS or len(set(self.cameras)) < len(self.cameras):
+            found = ", ".join(self.cameras[:MOST_CAMERAS]) or "none"
+            raise ValueError(f"cameras must name at least one, at most {MOST_CAMERAS}, each once, found {found:.200}")
         if min(self.width, self.height) < 1:
             raise ValueError(f"images must have at least one pixel, found {self.width} x {self.height}")
 

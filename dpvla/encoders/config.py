@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from dpvla.config import Count, Whole
+from dpvla.config import BelowOne, Count, Keys, Layers, Positive, Range, Size, check
 from dpvla.sensors import DEFAULT_CAMERAS, Sensors
 
 RELEASED = "florence-community/Florence-2-large"
@@ -22,8 +22,8 @@ class EncoderConfig:
 
     name: str  # which encoder
     cameras: tuple[str, ...] = DEFAULT_CAMERAS  # what it looks at, in this order
-    image_width: Count = 768  # pixels of every camera's image
-    image_height: Count = 384  # the data are cut and reduced to this
+    image_width: Size = 768  # pixels of every camera's image
+    image_height: Size = 384  # the data are cut and reduced to this
 
     def __post_init__(self) -> None:
         _ = self.sensors  # which checks them
@@ -46,6 +46,30 @@ class FlorenceConfig(EncoderConfig):
     views_in_text_encoder: Literal["all", "front"] = "all"  # whose tokens the text encoder reads
 
 
+_SizeOr0 = Annotated[int, Range(least=0, most=2**14)]
+_SIZES = Size | tuple[Size, ...]
+_SMALL = Annotated[int, Range(least=1, most=1024)] | tuple[Annotated[int, Range(least=1, most=1024)], ...]
+_LAYERS = Layers | tuple[Layers, ...]
+_RATIOS = Annotated[Positive, Range(most=64)] | tuple[Annotated[Positive, Range(most=64)], ...]
+TIMM_OPTIONS: dict[str, Any] = {
+    **dict.fromkeys(("drop_rate", "drop_path_rate", "drop_block_rate", "attn_drop_rate", "proj_drop_rate"), BelowOne),
+    **dict.fromkeys(("pos_drop_rate", "patch_drop_rate"), BelowOne),
+    **dict.fromkeys(("depth", "depths", "layers"), _LAYERS),
+    **dict.fromkeys(("dims", "embed_dim", "embed_dims", "channels", "stem_width", "base_width", "width"), _SIZES),
+    **dict.fromkeys(("img_size",), Size | tuple[Size, Size]),
+    **dict.fromkeys(("patch_size", "window_size", "output_stride", "num_heads", "cardinality", "growth_rate"), _SMALL),
+    **dict.fromkeys(("mlp_ratio", "mlp_ratios", "expand_ratio"), _RATIOS),
+    **dict.fromkeys(("init_values", "ls_init_value"), Positive | None),
+    **dict.fromkeys(("qkv_bias", "qk_norm", "class_token", "pre_norm", "conv_mlp", "avg_down"), bool),
+    **dict.fromkeys(("dynamic_img_size", "dynamic_img_pad", "strict_img_size"), bool),
+    "reg_tokens": Layers,
+    "act_layer": Literal["relu", "relu6", "leaky_relu", "silu", "swish", "gelu", "gelu_tanh", "mish", "hard_swish"],
+    "norm_layer": Literal["batchnorm2d", "groupnorm", "groupnorm1", "layernorm", "layernorm2d", "rmsnorm"],
+}
+"""Options of ``timm.create_model`` that a config, and so a stranger's checkpoint, may give: rates, sizes and names of
+layers. Others open files, load code or decide what the encoder itself does."""
+
+
 @dataclass(frozen=True)
 class TimmConfig(EncoderConfig):
     """An image network of timm, and what is made of its feature map."""
@@ -56,8 +80,14 @@ class TimmConfig(EncoderConfig):
     network: str = "resnet18"  # any image network that timm knows
     pretrained: bool = True  # start from its released weights
     stride: Count = 16  # feature map to take, in pixels per cell
-    width: Count = 96  # of the tokens
-    summary_width: Whole = 0  # all cells, reduced to so many numbers each, also reach every token; 0: they do not
-    mixer_blocks: Whole = 1  # transformer blocks over all cameras' tokens
-    mixer_heads: Count = 4  # their attention heads
-    options: dict[str, Any] = field(default_factory=dict)  # more arguments of timm.create_model
+    width: Size = 96  # of the tokens
+    summary_width: _SizeOr0 = 0  # all cells, reduced to so many numbers each, also reach every token; 0: they do not
+    mixer_blocks: Layers = 1  # transformer blocks over all cameras' tokens
+    mixer_heads: Size = 4  # their attention heads
+    options: Annotated[dict[str, Any], Keys(TIMM_OPTIONS)] = field(default_factory=dict)  # of the network: depth, ...
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "encoder")
+        if self.width % self.mixer_heads:
+            raise ValueError(f"width {self.width} is not divisible by mixer_heads, {self.mixer_heads}")

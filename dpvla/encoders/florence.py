@@ -7,7 +7,7 @@ The text decoder (258M parameters) is never built: without it encoder (571M) and
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,23 @@ from transformers.models.florence2.modeling_florence2 import (
 )
 
 from dpvla.batch import DrivingBatch
+from dpvla.config import Range
 from dpvla.encoders import florence_attention
 from dpvla.encoders.config import LARGE, RELEASED, TINY, FlorenceConfig
 from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.florence_checkpoint import FlorenceFiles, load_weights
 from dpvla.encoders.florence_commands import COMMAND_PHRASES, tokenize_commands
+from dpvla.encoders.florence_config import florence_config
 from dpvla.encoders.florence_large import large_florence_config
 from dpvla.encoders.florence_tiny import tiny_florence_config, tiny_tokenizer
 from dpvla.encoders.image_normalization import ImageNormalization
+from dpvla.schema import checked
 from dpvla.tensors import empty_parameters, materialize
+
+
+class _Architecture(TypedDict):
+    florence: dict[str, Any]
+    command_length: Annotated[int, Range(least=1, most=1024)]
 
 
 class FlorenceEncoder(Encoder[FlorenceConfig]):
@@ -119,7 +127,8 @@ class FlorenceEncoder(Encoder[FlorenceConfig]):
     @classmethod
     def from_architecture(cls, config: FlorenceConfig, architecture: Any) -> FlorenceEncoder:
         """The saved one, without Florence's own files."""
-        return cls(config, Florence2Config.from_dict(architecture["florence"]), architecture["command_length"])
+        saved = checked(architecture, _Architecture, "encoder_architecture")
+        return cls(config, florence_config(saved["florence"], "encoder_architecture.florence"), saved["command_length"])
 
     def architecture(self) -> dict[str, Any]:
         """Florence's own config and the words of the longest command."""

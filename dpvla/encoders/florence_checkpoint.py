@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, Florence2Config
 
 from dpvla.encoders.config import RELEASED
 from dpvla.encoders.florence_commands import tokenize_commands
+from dpvla.encoders.florence_config import florence_config
 from dpvla.files import read_json
 from dpvla.tensors import not_finite, read_tensors
 
@@ -64,7 +65,7 @@ class FlorenceFiles:
             locate(name, False)
         folder = _required(locate, "config.json").parent
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # tokenizers raises Exception itself
             raise ValueError(
                 f"{folder} holds no tokenizer that loads ({_first_line(error)}); it needs {TOKENIZER_FILES[0]}, "
@@ -232,10 +233,7 @@ def _read_config(source: str, locate: Locate) -> Florence2Config:
             f"{path} describes {raw.get('model_type')!r} with text model {text_type!r}, which is the remote-code "
             f"format or another model. {_native_hint()}"
         )
-    try:
-        return Florence2Config.from_dict(raw)
-    except Exception as error:  # transformers and huggingface_hub raise classes of their own for single fields
-        raise ValueError(f"{path} is not a usable Florence-2 config: {_first_line(error)}") from None
+    return florence_config(raw, str(path))
 
 
 def _tensors(source: str, locate: Locate) -> Iterator[tuple[str, Tensor]]:

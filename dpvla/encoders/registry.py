@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dpvla.config import ConfigError, OneOf
@@ -48,7 +48,7 @@ def in_full(data: Mapping[str, Any]) -> Mapping[str, Any]:
     if name.startswith("timm:"):
         data |= {"name": "timm", "network": name.removeprefix("timm:")}
         others = OF_FLORENCE
-    elif name.startswith("florence:") or "/" in name or whole or Path(name).is_dir():
+    elif name.startswith("florence:") or "/" in name or whole or os.path.isdir(name):
         data |= {"name": "florence", "source": name.removeprefix("florence:")}
         others = OF_TIMM
     else:

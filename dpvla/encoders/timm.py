@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dpvla.batch import COMMANDS, DrivingBatch
+from dpvla.config import refuse_size
 from dpvla.encoders.config import TimmConfig
 from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.image_normalization import ImageNormalization
+from dpvla.files import short
 from dpvla.layers.blocks import Block
-
-REFUSED_OPTIONS = ("checkpoint_path", "pretrained", "cache_dir", "features_only", "out_indices", "num_classes")
-"""Beginnings of options of ``timm.create_model`` that no config, and so no stranger's checkpoint, may give."""
 
 
 class TimmEncoder(Encoder[TimmConfig]):
@@ -38,17 +37,14 @@ class TimmEncoder(Encoder[TimmConfig]):
         if not timm.is_model(name):
             near = get_close_matches(name, timm.list_models(), 3)
             raise ValueError(f"timm knows no model {name!r}; nearest: {', '.join(near) or 'none'}")
-        refused = sorted(key for key in config.options if key.startswith(REFUSED_OPTIONS))
-        if refused:
-            raise ValueError(f"encoder.options: {refused[0]} is not taken: it is set by the encoder, or opens files")
-        if width % config.mixer_heads:
-            raise ValueError(f"encoder.width {width} is not divisible by encoder.mixer_heads {config.mixer_heads}")
         sensors, self.token_width = self.sensors, width
         options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in config.options.items()}
         try:
-            probe: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-            raise ValueError(f"encoder.options do not fit timm's {name}: {error}") from None
+            with torch.device("meta"):  # what it would take is known before memory is asked for
+                probe: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
+        except (TypeError, ValueError, RuntimeError, AssertionError, LookupError, ArithmeticError) as error:
+            raise ValueError(f"encoder.options do not fit timm's {name}: {short(str(error))}") from None
+        refuse_size(sum(parameter.numel() for parameter in probe.parameters()), "encoder.options")
         fitting = [i for i, reduction in enumerate(probe.feature_info.reduction()) if reduction <= config.stride]
         if not fitting:
             raise ValueError(
@@ -73,10 +69,15 @@ class TimmEncoder(Encoder[TimmConfig]):
                 tensors = {name: t.to(device) for name, t in (*backbone.named_parameters(), *backbone.named_buffers())}
                 image = torch.zeros(1, *sensors.shape[1:], device=device)
                 seen = torch.func.functional_call(backbone.eval(), tensors, (image,))[0].shape[-2:]
-        except RuntimeError as error:
-            raise ValueError(f"{name} takes no images of {sensors.width} x {sensors.height} pixels: {error}") from None
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ValueError(
+                f"{name} takes no images of {sensors.width} x {sensors.height} pixels: {short(str(error))}"
+            ) from None
         backbone.train()
         cameras, cells = len(sensors.cameras), seen[0] * seen[1]
+        refuse_size(
+            cameras * cells * width * (1 + config.summary_width) + config.mixer_blocks * 8 * width**2, "encoder"
+        )
         self.normalize = ImageNormalization()
         self.project = nn.Linear(features, width)
         self.place = nn.Parameter(torch.zeros(cameras, cells, width))

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpvla.layers.adaptable import Active, AdaptableLinear
-
-SUBLAYERS = ("self", "cross", "fused-cross", "mlp")
 
 
 class SelfAttention(nn.Module):
@@ -142,20 +137,3 @@ class Block(nn.Module):
                 y = self.cross(y.view(policies, scenes, -1, width), keys_values, mask, active).view_as(x)
             x = torch.addcmul(x, gate, y) if self.modulated else x + y
         return x
-
-
-def parse_blocks(text: str) -> list[tuple[bool, tuple[str, ...]]]:
-    """``"24 modulated self mlp"`` -> 24 times ``(True, ("self", "mlp"))``."""
-    match = re.fullmatch(r"\s*(\d+)\s+(modulated|plain)((?:\s+[a-z-]+)+)\s*", text)
-    if match is None:
-        raise ValueError(
-            f"cannot read block {text!r}; expected e.g. '24 modulated self mlp' or '1 plain self cross mlp'"
-        )
-    sublayers = tuple(match[3].split())
-    unknown = [name for name in sublayers if name not in SUBLAYERS]
-    if unknown:
-        raise ValueError(f"block {text!r}: unknown sublayers {unknown}; expected {', '.join(SUBLAYERS)}")
-    twice = [name for name, count in Counter(name.replace("fused-", "") for name in sublayers).items() if count > 1]
-    if twice:
-        raise ValueError(f"block {text!r}: {twice[0]} stands twice; write two blocks")
-    return [(match[2] == "modulated", sublayers)] * int(match[1])

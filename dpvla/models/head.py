@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from dpvla.batch import COMMANDS
 from dpvla.layers.adaptable import BASE, Active
-from dpvla.layers.blocks import Block, parse_blocks
+from dpvla.layers.block_text import parse_blocks
+from dpvla.layers.blocks import Block
 from dpvla.models.config import HeadConfig
 from dpvla.plan import HISTORY_POSES, NUM_POSES
 
@@ -73,8 +74,6 @@ class DiTHead(nn.Module):
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         inputs = len(COMMANDS) * config.use_command + STATUS * config.use_ego_status + HISTORY * config.use_history
         self.condition = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width)) if inputs else None
-        if config.status_token and not config.project_context:
-            raise ValueError("head.status_token needs head.project_context: the token joins the projected ones")
         self.has_status_token = config.status_token and self.condition is not None
         if self.has_status_token:
             self.status_embedding = nn.Parameter(torch.zeros(width))

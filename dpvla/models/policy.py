@@ -31,6 +31,9 @@ from dpvla.precision import Precision, computing_in
 from dpvla.random_rows import normal
 from dpvla.tensors import empty_parameters, materialize, state_of
 
+COMPUTES_WITH_WEIGHTS = (RuntimeError, TypeError)
+"""What torch raises in an encoder whose constructor computes with its weights, where they are on the meta device: it is
+made with real ones."""
 ADAPTER_WEIGHTS = ("adapter_down", "adapter_up")
 
 
@@ -96,12 +99,21 @@ class DPVLA(nn.Module):
 
     @classmethod
     def _empty(cls, saved: PolicyFiles) -> DPVLA:
-        """The policy of these files before its weights: memory is taken when they are read, and nothing is drawn."""
+        """The policy of these files before its weights: memory is taken when they are read, and nothing is drawn.
+
+        A config of a stranger may ask for any size: it is first held against the tensors that there are.
+        """
         with torch.random.fork_rng(devices=[]):
+            try:
+                with torch.device("meta"):
+                    outline = cls(saved.config, saved.encoder())
+            except COMPUTES_WITH_WEIGHTS:
+                return cls(saved.config, saved.encoder())
+            saved.require_same(outline._base_state())
             try:
                 with empty_parameters():
                     return cls(saved.config, saved.encoder())
-            except Exception:  # of an encoder whose constructor computes with its weights: it gets real ones
+            except COMPUTES_WITH_WEIGHTS:
                 return cls(saved.config, saved.encoder())
 
     def _base_state(self) -> dict[str, Tensor]:

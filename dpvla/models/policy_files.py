@@ -20,7 +20,7 @@ from dpvla.manifest import check_manifest, require_manifest, write_manifest
 from dpvla.models.config import DPVLAConfig
 from dpvla.precision import Precision
 from dpvla.schema import checked
-from dpvla.tensors import described, read_into, require_same, save_tensors
+from dpvla.tensors import CheckpointError, described, read_into, require_same, save_tensors
 
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # 1: encoders had other keys, which ``encoders.registry.in_full`` still reads
@@ -99,6 +99,8 @@ class PolicyFiles:
         path = self.directory / CONFIG_FILE
         try:
             yield
+        except CheckpointError:  # of the weights
+            raise
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         except (

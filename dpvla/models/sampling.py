@@ -8,13 +8,12 @@ from typing import Annotated, Any
 
 from dpvla import files
 from dpvla.checkpoint_layout import SAMPLING_FILE
-from dpvla.config import Count, NotNegative, Range, from_dict
+from dpvla.config import NotNegative, Range, Steps, from_dict
 from dpvla.manifest import check_manifest, require_manifest
 from dpvla.models.head import BASE_POLICY, Policies
 from dpvla.precision import Precision
 
-Steps = Annotated[Count, Range(least=2)]
-"""Steps of the solver."""
+SolverSteps = Annotated[Steps, Range(least=2)]
 
 FORMER_ADAPTERS = ("positive", "negative")
 """Adapters of files that do not name theirs: they are DIPOLE's."""
@@ -26,7 +25,7 @@ class Sampling:
 
     policies: Policies = BASE_POLICY  # one or two, by the name of their adapter; None: the head without any
     omega: NotNegative = 0.0  # greediness w, where there are two
-    num_steps: Steps | None = None  # of the solver; None: as the model's config has it
+    num_steps: SolverSteps | None = None  # of the solver; None: as the model's config has it
 
     def __post_init__(self) -> None:
         if len(self.policies) not in (1, 2):
@@ -50,7 +49,7 @@ class AdaptersOnDisk:
     omega: NotNegative  # of ``Sampling``
     precision: Precision = "no"  # they were trained in
     policies: Policies = FORMER_ADAPTERS  # of ``Sampling``
-    num_steps: Steps | None = None  # of ``Sampling``
+    num_steps: SolverSteps | None = None  # of ``Sampling``
     adapters: tuple[str, ...] = FORMER_ADAPTERS  # folders beside the file
     manifest: bool = False  # whether their checksums stand there, too
 

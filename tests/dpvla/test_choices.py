@@ -118,7 +118,7 @@ def test_a_choice_survives_the_way_to_a_mapping_and_back(config: Shape) -> None:
         ({"shape": {"name": "circle", "side": 2}}, "unknown key 'drawing.shape.side'"),
         ({"shape": {"name": "circle", "radius": 0}}, "drawing.shape.radius must be at least 1"),
         ({"shape": 3}, "'drawing.shape' takes a group of keys, found 3"),
-        ({"shape": {"name": 3}}, "unknown shape 3"),
+        ({"shape": {"name": 3}}, "drawing.shape.name must be a text"),
     ],
 )
 def test_what_the_choice_does_not_have_is_refused(data: Any, message: str) -> None:

@@ -34,8 +34,8 @@ def encoder_of(data: Mapping[str, Any]) -> EncoderConfig:
     [
         ({"name": "timm:resnet18"}, TimmConfig()),
         (
-            {"name": "timm:a", "timm_options": {"b": 1}, "num_cameras": 3, "revision": None},
-            TimmConfig(network="a", options={"b": 1}),
+            {"name": "timm:a", "timm_options": {"depth": 1}, "num_cameras": 3, "revision": None},
+            TimmConfig(network="a", options={"depth": 1}),
         ),
         ({"name": "florence:tiny", "pretrained": False, "stride": 8}, FlorenceConfig(source="tiny")),
         ({"name": "florence-community/Florence-2-base"}, FlorenceConfig(source="florence-community/Florence-2-base")),
@@ -60,7 +60,7 @@ def test_former_words_mean_what_they_meant(former: dict[str, Any], today: Encode
         ({"name": "timm", "revision": "x"}, "unknown key 'encoder.revision'"),
         ({"name": "florence", "stride": 3}, "unknown key 'encoder.stride'"),
         ({"num_cameras": 1}, "num_cameras 1 is gone: name the cameras"),
-        ({"cameras": []}, "cameras must name at least one, and each once, found none"),
+        ({"cameras": []}, "cameras must name at least one, at most 64, each once, found none"),
         ({"cameras": ["front", "front"]}, "each once, found front, front"),
         ({"name": "timm", "image_width": 0}, "encoder.image_width must be at least 1"),
     ],

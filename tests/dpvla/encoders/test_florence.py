@@ -18,7 +18,9 @@ from dpvla.batch import COMMANDS, DrivingBatch
 from dpvla.encoders.config import FlorenceConfig
 from dpvla.encoders.florence import FlorenceEncoder
 from dpvla.encoders.florence_commands import COMMAND_PHRASES, tokenize_commands
+from dpvla.encoders.florence_config import florence_config
 from dpvla.encoders.florence_tiny import tiny_florence_config, tiny_tokenizer
+from dpvla.files import FileError
 from dpvla.tensors import empty_parameters
 
 SIZE = 64
@@ -320,3 +322,47 @@ def test_the_large_encoder_has_the_size_the_paper_implies() -> None:
     with empty_parameters():
         encoder = FlorenceEncoder.from_config(FlorenceConfig(source="large"))
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(570.7, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text_config", "vocab_size", 10**12),
+        ("text_config", "d_model", 10**9),
+        ("text_config", "d_model", 1024),
+        ("text_config", "encoder_layers", 10**6),
+        ("text_config", "encoder_attention_heads", 7),
+        ("text_config", "dropout", "0.1"),
+        ("text_config", "pad_token_id", 4_000_000),
+        ("text_config", "model_type", "llama"),
+        ("text_config", "activation_function", "os.system"),
+        ("vision_config", "depths", [10**6] * 4),
+        ("vision_config", "depths", [1]),
+        ("vision_config", "embed_dim", [2**14] * 4),
+        ("vision_config", "embed_dim", [0] * 4),
+        ("vision_config", "patch_size", [0] * 4),
+        ("vision_config", "num_heads", [5] * 4),
+        ("vision_config", "window_size", 0),
+        ("vision_config", "qkv_bias", 3),
+    ],
+)
+def test_what_no_florence_has_is_refused_with_its_key_before_it_is_built(part: str, key: str, value: Any) -> None:
+    raw = json.loads(json.dumps(tiny_florence_config().to_diff_dict()))
+    raw[part][key] = value
+    with pytest.raises(FileError, match=rf"^config\.json: .*{part}.*{key}"):
+        florence_config(raw, "config.json")
+
+
+def test_of_a_florence_config_nothing_is_taken_that_loads_code() -> None:
+    plain = tiny_florence_config().to_diff_dict()
+    hostile: dict[str, Any] = json.loads(json.dumps(plain))
+    for part in (hostile, hostile["text_config"], hostile["vision_config"]):
+        part |= {
+            "auto_map": {"AutoConfig": "somebody/else--code.Config"},
+            "_attn_implementation": "somebody/kernel",
+            "attn_implementation": "somebody/kernel",
+            "quantization_config": {"quant_method": "bitsandbytes"},
+            "dtype": "float8",
+            "_name_or_path": "/etc/passwd",
+        }
+    assert florence_config(hostile, "config.json").to_dict() == florence_config(plain, "config.json").to_dict()

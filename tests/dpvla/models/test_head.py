@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpvla.layers.blocks import parse_blocks
+from dpvla.layers.block_text import parse_blocks
 from dpvla.models import HeadConfig
 from dpvla.models.adapters import adapter_parameters, add_adapters
 from dpvla.models.head import Condition, DiTHead

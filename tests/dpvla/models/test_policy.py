@@ -70,6 +70,37 @@ def test_a_strangers_config_cannot_open_files_and_ends_in_one_error(
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("encoder.network", "vit_giant_patch14_dinov2", "takes no images"),
+        ("encoder.width", 10**9, r"encoder\.width must be at least 1 and at most"),
+        ("encoder.width", 2**14, r"model\.safetensors does not fit this model"),
+        ("encoder.mixer_blocks", 10**6, r"encoder\.mixer_blocks must be"),
+        ("encoder.cameras", [f"camera_{number}" for number in range(1000)], r"encoder\.cameras must name"),
+        ("head.width", 2**14, r"head\.blocks makes a network of 2e\+10 weights"),
+        ("head.heads", 7, r"head\.width 96 is not divisible by heads, 7"),
+        ("head.blocks", ["1000000 modulated self mlp"], r"head\.blocks: block '1000000"),
+        ("head.blocks", ["512 modulated self mlp"] * 1000, r"head\.blocks holds 1000 texts"),
+        ("head.blocks", ["512 modulated self mlp"], r"model\.safetensors does not fit this model"),
+        ("diffusion.num_steps", 10**9, r"diffusion\.num_steps must be"),
+        ("diffusion.beta_min", 30, r"diffusion\.beta_min 30 must be below beta_max"),
+    ],
+)
+def test_a_strangers_config_cannot_ask_for_memory_without_end(
+    light: DPVLA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, named: str
+) -> None:
+    light.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    description = json.loads(path.read_text())
+    group, name = key.split(".")
+    description["model"][group][name] = value
+    path.write_text(json.dumps(description))
+    monkeypatch.setattr("dpvla.models.policy.empty_parameters", None)  # where memory would be taken
+    with pytest.raises(ValueError, match=named):
+        DPVLA.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
     "change", [{"encoder_architecture": [1]}, {"encoder_architecture": {"florence": 5}}, {"model": 3}]
 )
 def test_a_config_of_another_shape_is_named(policy: DPVLA, tmp_path: Path, change: dict[str, Any]) -> None:
@@ -80,17 +111,10 @@ def test_a_config_of_another_shape_is_named(policy: DPVLA, tmp_path: Path, chang
         DPVLA.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "encoder",
-    [
-        replace(ENCODER, mixer_heads=5),
-        replace(ENCODER, width=97),
-        replace(ENCODER, network="test_convnext", image_width=3),
-    ],
-)
-def test_sizes_that_do_not_fit_each_other_are_refused(encoder: TimmConfig) -> None:
+@pytest.mark.parametrize("change", [{"mixer_heads": 5}, {"width": 97}, {"network": "test_convnext", "image_width": 3}])
+def test_sizes_that_do_not_fit_each_other_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"not divisible|takes no images"):
-        DPVLA.from_config(replace(DPVLAConfig.tiny(), encoder=encoder))
+        DPVLA.from_config(replace(DPVLAConfig.tiny(), encoder=replace(ENCODER, **change)))
 
 
 def test_a_newer_format_is_refused(light: DPVLA, tmp_path: Path) -> None:

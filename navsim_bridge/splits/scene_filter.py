@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ class SceneFilter:
                 raise SplitError(f"{name}: expected a whole number of at least {least}, found {value!r}")
         if not isinstance(self.has_route, bool):
             raise SplitError(f"has_route: expected true or false, found {self.has_route!r}")
+
+    @cached_property
+    def wanted(self) -> frozenset[str] | None:
+        """``tokens``, to look in: made once, however many logs are looked through."""
+        return None if self.tokens is None else frozenset(self.tokens)
 
     @property
     def num_frames(self) -> int:

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -211,12 +211,11 @@ def _say(line: str) -> None:
 
 def windows(log: Log, data_split: str, rules: SceneFilter) -> Iterator[SceneRecord]:
     """The scenes that ``rules`` cut from one log (``log_names`` and ``max_scenes`` are not looked at)."""
-    tokens = None if rules.tokens is None else set(rules.tokens)
     for first in range(0, len(log) - rules.num_frames + 1, rules.step):
         now = first + rules.num_history_frames - 1
         if rules.has_route and not log.routes[now]:
             continue
-        if tokens is not None and log.tokens[now] not in tokens:
+        if rules.wanted is not None and log.tokens[now] not in rules.wanted:
             continue
         yield record(log, data_split, first, rules.num_history_frames, rules.num_future_frames)
 
@@ -253,11 +252,21 @@ def by_log(records: Sequence[SceneRecord]) -> dict[tuple[str, str], list[SceneRe
 def _windows_of_logs(
     split: Split, data_root: Path | str, names: Sequence[str], workers: Workers, preload: Sequence[str]
 ) -> Iterator[list[SceneRecord]]:
-    jobs = [(Path(data_root), split.data_split, split.scene_filter, name) for name in names]
     executor = executor_of(workers).worth(len(names) // LOGS_PER_PROCESS)
-    reads = [log_path(data_root, split.data_split, "*").parent]
-    yield from run_jobs(_read_windows, jobs, executor, in_order=True, preload=preload, reads=reads)
+    folder = log_path(data_root, split.data_split, "*").parent
+    opener = partial(_Windows, Path(data_root), split.data_split, split.scene_filter)
+    jobs = [(name,) for name in names]
+    yield from run_jobs(_read_windows, jobs, executor, in_order=True, opener=opener, preload=preload, reads=[folder])
 
 
-def _read_windows(data_root: Path, data_split: str, rules: SceneFilter, name: str) -> list[SceneRecord]:
-    return list(windows(open_log(log_path(data_root, data_split, name)), data_split, rules))
+@dataclass(frozen=True)
+class _Windows:
+    """What every log is cut by: a worker is sent it once, since it may hold 100,000 tokens."""
+
+    data_root: Path
+    data_split: str
+    rules: SceneFilter
+
+
+def _read_windows(by: _Windows, name: str) -> list[SceneRecord]:
+    return list(windows(open_log(log_path(by.data_root, by.data_split, name)), by.data_split, by.rules))

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from dpvla.batch import DrivingBatch, fake_batch
 from dpvla.encoders.config import EncoderConfig
+from dpvla.files import short
 from dpvla.registry import ContractError
 from dpvla.sensors import Sensors
 
@@ -77,7 +78,7 @@ class Encoder(nn.Module, ABC, Generic[ConfigT]):
             architecture: what ``architecture`` of the saved one said.
         """
         if architecture is not None:
-            raise TypeError(f"{cls.__name__} is described by its config alone, found more: {architecture!r:.80}")
+            raise TypeError(f"{cls.__name__} is described by its config alone, found more: {short(architecture, 80)}")
         return cls(config)
 
     def architecture(self) -> Any:

@@ -55,9 +55,9 @@ class AdaptersOnDisk:
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.adapters if Path(name).name != name]:
-            raise ValueError(f"adapters hold {wrong[0]!r:.80}, which is no folder beside it")
+            raise ValueError(f"adapters hold {files.short(wrong[0], 80)}, which is no folder beside it")
         if missing := [name for name in self.sampling.policies if name is not None and name not in self.adapters]:
-            raise ValueError(f"policies name {missing[0]!r:.80}, which is none of its adapters")
+            raise ValueError(f"policies name {files.short(missing[0], 80)}, which is none of its adapters")
 
     @property
     def sampling(self) -> Sampling:

@@ -155,8 +155,8 @@ class ImageStore:
             if isinstance(error, ImageStoreError):
                 raise
             raise ImageStoreError(
-                f"{path} is no manifest of an image store: {error!r:.100}; delete it, and pack again: what is whole is "
-                "kept"
+                f"{path} is no manifest of an image store: {files.short(error, 100)}; delete it, and pack again: what "
+                "is whole is kept"
             ) from None
         self._ends = list(accumulate(scenes for _, scenes, _ in self.shards))
         self._row = {token: row for row, token in enumerate(self.sources)}
@@ -226,7 +226,7 @@ class ImageStore:
         scenes = iter(self.sources.items())
         for number, (name, count, _) in enumerate(self.shards):
             if count < 1 or name != shard_name(number, self.sensors, list(islice(scenes, count))):
-                raise ValueError(f"{name!r:.60} does not hold the scenes that it names")
+                raise ValueError(f"{files.short(name, 60)} does not hold the scenes that it names")
 
     def _require_whole(self, number: int) -> None:
         name, scenes, _ = self.shards[number]

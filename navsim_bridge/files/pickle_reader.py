@@ -35,8 +35,13 @@ from navsim_bridge.files.pickled_arrays import (
     scalar,
 )
 
-MOST_STEPS = 50_000_000
-"""Instructions of one file; a log of 17 minutes takes 2 million."""
+MOST_STEPS = 30_000_000
+"""Instructions of one file; a log of 17 minutes takes 2 million. Each makes an object of at most 90 bytes, or more
+only where the file gives its content."""
+MOST_COPIED = 2**29
+"""Bytes of what is made anew from content that may be referred to again: arrays, sets, attributes."""
+MOST_MARKS = 1000
+"""Lists, tuples and dicts that are begun and not ended."""
 MOST_WORDS = 2**26
 """Values of one file, counted as often as they are referred to; texts and arrays count 1 more for every 8 bytes."""
 MOST_DEPTH = 60
@@ -116,6 +121,7 @@ class _Reader:
         self.memo: list[Any] = []
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
+        self.copied = 0
         self.at = 0  # the instruction's first byte or, while it is carried out, the first that is not read yet
 
     def read(self) -> Any:
@@ -140,6 +146,7 @@ class _Reader:
         """
         data, marks, stack, others = self.data, self.marks, self.stack, _INSTRUCTIONS
         memo, remember, push = self.memo, self.memo.append, self.stack.append
+        value: Any
         at = 0
         try:
             for _ in range(MOST_STEPS):
@@ -165,6 +172,8 @@ class _Reader:
                     push(data[at])
                     at += 1
                 elif code == 0x28:  # MARK
+                    if len(marks) == MOST_MARKS:
+                        raise ValueError(f"values nested deeper than {MOST_MARKS}")
                     marks.append(stack)
                     stack = []
                     push = stack.append
@@ -249,6 +258,15 @@ class _Reader:
             raise ValueError("a reference that is no number")
         return int(line)
 
+    def count_copy(self, copy: Any) -> None:
+        """Bound what is made of one content, however often the file refers to it."""
+        if isinstance(copy, (np.ndarray, np.generic)):
+            self.copied += copy.nbytes
+        elif isinstance(copy, (bytes, set, frozenset, dict)):
+            self.copied += len(copy) * (1 if isinstance(copy, bytes) else 64)
+        if self.copied > MOST_COPIED:
+            raise ValueError(f"more than {MOST_COPIED} bytes of arrays, sets and attributes")
+
     def refused(self, what: str) -> UnsafePickleError:
         return UnsafePickleError(
             f"{self.path}: refused to {what} (byte {self.at - 1}). Only plain containers, numbers, strings and numpy "
@@ -261,9 +279,10 @@ class _Reader:
 
 def _refuse(reader: _Reader) -> None:
     code = chr(reader.data[reader.at - 1])
-    if code not in pickletools.code2op:
-        raise ValueError("it is cut off or damaged here")
-    raise reader.refused(f"follow the instruction {pickletools.code2op[code].name}")
+    for known in pickletools.opcodes:
+        if known.code == code:
+            raise reader.refused(f"follow the instruction {known.name}")
+    raise ValueError("it is damaged here")
 
 
 def _protocol(reader: _Reader) -> None:
@@ -416,7 +435,8 @@ def _reduce(reader: _Reader) -> None:
             raise ValueError("an array that is not begun as numpy begins it")
         reader.stack[-1] = UnbuiltArray(len(reader.memo))  # where it will be remembered
     elif name.call is not None and name.fewest <= len(args) <= name.most:
-        reader.stack[-1] = name.call(*args)
+        reader.stack[-1] = made = name.call(*args)
+        reader.count_copy(made)
     else:
         raise ValueError("a call with other values than it needs")
 
@@ -440,6 +460,7 @@ def _build(reader: _Reader) -> None:
     target = reader.stack[-1]
     if type(target) is UnbuiltArray:
         array = reader.stack[-1] = array_from_state(state)
+        reader.count_copy(array)
         if target.memo_key < len(reader.memo) and reader.memo[target.memo_key] is target:
             reader.memo[target.memo_key] = array
     elif type(target) is Dtype:
@@ -451,6 +472,7 @@ def _build(reader: _Reader) -> None:
             if type(part) is not dict or set(map(type, part)) - {str}:
                 raise ValueError("attributes that are no dict of names")
             target.__dict__.update(part)
+            reader.count_copy(part)
     else:
         raise ValueError("the content of what has none")
 
@@ -464,7 +486,7 @@ def _push(value: Callable[[_Reader], Any]) -> Callable[[_Reader], None]:
 
 
 _INSTRUCTIONS: list[Callable[[_Reader], None]] = [_refuse] * 256
-"""By their code: what is not in the loop of `_Reader`, and the refusal of all that files of plain values do not need."""
+"""By code: what is not in the loop of `_Reader`, and the refusal of what files of plain values do not need."""
 for _code, _instruction in {
     pickle.PROTO: _protocol,
     pickle.FRAME: _frame,

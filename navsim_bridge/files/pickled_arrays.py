@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 _KINDS = re.compile(r"b1|[iu][1248]|f[248]|[SU][1-9][0-9]{0,4}|O8?")
 """What a dtype may be called: numpy writes no other names for these kinds."""
 MOST_DIMENSIONS = 32
-MOST_ITEMS = 2**32
-"""Along one axis, also of an empty array."""
+MOST_EMPTY = 2**16
+"""Rows, or whatever an empty array has none of; others have no more than the file has bytes."""
 SCALARS = frozenset({type(None), bool, int, float, str, bytes})
-NUMPY_SCALARS = frozenset(np.dtype(kind).type for kind in "b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 S1 U1".split())
+NUMPY_SCALARS = frozenset(np.dtype(code).type for code in ("?", *"bhilBHILefdSU"))
 """Types of single values, numpy's among them."""
 
 
@@ -82,7 +82,8 @@ def scalar(dtype: Any, content: Any) -> np.generic:
     """The numpy scalar given as dtype and bytes."""
     if type(content) is not bytes:
         raise ValueError("a numpy number that is not given as numpy writes it")
-    value: np.generic = _array(content, dtype, (), "C")[()]
+    value = _array(content, dtype, (), "C")[()]
+    assert isinstance(value, np.generic)
     return value
 
 
@@ -93,12 +94,15 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
     if type(shape) is not tuple or len(shape) > MOST_DIMENSIONS:
         raise ValueError(f"an array whose shape is no tuple of at most {MOST_DIMENSIONS} numbers")
     for size in shape:
-        if type(size) is not int or not 0 <= size <= MOST_ITEMS:
-            raise ValueError("an array of an impossible shape")
+        if type(size) is not int or size < 0:
+            raise ValueError("an array whose shape holds more than whole numbers from 0 on")
+    items = math.prod(shape)
+    if items == 0 and math.prod(size or 1 for size in shape) > MOST_EMPTY:
+        raise ValueError("an empty array of an impossible shape")
     if kind.kind == "O":
         return _objects(content, shape, order)
-    if type(content) is not bytes or len(content) != math.prod(shape) * kind.itemsize:
-        raise ValueError(f"an array whose content is not as long as its shape {shape} and type {kind} say")
+    if type(content) is not bytes or len(content) != items * kind.itemsize:
+        raise ValueError(f"an array whose content is not as long as its shape and type {kind} say")
     if kind.kind == "b" and content.translate(None, b"\0\1"):
         raise ValueError("an array of truth values that are neither 0 nor 1")
     if kind.kind == "U":
@@ -110,7 +114,7 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
 
 def _objects(content: Any, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
     if type(content) is not list or len(content) != math.prod(shape):
-        raise ValueError(f"an array of objects that is not given as a list as long as its shape {shape} says")
+        raise ValueError("an array of objects that is not given as a list as long as its shape says")
     if not all(type(value) in SCALARS or type(value) in NUMPY_SCALARS for value in content):
         raise ValueError("an array of objects that are not all numbers and texts")
     array = np.empty(len(content), dtype=object)

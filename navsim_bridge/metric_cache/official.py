@@ -245,11 +245,14 @@ class _Value:
         return int(self.found)
 
     def number(self) -> float:
-        if isinstance(self.found, (bool, np.bool_)) or not isinstance(self.found, (int, float, np.number)):
+        found: Any = self.found
+        if isinstance(found, np.ndarray) and found.ndim == 0:
+            found = found.item()
+        if isinstance(found, (bool, np.bool_)) or not isinstance(found, (int, float, np.number)):
             raise self.error("a number")
-        if not abs(self.found) <= MOST_SIZE:
-            raise self.error("a number (not NaN) that is no larger than a map")
-        return float(self.found)
+        if not -MOST_SIZE <= found <= MOST_SIZE:  # nor NaN
+            raise self.error(f"a number from -{MOST_SIZE:g} to {MOST_SIZE:g}")
+        return float(found)
 
 
 def _scene(cache: _Value, token: str, log_name: str) -> MetricScene:

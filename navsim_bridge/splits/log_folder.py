@@ -71,7 +71,8 @@ def _search(logs: Iterable[Path], wanted: Collection[str]) -> dict[str, set[str]
             frames = load_plain_pickle(path)
         except ValueError as error:
             raise LogFolderError(f"looking for its scenes: {error}; to look in one folder alone, {REMEDY}") from None
-        here = {str(f.get("token")) for f in frames if isinstance(f, dict)} if isinstance(frames, list) else set()
+        found_here = [f.get("token") for f in frames if isinstance(f, dict)] if isinstance(frames, list) else []
+        here = {token for token in found_here if isinstance(token, str)}
         if here & left:
             found[path.stem] = here & left
             left -= here

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from dpvla.files import short
 from navsim_bridge.files.roots import LOGS
 from navsim_bridge.splits.log_folder import LogFolderError, find_folder
 from navsim_bridge.splits.token_list import SUFFIXES, TokenListError, not_utf8, read_token_list
@@ -214,7 +215,7 @@ def _yaml_split(path: Path) -> Rules:
             except SplitError as error:
                 raise SplitError(f"{file}: {error}") from None
         if not isinstance(content, Mapping):
-            raise SplitError(f"scene_filter must be a group of keys, found {content!r:.80}")
+            raise SplitError(f"scene_filter must be a group of keys, found {short(content, 80)}")
     else:
         content = {key: value for key, value in raw.items() if key != "data_split"}
     return data_split, scene_filter(content)
@@ -245,7 +246,7 @@ def scene_filter(content: Mapping[str, Any]) -> SceneFilter:
 
 def _strings(key: str, values: Any) -> tuple[str, ...]:
     if not isinstance(values, (list, tuple)):
-        raise SplitError(f"{key}: expected a list, found {values!r:.80}")
+        raise SplitError(f"{key}: expected a list, found {short(values, 80)}")
     for value in values:
         if not isinstance(value, str):
             raise SplitError(f"{key}: expected strings, found the {type(value).__name__} {value!r}; put it in quotes")

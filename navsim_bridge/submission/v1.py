@@ -35,6 +35,11 @@ SHORTEST_INTERVAL = 2e-6
 """[s] The official scorer cuts times to whole microseconds."""
 MOST_TIMES = 10**8
 """The official scorer lists the times up to a plan's horizon; so many take gigabytes."""
+MOST_DISTANCE = 1e6
+"""[m, rad] No car is there after seconds; with far larger numbers the scorer's own are no longer finite."""
+LONGEST_TOKEN = 200
+MOST_NOTES = 20
+"""Problems, or warnings, that are told of one file."""
 
 
 class SubmissionError(ValueError):
@@ -141,7 +146,7 @@ def read_plans(path: Path | str) -> tuple[dict[str, Any], list[dict[str, Plan]]]
         raise SubmissionError(f"{path}: expected a dict, found {type(content).__name__}")
     missing = [key for key in (*METADATA, PREDICTIONS) if key not in content]
     if missing:
-        raise SubmissionError(f"{path}: no key {missing[0]!r}; found {', '.join(map(short, content))}")
+        raise SubmissionError(f"{path}: no key {missing[0]!r}; found {short(list(content))}")
     seeds = content[PREDICTIONS]
     if not isinstance(seeds, list) or not all(isinstance(seed, dict) for seed in seeds):
         raise SubmissionError(f"{path}: {PREDICTIONS} must be a list of dicts, one per seed")
@@ -149,15 +154,19 @@ def read_plans(path: Path | str) -> tuple[dict[str, Any], list[dict[str, Plan]]]
     for i, seed in enumerate(seeds):
         plans.append({})
         for token, trajectory in seed.items():
-            if not isinstance(token, str):
-                raise SubmissionError(f"{path}: seed {i}: a token must be a text, found {short(token)}")
-            if not isinstance(trajectory, _Trajectory) or not isinstance(trajectory.poses, np.ndarray):
+            if not isinstance(token, str) or not token.strip() or not token.isprintable() or len(token) > LONGEST_TOKEN:
+                expected = f"a token must be a text of at most {LONGEST_TOKEN} printable characters"
+                raise SubmissionError(f"{path}: seed {i}: {expected}, found {short(token)}")
+            where = f"{path}: seed {i}, token {token}"
+            if not isinstance(trajectory, _Trajectory):
+                raise SubmissionError(f"{where}: expected a Trajectory, found {short(trajectory)}")
+            if not isinstance(trajectory.poses, np.ndarray):
                 raise SubmissionError(
-                    f"{path}: seed {i}, token {token}: expected a Trajectory whose poses are a numpy array"
+                    f"{where}: expected a Trajectory whose poses are a numpy array, found {short(trajectory.poses)}"
                 )
             sampling = trajectory.trajectory_sampling
             if not isinstance(sampling, _Sampling):
-                raise SubmissionError(f"{path}: seed {i}, token {token}: expected a TrajectorySampling")
+                raise SubmissionError(f"{where}: expected a TrajectorySampling, found {short(sampling)}")
             plans[i][token] = Plan(
                 trajectory.poses, (sampling.num_poses, sampling.time_horizon, sampling.interval_length)
             )
@@ -175,23 +184,28 @@ def validate_submission(path: Path | str, tokens: Sequence[str] | None = None) -
         SubmissionError: listing every reason why the leaderboard would refuse or misread the file.
     """
     metadata, predictions = read_plans(path)
-    problems = []
-    for key, value in metadata.items():
-        texts = value if isinstance(value, (list, tuple)) else [value]
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            problems.append(f"{key!r} is empty or not text: {short(value)}")
+    texts = {key: value if isinstance(value, (list, tuple)) else [value] for key, value in metadata.items()}
+    problems = [
+        f"{key!r} is empty or not text: {short(metadata[key])}"
+        for key, parts in texts.items()
+        if not parts or not all(isinstance(part, str) and part.strip() for part in parts)
+    ]
     problems += _token_problems(predictions, tokens)
     problems += _first_problems(predictions, _plan_problem)
     if problems:
-        raise SubmissionError(f"{path}: " + "; ".join(problems))
-    warnings = _unusual(predictions)
-    if "href" not in str(metadata["team_name"]):
+        raise SubmissionError(f"{path}: " + "; ".join(_first_of(problems)))
+    warnings = _first_of(_unusual(predictions))
+    if not any("href" in part for part in texts["team_name"]):
         warnings.append("team_name holds no HTML link: version 1.1 of the rules asks for one to a technical report")
     if len(predictions) < 3:
         warnings.append(f"{_several(len(predictions), 'seed')}: the leaderboard encourages three or more")
     if tokens is None:
         warnings.append("the token set was not checked: give the split")
     return warnings
+
+
+def _first_of(notes: list[str]) -> list[str]:
+    return notes if len(notes) <= MOST_NOTES else [*notes[:MOST_NOTES], f"and {len(notes) - MOST_NOTES} more"]
 
 
 AnyPlan = TypeVar("AnyPlan")
@@ -237,7 +251,9 @@ def _pose_problem(poses: NDArray[Any]) -> str:
         numbers = np.array(poses, dtype=np.float64)  # as the official scorer does, objects and texts included
     except (TypeError, ValueError, OverflowError):
         return f"poses of type {poses.dtype}, expected numbers"
-    return "" if np.isfinite(numbers).all() else "NaN or infinite values"
+    if not np.isfinite(numbers).all():
+        return "NaN or infinite values"
+    return "" if np.abs(numbers).max() <= MOST_DISTANCE else f"values of more than {MOST_DISTANCE:g} m or rad"
 
 
 def _plan_problem(plan: Plan) -> str:

@@ -338,7 +338,8 @@ class _Frame:
 
     def error(self, key: str, expected: str, found: Any) -> ValueError:
         token = self.raw.get("token")
-        where = f"{self.path}: frame {self.index} (token {token[:64] if isinstance(token, str) else short(token)})"
+        named = token[:64] if isinstance(token, str) and token.isprintable() else short(token, 64)
+        where = f"{self.path}: frame {self.index} (token {named})"
         return ValueError(f"{where}: '{key}': expected {expected}, found {short(found)}")
 
     def string(self, key: str) -> str:

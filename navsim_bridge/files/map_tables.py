@@ -206,7 +206,8 @@ class MapFile:
 
     def _projected(self, table: Table, geometry: NDArray[np.object_], crs: str) -> NDArray[np.object_]:
         """(row,) shapes in meters. Raises MapError for one that cannot be read, is not finite, or is far away."""
-        shapes = shapely.from_wkb(geometry, on_invalid="ignore")
+        with np.errstate(invalid="ignore"):  # of NaN, which is looked for below
+            shapes = shapely.from_wkb(geometry, on_invalid="ignore")
         unread = np.flatnonzero(shapely.is_missing(shapes) & np.array([wkb is not None for wkb in geometry]))
         if len(unread):
             raise table.error(int(unread[0]), "its shape cannot be read")

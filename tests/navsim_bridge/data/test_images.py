@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from navsim_bridge.data import images
-from navsim_bridge.data.images import Size, read_image, read_images, read_images_on_gpu, read_with_pillow
+from navsim_bridge.data.images import Size, read_image, read_images, read_images_on_gpu, read_whole, read_with_pillow
 
 PRESETS: tuple[Size, ...] = ((768, 384), (384, 192), (768, 768))
 NAVSIM = (1920, 1080)
@@ -136,6 +138,46 @@ def test_what_holds_no_whole_image_is_one_line(content: bytes, message: str, tmp
     with pytest.raises(images.UNREADABLE) as theirs:
         read_with_pillow(path, (96, 48))
     assert type(said.value.__cause__) is type(theirs.value)
+
+
+def sixteen_bits(path: Path) -> None:
+    Image.fromarray(np.full((180, 320), 40_000, dtype=np.uint16)).save(path, "PNG")
+
+
+def postscript(path: Path) -> None:
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 320 180\n%%EndComments\n(x) run\n%%EOF\n")
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (os.mkfifo, "is a FIFO"),
+        (endless, "is a device"),
+        (Path.mkdir, "is a folder"),
+        (sixteen_bits, "I;16, not of 8 bits"),
+        (lambda path: Image.new("RGB", (1, 1)).save(path), "1x1 pixels are no camera image"),
+        (lambda path: Image.new("1", (9000, 9000)).save(path, "PNG"), "9000x9000 pixels are no camera image"),
+        (postscript, "cannot identify image file"),
+    ],
+)
+def test_what_no_camera_takes_is_refused_at_once(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    make(path)
+    for read in (lambda: read_images([path], (96, 48)), lambda: read_whole(path)):
+        with pytest.raises(ValueError, match=rf"^{path}: not a readable image \(.*{message}"):
+            read()
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.touch()
+    os.truncate(path, images.MOST_BYTES + 1)
+    with pytest.raises(ValueError, match=r"x\.jpg: not a readable image .* has more than \d+ bytes"):
+        read_images([path], (96, 48))
 
 
 def test_a_jpeg_without_its_end_mark_is_taken_or_refused_as_pillow_does(tmp_path: Path) -> None:

@@ -3,15 +3,17 @@ it, so that a broken one is a finding of its own."""
 
 from __future__ import annotations
 
-import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dpvla.files import read_json
 from dpvla.parallel import available_cores
 from navsim_bridge.doctor.finding import ERROR, OK, WARNING, Finding, verdict
 from navsim_bridge.files import roots
 from navsim_bridge.files.logs import MAP_LOCATIONS, list_logs
+from navsim_bridge.files.odd import odd_lines
 from navsim_bridge.splits.scene_filter import DEVKIT_ROOT, devkit_splits, load_split
 from navsim_bridge.splits.scenes import find_scenes
 from navsim_bridge.splits.sensors import camera_names, describe_bad, missing_images
@@ -73,7 +75,7 @@ def check_maps(maps: Path) -> Iterator[Finding]:
     """The map index and the maps that it lists."""
     index = maps / roots.MAP_INDEX
     try:
-        versions = {name: str(entry["version"]) for name, entry in json.loads(index.read_text("utf-8")).items()}
+        versions = {name: str(entry["version"]) for name, entry in read_json(index).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         yield Finding(ERROR, f"{index} cannot be read ({type(error).__name__}: {error})", "get nuPlan's maps again")
         return
@@ -120,6 +122,9 @@ def check_split(
         "get the missing logs; scores over a part of a split cannot be compared",
         f"{of} {len(records)} scenes",
     )
+    for line in odd_lines(Counter(cause for r in records for cause in r.odd), len(records)):
+        remedy = "nothing, or choose a split without them: they are used as the devkit uses them, and counted"
+        yield Finding(WARNING, f"{of} {line}", remedy)
     unmapped = sorted({r.location for r in records if not any((maps / r.location).glob("*/map.gpkg"))})
     if unmapped:
         yield Finding(ERROR, f"{of} no map of {', '.join(unmapped)} in {maps}", "get nuPlan's maps")

@@ -12,12 +12,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dpvla.files import short
+from dpvla.files import FileError, read_yaml, short
 from navsim_bridge.files.roots import LOGS
 from navsim_bridge.splits.log_folder import LogFolderError, find_folder
-from navsim_bridge.splits.token_list import SUFFIXES, TokenListError, not_utf8, read_token_list
+from navsim_bridge.splits.token_list import SUFFIXES, TokenListError, read_token_list
 
 DEVKIT_ROOT = "NAVSIM_DEVKIT_ROOT"
 DEVKIT_SPLITS = Path("navsim/planning/script/config/common/train_test_split")
@@ -52,7 +50,7 @@ class SceneFilter:
                             ("max_scenes", 1)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise SplitError(f"{name}: expected a whole number of at least {least}, found {value!r}")
+                raise SplitError(f"{name}: expected a whole number of at least {least}, found {short(value)}")
         if not isinstance(self.has_route, bool):
             raise SplitError(f"has_route: expected true or false, found {self.has_route!r}")
 
@@ -112,7 +110,7 @@ def load_split(name_or_file: str | Path, data_root: Path | str | None = None, da
         if named:
             _refuse_path(named)
         folder = data_split or named or find_folder(root, rules.log_names, rules.tokens)
-    except TokenListError as error:  # names the file itself
+    except (TokenListError, FileError) as error:  # names the file itself
         raise SplitError(str(error)) from None
     except (SplitError, LogFolderError) as error:
         raise SplitError(f"{path}: {error}") from None
@@ -179,14 +177,8 @@ def _find(name: str, data_root: Path | None) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a file. Raises SplitError that does not name the file."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # navtrain lists 103,288 tokens
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except UnicodeDecodeError as error:
-        raise SplitError(not_utf8(error)) from None
-    except yaml.YAMLError as error:
-        raise SplitError(f"not valid YAML: {' '.join(str(error).split())}") from None
+    """The mapping in a file. Raises FileError, or SplitError that does not name the file."""
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         found = "nothing" if raw is None else f"a {type(raw).__name__}"
         raise SplitError(f"expected 'key: value' lines, found {found}")
@@ -201,7 +193,7 @@ def _yaml_split(path: Path) -> Rules:
     raw = _read_yaml(path)
     data_split = raw.get("data_split")
     if data_split is not None and (not isinstance(data_split, str) or not data_split):
-        raise SplitError(f"data_split must name the folder below navsim_logs/, found {data_split!r}")
+        raise SplitError(f"data_split must name the folder below navsim_logs/, found {short(data_split)}")
     if "scene_filter" in raw or "defaults" in raw:
         for key in TWO_STAGE_KEYS:
             if raw.get(key):
@@ -215,7 +207,7 @@ def _yaml_split(path: Path) -> Rules:
             except SplitError as error:
                 raise SplitError(f"{file}: {error}") from None
         if not isinstance(content, Mapping):
-            raise SplitError(f"scene_filter must be a group of keys, found {short(content, 80)}")
+            raise SplitError(f"scene_filter must be a group of keys, found {short(content)}")
     else:
         content = {key: value for key, value in raw.items() if key != "data_split"}
     return data_split, scene_filter(content)
@@ -246,10 +238,11 @@ def scene_filter(content: Mapping[str, Any]) -> SceneFilter:
 
 def _strings(key: str, values: Any) -> tuple[str, ...]:
     if not isinstance(values, (list, tuple)):
-        raise SplitError(f"{key}: expected a list, found {short(values, 80)}")
+        raise SplitError(f"{key}: expected a list, found {short(values)}")
     for value in values:
         if not isinstance(value, str):
-            raise SplitError(f"{key}: expected strings, found the {type(value).__name__} {value!r}; put it in quotes")
+            kind = type(value).__name__
+            raise SplitError(f"{key}: expected strings, found the {kind} {short(value)}; put it in quotes")
     return tuple(dict.fromkeys(values))
 
 
@@ -267,7 +260,7 @@ def _default_filter(defaults: Any) -> str:
             for key, value in entry.items():
                 if str(key).split()[-1].lstrip("/") == "scene_filter" and isinstance(value, str):
                     return value
-    raise SplitError(f"expected 'scene_filter: NAME' in defaults, found {defaults!r}")
+    raise SplitError(f"expected 'scene_filter: NAME' in defaults, found {short(defaults)}")
 
 
 def _scene_filter_file(path: Path, name: str) -> Path:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
+
+from dpvla.files import read_text, short
 
 SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("token", "log_name", "data_split")
@@ -22,12 +25,13 @@ def read_token_list(path: Path) -> dict[str, tuple[str, ...]]:
     """Values of the `COLUMNS` that the file has, one per scene, summary rows left out.
 
     Raises:
+        FileError: no file, or no UTF-8 text.
         TokenListError: not readable as what the name says, no column `token`, an empty or repeated token, no scene,
             or Parquet without pyarrow.
     """
     columns = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     if "token" not in columns:
-        raise TokenListError(f"{path}: no column 'token'; it has {', '.join(map(str, columns)) or 'none'}")
+        raise TokenListError(f"{path}: no column 'token'; it has {', '.join(map(str, columns))[:200] or 'none'}")
     rows = [i for i, token in enumerate(columns["token"]) if not str(token).startswith(SUMMARY_ROWS)]
     if not rows:
         raise TokenListError(f"{path} lists no scene")
@@ -37,32 +41,26 @@ def read_token_list(path: Path) -> dict[str, tuple[str, ...]]:
             values = columns[name]
             bad = [i for i in rows if not isinstance(values[i], str) or not values[i].strip()]
             if bad:
-                raise TokenListError(f"{path}: row {bad[0] + 1}: {name}: expected a text, found {values[bad[0]]!r}")
+                found_there = short(values[bad[0]])
+                raise TokenListError(f"{path}: row {bad[0] + 1}: {name}: expected a text, found {found_there}")
             found[name] = tuple(values[i].strip() for i in rows)
     seen: set[str] = set()
     for token in found["token"]:
         if token in seen:
-            raise TokenListError(f"{path}: token {token} is listed twice")
+            raise TokenListError(f"{path}: token {token:.100} is listed twice")
         seen.add(token)
     return found
 
 
 def _csv(path: Path) -> Mapping[str, Sequence[Any]]:
+    text = read_text(path).removeprefix("\ufeff")
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:  # texts: 12345678e9012345 is a token, not a number
-            reader = csv.DictReader(file, strict=True)
-            names = reader.fieldnames or ()
-            rows = list(reader)
-    except UnicodeDecodeError as error:
-        raise TokenListError(f"{path}: {not_utf8(error)}") from None
+        reader = csv.DictReader(StringIO(text, newline=""), strict=True)  # of texts: 12345678e9012345 is a token
+        names = reader.fieldnames or ()
+        rows = list(reader)
     except csv.Error as error:
         raise TokenListError(f"{path}: not a readable CSV file ({error}); is a quote left open?") from None
     return {name: [row[name] for row in rows] for name in names}
-
-
-def not_utf8(error: UnicodeDecodeError) -> str:
-    """What to say of a file that is no text in UTF-8."""
-    return f"not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); save it as UTF-8"
 
 
 def _parquet(path: Path) -> Mapping[str, Sequence[Any]]:

@@ -91,7 +91,6 @@ class DPVLA(nn.Module):
         saved = PolicyFiles.read(directory, config)
         with saved.describing():
             policy = cls._empty(saved)
-        saved.require_same(policy._base_state())
         materialize(policy, device)
         saved.read_into(policy._base_state())
         policy.precision = saved.precision

@@ -78,7 +78,7 @@ class PolicyFiles:
         content = files.read_json(path)
         if (found := content.get("format_version")) not in READABLE:
             readable = " and ".join(map(str, READABLE))
-            raise files.FileError(f"{path}: format_version is {files.short(found, 80)}, this code reads {readable}")
+            raise files.FileError(f"{path}: format_version {files.short(found, 80)}, this code reads {readable}")
         description = checked(content, _Description, str(path))
         require_manifest(directory, description.get("manifest", False), [CONFIG_FILE])
         config = from_dict(DPVLAConfig, description["model"], str(path))
@@ -103,15 +103,7 @@ class PolicyFiles:
             raise
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        except (
-            TypeError,
-            KeyError,
-            AttributeError,
-            IndexError,
-            ZeroDivisionError,
-            OverflowError,
-            RuntimeError,
-        ) as error:
+        except (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise ValueError(
                 f"{path} describes no model that can be built: {type(error).__name__}: {one_line(error)[:200]}"
             ) from None

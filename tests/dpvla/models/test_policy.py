@@ -14,6 +14,7 @@ from dpvla.algorithms.dipole import ADAPTERS
 from dpvla.batch import DrivingBatch
 from dpvla.encoders.config import TimmConfig
 from dpvla.layers.adaptable import AdaptableLinear
+from dpvla.manifest import renew_manifests
 from dpvla.models import DPVLA, DPVLAConfig, PlanCodingConfig, SceneContext
 from dpvla.models.sampling import Sampling
 from tests.dpvla.models.tiny_policies import CONFIGS, make_batch, make_policy, randomize_adapters
@@ -65,6 +66,7 @@ def test_a_strangers_config_cannot_open_files_and_ends_in_one_error(
     description = json.loads(path.read_text())
     description["model"]["encoder"]["options"] = change
     path.write_text(json.dumps(description))
+    renew_manifests(tmp_path)
     with pytest.raises(ValueError, match=r"config\.json: encoder\.options"):
         DPVLA.from_pretrained(tmp_path)
 
@@ -95,6 +97,7 @@ def test_a_strangers_config_cannot_ask_for_memory_without_end(
     group, name = key.split(".")
     description["model"][group][name] = value
     path.write_text(json.dumps(description))
+    renew_manifests(tmp_path)
     monkeypatch.setattr("dpvla.models.policy.empty_parameters", None)  # where memory would be taken
     with pytest.raises(ValueError, match=named):
         DPVLA.from_pretrained(tmp_path)
@@ -107,6 +110,7 @@ def test_a_config_of_another_shape_is_named(policy: DPVLA, tmp_path: Path, chang
     policy.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    renew_manifests(tmp_path)
     with pytest.raises(ValueError, match=r"config\.json"):
         DPVLA.from_pretrained(tmp_path)
 

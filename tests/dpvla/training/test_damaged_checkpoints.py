@@ -250,17 +250,6 @@ def test_roll_outs_that_are_not_of_this_cycle_are_refused(
         stage.restore(tmp_path / rolled_out.name)
 
 
-def test_a_model_is_refused_before_memory_is_taken_for_what_its_config_says(tmp_path: Path, imitated: Path) -> None:
-    checkpoint = copied(imitated, tmp_path)
-    config = checkpoint / MODEL / "config.json"
-    content = json.loads(config.read_text())
-    content["model"]["head"] |= {"width": 2**20, "heads": 2}
-    config.write_text(json.dumps(content))
-    renew_manifests(checkpoint / MODEL)
-    with pytest.raises(ValueError, match=r"model\.safetensors does not fit this model"):
-        DPVLA.from_pretrained(checkpoint / MODEL)
-
-
 @pytest.mark.parametrize(
     "key, value, found",
     [

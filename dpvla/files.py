@@ -10,7 +10,7 @@ import reprlib
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
@@ -225,23 +225,39 @@ def write_atomically(path: Path | str, write: Callable[[IO[bytes]], object]) -> 
 
     OSError names ``path``, also where there is no room for it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
+    return write_together({path: write})[0]
+
+
+def write_together(files: Mapping[Path | str, Callable[[IO[bytes]], object]]) -> list[Path]:
+    """`write_atomically` of several files that belong together: at no time one of before stands beside one of now.
+
+    A kill leaves all of before, or the first ones of either and none of the others.
+    """
+    paths = [Path(path) for path in files]
+    parts: list[str] = []
+    writing = paths[0]
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        flush_folder(path.parent)
+        for writing, write in zip(paths, files.values()):
+            writing.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, part = tempfile.mkstemp(prefix=f".{writing.name}.", suffix=_PART, dir=writing.parent)
+            parts.append(part)
+            with os.fdopen(descriptor, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(part, 0o666 & ~_umask())
+        for path in paths[1:]:
+            path.unlink(missing_ok=True)
+        for writing, part in zip(paths, parts):
+            os.replace(part, writing)
+            flush_folder(writing.parent)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        for part in parts:
+            Path(part).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            error.filename = str(path)  # a write that fails does not say where
+            error.filename = str(writing)  # a write that fails does not say where
         raise
-    return path
+    return paths
 
 
 def remove_parts(folder: Path | str, name: str = "*") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from dpvla.cli import parse, refuse_given, reporting_errors
 from dpvla.config import Whole
-from dpvla.files import check_file
+from dpvla.files import check_file, one_writer, remove_parts
 from navsim_bridge.agents.crew import plan_together
 from navsim_bridge.agents.options import SharedAgentOptions
 from navsim_bridge.files.roots import DataOptions, data_root
@@ -64,9 +65,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_file(options.out)
     if Path(options.out).exists() and not options.overwrite:
         raise ValueError(f"{options.out} exists: choose another --out, or replace it with --overwrite")
+    out = Path(options.out)
+    with one_writer(out.parent, lock=f".{out.name}.lock"):
+        remove_parts(out.parent, glob.escape(out.name))
+        tokens = _write(options, options.split, team)
+    _report(options.out, tokens)
+
+
+def _write(options: ExportSubmission, split: str, team: Team) -> list[str]:
+    """Plan and write; the tokens of the scenes."""
     crew, root = options.crew(), data_root(options.data_root)
     agent = options.open_for(crew, root)
-    records = with_images(_records(options, options.split), root, agent.cameras, options.split)
+    records = with_images(_records(options, split), root, agent.cameras, split)
     tokens = [r.token for r in records]
     plans = plan_together(
         agent.open,
@@ -77,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         reads=[root, *([Path(options.checkpoint)] if options.checkpoint else [])],
     )
     write_submission(options.out, team, [dict(zip(tokens, of_seed)) for of_seed in plans])
-    _report(options.out, tokens)
+    return tokens
 
 
 def _records(options: ExportSubmission, split: str) -> list[SceneRecord]:

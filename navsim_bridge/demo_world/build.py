@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tqdm import tqdm
 
-from dpvla.files import check_folder, write_json
+from dpvla.files import FileError, check_folder, one_writer, read_json, remove_parts, short, write_json
 from dpvla.parallel import available_cores, run_jobs
+from dpvla.schema import read_as
 from navsim_bridge.demo_world.config import LOCATIONS, DemoWorldConfig
 from navsim_bridge.demo_world.files.log_writer import make_frames, write_log
 from navsim_bridge.demo_world.files.map_writer import assign_ids, write_map, write_map_index
@@ -22,7 +23,7 @@ from navsim_bridge.demo_world.roads.network import network_of
 from navsim_bridge.demo_world.traffic.drive import record_drive
 from navsim_bridge.files.roots import DEMO_WORLD
 
-FINISHED, STARTED = "world.json", "world.started.json"
+FINISHED, STARTED, REMOVED = "world.json", "world.started.json", "world.removed.json"
 PARTS = ("maps", "navsim_logs", "sensor_blobs", "splits", "metric_cache")
 FOLDERS = ("trainval", "test")
 SPLITS = {"navtrain": "trainval", "navtest": "test"}
@@ -43,12 +44,18 @@ def make_demo_world(config: DemoWorldConfig) -> dict[str, Any]:
         OtherWorldError: the folder holds a world made with other settings, or something that is not a demo world.
     """
     check_folder(config.root)
-    root = Path(config.root)
+    with one_writer(config.root) as root:
+        return _make(config, root)
+
+
+def _make(config: DemoWorldConfig, root: Path) -> dict[str, Any]:
     finished = _prepare_root(config, root)
     if finished is not None:
         if not config.quiet:
             print(f"demo world is already complete: {root}")
         return finished
+    for folder, _, _ in os.walk(root):  # what a killed run was writing
+        remove_parts(folder)
     workers = config.workers or available_cores()
     write_json(root / STARTED, config.identity())
     write_map_index(root / "maps")
@@ -126,8 +133,17 @@ def _write_splits(config: DemoWorldConfig, root: Path, logs: list[LogName], work
     return counts
 
 
+class _World(TypedDict):
+    settings: dict[str, Any]
+    logs: int
+    images: int
+    splits: dict[str, Any]
+
+
 def _prepare_root(config: DemoWorldConfig, root: Path) -> dict[str, Any] | None:
     """The summary of an equal, complete world; None when there is work to do. Refuses or removes another world."""
+    if (root / REMOVED).exists():  # a run that was replacing a world has been killed
+        _remove(root)
     found = next((root / name for name in (FINISHED, STARTED) if (root / name).exists()), None)
     if found is None:
         present = [name for name in PARTS if (root / name).exists()]
@@ -136,22 +152,37 @@ def _prepare_root(config: DemoWorldConfig, root: Path) -> dict[str, Any] | None:
                 f"{root} holds {', '.join(present)} but no {FINISHED}: it is not a demo world, so it is left alone; "
                 "choose another root"
             )
-        root.mkdir(parents=True, exist_ok=True)
         return None
-    content = json.loads(found.read_text(encoding="utf-8"))
+    try:
+        content: dict[str, Any] = dict(read_as(found, _World)) if found.name == FINISHED else read_json(found)
+    except FileError as error:
+        if not config.overwrite:
+            raise OtherWorldError(f"{error}; choose another root or pass --overwrite") from None
+        content = {"settings": {}}
     settings = content["settings"] if found.name == FINISHED else content
     wanted = json.loads(json.dumps(config.identity()))
     if settings != wanted:
         if not config.overwrite:
             different = sorted(k for k in {*settings, *wanted} if settings.get(k) != wanted.get(k))
-            listed = ", ".join(f"{k} {settings.get(k)!r} there, {wanted.get(k)!r} asked for" for k in different)
+            listed = ", ".join(
+                f"{k:.40} {short(settings.get(k), 80)} there, {short(wanted.get(k), 80)} asked for"
+                for k in different[:20]
+            )
             raise OtherWorldError(
                 f"{root} holds a demo world with other settings ({listed}); choose another root or pass --overwrite"
             )
-        for name in PARTS:
-            shutil.rmtree(root / name, ignore_errors=True)
-        for name in (FINISHED, STARTED):
-            (root / name).unlink(missing_ok=True)
+        os.replace(found, root / REMOVED)
+        _remove(root)
         return None
-    complete = found.name == FINISHED and (not config.metric_cache or "navtrain" in content["splits"])
-    return content if complete else None
+    if found.name != FINISHED or (config.metric_cache and "navtrain" not in content["splits"]):
+        return None
+    (root / STARTED).unlink(missing_ok=True)  # a kill may have come between both
+    return content
+
+
+def _remove(root: Path) -> None:
+    """Remove a world that another is to replace; its mark goes last, so that nobody takes the rest for a world."""
+    for name in PARTS:
+        shutil.rmtree(root / name, ignore_errors=True)
+    for name in (FINISHED, STARTED, REMOVED):
+        (root / name).unlink(missing_ok=True)

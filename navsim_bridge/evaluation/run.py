@@ -11,16 +11,16 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import IO, Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dpvla.files import check_folder, write_json, write_text
+from dpvla.files import FileError, check_folder, read_json, short, write_together
 from dpvla.manifest import sha256_of
 from dpvla.parallel import run_jobs
 from dpvla.plan import NUM_POSES
@@ -465,9 +465,16 @@ def write_evaluation(
         "candidates_per_scene": 1,  # plans scored
         "provenance": made_by(seed, "cpu") | {"device": evaluation.device},
     }
-    write_text(Path(out) / SCORES, evaluation.to_csv(part.is_whole))
-    write_json(Path(out) / SUMMARY, summary)
+    texts = {
+        SUMMARY: json.dumps(summary, indent=2, allow_nan=False) + "\n",  # first: it says which evaluation it is of
+        SCORES: evaluation.to_csv(part.is_whole),
+    }
+    write_together({Path(out) / name: partial(_put, text) for name, text in texts.items()})
     return summary
+
+
+def _put(text: str, file: IO[bytes]) -> None:
+    file.write(text.encode())
 
 
 def identity(
@@ -504,14 +511,14 @@ def check_results(out: Path | str, wanted: dict[str, Any], overwrite: bool = Fal
     if overwrite or not any((folder / name).exists() for name in (SCORES, SUMMARY)):
         return
     try:
-        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        found = read_json(folder / SUMMARY)
         there = {**found, "metric": {key: found["metric"].get(key) for key in wanted["metric"]}}
         differ = [
             f"{key} {_plain(there[key])} there, {_plain(wanted[key])} asked for"
             for key in wanted
             if there[key] != wanted[key]
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, FileError, KeyError, TypeError, AttributeError):
         raise ResultsError(
             f"{folder} holds a {SCORES} or {SUMMARY} that does not say which evaluation it is of; {CHOOSE}"
         ) from None
@@ -527,8 +534,7 @@ def keep_whole(out: Path | str, coverage: Coverage, overwrite: bool = False) -> 
     summary = Path(out) / SUMMARY
     if overwrite or coverage.is_whole or not summary.exists():
         return
-    found = json.loads(summary.read_text(encoding="utf-8"))
-    if found.get("whole_split"):
+    if read_json(summary).get("whole_split"):
         raise ResultsError(
             f"{out} holds results of the whole split, and now it would be {coverage} ({coverage.why}); {CHOOSE}"
         )
@@ -537,9 +543,9 @@ def keep_whole(out: Path | str, coverage: Coverage, overwrite: bool = False) -> 
 def _plain(value: Any) -> str:
     """A value of an `identity` in words."""
     if isinstance(value, dict):  # of a metric
-        texts = [str(v) if key == "name" else f"{key} {v}" for key, v in value.items() if v is not None]
-        return repr(", ".join(texts))
-    return "none" if value is None else repr(value)
+        texts = [short(v) if key != "name" else str(v)[:80] for key, v in value.items() if v is not None]
+        return repr(", ".join(texts))[:400]
+    return "none" if value is None else short(value)
 
 
 def weights_of(checkpoint: Path | str) -> tuple[str, str]:

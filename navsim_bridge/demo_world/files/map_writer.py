@@ -247,6 +247,8 @@ def _stop_area(line: Float, right_edge: float) -> Float:
 def _replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """SQLite writes by path, so write beside the target and rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed, SQLite's journal as well
+        left.unlink()
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)

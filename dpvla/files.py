@@ -163,11 +163,15 @@ def read_yaml(path: Path | str, most: int = MOST_TEXT) -> Any:
         FileError: no YAML, a tag that asks for an object, a key twice in one mapping, values nested too deep, or
             aliases that repeat each other without end. Else errors as ``open_regular``.
     """
-    text = read_text(path, most)
+    return parse_yaml(read_text(path, most), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """What a YAML text of plain values says; raises FileError, led by ``where``, as `read_yaml`."""
     try:
         return yaml.load(text, Loader=_PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # ValueError: of a date
-        raise FileError(f"{path} is not valid YAML: {_reason(error)}") from None
+        raise FileError(f"{where} is not valid YAML: {_reason(error)}") from None
 
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # navtrain's list has 103,288 tokens

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpvla.cli import command, refuse_given
-from dpvla.files import check_folder, write_text
+from dpvla.files import check_folder, one_writer, write_text
 from dpvla.state_based.paper.config import ReproduceConfig
 from dpvla.state_based.running.paper_tables import read_table
 
@@ -57,9 +57,10 @@ def main(config: ReproduceConfig) -> None:
     finally:  # an interrupted grid leaves what it has, too
         table = compare(grid)
         if not config.dry_run:
-            write_text(Path(config.out) / f"table_{config.table}.md", table)
-            write_text(Path(config.out) / f"times_{config.table}.md", timings(grid))
-            write_curves(curves(grid), Path(config.out) / f"curves_{config.table}")
+            with one_writer(config.out, wait=True) as folder:
+                write_text(folder / f"table_{config.table}.md", table)
+                write_text(folder / f"times_{config.table}.md", timings(grid))
+                write_curves(curves(grid), folder / f"curves_{config.table}")
         print(table)
     for out, why in failed.items():
         print(f"failed: {out}: {why}", file=sys.stderr)

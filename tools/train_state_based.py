@@ -17,13 +17,9 @@ from dpvla.state_based.running.config import StateBasedConfig
 @command(StateBasedConfig, __doc__)
 def main(config: StateBasedConfig) -> None:
     """Train, evaluate, and say what came out."""
-    from dpvla.state_based.running.environment_workers import WorkerDied
     from dpvla.state_based.running.training_run import train_state_based
 
-    try:
-        result = train_state_based(config)
-    except WorkerDied as error:
-        raise SystemExit(f"error: {error}") from error
+    result = train_state_based(config)
     metric = "success" if "success" in result else "return"
     print(
         f"{config.out}/result.json: {metric} {result[metric]:.4g} ± {result['std']:.2g} after {result['steps']} steps"

@@ -12,14 +12,13 @@ from accelerate import Accelerator
 
 from dpvla.checkpoint_layout import RUN_FILE
 from dpvla.config import ConfigError, Whole, from_dict, merged, read_yaml, to_dict
-from dpvla.files import short, write_json
+from dpvla.files import one_writer, short, write_json
 from dpvla.registry import import_plugin
 from dpvla.schema import read_as
 from dpvla.state_based.agents.registry import AGENTS
 from dpvla.state_based.paper.config import ReproduceConfig
 from dpvla.state_based.paper.time_estimate import measure_updates_per_second
 from dpvla.state_based.running.config import StateBasedConfig, read_task
-from dpvla.state_based.running.environment_workers import WorkerDied
 from dpvla.state_based.running.paper_tables import ONLINE_STEPS, PaperTable, TableMethod, method_of
 from dpvla.state_based.running.results import Evaluations, read_result, updates_per_second
 from dpvla.state_based.running.tasks import find_task, nearest
@@ -29,6 +28,9 @@ from dpvla.training.launch import make_accelerator
 from dpvla.training.run_directory import read_run
 
 GRID = "grid.json"
+
+_FAILURES = (ValueError, OSError, FloatingPointError)
+"""What ends one run, while the others may still be made."""
 
 
 class _GridFile(TypedDict, total=False):
@@ -136,7 +138,8 @@ class Grid:
         runs = list(self.missing())
         for run in runs:
             read_task(run.config)
-        write_json(self.out / GRID, self._before | self._protocols())
+        with one_writer(self.out, wait=True):
+            write_json(self.out / GRID, self._before | self._protocols())
         for run in runs:
             domain = find_task(run.config.env).domain
             if domain in without_data:
@@ -147,11 +150,14 @@ class Grid:
                 train_state_based(run.config)
             except FileNotFoundError as error:
                 failed[run.config.out] = without_data[domain] = str(error)
-            except (ValueError, OSError, FloatingPointError, WorkerDied) as error:
+            except _FAILURES as error:
                 failed[run.config.out] = str(error)
         for task, method, result in self._acting():
             config = self.config_of(task, method.agent, result["seeds"])
-            evaluate_acting(config, method.acting)
+            try:
+                evaluate_acting(config, method.acting)
+            except _FAILURES as error:
+                failed[config.out] = str(error)
         return failed
 
     def estimate(self, runs: Sequence[MissingRun]) -> Iterator[tuple[MissingRun, float]]:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import yaml
-
 from dpvla.config import ConfigError, Count, Whole
+from dpvla.files import FileError, parse_yaml, short
 from dpvla.parallel import available_cores
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.recipes import changed, load_recipe
@@ -90,13 +89,15 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
     for option in options:
         name, _, value = option.partition("=")
         if not name or not value or value.startswith("="):
-            raise ConfigError(f"--options takes name=value, found '{option}'")
+            raise ConfigError(f"--options takes name=value, found {short(option)}")
         if name in fields:
-            raise ConfigError(f"--options has '{name}' twice; give it once")
+            raise ConfigError(f"--options has {short(name)} twice; give it once")
         try:
-            fields[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--options: the value of '{option}' cannot be read; lists are written [64,64]") from None
+            fields[name] = parse_yaml(value, name)
+        except FileError:
+            raise ConfigError(
+                f"--options: the value of {short(option)} cannot be read; lists are written [64,64]"
+            ) from None
     return fields
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dpvla.config import one_line
 from dpvla.parallel import one_thread_each
 from dpvla.state_based.environments.environment import Environment, Step
 from dpvla.state_based.environments.make import make_environment
@@ -34,12 +35,15 @@ Answer = NDArray[np.float32] | Step
 Make = Callable[[str], Environment]
 """Makes the environment of a name. With workers, it must stand in a module other than the program itself."""
 
+_OWN = (ValueError, ModuleNotFoundError)
+"""What environments raise for what they are asked, in words of ours; anything else is a failure of the simulator."""
+
 SECONDS_TO_END = 5.0
 """How long a worker may take to leave when it is told to."""
 
 
-class WorkerDied(RuntimeError):  # noqa: N818 - what happened, not a kind of mistake
-    """A worker process is gone (killed, out of memory, crashed in the simulator)."""
+class WorkerDied(ChildProcessError):  # noqa: N818 - what happened, not a kind of mistake
+    """Environments are gone: their process was killed, or the simulator in it failed or ran out of memory."""
 
 
 class EnvironmentPool:
@@ -85,7 +89,7 @@ class EnvironmentPool:
 
         Raises:
             WorkerDied: as for ``send``.
-            ValueError, RuntimeError: what an environment itself raised, e.g. for an action that is not finite.
+            ValueError, ModuleNotFoundError: what an environment itself raised, e.g. for an action that is not finite.
         """
         answers: dict[int, Answer] = {}
         while self._asked:
@@ -136,14 +140,19 @@ class _Here:
     """The same conversation as with a worker, without a process."""
 
     def __init__(self, name: str, make: Make) -> None:
-        self._environments = _Environments(name, make)
+        self._name, self._environments = name, _Environments(name, make)
         self._orders: Mapping[int, Order] = {}
 
     def send(self, orders: Mapping[int, Order]) -> None:
         self._orders = orders
 
     def receive(self) -> dict[int, Answer]:
-        return self._environments.obey(self._orders)
+        try:
+            return self._environments.obey(self._orders)
+        except _OWN:
+            raise
+        except Exception as error:
+            raise WorkerDied(f"the environments of {self._name} failed ({_said(error)})") from error
 
     def close(self) -> None:
         pass
@@ -167,16 +176,16 @@ class _Worker:
             raise self._died() from None
 
     def receive(self) -> dict[int, Answer]:
-        kind: Literal["answers", "error"]
+        kind: Literal["answers", "refused", "failed"]
         try:
             kind, content = self._pipe.recv()
         except (EOFError, OSError):
             raise self._died() from None
-        if kind == "error":
-            error, trace = content
-            if isinstance(error, ValueError | ModuleNotFoundError):  # ours, and clear without the worker's trace
-                raise error
-            raise RuntimeError(f"{self._title} failed:\n{trace}")
+        if kind == "refused":
+            raise content
+        if kind == "failed":
+            said, trace = content
+            raise WorkerDied(f"{self._title} failed ({said})") from RuntimeError(trace)
         return content
 
     def close(self) -> None:
@@ -219,14 +228,21 @@ def _work(pipe: Connection, name: str, make: Make) -> None:
             return
         try:
             message: tuple[str, Any] = ("answers", environments.obey(orders))
+        except _OWN as error:
+            message = ("refused", _plain(error))
         except Exception as error:
-            message = ("error", (_plain(error), traceback.format_exc()))
+            message = ("failed", (_said(error), traceback.format_exc()[-10_000:]))
         try:
             pipe.send(message)
         except OSError:
             return
 
 
-def _plain(error: Exception) -> Exception:
-    """An error that surely survives the pipe."""
-    return type(error)(str(error)) if isinstance(error, ValueError | ModuleNotFoundError) else RuntimeError(str(error))
+def _plain(error: ValueError | ModuleNotFoundError) -> Exception:
+    """The same, but sure to survive the pipe."""
+    return (ModuleNotFoundError if isinstance(error, ModuleNotFoundError) else ValueError)(str(error))
+
+
+def _said(error: Exception) -> str:
+    hint = ": use fewer --workers or --environments" if isinstance(error, MemoryError) else ""
+    return f"{type(error).__name__}: {one_line(error)[:500]}{hint}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from dpvla.config import Count, Whole
+from dpvla.config import Count, Range
 from dpvla.training.config import LoopConfig
 
 
@@ -41,7 +41,9 @@ class UpdateConfig:
     per_step: Count = 1  # updates in one step of the loop, and in one CUDA graph; steps count updates all the same
     cuda_graph: bool = True  # capture them where there is a GPU
     tf32: bool = True  # TensorFloat-32 matmuls on a GPU, as JAX has them by default
-    threads: Whole = 0  # CPU threads; 0: the cores this process really has, at most 8
+    threads: Annotated[int, Range(least=0, most=1024)] = (
+        0  # CPU threads; 0: the cores this process really has, at most 8
+    )
     compile: bool = False  # torch.compile the losses; pays for small layers on a CPU, needs a C++ compiler and a minute
 
 

@@ -15,7 +15,8 @@ from dpvla.state_based.environments.environment import Environment, Step
 class Countdown(Environment):
     """Starts at a number drawn from the seed and ends after as many steps; success when the last action was positive.
 
-    A file named by the environment variable makes one process, the first to take it, end at a step.
+    A file named by the environment variable makes one process, the first to take it, end or fail at a step, as the
+    file says.
     """
 
     name, observation_size, action_size, max_steps, metric = "countdown", 2, 2, 9, "success"
@@ -29,8 +30,13 @@ class Countdown(Environment):
 
     def step(self, action: NDArray[Any]) -> Step:
         action = self._checked(action)
-        if (path := os.environ.get("COUNTDOWN_DIES")) and _took(Path(path)):
+        how = _took(Path(path)) if (path := os.environ.get("COUNTDOWN_DIES")) else None
+        if how == "":
             os._exit(3)
+        if how == "memory":
+            raise MemoryError
+        if how is not None:
+            raise RuntimeError(how)
         self._left -= 1
         return Step(self._observation(), float(action[0]), 1.0, self._left == 0, float(action[0] > 0))
 
@@ -38,10 +44,10 @@ class Countdown(Environment):
         return np.array([self._left, 1], np.float32)
 
 
-def _took(path: Path) -> bool:
-    """Removing is atomic: of several processes that try, one succeeds."""
+def _took(path: Path) -> str | None:
+    """What a file says, to one of several processes that try: renaming is atomic."""
     try:
-        path.unlink()
+        mine = path.rename(path.with_name(f"{path.name}-{os.getpid()}"))
     except FileNotFoundError:
-        return False
-    return True
+        return None
+    return mine.read_text()

@@ -101,6 +101,32 @@ def test_a_dead_worker_is_one_clear_error_and_the_pool_starts_afresh(
         assert evaluate_agent(Guess((0,)), environments, 4, step=1, metric="success").episodes == before.episodes
 
 
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ("memory", r"MemoryError: MemoryError: use fewer --workers or --environments"),
+        (
+            "the simulator is unstable\nat [1.0 s]" + "." * 10_000,
+            r"RuntimeError: the simulator is unstable at \[1\.0 s\]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_simulator_that_fails_is_one_line_and_the_pool_starts_afresh(
+    workers: int, how: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trigger = tmp_path / "fail"
+    trigger.write_text(how)
+    monkeypatch.setenv("COUNTDOWN_DIES", str(trigger))
+    with pool(2, workers) as environments:
+        with pytest.raises(
+            WorkerDied, match=rf"^(environment worker 1 of 1|the environments of) .*failed \({said}"
+        ) as e:
+            evaluate_agent(Guess((0,)), environments, 2, step=1, metric="success")
+        assert len(str(e.value)) < 700 and "\n" not in str(e.value)
+        evaluate_agent(Guess((0,)), environments, 2, step=1, metric="success")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_environments_own_error_comes_through(workers: int) -> None:
     with pool(2, workers) as environments:

@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint help
+.PHONY: demo test test-lowest lint help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   set up, then run the main job on the built-in demo world into runs/demo"
 	@echo "make test   set up, then run the tests"
+	@echo "make test-lowest   the same with the lowest versions of everything that setup.py allows, in $(VENV)-lowest"
 	@echo "make lint   set up, then run ruff and mypy"
 	@echo "PYTHON=python3.11 chooses the interpreter (3.10, 3.11 or 3.12), VENV=DIR the environment"
 
@@ -18,6 +19,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(RUN) -m pytest
+
+# Python 3.11: some of the lowest versions have no wheels for 3.12. TESTS=... for fewer.
+test-lowest: $(VENV)-lowest/.installed
+	$(VENV)-lowest/bin/python -m pytest $(TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
@@ -35,4 +40,10 @@ $(VENV)/.installed: setup.py pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: setup.py pyproject.toml | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)-lowest/.installed: setup.py constraints/lowest.txt
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --requirement constraints/lowest.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@

@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dpvla/__init__.py").read_text()).group(1)
 
 STATE = ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.40"]  # dm_control's suite does not run with mujoco 4.0
-RAY = ["ray>=2.40"]
+RAY = ["ray>=2.52"]  # below it a web page could start jobs (CVE-2025-62593)
 NATIVE = ["numba>=0.60"]
 DEEPSPEED = ["deepspeed>=0.19", "einops"]  # einops: imported by every version, required by some
 
@@ -23,29 +23,29 @@ setup(
     packages=find_packages(include=["dpvla*", "navsim_bridge*"]),
     package_data={"navsim_bridge": ["doctor/scenes/*.npz"]},
     python_requires=">=3.10,<3.13",
-    install_requires=[
+    install_requires=[  # each at its lower bound is tried by `make test-lowest`
         "accelerate>=1.6",
-        "diffusers>=0.35",
-        "tyro>=0.9.10",
-        "matplotlib>=3.8",
-        "numpy>=1.26",
-        "opencv-python-headless>=4.9",
-        "pandas>=2.1",
-        "peft>=0.15",
-        "pillow>=10.3",
+        "diffusers>=0.36",
+        "tyro>=1.0.5",
+        "matplotlib>=3.9",
+        "numpy>=2.0.1",
+        "opencv-python-headless>=4.12",  # below it a JPEG could overwrite memory (CVE-2025-53644)
+        "pandas>=2.2.2",
+        "peft>=0.18",
+        "pillow>=12.1.1",  # below it an image could write out of bounds (CVE-2026-25990)
         "psutil>=5.9",
         "pyogrio>=0.9",
         "pyproj>=3.6",
-        "pyyaml>=6",
-        "safetensors>=0.4.5",
-        "scipy>=1.11",
+        "pyyaml>=6.0.1",
+        "safetensors>=0.8",
+        "scipy>=1.13",
         "shapely>=2.0.4",
         "tensorboard>=2.16",
-        "timm>=1.0.12",
-        "tokenizers>=0.21",
-        "torch>=2.5",
-        "torchvision>=0.20",
-        "tqdm>=4.66",
+        "timm>=1.0.26",  # below it a checkpoint's path could run code: it unpickled without weights_only
+        "tokenizers>=0.23.1",
+        "torch>=2.10",  # below it torch.load(weights_only=True) could run code (CVE-2025-32434, CVE-2026-24747)
+        "torchvision>=0.25",
+        "tqdm>=4.66.3",  # below it an option of its command line ran code (CVE-2024-34062)
         "transformers>=5.17",
     ],
     extras_require={
@@ -58,7 +58,7 @@ setup(
             "mypy>=1.13",
             "pandas-stubs",
             "pytest>=8",
-            "pytest-timeout>=2.3",
+            "pytest-timeout>=2.3.1",
             "ruff>=0.8",
             "types-PyYAML",
             "types-tqdm",

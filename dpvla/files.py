@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import re
 import reprlib
 import stat
 import sys
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import yaml
 
@@ -169,6 +170,7 @@ def read_yaml(path: Path | str, most: int = MOST_TEXT) -> Any:
 def parse_yaml(text: str, where: str) -> Any:
     """What a YAML text of plain values says; raises FileError, led by ``where``, as `read_yaml`."""
     try:
+        _refuse_deep(text)
         return yaml.load(text, Loader=_PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # ValueError: of a date
         raise FileError(f"{where} is not valid YAML: {_reason(error)}") from None
@@ -177,8 +179,31 @@ def parse_yaml(text: str, where: str) -> Any:
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # navtrain's list has 103,288 tokens
 
 
+MOST_DEPTH = 100
+_INDENTED = re.compile(rf"^[ \t?:-]{{{MOST_DEPTH},}}", re.MULTILINE)
+
+
+def _refuse_deep(text: str) -> None:
+    """RecursionError for more than ``MOST_DEPTH`` values inside each other: libyaml's reader would end the process."""
+    if text.count("[") + text.count("{") < MOST_DEPTH and not _INDENTED.search(text):
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=_PlainLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            raise RecursionError
+
+
 class _PlainLoader(_Loader):  # type: ignore[misc]
-    """Refuses a key that stands twice, of which YAML would take the last, and aliases that multiply."""
+    """Refuses a key that stands twice, of which YAML would take the last, and aliases that multiply.
+
+    What YAML 1.1 takes for numbers although nobody means them, 1:30 for 90 and 010 for 8, stays a text.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+        first: [(tag, form) for tag, form in forms if not tag.endswith((":int", ":float"))]
+        for first, forms in _Loader.yaml_implicit_resolvers.items()
+    }
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()
@@ -196,6 +221,19 @@ class _PlainLoader(_Loader):  # type: ignore[misc]
                 seen.add(key.value)
         content: dict[Any, Any] = super().construct_mapping(node, deep)
         return content
+
+
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"),
+    list("-+0123456789"),
+)
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|"
+               r"\.(?:nan|NaN|NAN))$"),
+    list("-+0123456789."),
+)  # fmt: skip
 
 
 def _count(node: yaml.Node, counted: dict[int, int]) -> int:

@@ -82,7 +82,10 @@ BOMB = "a: &a [1, 1]\n" + "".join(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}' if i e
         ("a: &a [*a]", "contains itself"),
         (BOMB, "aliases repeat too much"),
         ("[" * 100_000, "not valid YAML"),
-        ("- " * 100_000, "not valid YAML"),
+        ("a: " + "{b: " * 1000 + "}" * 1000, "nested too deep"),
+        ("- " * 100_000, "nested too deep"),
+        ("? " * 100_000, "nested too deep"),
+        ("\n".join(" " * depth + "a:" for depth in range(1000)), "nested too deep"),
         ("a: 2001-99-99", "not valid YAML"),
         ("? [1, 2]\n: 3", "unhashable"),
     ],
@@ -91,6 +94,13 @@ def test_yaml_that_cannot_be_trusted_is_refused(tmp_path: Path, text: str, reaso
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(FileError, match=f"x.yaml .*{reason}"):
         read_yaml(tmp_path / "x.yaml")
+
+
+def test_yaml_takes_no_number_for_another(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("[1:30, 010, 1:30.5, 1, -2, 1_000, 0x10, 1.5, 1.0e-5, .5, 0]")
+    assert read_yaml(tmp_path / "x.yaml") == ["1:30", "010", "1:30.5", 1, -2, 1000, 16, 1.5, 1e-5, 0.5, 0]
+    (tmp_path / "x.yaml").write_text("".join(f"- {{a: [{number}]}}\n" for number in range(200)))
+    assert read_yaml(tmp_path / "x.yaml") == [{"a": [number]} for number in range(200)]
 
 
 def test_what_is_found_is_shown_short_however_large_it_is() -> None:

@@ -74,6 +74,7 @@ from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.scenes import select_scenes
 
 FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
+SCORERS: tuple[choice.Scorer, ...] = ("torch", "compiled")
 PARTS = ("plans", "scenes", "counts", "loop")
 PEAK_MB = 512.0
 """Beyond what is given and twice what is given back: chunks of the work, and results before they are joined."""
@@ -122,7 +123,7 @@ def make_cache(folder: Path, metric: str, count: int) -> MetricCache:
         name, token = f"log{number:06d}", f"{number:016x}"
         scene = dataclasses.replace(scenes[number % len(scenes)], token=token, log_name=name)
         write_scenes(folder / f"{name}{SUFFIX}", [scene], token)
-        logs[name] = {**entry_of(SceneFile(folder / f"{name}{SUFFIX}")), "stamp": None, "source_sha256": token}
+        logs[name] = entry_of(SceneFile(folder / f"{name}{SUFFIX}"))
     about = {"metric": metric, "split": "repeated", "data_split": "repeated", "reference": "golden"}
     finish(folder, logs, about, {})
     return MetricCache(folder)
@@ -136,17 +137,12 @@ def some_plans(metric: str, scenes: int, candidates: int) -> Tensor:
     return (pool[rows] + shift).view(scenes, candidates, 8, 3)
 
 
-def scorers() -> list[choice.Scorer]:
-    """Those that run here."""
-    return ["torch"] if choice.without_numba() else ["torch", "compiled"]
-
-
 def measure_plans(options: Namespace, folder: Path, bounds: Bounds) -> Numbers:
     """``--plans`` plans in one call: of one scene, of several, and of one that is named as often."""
     found: Numbers = {}
     for name in ("pdms", "epdms"):
         metric, cache = make_metric(name), make_cache(folder / f"plans-{name}", name, 12)
-        for scorer in scorers():
+        for scorer in options.scorers:
             for scenes, candidates in ((1, options.plans), (12, options.plans // 12), (options.plans, 1)):
                 row = f"{name}, {scorer}, {scenes} scenes x {candidates} plans"
                 print(row, flush=True)
@@ -374,7 +370,9 @@ def updating() -> Turn:
 
 def measure_loop(options: Namespace, folder: Path, bounds: Bounds) -> Numbers:
     """All turns again and again; memory and rates over time."""
-    turns = {f"{name}, {scorer}": scoring(name, scorer, folder) for name in ("pdms", "epdms") for scorer in scorers()}
+    turns = {
+        f"{name}, {scorer}": scoring(name, scorer, folder) for name in ("pdms", "epdms") for scorer in options.scorers
+    }
     turns |= {"roll-outs": rolling_out(folder), "evaluation": evaluating(folder), "updates": updating()}
     for turn in turns.values():
         turn()
@@ -457,6 +455,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--minutes", type=float, default=60.0, help="of the loop")
+    parser.add_argument("--scorers", nargs="+", choices=SCORERS, default=SCORERS, help="what scores; see DPVLA_SCORER")
     parser.add_argument("--plans", type=int, default=100_000, help="in one call, and tokens of a split")
     parser.add_argument("--scenes", type=int, default=5_000, help="in one metric cache, a log each")
     parser.add_argument("--folder", type=Path, help="where caches and a demo world are made (200 MB), new in it; "
@@ -475,6 +474,8 @@ def main(argv: list[str] | None = None) -> int:
             check_file(options.json)
         except OSError as error:
             parser.error(f"--json: {error}")
+    if "compiled" in options.scorers and (problem := choice.without_numba()):
+        parser.error(f"--scorers compiled: {problem}")
     torch.set_num_threads(1)
     measures = dict(zip(PARTS, (measure_plans, measure_scenes, measure_counts, measure_loop)))
     bounds, found = Bounds(), Numbers()

@@ -46,8 +46,8 @@ _SHORT.maxset = _SHORT.maxfrozenset = _SHORT.maxdict = 8
 
 
 def short(value: Any, most: int = 200) -> str:
-    """At most ``most`` characters of ``repr``, made without writing out what is long or deeply nested."""
-    text = _SHORT.repr(value)
+    """At most ``most`` characters of ``repr``, on one line, made without writing out what is long or deeply nested."""
+    text = re.sub(r"\s*\n\s*", " ", _SHORT.repr(value))  # arrays have lines
     return text if len(text) <= most else text[:most] + "…"
 
 

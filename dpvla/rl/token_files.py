@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpvla.config import Count, Whole, one_line, to_dict
-from dpvla.files import FileError, open_regular, write_atomically, write_json
+from dpvla.files import FileError, open_regular, short, write_atomically, write_json
 from dpvla.kept_open import KeptOpen
 from dpvla.models import DPVLA, SceneContext
 from dpvla.models.policy import cast_by_autocast
@@ -77,9 +77,9 @@ class Maker:
         found = []
         for key in sorted(ours["encoder"].keys() | theirs.get("encoder", {}).keys()):
             mine, its = ours["encoder"].get(key), theirs.get("encoder", {}).get(key)
-            found += [f"encoder.{key} {its!r:.60} instead of {mine!r:.60}"] if mine != its else []
+            found += [f"encoder.{key} {short(its, 60)} instead of {short(mine, 60)}"] if mine != its else []
         if ours["precision"] != theirs.get("precision"):
-            found.append(f"precision {theirs.get('precision')!r:.60} instead of {ours['precision']!r}")
+            found.append(f"precision {short(theirs.get('precision'), 60)} instead of {ours['precision']!r}")
             theirs["weights"] = ours["weights"]  # they are hashed as they are computed with
         for key, words in (("architecture", "another encoder architecture"), ("weights", "other encoder weights")):
             found += [words] if ours[key] != theirs.get(key) else []

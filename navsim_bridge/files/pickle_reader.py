@@ -482,7 +482,11 @@ def _constant(value: Any) -> Callable[[_Reader], None]:
 
 
 def _push(value: Callable[[_Reader], Any]) -> Callable[[_Reader], None]:
-    return lambda reader: reader.stack.append(value(reader))
+    def push(reader: _Reader) -> None:
+        made = value(reader)  # which may end a list, and with it the stack of its items
+        reader.stack.append(made)
+
+    return push
 
 
 _INSTRUCTIONS: list[Callable[[_Reader], None]] = [_refuse] * 256

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_KINDS = re.compile(r"b1|[iu][1248]|f[248]|[SU][1-9][0-9]{0,4}|O8?")
+_KINDS = re.compile(r"b1|[iu][1248]|f[248]|[SU](0|[1-9][0-9]{0,4})|O8?")
 """What a dtype may be called: numpy writes no other names for these kinds."""
 MOST_DIMENSIONS = 32
 MOST_EMPTY = 2**16
@@ -82,6 +82,9 @@ def scalar(dtype: Any, content: Any) -> np.generic:
     """The numpy scalar given as dtype and bytes."""
     if type(content) is not bytes:
         raise ValueError("a numpy number that is not given as numpy writes it")
+    if type(dtype) is Dtype and dtype.dtype is not None and dtype.dtype.itemsize == 0 and not content:
+        empty: np.generic = dtype.dtype.type()  # of text
+        return empty
     value = _array(content, dtype, (), "C")[()]
     assert isinstance(value, np.generic)
     return value
@@ -97,6 +100,8 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
         if type(size) is not int or size < 0:
             raise ValueError("an array whose shape holds more than whole numbers from 0 on")
     items = math.prod(shape)
+    if kind.itemsize == 0:
+        raise ValueError("an array of texts without length")
     if items == 0 and math.prod(size or 1 for size in shape) > MOST_EMPTY:
         raise ValueError("an empty array of an impossible shape")
     if kind.kind == "O":

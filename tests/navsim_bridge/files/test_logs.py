@@ -151,13 +151,19 @@ def test_a_split_without_logs_names_the_folders_there_are(world: World) -> None:
         list_logs(world.root, "trainval")
 
 
-def test_a_deeply_nested_value_is_refused_without_writing_it_out(tmp_path: Path, frame: MakeFrame) -> None:
+def doubled(times: int) -> Any:
     nested: Any = "x"
-    for _ in range(60):
+    for _ in range(times):
         nested = [nested, nested]
+    return nested
+
+
+def test_a_deeply_nested_value_is_refused_without_writing_it_out(tmp_path: Path, frame: MakeFrame) -> None:
     for key in ("token", "roadblock_ids", "timestamp"):
         with pytest.raises(ValueError, match=rf"'{key}': expected .*, found \[\["):
-            read_log(write(tmp_path / "log.pkl", [frame(0, **{key: nested})]))
+            read_log(write(tmp_path / "log.pkl", [frame(0, **{key: doubled(10)})]))
+        with pytest.raises(ValueError, match=r"log\.pkl: not a readable pickle .* what it repeats included"):
+            read_log(write(tmp_path / "log.pkl", [frame(0, **{key: doubled(30)})]))
 
 
 def test_cameras_have_their_calibration_where_the_log_holds_one(tmp_path: Path, frame: MakeFrame) -> None:

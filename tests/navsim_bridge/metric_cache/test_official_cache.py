@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 import torch
 
+from navsim_bridge.files.pickle_reader import unpickle_plain
 from navsim_bridge.golden.v1 import FRAGILE_COLUMNS
-from navsim_bridge.metric_cache import CacheError, MetricCache, convert_official_cache, jobs
+from navsim_bridge.metric_cache import CacheError, MetricCache, convert_official_cache, jobs, official
 from navsim_bridge.metric_cache.official import KNOWN, OfficialCache, OfficialCacheError, read_official_cache
 from navsim_bridge.pdm import SUB_SCORES, SceneBatch, score_plans
 from tests.paths import FIXTURES
@@ -127,7 +129,147 @@ def test_values_that_cannot_be_scored_are_refused(moved: OfficialCache) -> None:
     for order in ("<d", ">d"):  # as a numpy scalar or as a Python float
         data = data.replace(struct.pack(order, number), struct.pack(order, np.nan))
     moved.files[CURVE].write_bytes(lzma.compress(data))
-    with pytest.raises(OfficialCacheError, match=rf"token {CURVE}: .*NaN"):
+    with pytest.raises(OfficialCacheError, match=rf"token {CURVE}: .*centerline\[0\]\[5\]\.x: .*, found nan"):
+        moved.read(CURVE)
+
+
+def lookalike(kind: str, *args: Any, **attributes: Any) -> Any:
+    """An object of a class that caches name."""
+    module = next(module for module, name in KNOWN if name == kind)
+    made = object.__new__(KNOWN[module, kind])
+    made.args = args
+    vars(made).update(attributes)
+    return made
+
+
+def geometry(data: Any) -> Any:
+    """A geometry as it is read, given as well-known binary."""
+    made = object.__new__(KNOWN["shapely.io", "from_wkb"])
+    made.args = (data,)
+    return made
+
+
+def polygon(*corners: tuple[float, float]) -> Any:
+    return geometry(struct.pack("<BIII", 1, 3, 1, len(corners)) + np.array(corners, dtype="<f8").tobytes())
+
+
+def put(at: str = "", **attributes: Any) -> Callable[[Any], None]:
+    """Gives attributes to the object at a path of names with dots between them."""
+
+    def change(found: Any) -> None:
+        for name in filter(None, at.split(".")):
+            found = getattr(found, name)
+        vars(found).update(attributes)
+
+    return change
+
+
+@pytest.fixture
+def cache(moved: OfficialCache) -> Any:
+    """What is read of a cache, before it becomes a scene; tests change it."""
+    return unpickle_plain(lzma.decompress(moved.files[CURVE].read_bytes()), moved.files[CURVE], KNOWN)
+
+
+SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.0, 0.0))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda c: delattr(c, "trajectory"), "MetricCache: expected an object with 'trajectory'"),
+    (put(trajectory=5), r"MetricCache\.trajectory: expected an object, found 5"),
+    (put(trajectory=lookalike("PDMPath")), "trajectory: expected an object made of more than 0"),
+    (put(trajectory=lookalike("PDMPath", 5)), r"trajectory\[0\]: expected a list, found 5"),
+    (put(trajectory=lookalike("PDMPath", [5])), r"trajectory\[0\]\[0\]: expected an object"),
+    (put(trajectory=lookalike("PDMPath", [])), "reference_states must be"),
+    (put(route_lane_ids=[5]), r"route_lane_ids\[0\]: expected a text that is not empty, found 5"),
+    (put(route_lane_ids=[""]), r"route_lane_ids\[0\]: expected a text that is not empty"),
+    (put(route_lane_ids="abc"), "route_lane_ids: expected a list, found 'abc'"),
+    (put(_tire_steering_angle=1e308, at="ego_state"), "_tire_steering_angle: expected a number from"),
+    (put(_tire_steering_angle="1", at="ego_state"), "_tire_steering_angle: expected a number, found '1'"),
+    (put(_tire_steering_angle=True, at="ego_state"), "_tire_steering_angle: expected a number"),
+    (put(_tire_steering_angle=np.inf, at="ego_state"), "found inf"),
+    (put(_tire_steering_angle=10**400, at="ego_state"), "found <a whole number of 1329 bits>"),
+    (put(time_us=2**70, at="ego_state._time_point"), "time_us: expected a number of 64 bits"),
+    (put(time_us=1.5, at="ego_state._time_point"), "time_us: expected a whole number, found 1.5"),
+    (put(_observation_sample_res=2, at="observation"), "51 object frames at sampling 2; expected 51 at 1"),
+    (put(_observation_sample_res=np.zeros(2), at="observation"), "_sample_res: expected a whole number"),
+    (put(_occupancy_maps=[], at="observation"), "0 object frames"),
+    (put(_unique_objects=[], at="observation"), "_unique_objects: expected a dict"),
+    (put(_unique_objects={}, at="observation"), "object frame 0 holds '.*', which is no known object"),
+    (put(_collided_track_ids=["a"], at="observation"), "marked as collided"),
+    (put(_red_light_token=None, at="observation"), "_red_light_token: expected a text"),
+    (lambda c: setattr(c.drivable_area_map, "args", ([], [], [5])),
+     r"drivable_area_map\[2\]\[0\]: expected a Geometry, found 5"),
+    *(
+        (lambda c, shape=shape: setattr(c.drivable_area_map, "args", (["a"], [], [shape])), message)
+        for shape, message in (
+            (geometry(b"short"), "expected a polygon as well-known binary"),
+            (geometry("text"), "expected a polygon as well-known binary"),
+            (geometry(struct.pack("<BII", 1, 7, 1) * 100_000), r"\[0\]: expected a polygon, found"),
+            (geometry(struct.pack("<BII", 1, 3, 2**32 - 1)), "expected a whole polygon"),
+            (geometry(struct.pack("<BIII", 1, 3, 1, 2**32 - 1) + bytes(64)), "expected a whole polygon"),
+            (geometry(struct.pack("<BII", 1, 3, 0)), "expected a polygon of closed rings"),
+            (polygon(*SQUARE[:4]), "expected a polygon of closed rings"),
+            (polygon(*SQUARE[:2], SQUARE[0]), "expected a polygon of closed rings"),
+            (polygon(*SQUARE), "1 polygon tokens but 0 types"),
+            (polygon((np.nan, 0.0), *SQUARE[1:4], (np.nan, 0.0)), "expected a polygon of closed rings"),
+        )
+    ),
+])  # fmt: skip
+def test_content_that_is_not_as_the_devkit_writes_it_is_named(
+    moved: OfficialCache, cache: Any, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], object], message: str
+) -> None:
+    change(cache)
+    monkeypatch.setattr("navsim_bridge.metric_cache.official.unpickle_plain", lambda *_: cache)
+    with pytest.raises(OfficialCacheError, match=rf"^token {CURVE}: {moved.files[CURVE]}: .*{message}") as raised:
+        moved.read(CURVE)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 800
+
+
+def test_rings_are_read_as_shapely_reads_them() -> None:
+    outline = [(0.0, 0.0), (4.0, 0.1), (4.0, 4.0), (0.0, 4.0)]
+    hole = [(1.0, 1.0), (2.0, 1.0), (2.0, 2.0)]
+    for shape in (shapely.Polygon(outline), shapely.Polygon(outline, [hole, np.array(hole) + 0.5]),
+                  shapely.Polygon([(*corner, 5.0) for corner in outline])):  # fmt: skip
+        for order in (0, 1):
+            for srid in (0, 4326):
+                data = shapely.to_wkb(shapely.set_srid(shape, srid), byte_order=order, include_srid=True)
+                rings = official._polygon(official._Value(data, "x"))
+                expected = shapely.get_coordinates(shapely.from_wkb(data))
+                assert np.concatenate(rings).tobytes() == expected.tobytes()
+
+
+def test_a_file_that_unpacks_without_end_is_refused(moved: OfficialCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(official, "MOST_BYTES", 2**20)
+    data = lzma.compress(bytes(2**22), preset=0)
+    assert len(data) < 2**12
+    moved.files[CURVE].write_bytes(data)
+    with pytest.raises(OfficialCacheError, match="unpacks to more than 1048576 bytes"):
+        moved.read(CURVE)
+
+
+def test_a_file_with_more_after_its_end_or_that_takes_much_memory_is_refused(
+    moved: OfficialCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = moved.files[CURVE].read_bytes()
+    moved.files[CURVE].write_bytes(data + b"more")
+    with pytest.raises(OfficialCacheError, match=r"not a whole LZMA file .*4 bytes follow its end"):
+        moved.read(CURVE)
+    monkeypatch.setattr(official, "MOST_BYTES", 2**20)
+    moved.files[CURVE].write_bytes(lzma.compress(lzma.decompress(data), preset=6))
+    with pytest.raises(OfficialCacheError, match=r"not a whole LZMA file .*[Mm]emory"):
+        moved.read(CURVE)
+
+
+def test_what_is_no_file_is_refused_at_once(moved: OfficialCache) -> None:
+    file = moved.files[CURVE]
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(OfficialCacheError, match=rf"token {CURVE}: .* is a FIFO, where a file is to be read"):
+        moved.read(CURVE)
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(OfficialCacheError, match=rf"token {CURVE}: .* is a device, where a file is to be read"):
         moved.read(CURVE)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dpvla.files import FileError
 from navsim_bridge.files.pickles import UnsafePickleError, dump_plain_pickle
 from navsim_bridge.submission import v1 as submissions
 from navsim_bridge.submission.v1 import SubmissionError, Team, read_submission, validate_submission, write_submission
@@ -213,7 +214,6 @@ def test_a_number_of_poses_that_nothing_reads_is_noted_only(tmp_path: Path) -> N
     (np.zeros((8, 3), "f4"), 3.5, 0.5, "8 poses, but 3.5 s every 0.5 s are 7"),
     (np.zeros((8, 3), "f4"), 1e300, 1e-5, "1e[+]300 s every 1e-05 s are more times than the official scorer can list"),
     (np.full((8, 3), None), 4, 0.5, "NaN or infinite values"),
-    (np.full((8, 3), {}), 4, 0.5, "poses of type object, expected numbers"),
     (np.full((8, 3), 10**400), 4, 0.5, "poses of type object, expected numbers"),
     ([[0, 0, 0]] * 8, 4, 0.5, "expected a Trajectory whose poses are a numpy array"),
     (np.zeros((8, 3), "f4"), None, 0.5, "positive numbers of seconds, found horizon None, interval 0.5"),
@@ -226,7 +226,9 @@ def test_a_number_of_poses_that_nothing_reads_is_noted_only(tmp_path: Path) -> N
     (np.zeros((0, 3), "f4"), 4, 0.5, r"shape \(0, 3\), expected \(poses, 3\)"),
     (np.zeros((8, 2), "f4"), 4, 0.5, r"shape \(8, 2\)"),
     (np.zeros(24, "f4"), 4, 0.5, r"shape \(24,\)"),
-    (np.zeros((8, 3), "c8"), 4, 0.5, "poses of type complex64, expected numbers"),
+    (np.full((8, 3), 1e308), 4, 0.5, "values of more than 1e[+]06 m or rad"),
+    ("poses", 4, 0.5, "expected a Trajectory whose poses are a numpy array, found 'poses'"),
+    (np.zeros((8, 3), "f4"), 10**300, 0.5, "positive numbers of seconds, found horizon <a whole number of 997 bits>"),
     (np.zeros((8, 3), "U1"), 4, 0.5, "<U1, expected numbers"),
     (np.full((40, 3), np.inf), 4, 0.1, "NaN or infinite values"),
 ])  # fmt: skip
@@ -238,13 +240,71 @@ def test_what_the_official_scorer_would_die_of_or_misread_is_refused(
         validate_submission(path)
 
 
+def test_poses_that_are_no_plain_numbers_are_not_even_read(tmp_path: Path) -> None:
+    for poses, message in ((np.full((8, 3), {}), "objects that are not all numbers"), (np.zeros((8, 3), "c8"), "'c8'")):
+        path = write_plans(tmp_path / "x.pkl", poses, 4, 0.5)
+        with pytest.raises(ValueError, match=rf"x\.pkl: not a readable pickle .*: byte \d+: .*{message}"):
+            validate_submission(path)
+
+
 def test_a_deeply_nested_value_is_not_written_out(tmp_path: Path) -> None:
     nested: Any = "x"
-    for _ in range(60):
+    for _ in range(15):
         nested = [nested, nested]
     path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), nested, 0.5)
     with pytest.raises(SubmissionError, match=r"found horizon \[\["):
         validate_submission(path)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (["no dict"], "expected a dict, found list"),
+    ({1: 2}, r"no key 'team_name'; found \[1\]"),
+    ({"predictions": {"a": 1}}, "predictions must be a list of dicts"),
+    ({"predictions": [["a"]]}, "predictions must be a list of dicts"),
+    ({"predictions": [{5: 1}]}, "seed 0: a token must be a text .*, found 5"),
+    ({"predictions": [{"": 1}]}, "seed 0: a token must be a text"),
+    ({"predictions": [{"a\nb": 1}]}, r"seed 0: a token must be a text .*, found 'a\\nb'"),
+    ({"predictions": [{"t": [1]}]}, r"seed 0, token t: expected a Trajectory, found \[1\]"),
+    ({"predictions": [{"t": np.zeros((8, 3))}]}, "seed 0, token t: expected a Trajectory, found array"),
+])  # fmt: skip
+def test_what_is_no_submission_is_refused_in_one_line(tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "x.pkl"
+    with_team = {**TEAM.metadata(), **content} if isinstance(content, dict) and 1 not in content else content
+    path.write_bytes(pickle.dumps(with_team))
+    with pytest.raises(SubmissionError, match=rf"x\.pkl: {message}") as raised:
+        validate_submission(path)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+
+
+def test_metadata_may_be_anything_and_is_refused_where_it_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    values: list[Any] = [None, 5, [], [[]], " ", ["a", 5], 2**2000, b"x" * 10**6, {"a": "b"}, np.zeros(3)]
+    for value in values:
+        path.write_bytes(pickle.dumps({**TEAM.metadata(), "email": value, "predictions": []}))
+        with pytest.raises(SubmissionError, match="'email' is empty or not text: ") as raised:
+            validate_submission(path)
+        assert len(str(raised.value)) < 500
+
+
+def test_only_the_first_of_many_problems_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps({**TEAM.metadata(), "predictions": [{}] * 3000}))
+    with pytest.raises(SubmissionError, match="there are no predictions"):
+        validate_submission(path)
+    write_submission(path, TEAM, [plans("a")])
+    with pytest.raises(SubmissionError, match="1 of 1 tokens are missing") as raised:
+        validate_submission(path, ["b"])
+    assert len(str(raised.value)) < 500
+    assert len(submissions._first_of(["x"] * 3000)) == submissions.MOST_NOTES + 1
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("fifo", "zero", "."):
+        with pytest.raises(FileError, match="where a file is to be read"):
+            validate_submission(tmp_path / name)
 
 
 def test_a_submission_is_not_replaced_unasked(world: World, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=8,
 )
-PLACES = [(key,) for key in (*logs.REQUIRED_KEYS, "anns", "traffic_lights")]
+PLACES: list[tuple[str, ...]] = [(key,) for key in (*logs.REQUIRED_KEYS, "anns", "traffic_lights")]
 PLACES += [("anns", key) for key in logs.ANNOTATION_KEYS] + [("cams", "CAM_F0"), ("cams", "CAM_F0", "data_path")]
 PLACES += [("cams", "CAM_F0", key) for key in logs.CALIBRATION_KEYS]
 
@@ -173,7 +173,7 @@ def without_frame(frames: Frames) -> None:
         frame["timestamp"] = 1_000_000 + 500_000 * index
 
 
-ODDITIES: dict[str, Callable[[Frames], None]] = {
+ODDITIES: dict[str, Callable[[Frames], object]] = {
     "uneven_times": lambda frames: frames.pop(9),
     "unlikely_motion": without_frame,
     "unlikely_boxes": lambda frames: frames[9].update(anns=box(0, 500.0)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 import shapely
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from dpvla.files import FileError
 from navsim_bridge.files import maps
@@ -22,6 +23,7 @@ from navsim_bridge.metric_cache import build_metric_cache
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
 from tests.navsim_bridge.conftest import LOCATION, VERSION, World
 
+Points = NDArray[np.float64]
 HEADER = 40
 """Bytes of a GeoPackage's shape before its WKB: two, version, flags, system and an envelope."""
 
@@ -44,15 +46,18 @@ def change(path: Path, statement: str, *values: object) -> None:
         connection.commit()
 
 
-def reshape(path: Path, layer: str, place: int, points: object) -> int:
-    """Give an object of ``layer`` other points (point, 2) [degrees]; its id."""
+def reshape(path: Path, layer: str, place: int, points: Callable[[Points], Points]) -> int:
+    """Give an object of ``layer`` what ``points`` makes of its own (point, 2) [degrees]; its id."""
     with closing(sqlite3.connect(path)) as connection:
         fid, blob = connection.execute(f"SELECT fid, geom FROM {layer} ORDER BY fid LIMIT 1 OFFSET {place}").fetchone()
     shape = shapely.from_wkb(blob[HEADER:])
-    if callable(points):
-        points = points(shapely.get_coordinates(shape))
     kind = shapely.Polygon if shape.geom_type == "Polygon" else shapely.LineString
-    change(path, f"UPDATE {layer} SET geom = ? WHERE fid = ?", blob[:HEADER] + shapely.to_wkb(kind(points)), fid)
+    change(
+        path,
+        f"UPDATE {layer} SET geom = ? WHERE fid = ?",
+        blob[:HEADER] + shapely.to_wkb(kind(points(shapely.get_coordinates(shape)))),
+        fid,
+    )
     return int(fid)
 
 
@@ -75,17 +80,17 @@ def test_text_in_a_column_of_numbers_is_named(path: Path, layer: str, column: st
         VectorMap(path, LOCATION)
 
 
-def nan(points: np.ndarray) -> np.ndarray:
+def nan(points: Points) -> Points:
     points[1, 1] = np.nan
     return points
 
 
-def null_island(points: np.ndarray) -> np.ndarray:
+def null_island(points: Points) -> Points:
     points[1] = 0
     return points
 
 
-def off_the_earth(points: np.ndarray) -> np.ndarray:
+def off_the_earth(points: Points) -> Points:
     points[1] = 400.0, 95.0
     return points
 
@@ -96,7 +101,7 @@ def off_the_earth(points: np.ndarray) -> np.ndarray:
     [(nan, "no place on the earth"), (null_island, "km from the middle of the map"), (off_the_earth, "a vertex is")],
 )
 def test_a_vertex_that_cannot_be_is_refused_with_layer_and_object(
-    path: Path, layer: str, points: object, message: str
+    path: Path, layer: str, points: Callable[[Points], Points], message: str
 ) -> None:
     fid = reshape(path, layer, 1, points)
     with pytest.raises(MapError, match=f"map.gpkg: layer {layer}: object {fid}: .*{message}"):
@@ -197,8 +202,8 @@ def test_lanes_of_an_unknown_roadblock_are_said_and_scenes_near_them_counted(
     assert changed.odd_around((), x + 5000, y, 100.0) == () == whole.odd_around((), x, y, 100.0)
 
 
-def bow(points: np.ndarray) -> np.ndarray:
-    west, south, east, north = *points.min(axis=0), *points.max(axis=0)
+def bow(points: Points) -> Points:
+    (west, south), (east, north) = points.min(axis=0), points.max(axis=0)
     return np.array([[west, south], [east, north], [east, south], [west, north]])
 
 

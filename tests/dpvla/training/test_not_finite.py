@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from dpvla.manifest import renew_manifests
 from dpvla.tensors import CheckpointError, load_tensors, not_finite, require_same, save_tensors
 from dpvla.training.checkpoint import latest_checkpoint
 from dpvla.training.imitation import ImitationStage
@@ -103,5 +104,6 @@ def test_a_state_that_lacks_a_tensor_does_not_go_on(tmp_path: Path) -> None:
     tensors = load_file(path)
     del tensors["policy.head.output.bias"]
     save_tensors(path, tensors)
+    renew_manifests(newest, ("model",))
     with pytest.raises(CheckpointError, match=r"weights\.safetensors .*1 missing, first policy\.head\.output\.bias"):
         train(imitation(accelerator, tmp_path), RARELY, tmp_path, accelerator)

@@ -14,6 +14,7 @@ import yaml
 
 from dpvla.algorithms.dipole import ADAPTERS
 from dpvla.config import ConfigError
+from dpvla.manifest import MANIFEST
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.models.sampling import Sampling
 from dpvla.tensors import CheckpointError
@@ -51,7 +52,8 @@ def plans(policy: DPVLA, omega: float | None = None) -> torch.Tensor:
 
 def test_omega_and_precision_travel_with_the_adapters(policy: DPVLA, checkpoint: Path) -> None:
     assert json.loads((checkpoint / "adapters/sampling.json").read_text()) == {
-        "omega": 2.5, "precision": "bf16", "num_steps": None, "policies": [*ADAPTERS], "adapters": [*ADAPTERS]
+        "omega": 2.5, "precision": "bf16", "num_steps": None, "policies": [*ADAPTERS], "adapters": [*ADAPTERS],
+        "manifest": True,
     }  # fmt: skip
     loaded = open_start(checkpoint.parents[1]).load()
     assert (loaded.sampling.omega, loaded.precision) == (2.5, "bf16")
@@ -61,6 +63,9 @@ def test_omega_and_precision_travel_with_the_adapters(policy: DPVLA, checkpoint:
 
 def test_adapters_of_the_first_version_take_the_omega_of_their_run(policy: DPVLA, checkpoint: Path) -> None:
     (checkpoint / "adapters/sampling.json").unlink()
+    with pytest.raises(ValueError, match=r"sampling\.json is missing"):  # of a later one
+        open_start(checkpoint).load()
+    (checkpoint / "adapters" / MANIFEST).unlink()
     run = yaml.safe_load((checkpoint / "run.yaml").read_text())
     run["config"] = {"dipole": {"omega": 0.25}}
     (checkpoint / "run.yaml").write_text(yaml.safe_dump(run))

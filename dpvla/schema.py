@@ -110,8 +110,18 @@ def _check_one_of(value: Any, hints: tuple[Any, ...], key: str) -> None:
     deepest = max(reasons, key=lambda refused: len(refused.args[0]))  # of the kind that was meant
     if len(deepest.args[0]) > len(key):
         raise deepest
-    expected = " or ".join(_NAMES.get(type(None) if hint is None else hint, "something else") for hint in hints)
+    expected = " or ".join(_name(hint) for hint in hints)
     raise _RefusedError(key, f"expected {expected}, found {short(value, 80)}")
+
+
+def _name(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) in (list, tuple):
+        return "a list"
+    if typing.get_origin(hint) is dict or hint is dict or typing.is_typeddict(hint):
+        return "a mapping"
+    return _NAMES.get(type(None) if hint is None else hint, "something else")
 
 
 def _check_list(value: Any, inner: tuple[Any, ...], key: str, origin: Any) -> None:

@@ -152,9 +152,9 @@ class RolloutStage:
                 with whole_weights() if tokens.encodes_batches else nullcontext():
                     context = next(contexts)
                 waited += time.perf_counter() - before
-                if (step + 1) % self.steps_per_cycle == 0 and self._rolled_out_once is not None:  # all of it made here
+                if (step + 1) % self.steps_per_cycle == 0:
                     share_waited = waited / (time.perf_counter() - began)
-                    track(step + 1, {"speed/token_wait": share_waited, **self._cost(tokens, self._rolled_out_once)})
+                    track(step + 1, {"speed/token_wait": share_waited, **self._cost(tokens)})
                 yield RolloutBatch(
                     context,
                     {name: to_device(value[rows], device) for name, value in self.buffer.roll_outs.items()},
@@ -260,9 +260,10 @@ class RolloutStage:
                 self._tokens = self._encoded(buffer.indices[self._mine], buffer.cycle)
         return self._tokens
 
-    def _cost(self, tokens: TokenCache, equals_once: bool) -> dict[str, float]:
-        """TFLOP a scene of the cycle that ends."""
-        if not self.accelerator.is_main_process or self.buffer is None:
+    def _cost(self, tokens: TokenCache) -> dict[str, float]:
+        """TFLOP a scene of the cycle that ends, where all of it was made here."""
+        equals_once = self._rolled_out_once
+        if not self.accelerator.is_main_process or self.buffer is None or equals_once is None:
             return {}
         try:
             scores = [*self.buffer.scores]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -191,6 +194,97 @@ def test_restart_discards_the_old_run_when_the_new_one_begins_and_not_before(
         assert run.last is None and (tmp_path / "run/checkpoints/step_00000003").is_dir()
         run.begin(0, [LEARNED], 9)
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+class Cut(BaseException):
+    """Stands in for a kill."""
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_restart_that_is_cut_off_discards_all_or_nothing(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    run, calls = tmp_path / "run", [0]
+    begin(run, accelerator, Config(), at=3)
+    (run / "notes.txt").write_text("mine")
+    before = sorted(path.relative_to(run) for path in run.rglob("*"))
+
+    def counted(real: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] >= cut:  # nor does anything that would clear up work any more
+            raise Cut
+        return real(*given, **named)
+
+    with monkeypatch.context() as patched:
+        for name in ("rename", "replace", "mkdir", "rmdir", "unlink"):
+            patched.setattr(os, name, partial(counted, getattr(os, name)))
+        try:
+            begin(run, accelerator, Config(split="navtest"), restart=True)
+        except Cut:
+            pass
+        else:
+            pytest.skip("there are fewer calls")
+    with open_run(run, Config(split="navtest" if is_new(run) else "navtrain"), False, accelerator) as opened:
+        assert opened.step == (0 if is_new(run) else 3)
+        assert not (run / ".discarded").exists()
+        if not is_new(run):
+            assert sorted(path.relative_to(run) for path in run.rglob("*") if path.name != ".lock") == before
+
+
+def is_new(run: Path) -> bool:
+    """Whether run.yaml, wherever it is, is the one after the restart."""
+    return (run / "run.yaml").exists() and read_run(run)["config"]["split"] == "navtest"
+
+
+def test_a_restart_without_room_for_its_description_keeps_the_old_run(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            begin(tmp_path / "run", accelerator, Config(split="navtest"), restart=True)
+    assert (tmp_path / "run/checkpoints/step_00000003").is_dir()
+    begin(tmp_path / "run", accelerator, Config())
+
+
+def test_a_second_start_cut_off_while_it_clears_leaves_a_usable_folder(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(tmp_path / "run", accelerator, Config())
+    for name in ("metrics.csv", "notes.txt"):
+        (tmp_path / "run" / name).write_text("step\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(Cut))
+        with pytest.raises(Cut):
+            begin(tmp_path / "run", accelerator, Config())
+    begin(tmp_path / "run", accelerator, Config())
+    assert (tmp_path / "run/notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"trained_on": None}, "trained_on: expected a list, found None"),
+        ({"trained_on": [{"stage": "imitation"}]}, r"trained_on\[0\]\.split: is missing"),
+        (
+            {"trained_on": [{"stage": "a", "split": "b", "scenes": -1, "logs": []}]},
+            r"trained_on\[0\]\.scenes: expected",
+        ),
+        ({"resumed": 3}, "resumed: expected a list or null"),
+        ({"data": {"fingerprint": 3}}, r"data\.fingerprint: expected"),
+        ({"start": {"weights_sha256": []}}, r"start\.weights_sha256: expected a text"),
+        ({"config": "x"}, "config: expected a mapping"),
+    ],
+)
+def test_a_description_is_checked_key_by_key(
+    tmp_path: Path, accelerator: Accelerator, change: dict[str, Any], found: str
+) -> None:
+    begin(tmp_path / "run", accelerator, Config(), at=3)
+    path = tmp_path / "run/run.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"{path}: {found}"):
+        begin(tmp_path / "run", accelerator, Config())
 
 
 def test_other_data_under_a_run_is_refused_and_moved_data_is_not(tmp_path: Path, accelerator: Accelerator) -> None:

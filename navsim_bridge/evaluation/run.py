@@ -543,7 +543,8 @@ def keep_whole(out: Path | str, coverage: Coverage, overwrite: bool = False) -> 
 def _plain(value: Any) -> str:
     """A value of an `identity` in words."""
     if isinstance(value, dict):  # of a metric
-        texts = [short(v) if key != "name" else str(v)[:80] for key, v in value.items() if v is not None]
+        shown = {key: v if isinstance(v, str) else short(v) for key, v in value.items() if v is not None}
+        texts = [v if key == "name" else f"{key} {v}" for key, v in shown.items()]
         return repr(", ".join(texts))[:400]
     return "none" if value is None else short(value)
 

@@ -12,10 +12,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from dpvla.files import FileError, read_yaml, short
+from dpvla.files import FileError, inside, read_yaml, short
 from navsim_bridge.files.roots import LOGS
 from navsim_bridge.splits.log_folder import LogFolderError, find_folder
-from navsim_bridge.splits.token_list import SUFFIXES, TokenListError, read_token_list
+from navsim_bridge.splits.token_list import MOST_BYTES, SUFFIXES, TokenListError, read_token_list
 
 DEVKIT_ROOT = "NAVSIM_DEVKIT_ROOT"
 DEVKIT_SPLITS = Path("navsim/planning/script/config/common/train_test_split")
@@ -26,6 +26,8 @@ VERSION_2_KEYS = (
     "non_reactive_synthetic_initial_tokens",
 )  # fmt: skip
 TWO_STAGE_KEYS = ("reactive_all_mapping", "non_reactive_all_mapping", "two_stage_mapping")
+LONGEST_NAME = 200
+"""Of a log, a folder or a scene."""
 SPLIT_KEYS = ("data_split", "scene_filter", "defaults")
 
 
@@ -52,7 +54,11 @@ class SceneFilter:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise SplitError(f"{name}: expected a whole number of at least {least}, found {short(value)}")
         if not isinstance(self.has_route, bool):
-            raise SplitError(f"has_route: expected true or false, found {self.has_route!r}")
+            raise SplitError(f"has_route: expected true or false, found {short(self.has_route)}")
+        for key in ("log_names", "tokens"):
+            bad = next((name for name in getattr(self, key) or () if not _is_plain(name)), None)
+            if bad is not None:
+                raise SplitError(f"{key}: {short(bad)} is no name of a {'log' if key == 'log_names' else 'scene'}")
 
     @cached_property
     def wanted(self) -> frozenset[str] | None:
@@ -110,7 +116,7 @@ def load_split(name_or_file: str | Path, data_root: Path | str | None = None, da
         if named:
             _refuse_path(named)
         folder = data_split or named or find_folder(root, rules.log_names, rules.tokens)
-    except (TokenListError, FileError) as error:  # names the file itself
+    except (TokenListError, FileError) as error:  # these name the file themselves
         raise SplitError(str(error)) from None
     except (SplitError, LogFolderError) as error:
         raise SplitError(f"{path}: {error}") from None
@@ -146,8 +152,14 @@ def is_named(split: Split, data_root: Path) -> bool:
 
 def _refuse_path(data_split: str) -> None:
     """Raise SplitError when a folder of logs is named by more than its name."""
-    if Path(data_split).name != data_split or data_split == ".." or "\\" in data_split:
-        raise SplitError(f"data_split {data_split!r}: expected the name of a folder below {LOGS}/, not a path")
+    if not _is_plain(data_split):
+        raise SplitError(f"data_split {short(data_split)}: expected the name of a folder below {LOGS}/, not a path")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a text can be the name of a file or folder, and leads nowhere else."""
+    whole = 0 < len(name) <= LONGEST_NAME and name.isprintable() and name not in (".", "..")
+    return whole and "/" not in name and "\\" not in name
 
 
 @lru_cache(maxsize=1)
@@ -177,8 +189,8 @@ def _find(name: str, data_root: Path | None) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a file. Raises FileError, or SplitError that does not name the file."""
-    raw = read_yaml(path)
+    """The mapping in a file. Raises FileError, and SplitError that does not name the file."""
+    raw = read_yaml(path, MOST_BYTES)
     if not isinstance(raw, dict):
         found = "nothing" if raw is None else f"a {type(raw).__name__}"
         raise SplitError(f"expected 'key: value' lines, found {found}")
@@ -207,7 +219,7 @@ def _yaml_split(path: Path) -> Rules:
             except SplitError as error:
                 raise SplitError(f"{file}: {error}") from None
         if not isinstance(content, Mapping):
-            raise SplitError(f"scene_filter must be a group of keys, found {short(content)}")
+            raise SplitError(f"scene_filter must be a group of keys, found {short(content, 80)}")
     else:
         content = {key: value for key, value in raw.items() if key != "data_split"}
     return data_split, scene_filter(content)
@@ -238,19 +250,21 @@ def scene_filter(content: Mapping[str, Any]) -> SceneFilter:
 
 def _strings(key: str, values: Any) -> tuple[str, ...]:
     if not isinstance(values, (list, tuple)):
-        raise SplitError(f"{key}: expected a list, found {short(values)}")
+        raise SplitError(f"{key}: expected a list, found {short(values, 80)}")
     for value in values:
         if not isinstance(value, str):
-            kind = type(value).__name__
-            raise SplitError(f"{key}: expected strings, found the {kind} {short(value)}; put it in quotes")
+            raise SplitError(
+                f"{key}: expected strings, found the {type(value).__name__} {short(value)}; put it in quotes"
+            )
     return tuple(dict.fromkeys(values))
 
 
 def _check_keys(content: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise SplitError(f"unknown key '{key}'; nearest valid name: '{near}'")
+            name = key[:80] if isinstance(key, str) else short(key, 80)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise SplitError(f"unknown key '{name}'; nearest valid name: '{near}'")
 
 
 def _default_filter(defaults: Any) -> str:
@@ -264,7 +278,11 @@ def _default_filter(defaults: Any) -> str:
 
 
 def _scene_filter_file(path: Path, name: str) -> Path:
-    looked_at = [path.parent / "scene_filter" / f"{name}.yaml", path.parent.parent / "scene_filter" / f"{name}.yaml"]
+    folders = [path.parent / "scene_filter", path.parent.parent / "scene_filter"]
+    try:
+        looked_at = [inside(folder, f"{name}.yaml", follow=True) for folder in folders]
+    except FileError as error:
+        raise SplitError(f"scene_filter: {error}") from None
     for candidate in looked_at:
         if candidate.is_file():
             return candidate

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from dpvla.files import read_text, short
+from dpvla.files import open_regular, read_text, short
 
 SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("token", "log_name", "data_split")
 """The columns that are read; the first must be there."""
+MOST_BYTES, MOST_ROWS, ROWS_AT_ONCE = 1 << 25, 10**7, 1 << 10
+"""navtrain, the longest list that there is, has 103,288 tokens in 2 MB."""
 SUMMARY_ROWS = ("average", "extended_pdm_score", "pseudo_closed_loop")
 """Rows of the devkit's score files whose token begins so are not scenes."""
 
@@ -25,7 +27,6 @@ def read_token_list(path: Path) -> dict[str, tuple[str, ...]]:
     """Values of the `COLUMNS` that the file has, one per scene, summary rows left out.
 
     Raises:
-        FileError: no file, or no UTF-8 text.
         TokenListError: not readable as what the name says, no column `token`, an empty or repeated token, no scene,
             or Parquet without pyarrow.
     """
@@ -47,19 +48,22 @@ def read_token_list(path: Path) -> dict[str, tuple[str, ...]]:
     seen: set[str] = set()
     for token in found["token"]:
         if token in seen:
-            raise TokenListError(f"{path}: token {token:.100} is listed twice")
+            raise TokenListError(f"{path}: token {token:.80} is listed twice")
         seen.add(token)
     return found
 
 
 def _csv(path: Path) -> Mapping[str, Sequence[Any]]:
-    text = read_text(path).removeprefix("\ufeff")
-    try:
-        reader = csv.DictReader(StringIO(text, newline=""), strict=True)  # of texts: 12345678e9012345 is a token
+    text = read_text(path, MOST_BYTES).removeprefix("\ufeff")
+    try:  # texts: 12345678e9012345 is a token, not a number
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         names = reader.fieldnames or ()
         rows = list(reader)
     except csv.Error as error:
         raise TokenListError(f"{path}: not a readable CSV file ({error}); is a quote left open?") from None
+    twice = [name for name in COLUMNS if names.count(name) > 1]
+    if twice:
+        raise TokenListError(f"{path}: the column {twice[0]} stands twice")
     return {name: [row[name] for row in rows] for name in names}
 
 
@@ -69,8 +73,16 @@ def _parquet(path: Path) -> Mapping[str, Sequence[Any]]:
         from pyarrow import parquet
     except ImportError:
         raise TokenListError(f"{path}: reading Parquet needs pyarrow (pip install pyarrow); or give a CSV") from None
-    try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TokenListError(f"{path}: not a readable Parquet file ({error})") from None
-    return {name: table[name].to_pylist() for name in COLUMNS if name in table.column_names}
+    with open_regular(path, MOST_BYTES) as content:
+        try:
+            file = parquet.ParquetFile(content)
+            names = [name for name in file.schema_arrow.names if name in COLUMNS]
+            if file.metadata.num_rows > MOST_ROWS:
+                raise TokenListError(f"{path}: {file.metadata.num_rows} rows; no split has more than {MOST_ROWS}")
+            columns: dict[str, list[Any]] = {name: [] for name in names}
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=names):  # a few bytes may stand for many
+                for name in names:
+                    columns[name] += batch.column(name).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise TokenListError(f"{path}: not a readable Parquet file ({short(str(error))})") from None
+    return columns

@@ -366,7 +366,7 @@ def test_two_evaluations_do_not_write_into_one_folder(
 ) -> None:
     from dpvla import files
 
-    def taken(file: Any, directory: Any) -> Any:
+    def taken(file: Any, directory: Any, wait: bool) -> Any:
         raise files.DirectoryInUseError(f"{directory} is being written by another process")
 
     monkeypatch.setattr(files, "_take", taken)

@@ -68,7 +68,9 @@ def main(options: PackImages) -> None:
     root = roots.data_root(options.data_root)
     split = load_split(options.split, root, options.data_split)
     records, coverage = usable_scenes(split, root, cameras, options.allow_missing, workers)
-    store = pack_images(records, root, sensors, options.out, split.name, workers=workers, progress=True)
+    store = pack_images(
+        records, root, sensors, options.out, split.name, workers=workers, progress=True, coverage=coverage
+    )
     print(f"{coverage} of {split.name} in {options.out}, {len(store.shards)} shards")
     if not coverage.is_whole:
         print(f"NOT the whole split: {coverage.why}")

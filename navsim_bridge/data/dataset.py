@@ -128,7 +128,7 @@ class NavsimDataset:
         if not (path / MANIFEST).is_file():
             pack_images(
                 self.records, self.data_root, self.sensors, path, "of this run",
-                title="image cache", threads=self.workers, progress=progress,
+                title="image cache", threads=self.workers, progress=progress, wait=True,
             )  # fmt: skip
         self.use_store(ImageStore(path))
         return path
@@ -172,7 +172,7 @@ class NavsimDataset:
 
 def _former_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
-        cached: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+        cached: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete the file") from None
     if cached.shape != shape or cached.dtype != np.uint8:

@@ -15,18 +15,22 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla import files
+from dpvla.config import Count, Range
 from dpvla.kept_open import KeptOpen
+from dpvla.manifest import sha256_of
 from dpvla.parallel import Workers, run_jobs
+from dpvla.schema import read_as
 from dpvla.sensors import Sensors
 from navsim_bridge.data.images import Pixels, Size, read_images
 from navsim_bridge.files.roots import SENSORS
+from navsim_bridge.splits.coverage import Coverage
 from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.sensors import camera_names, image_path, image_sizes
 
@@ -37,6 +41,22 @@ SHARD_BYTES = 1 << 30
 LONGEST_HEADER = 1024
 SPARE_BYTES = 64 << 20
 """What stays free on the disk."""
+
+
+class _Shard(TypedDict):
+    file: str
+    scenes: Count
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    format: int
+    split: str
+    cameras: list[str]
+    width: Annotated[int, Range(least=1, most=99_999)]
+    height: Annotated[int, Range(least=1, most=99_999)]
+    shards: list[_Shard]
+    scenes: list[tuple[str, str]]  # tokens, and what their camera files come to
 
 
 class ImageStoreError(ValueError):
@@ -56,7 +76,7 @@ class Shard:
         """Write the file unless it is there; its SHA-256."""
         if not self.path.is_file():
             files.write_atomically(self.path, self._write)
-        return sha256(self.path)
+        return sha256_of(self.path)
 
     def _write(self, file: IO[bytes]) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
@@ -78,26 +98,37 @@ def pack_images(
     workers: Workers = 1,
     threads: int = 1,
     progress: bool = False,
+    wait: bool = False,
+    coverage: Coverage | None = None,
 ) -> ImageStore:
     """Decode the images of all scenes into ``folder``, or what is missing of them. Says first what it takes.
 
     Args:
         split: what the store says that it is of.
         workers: processes or an executor; shards are theirs. threads: of each, decoding.
+        wait: for another process that is writing there, instead of raising.
+        coverage: how much of the split the records are; all of it by default.
 
     Raises:
-        ImageStoreError: the folder holds a store of another split, size or camera set, or a damaged shard.
+        ImageStoreError: the folder holds a store of another split, size or camera set, a damaged shard, or scenes that
+            are missing now.
         OSError: too little room on the disk, before anything is written; or an image is missing.
         ValueError: an image cannot be read.
     """
     folder = Path(folder)
-    with files.one_writer(folder):
+    with files.one_writer(folder, wait=wait):
         written: dict[str, str] = {}  # checksums
         if (folder / MANIFEST).is_file():
             former = ImageStore(folder, whole=False)
             former.require(sensors, split)
+            lost = set(former.sources).difference(r.token for r in records)
+            if lost and coverage is not None and not coverage.is_whole:
+                raise ImageStoreError(
+                    f"{folder} holds {len(former.sources)} scenes, {len(lost)} of which would be lost: now it would be "
+                    f"{coverage} ({coverage.why}). Get what is missing, or choose another folder"
+                )
             written = {name: digest for name, _, digest in former.shards if (folder / name).is_file()}
-        for left in folder.glob(".images-*"):  # by a process that was killed
+        for left in folder.glob(".images-*"):  # by a process of an earlier version that was killed
             left.unlink()
         sources = source_digests(records, data_root, sensors)
         shards = list(_shards(records, data_root, sensors, folder, sources, threads))
@@ -141,22 +172,23 @@ class ImageStore:
                 f"tools/pack_images.py --split SPLIT --out {self.folder}"
             )
         try:
-            content = files.read_json(path)
-            if content["format"] != FORMAT:
+            found = files.read_json(path).get("format")
+            if found is not None and found != FORMAT:
                 raise ImageStoreError(
-                    f"{path} has format {content['format']}, this version reads {FORMAT}: pack it again"
+                    f"{path} has format {files.short(found, 80)}, this version reads {FORMAT}: pack it again"
                 )
-            self.split = str(content["split"])
+            content = read_as(path, _Manifest)
+            self.split = content["split"]
             self.sensors = Sensors(tuple(content["cameras"]), content["width"], content["height"])
-            self.shards = [(str(s["file"]), int(s["scenes"]), str(s["sha256"])) for s in content["shards"]]
-            self.sources = {str(token): str(digest) for token, digest in content["scenes"]}
+            self.shards = [(shard["file"], shard["scenes"], shard["sha256"]) for shard in content["shards"]]
+            self.sources = dict(content["scenes"])
             self._require_own_shards(len(content["scenes"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             if isinstance(error, ImageStoreError):
                 raise
             raise ImageStoreError(
-                f"{path} is no manifest of an image store: {files.short(error, 100)}; delete it, and pack again: what "
-                "is whole is kept"
+                f"{path} is no manifest of an image store: {str(error)[:300]}; delete it, and pack again: what is "
+                "whole is kept"
             ) from None
         self._ends = list(accumulate(scenes for _, scenes, _ in self.shards))
         self._row = {token: row for row, token in enumerate(self.sources)}
@@ -216,7 +248,7 @@ class ImageStore:
     def check(self, progress: bool = False) -> None:
         """Read every byte. Raises ImageStoreError for the first shard that is not what was written."""
         for name, _, digest in tqdm(self.shards, desc="checking", unit="shard", disable=not progress):
-            if sha256(self.folder / name) != digest:
+            if sha256_of(self._path(name)) != digest:
                 raise ImageStoreError(f"{self.folder / name} is damaged: delete it, and {self._again}")
 
     def _require_own_shards(self, listed: int) -> None:
@@ -228,9 +260,15 @@ class ImageStore:
             if count < 1 or name != shard_name(number, self.sensors, list(islice(scenes, count))):
                 raise ValueError(f"{files.short(name, 60)} does not hold the scenes that it names")
 
+    def _path(self, name: str) -> Path:
+        try:
+            return files.inside(self.folder, name)
+        except files.FileError as error:
+            raise ImageStoreError(str(error)) from None
+
     def _require_whole(self, number: int) -> None:
         name, scenes, _ = self.shards[number]
-        path, pixels = self.folder / name, scenes * int(np.prod(self.sensors.shape))
+        path, pixels = self._path(name), scenes * int(np.prod(self.sensors.shape))
         found = path.stat().st_size if path.is_file() else None
         if found is None:
             raise ImageStoreError(f"{path} is missing: {self._again}")
@@ -240,7 +278,7 @@ class ImageStore:
     def _map(self, number: int) -> Pixels:
         name, scenes, _ = self.shards[number]
         try:
-            found: Pixels = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+            found: Pixels = np.lib.format.open_memmap(self._path(name), mode="r")
         except (OSError, ValueError) as error:
             raise ImageStoreError(f"{self.folder / name} ({error}): delete it, and {self._again}") from None
         if found.shape != (scenes, *self.sensors.shape) or found.dtype != np.uint8:
@@ -260,15 +298,6 @@ def source_digests(records: Sequence[SceneRecord], data_root: Path | str, sensor
         text = json.dumps([(path, sizes[path]) for path in of_scene])
         found[record.token] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return found
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 24):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _shards(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from navsim_bridge.data.config import DataConfig
 from navsim_bridge.data.dataset import NavsimDataset
 from navsim_bridge.data.image_store import MANIFEST, ImageStore, ImageStoreError, pack_images
 from navsim_bridge.data.training_data import open_training_data
+from navsim_bridge.splits.coverage import Coverage
 from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.sensors import camera_names
 from tests.navsim_bridge.conftest import World
@@ -210,6 +212,33 @@ def test_a_manifest_that_does_not_fit_its_shards_is_not_believed(
         ImageStore(root / "store")
     path.unlink()
     pack(world, root).check()
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder", "archive"])
+def test_what_stands_in_the_place_of_a_shard_is_refused(world: World, root: Path, kind: str) -> None:
+    path = root / "store" / pack(world, root).shards[0][0]
+    size = path.stat().st_size
+    path.rename(root / "elsewhere.npy")
+    if kind == "link":
+        path.symlink_to(root / "elsewhere.npy")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"PK\x03\x04".ljust(size, b"\0"))  # numpy would look into it
+    with pytest.raises(ImageStoreError, match=f"{path}"):
+        ImageStore(root / "store").read(np.array([0]))
+
+
+def test_a_part_of_a_split_does_not_replace_what_was_packed_of_it(world: World, root: Path) -> None:
+    before = pack(world, root).sources
+    part = Coverage.whole(7).without("missing_images", 2)
+    with pytest.raises(ImageStoreError, match="2 of which would be lost: now it would be 5 of 7 scenes"):
+        pack_images(world.records[:5], root, SENSORS, root / "store", "small", coverage=part)
+    store = ImageStore(root / "store")
+    store.check()
+    assert store.sources == before
 
 
 def test_packing_again_does_not_take_a_damaged_shard_for_what_was_written(world: World, root: Path) -> None:

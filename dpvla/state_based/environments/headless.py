@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module, metadata
 from types import ModuleType
+
+from dpvla.config import one_line
 
 INSTALL = "the state-based track needs MuJoCo, dm_control and ogbench; in the source tree: pip install -e '.[state]'"
 
@@ -21,6 +26,7 @@ def load(module: str) -> ModuleType:
 
     Raises:
         ModuleNotFoundError: the package is not installed; says how to install it.
+        ImportError: MUJOCO_GL names a way to draw that this machine does not have.
     """
     _quiet_complaints_about_the_packages_own_models()
     if "mujoco" not in sys.modules and "dm_control" not in sys.modules:
@@ -31,6 +37,25 @@ def load(module: str) -> ModuleType:
         if error.name and error.name.partition(".")[0] in ("mujoco", "dm_control", "dm_env", "ogbench", "gymnasium"):
             raise ModuleNotFoundError(f"{error}; {INSTALL}", name=error.name) from error
         raise
+    except Exception as error:  # whatever the libraries behind a way to draw raise where they are not there
+        if os.environ.get("MUJOCO_GL", "disable") == "disable":
+            raise
+        raise ImportError(
+            f"{module} cannot be loaded with MUJOCO_GL={os.environ['MUJOCO_GL']} ({type(error).__name__}: "
+            f"{one_line(error)[:200]}); nothing is drawn here: unset MUJOCO_GL"
+        ) from error
+
+
+@contextmanager
+def naming_simulator(name: str) -> Iterator[None]:
+    """Around what makes an environment: OSError says of which, and where the packages write their models first."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"the simulator of {name} cannot be made: {one_line(error)} (its model is written to "
+            f"{tempfile.gettempdir()} first: is there room? TMPDIR names another folder)"
+        ) from error
 
 
 def package_versions(*packages: str) -> dict[str, str]:

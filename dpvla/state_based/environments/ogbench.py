@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.state_based.environments.environment import Array, Environment, Step
-from dpvla.state_based.environments.headless import load, package_versions
+from dpvla.state_based.environments.headless import load, naming_simulator, package_versions
 
 _NAME = re.compile(r"(?P<world>[a-z0-9-]+)-(?P<type>[a-z]+)-singletask(?P<task>-task[1-5])?-v0")
 
@@ -118,7 +118,8 @@ def make_raw(name: str) -> Any:
         ValueError: the installed package does not know it.
     """
     refuse_unknown(parse_name(name))
-    return load("ogbench").make_env_and_datasets(name, env_only=True)
+    with naming_simulator(name):
+        return load("ogbench").make_env_and_datasets(name, env_only=True)
 
 
 def refuse_unknown(name: OGBenchName) -> None:

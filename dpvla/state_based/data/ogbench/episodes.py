@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvla.state_based.environments.headless import load
+from dpvla.state_based.environments.headless import load, naming_simulator
 
 Rows = dict[str, NDArray[Any]]
 DTYPES = {"observations": np.float32, "actions": np.float32, "terminals": np.bool_, "qpos": np.float32,
@@ -167,7 +167,8 @@ def _environment(world: str, manipulation: bool) -> Any:
     load("ogbench")
     options = {"mode": "data_collection"} if manipulation else {}
     # The loop above counts the steps; the limit only has to lie beyond it.
-    return load("gymnasium").make(f"{world}-v0", terminate_at_goal=False, max_episode_steps=10**9, **options)
+    with naming_simulator(world):
+        return load("gymnasium").make(f"{world}-v0", terminate_at_goal=False, max_episode_steps=10**9, **options)
 
 
 @contextmanager

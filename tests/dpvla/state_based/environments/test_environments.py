@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpvla.state_based.environments import headless
 from dpvla.state_based.environments.control_suite import ControlEnvironment
 from dpvla.state_based.environments.environment import Environment
 from dpvla.state_based.environments.headless import load
@@ -147,3 +148,22 @@ def _walk(env: Environment, seed: int, steps: int = 20) -> np.ndarray:
     for _ in range(steps):
         observations.append(env.step(rng.uniform(-1, 1, env.action_size)).observation)
     return np.array(observations)
+
+
+def test_a_way_to_draw_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+    monkeypatch.setattr(headless, "import_module", fails)
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(ImportError, match=r"MUJOCO_GL=osmesa \(AttributeError: 'NoneType' .*: unset MUJOCO_GL"):
+        headless.load("dm_control.suite")
+
+
+def test_no_room_for_a_simulators_own_files_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("xml.etree.ElementTree.ElementTree.write", full)
+    with pytest.raises(OSError, match=r"simulator of pointmaze-.* cannot be made: .*No space left on device .*TMPDIR"):
+        make_environment("pointmaze-medium-navigate-singletask-task1-v0")

@@ -60,7 +60,7 @@ def _campaign(options: argparse.Namespace, folder: Path, servers: Sequence[Serve
         nonlocal done
         done += 1
         if outcome.kind not in ("clear", "accepted"):
-            print(f"{outcome.kind:10}{outcome.title}: {outcome.why}", flush=True)
+            print(f"{outcome.kind:10}{outcome.title}: {outcome.why} | {outcome.said[:200]}", flush=True)
         elif done % 50 == 0:
             print(f"{done} of {len(cases)} after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 

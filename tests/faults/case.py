@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import re
 import shutil
 import stat
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -183,11 +185,24 @@ def results_of(place: Path, call: Call, out: str) -> dict[str, str]:
 def content_of(path: Path) -> bytes:
     """A file's content; of side files what is computed alone."""
     content = path.read_bytes()
+    if path.name == "metrics.csv":
+        rows = list(csv.DictReader(content.decode().splitlines()))
+        return json.dumps([{k: v for k, v in row.items() if not k.startswith("speed/") and not k.endswith("seconds")} for row in rows]).encode()
+    if path.suffix == ".scenes":
+        return _scenes(content)
     if path.suffix == ".json":
         return json.dumps(_steady(json.loads(content)), sort_keys=True).encode()
     if path.suffix in (".yaml", ".yml"):
         return json.dumps(_steady(yaml.safe_load(content)), sort_keys=True, default=str).encode()
     return content
+
+
+def _scenes(content: bytes) -> bytes:
+    """Of a metric cache's scenes, without the digest of what they were made from, and so without checksum."""
+    (length,) = struct.unpack_from("<Q", content, 8)
+    about = json.loads(content[16 : 16 + length])
+    about["header"].pop("source", None)
+    return json.dumps(about, sort_keys=True).encode() + content[16 + length : -4]
 
 
 def _steady(value: Any) -> Any:

@@ -22,7 +22,8 @@ PRETRAIN = {
     "loop": {"lr": 1e-3, "save_every": 2, "log_every": 1, "ema_decay": 0.9, "trackers": []},
 }  # fmt: skip
 DIPOLE = {
-    "data_root": "world", "maps_root": "world/maps", "split": "navtest_all", "checkpoint": "runs/pre",
+    "data_root": "world", "maps_root": "world/maps", "split": "navtest_all", "metric_cache": "cache",
+    "checkpoint": "runs/pre",
     "rollouts": {"group_size": 2, "cycles": 2, "epochs_per_cycle": 1, "batch_size": 2},
     "lora": {"rank": 2, "alpha": 2},
     "loop": {"lr": 1e-2, "save_every": 1, "log_every": 1, "trackers": []},

@@ -428,7 +428,7 @@ LISTED = Call(
 def token_list(samples: Path) -> Iterator[Case]:
     """Splits as lists of tokens."""
     for name, change in files.befallen(9, 0):
-        yield Case("token list", name, LISTED, lambda place, change=change: change(place / "list.csv"), ("list.csv",))  # type: ignore[misc]
+        yield Case("token list", name, LISTED, lambda place, change=change: change(place / "list.csv"), ("list.csv", "split list"))  # type: ignore[misc]
     read = (samples / "list.csv").read_text()
     first = read.split()[1]
     for name, text in {
@@ -441,9 +441,9 @@ def token_list(samples: Path) -> Iterator[Case]:
         "spreadsheet_number": read.replace(first, "1.23457E+15"),
     }.items():  # fmt: skip
         change = pickles.written(text.encode())
-        yield Case("token list", name, LISTED, lambda place, change=change: change(place / "list.csv"), ("list.csv",))  # type: ignore[misc]
-    yield Case("token list", "latin_1", LISTED, lambda place: (place / "list.csv").write_bytes(b"token\n\xe4\n"), ("list.csv",))
-    yield Case("token list", "utf16", LISTED, lambda place: (place / "list.csv").write_bytes(read.encode("utf-16")), ("list.csv",))
+        yield Case("token list", name, LISTED, lambda place, change=change: change(place / "list.csv"), ("list.csv", "split list"))  # type: ignore[misc]
+    yield Case("token list", "latin_1", LISTED, lambda place: (place / "list.csv").write_bytes(b"token\n\xe4\n"), ("list.csv", "split list"))
+    yield Case("token list", "utf16", LISTED, lambda place: (place / "list.csv").write_bytes(read.encode("utf-16")), ("list.csv", "split list"))
 
 
 MAKE = Call("make_demo_world", ("--root", "world", *WORLD), ("world",), ("world/**/*.*",), ("world", "world/**/*"))

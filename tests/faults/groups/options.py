@@ -125,7 +125,7 @@ def yaml_(samples: Path) -> Iterator[Case]:
         call = CALLS[tool]
         for name, change in files.befallen(170, 0):
             yield Case("yaml", f"{tool}_{name}", call, lambda place, r=recipe, c=change: c(place / r), (recipe,))  # type: ignore[misc]
-        for name, words, change in texts.changes(samples / recipe, 2, 171, 2, most=40):
+        for name, words, change in texts.changes(samples / recipe, 2, 171, 2, most=40, dropped=False):
             yield Case("yaml", f"{tool}_{name}", call, lambda place, r=recipe, c=change: c(place / r), (recipe, *words) if not words else words)  # type: ignore[misc]
         module, _, name = CONFIGS[tool].partition(":")
         draw = random.Random(seed)

@@ -29,7 +29,8 @@ GENERATE = Call(
 WALK = Call(
     "train_state_based",
     ("--config", "state.yaml", "--env", "walker-walk", "--data", "exorl", "--out", "new"),
-    ("state.yaml", "exorl"), ("new/checkpoints/*/**/*.safetensors",), ("new", "new/**/*"),
+    ("state.yaml", "exorl"), ("new/checkpoints/*/**/*.safetensors",),
+    ("new", "new/**/*", "exorl/walker/rnd/rewards", "exorl/walker/rnd/rewards/*"),
     "tests.faults.short_episodes:use_for_walker",
 )  # fmt: skip
 COLLECT = Call(

@@ -38,8 +38,8 @@ RESUME_PRETRAIN = Call(
     "pretrain", ("--config", "pretrain.yaml", "--out", "run"), (*TRAIN, "interrupted/pre as run"),
     tuple(f"run{pattern}" for pattern in WEIGHTS), ("run", "run/**/*"),
 )  # fmt: skip
-DIPOLE_NEEDS = ("world/navsim_logs/test", "world/sensor_blobs/test", "world/splits", "world/maps", "world/metric_cache",
-                "dipole.yaml", "runs/pre")  # fmt: skip
+DIPOLE_NEEDS = ("world/navsim_logs/test", "world/sensor_blobs/test", "world/splits", "world/maps/nuplan-maps-v1.0.json",
+                "cache", "dipole.yaml", "runs/pre")  # fmt: skip
 RESUME_DIPOLE = Call(
     "rl_finetune", ("--config", "dipole.yaml", "--out", "run", "--tokens.directory", "tokens"),
     (*DIPOLE_NEEDS, "tokens", "interrupted/dip as run"), tuple(f"run{pattern}" for pattern in WEIGHTS),

@@ -58,12 +58,15 @@ def paths_of(value: Any, depth: int) -> Iterator[Keys]:
             yield from ((key, *rest) for rest in paths_of(below, depth - 1))
 
 
-def changed_values(content: Any, depth: int, seed: int, each: int) -> Iterator[tuple[str, Keys, Any]]:
-    """Name, keys and new content: each key dropped, and ``each`` of the values that are not of its type."""
+def changed_values(
+    content: Any, depth: int, seed: int, each: int, dropped: bool = True
+) -> Iterator[tuple[str, Keys, Any]]:
+    """Name, keys and new content: each key ``dropped``, and ``each`` of the values that are not of its type."""
     draw = random.Random(seed)
     for keys in paths_of(content, depth):
         name = ".".join(map(str, keys))
-        yield f"no_{name}", keys, _with(content, keys, _DROP)
+        if dropped:
+            yield f"no_{name}", keys, _with(content, keys, _DROP)
         old = _at(content, keys)
         fitting = [(word, value) for word, value in WRONG if not _same_kind(old, value)]
         for word, value in draw.sample(fitting, min(each, len(fitting))):
@@ -107,7 +110,8 @@ Reseal = Callable[[Path], object]
 
 
 def changes(
-    pristine: Path, depth: int, seed: int, each: int, reseal: Reseal | None = None, most: int | None = None
+    pristine: Path, depth: int, seed: int, each: int, reseal: Reseal | None = None, most: int | None = None,
+    dropped: bool = True,
 ) -> Iterator[tuple[str, tuple[str, ...], Callable[[Path], object]]]:
     """Names, words and changes of a JSON or YAML file, whose pristine version is read for its keys."""
     is_yaml = pristine.suffix != ".json"
@@ -129,7 +133,7 @@ def changes(
         first = next(iter(content))
         twice = (yaml.safe_dump({first: content[first]}) if is_yaml else f'{{"{first}": 1,').encode()
         yield "key_twice", (str(first),), writing(twice + (read if is_yaml else read.lstrip()[1:]))
-    found = list(changed_values(content, depth, seed, each))
+    found = list(changed_values(content, depth, seed, each, dropped))
     if most is not None and len(found) > most:
         found = random.Random(seed).sample(found, most)
     for name, keys, new in found:

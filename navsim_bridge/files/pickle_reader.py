@@ -207,6 +207,10 @@ class _Reader:
                     start = at + 1
                     at = start + data[at]
                     push(data[start:at])
+                elif code == 0x96:  # BYTEARRAY8
+                    start = at + 8
+                    at = start + _UINT8.unpack_from(data, at)[0]
+                    push(data[start:at])
                 elif code == 0x2E:  # STOP
                     break
                 else:
@@ -260,10 +264,11 @@ class _Reader:
 
     def count_copy(self, copy: Any) -> None:
         """Bound what is made of one content, however often the file refers to it."""
-        if isinstance(copy, (np.ndarray, np.generic)):
+        kind = type(copy)
+        if kind is np.ndarray or kind in NUMPY_SCALARS:
             self.copied += copy.nbytes
-        elif isinstance(copy, (bytes, set, frozenset, dict)):
-            self.copied += len(copy) * (1 if isinstance(copy, bytes) else 64)
+        elif kind is not Dtype:
+            self.copied += len(copy) * (1 if kind is bytes else 64)
         if self.copied > MOST_COPIED:
             raise ValueError(f"more than {MOST_COPIED} bytes of arrays, sets and attributes")
 
@@ -510,7 +515,6 @@ for _code, _instruction in {
     pickle.SHORT_BINBYTES: _push(lambda reader: reader.take(reader.take(1)[0])),
     pickle.BINBYTES: _push(lambda reader: reader.take(reader.number(_UINT4))),
     pickle.BINBYTES8: _push(lambda reader: reader.take(reader.number(_UINT8))),
-    pickle.BYTEARRAY8: _push(lambda reader: reader.take(reader.number(_UINT8))),
     pickle.EMPTY_LIST: _push(lambda reader: []),
     pickle.LIST: _push(lambda reader: reader.items()),
     pickle.APPEND: _append,

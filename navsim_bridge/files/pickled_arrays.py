@@ -91,21 +91,22 @@ def scalar(dtype: Any, content: Any) -> np.generic:
 
 
 def _array(content: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
-    if type(dtype) is not Dtype or dtype.dtype is None:
+    kind = dtype.dtype if type(dtype) is Dtype else None
+    if kind is None:
         raise ValueError("an array without a dtype")
-    kind = dtype.dtype
     if type(shape) is not tuple or len(shape) > MOST_DIMENSIONS:
         raise ValueError(f"an array whose shape is no tuple of at most {MOST_DIMENSIONS} numbers")
+    items = 1
     for size in shape:
         if type(size) is not int or size < 0:
             raise ValueError("an array whose shape holds more than whole numbers from 0 on")
-    items = math.prod(shape)
-    if kind.itemsize == 0:
-        raise ValueError("an array of texts without length")
+        items *= size
     if items == 0 and math.prod(size or 1 for size in shape) > MOST_EMPTY:
         raise ValueError("an empty array of an impossible shape")
     if kind.kind == "O":
         return _objects(content, shape, order)
+    if kind.itemsize == 0:
+        raise ValueError("an array of texts without length")
     if type(content) is not bytes or len(content) != items * kind.itemsize:
         raise ValueError(f"an array whose content is not as long as its shape and type {kind} say")
     if kind.kind == "b" and content.translate(None, b"\0\1"):

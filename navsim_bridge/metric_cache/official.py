@@ -348,11 +348,18 @@ def _polygon(wkb: _Value) -> list[NDArray[np.float64]]:
 def _rings(polygons: Sequence[Sequence[NDArray[np.float64]]]) -> tuple[Int, Int, NDArray[np.float64]]:
     """Offsets polygon -> rings and ring -> vertices, and open rings."""
     rings = [ring[:-1] for polygon in polygons for ring in polygon]
+    vertices = np.concatenate([np.zeros((0, 2)), *rings])
+    _check_size("the drivable-area map", vertices)
     return (
         np.cumsum([0, *(len(polygon) for polygon in polygons)], dtype=np.int64),
         np.cumsum([0, *(len(ring) for ring in rings)], dtype=np.int64),
-        np.concatenate([np.zeros((0, 2)), *rings]),
+        vertices,
     )
+
+
+def _check_size(what: str, coordinates: NDArray[np.float64]) -> None:
+    if not (np.abs(coordinates) <= MOST_SIZE).all():
+        raise ValueError(f"{what} has a coordinate of more than {MOST_SIZE:g} m, or NaN")
 
 
 def _objects(observation: _Value) -> dict[str, Any]:
@@ -424,6 +431,7 @@ def _boxes(polygons: Sequence[Sequence[NDArray[np.float64]]]) -> NDArray[np.floa
     if any(len(rings) != 1 or len(rings[0]) != 5 for rings in polygons):
         raise ValueError("an object is not a rectangle of four corners")
     corners = np.stack([rings[0][:4] for rings in polygons])
+    _check_size("an object", corners)
     front_left, rear_left, rear_right, front_right = np.moveaxis(corners, 1, 0)
     along = (front_left - rear_left + front_right - rear_right) / 2
     across = (front_left - front_right + rear_left - rear_right) / 2

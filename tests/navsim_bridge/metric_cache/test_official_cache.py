@@ -211,6 +211,7 @@ SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.0, 0.0))
             (polygon(*SQUARE[:4]), "expected a polygon of closed rings"),
             (polygon(*SQUARE[:2], SQUARE[0]), "expected a polygon of closed rings"),
             (polygon(*SQUARE), "1 polygon tokens but 0 types"),
+            (polygon(SQUARE[0], (1e200, 0.0), *SQUARE[2:]), "the drivable-area map has a coordinate of more than 1e"),
             (polygon((np.nan, 0.0), *SQUARE[1:4], (np.nan, 0.0)), "expected a polygon of closed rings"),
         )
     ),

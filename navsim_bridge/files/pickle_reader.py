@@ -98,7 +98,8 @@ def unpickle_plain(data: bytes, path: Path | str, names: Names | None = None) ->
     except UnsafePickleError:
         raise
     except ValueError as error:
-        raise ValueError(f"{path}: not a readable pickle of plain values: {error}") from None
+        problem = f"not a readable pickle of plain values: {error}; get the file again, or write it with plain values"
+        raise ValueError(f"{path}: {problem}") from None
     return found
 
 

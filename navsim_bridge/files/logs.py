@@ -260,7 +260,7 @@ def open_log(path: Path | str) -> Log:
     if not path.exists():
         raise FileNotFoundError(f"no log {path}")
     stat = path.stat()
-    return _kept_log(path.resolve(), (stat.st_mtime_ns, stat.st_size))
+    return _kept_log(path.absolute(), (stat.st_mtime_ns, stat.st_size))
 
 
 _UNIT = 1e-14

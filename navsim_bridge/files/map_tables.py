@@ -166,6 +166,7 @@ class MapFile:
 
     def table(self, name: str) -> Table:
         """Any layer; raises MapError when it or one of its `COLUMNS` is missing."""
+        self._refuse_view(name)
         try:
             read = pyogrio.raw.read(self.path, layer=name, return_fids=True, read_geometry=name != "meta")
         except DataLayerError:
@@ -185,6 +186,13 @@ class MapFile:
         if meta["crs"] is None:
             raise MapError(f"{self.path}: layer {name} names no coordinate system; {AGAIN}")
         return replace(table, shapes=self._projected(table, geometry, meta["crs"]))
+
+    def _refuse_view(self, name: str) -> None:
+        """Raise MapError for a layer that is computed, which may have no end."""
+        with closing(self._database()) as database:
+            kind = database.execute("SELECT type FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+        if kind not in (None, ("table",)):
+            raise MapError(f"{self.path}: layer {name} is a {kind[0]}, not a table; {AGAIN}")
 
     def _check_columns(self, table: Table) -> None:
         """Raise MapError where GDAL has read fewer rows than there are, or text as the number 0."""

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from dpvla.config import ConfigError
+from dpvla.manifest import renew_manifests
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
@@ -74,6 +75,7 @@ def test_a_buffer_that_lacks_scenes_cannot_be_shared(runs: Path, tmp_path: Path)
     path = newest(tmp_path / "run") / "trainer_state" / "buffer.safetensors"
     save_file({name: value[:5] if value.dim() else value for name, value in load_file(path).items()}
               | {"processes": torch.tensor(5)}, path)  # fmt: skip
+    renew_manifests(newest(tmp_path / "run"))
     accelerator = Accelerator(cpu=True)
     stage = dipole(newest(runs / "imitation" / "straight"))(accelerator, runs)
     with pytest.raises(CheckpointError, match=r"holds 5 scenes, a cycle has 6.*its 5 processes"):
@@ -89,6 +91,7 @@ def test_a_run_that_counted_batches_otherwise_cannot_go_on(runs: Path, tmp_path:
         path.write_text(yaml.safe_dump(content))
     for path in (tmp_path / "old").rglob("buffer.safetensors"):
         save_file(load_file(path) | {"processes": torch.tensor(2)}, path)
+        renew_manifests(path.parent.parent)
     accelerator = Accelerator(cpu=True)
     stage = dipole(newest(runs / "imitation" / "straight"))(accelerator, runs)
     with pytest.raises(CheckpointError, match=r"version 0\.1\.0, whose batch_size counted .* each of its 2"):

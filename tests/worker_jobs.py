@@ -17,6 +17,18 @@ def fail_at_two(number: int) -> int:
     return number
 
 
+class UnlikelyError(ValueError):
+    """What pickle cannot make again."""
+
+    def __init__(self, scene: str, log: str) -> None:
+        super().__init__(f"scene {scene} of log {log} is unlikely")
+
+
+def fail_unlikely(number: int) -> int:
+    """Raises an error that does not survive the way to another process."""
+    raise UnlikelyError("abc", "x")
+
+
 def end_the_worker(number: int) -> int:
     """Ends the process as a crash does."""
     os._exit(1)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dpvla.parallel.executor import Executor, ExecutorConfig, Work
+from dpvla.parallel.executor import Executor, ExecutorConfig, Work, sendable
 from dpvla.parallel.machine import available_cores, one_thread_each, torch_threads
 from dpvla.parallel.processes import Processes, ProcessesConfig
 from dpvla.parallel.registry import AnyExecutor, make_executor
 
 __all__ = [
     "AnyExecutor", "Executor", "ExecutorConfig", "Processes", "ProcessesConfig", "Workers", "available_cores",
-    "executor_of", "make_executor", "one_thread_each", "run_jobs", "torch_threads",
+    "executor_of", "make_executor", "one_thread_each", "run_jobs", "sendable", "torch_threads",
 ]  # fmt: skip
 
 Result = TypeVar("Result")

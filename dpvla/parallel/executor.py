@@ -8,11 +8,14 @@ of ``Executor``, and give it a name: ``EXECUTORS["mine"] = "dpvla.parallel.mine:
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+
+from dpvla.config import one_line
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,13 @@ class Executor(ABC):
             OSError: a worker does not see what it should read, or where it should write.
             ValueError: there are too few GPUs.
         """
+
+
+def sendable(error: Exception) -> Exception:
+    """``error``, or, where it would not arrive in another process, what it says as one of the nearest kind."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of its own class, which may do anything
+        kind = next((kind for kind in (ValueError, OSError, MemoryError) if isinstance(error, kind)), RuntimeError)
+        return kind(f"{type(error).__name__}: {one_line(error)}")
+    return error

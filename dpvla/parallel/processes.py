@@ -16,7 +16,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any, ClassVar
 
-from dpvla.parallel.executor import Executor, ExecutorConfig, Opened, Work
+from dpvla.parallel.executor import Executor, ExecutorConfig, Opened, Work, sendable
 from dpvla.parallel.machine import available_cores, one_thread_each, visible_gpus
 
 
@@ -126,7 +126,10 @@ def _work(job: Sequence[Any]) -> bytes:
     """The pickled result: by themselves tensors would be sent as open files, of which a process may have 1024."""
     if not _opened:
         _opened.append(Opened(*pickle.loads(_start)))
-    return pickle.dumps(_opened[0](job), protocol=pickle.HIGHEST_PROTOCOL)
+    try:
+        return pickle.dumps(_opened[0](job), protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        raise sendable(error) from error
 
 
 def _end_with_parent() -> None:

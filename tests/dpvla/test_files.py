@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
 from dpvla import files
-from dpvla.files import DirectoryInUseError, check_file, check_folder, one_writer, write_text
+from dpvla.files import DirectoryInUseError, check_file, check_folder, one_writer, write_text, write_together
 
 HOLD = """
 import os, sys, time
@@ -162,3 +163,33 @@ def test_a_lock_that_its_holder_removes_is_not_taken_for_ones_own(
     with pytest.raises(OSError, match=r"\.lock"):
         one_writer(tmp_path / "work").__enter__()
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("moment", ["replace", "unlink", "fsync"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_files_that_belong_together_are_never_old_beside_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, number: int
+) -> None:
+    def write(text: bytes) -> None:
+        write_together({tmp_path / name: lambda file: file.write(text) for name in ("first", "second")})
+
+    write(b"old")
+    count = 0
+    owner = Path if moment == "unlink" else os
+    real = getattr(owner, moment)
+
+    def stop(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == number:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(owner, moment, stop)
+        write(b"new")
+    texts = [path.read_bytes() for path in sorted(tmp_path.iterdir()) if path.name in ("first", "second")]
+    assert texts in ([b"old"] * 2, [b"old"], [b"new"], [b"new"] * 2)
+    assert (tmp_path / "first").exists()
+    write(b"new")
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["first", "second"]

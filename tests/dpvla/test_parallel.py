@@ -18,7 +18,7 @@ from dpvla.parallel import Processes, ProcessesConfig, make_executor, processes,
 from dpvla.parallel.machine import visible_gpus
 from dpvla.parallel.ray_cluster import RayConfig
 from tests.paths import ROOT
-from tests.worker_jobs import many_tensors, opened, refuse, worker_and_gpu
+from tests.worker_jobs import fail_unlikely, many_tensors, opened, refuse, worker_and_gpu
 
 PROGRAM = """
 import os, sys, time
@@ -112,6 +112,11 @@ def test_results_come_in_the_order_of_the_jobs_when_asked() -> None:
 def test_a_job_that_fails_ends_the_others_with_its_own_error() -> None:
     with pytest.raises(ZeroDivisionError):
         list(run_jobs(divmod, [(1, 1), (1, 0), (1, 2)], 2))
+
+
+def test_an_error_that_cannot_be_sent_says_what_it_said() -> None:
+    with pytest.raises(ValueError, match=r"^UnlikelyError: scene abc of log x is unlikely$"):
+        list(run_jobs(fail_unlikely, [(1,), (2,)], 2))
 
 
 def test_results_with_many_tensors_need_no_open_files() -> None:

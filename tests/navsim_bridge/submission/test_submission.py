@@ -6,6 +6,7 @@ import pickletools
 import re
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,26 @@ def test_a_submission_is_not_replaced_unasked(world: World, tmp_path: Path) -> N
             export_submission.main(["--agent", "stand_still", *options, "--out", str(out)])
     with pytest.raises(SystemExit, match="--device cuda:99 is not there"):
         export_submission.main(["--agent", "stand_still", *options, "--overwrite", "--device", "cuda:99"])
+
+
+def test_a_second_export_to_a_file_is_refused_at_once(world: World, tmp_path: Path) -> None:
+    options = ["--split", str(world.split_file), "--data-root", str(world.root), "--out", str(tmp_path / "s.pkl")]
+    team = ["--team-name", "t", "--authors", "a", "--email", "e", "--institution", "i", "--country", "c"]
+    hold = "import sys; from dpvla.files import one_writer\nwith one_writer(sys.argv[1], lock='.s.pkl.lock'): input()"
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / ".s.pkl.lock").exists() or not (tmp_path / ".s.pkl.lock").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        with pytest.raises(SystemExit, match=f"is being written by process {holder.pid}"):
+            export_submission.main(["--agent", "stand_still", *options, *team])
+    finally:
+        holder.kill()
+        holder.wait()
+    (tmp_path / ".s.pkl.abcd1234.part").touch()  # of an export that was killed
+    export_submission.main(["--agent", "stand_still", *options, *team])
+    assert [path.name for path in tmp_path.iterdir()] == ["s.pkl"]
 
 
 def test_the_tool_exports_and_validates(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from dpvla.cli import parse, reporting_errors
-from dpvla.config import NotNegative, Whole
-from dpvla.files import check_folder, write_json, write_text
+from dpvla.config import ConfigError, NotNegative, Whole
+from dpvla.files import check_folder, read_yaml, short, write_json, write_text
 from dpvla.parallel import available_cores
 from dpvla.report.table import markdown_table
 from navsim_bridge.agents import AGENTS
@@ -59,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run all of it and print the table."""
     config = parse(DemoConfig, argv, __doc__)
     check_folder(config.out)
+    for recipe in (config.pretrain_config, config.dipole_config):
+        read_yaml(recipe)  # what cannot be read is told before the work
     out = Path(config.out)
     seconds: dict[str, float] = {}
     with timed(seconds, "world"):
@@ -105,8 +105,10 @@ def plugins(config: DemoConfig) -> list[str]:
 
 def fewer_validation_logs(config: DemoConfig) -> list[str]:
     """Hold out at most a quarter of the training logs (one of two or three), however small the world."""
-    recipe = yaml.safe_load(Path(config.pretrain_config).read_text(encoding="utf-8"))
-    wanted = int(recipe.get("validation_logs", 0))
+    recipe = read_yaml(config.pretrain_config)
+    wanted = recipe.get("validation_logs", 0) if isinstance(recipe, dict) else 0
+    if not isinstance(wanted, int):
+        raise ConfigError(f"{config.pretrain_config}: validation_logs: expected a number, found {short(wanted)}")
     root = Path(config.world.root)
     logs = len({r.log_name for r in select_scenes(load_split("navtrain", root), root)})
     most = logs // 4 if logs >= 4 else min(1, logs - 1)

@@ -8,6 +8,7 @@ nowhere, as in the devkit. Arrays, not objects, so that processes can share a ci
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -31,6 +32,10 @@ NONE = -1
 """Stands for an empty reference."""
 CELL = 100.0
 """Side [m] of the cells of the spatial index."""
+FASTEST = 200.0
+"""Speed limit [m/s]."""
+UTM = (1e6, 1e7)
+"""Meters east and north that no place has in the system of its zone."""
 EXTENT = 1e5
 """Meters from the middle of a map that nothing in it exceeds: a location is a part of a city."""
 
@@ -97,6 +102,21 @@ class Table:
             raise self.error(wrong, f"{column} is {short(values[wrong])}, not a number")
         return np.array(found, dtype=np.float64)
 
+    def check_references(self, column: str, ids: Ids) -> None:
+        """Say on stderr how many lead to no object of ``ids``; MapError where all do."""
+        values = self.references(column)
+        lost = np.flatnonzero((values != NONE) & ~np.isin(values, ids))
+        if not len(lost):
+            return
+        first = f"object {self.fids[lost[0]]}: {column} is {values[lost[0]]}"
+        if len(lost) == np.count_nonzero(values != NONE):
+            raise MapError(f"{self.path}: layer {self.name}: {first}, which the map does not have, as of all; {AGAIN}")
+        print(
+            f"{self.path}: layer {self.name}: {len(lost)} of {len(values)} objects lead to what the map does not have, "
+            f"first {first}",
+            file=sys.stderr,
+        )
+
     def require_rows(self) -> Table:
         """The table itself; MapError where it has no row."""
         if not len(self.fids):
@@ -122,7 +142,8 @@ class MapFile:
         self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(f"no map {self.path}")
-        self._middle: NDArray[np.float64] | None = None  # (2,) x, y of what was read first
+        self._middle: NDArray[np.float64] | None = None  # (2,) x, y of the layer that was read first
+        self._first = ""
         self._require_whole()
         meta = self.table("meta")
         named = dict(zip(meta.columns["key"].tolist(), meta.columns["value"].tolist()))
@@ -204,13 +225,11 @@ class MapFile:
             for column in COLUMNS.get(name, ()) if name != "meta" else ():
                 found = database.execute(
                     f'SELECT rowid, substr("{column}", 1, 80) FROM "{name}" WHERE typeof("{column}") = \'blob\' OR '
-                    f"(typeof(\"{column}\") = 'text' AND \"{column}\" GLOB '*[^-+.0-9eE]*') LIMIT 1"
+                    f"(typeof(\"{column}\") = 'text' AND \"{column}\" GLOB '*[^-+.0-9eE]*') OR {_unfit(column)} LIMIT 1"
                 ).fetchone()
                 if found is not None:
-                    raise MapError(
-                        f"{self.path}: layer {name}: object {found[0]}: {column} is {short(found[1])}, not a number; "
-                        f"{AGAIN}"
-                    )
+                    what = f"{column} is {short(found[1])}, not {_meaning(column)}"
+                    raise MapError(f"{self.path}: layer {name}: object {found[0]}: {what}; {AGAIN}")
 
     def _projected(self, table: Table, geometry: NDArray[np.object_], crs: str) -> NDArray[np.object_]:
         """(row,) shapes in meters. Raises MapError for one that cannot be read, is not finite, or is far away."""
@@ -230,11 +249,17 @@ class MapFile:
         if wrong.any():
             raise table.error(int(row[np.argmax(wrong)]), "a vertex is no place on the earth")
         if self._middle is None:
-            self._middle = np.median(points, axis=0)
+            self._middle, self._first = np.median(points, axis=0), table.name
+            if (np.abs(self._middle) > UTM).any():
+                raise MapError(
+                    f"{self.path}: layer {table.name} lies outside of the coordinate system that layer meta names; "
+                    f"{AGAIN}"
+                )
         away = np.abs(points - self._middle).max(axis=1)
         if away.max() > EXTENT:
             far = int(np.argmax(away))
-            raise table.error(int(row[far]), f"a vertex is {away[far] / 1000:.0f} km from the middle of the map")
+            how_far = f"{away[far] / 1000:.0f} km from the middle of the map, by layer {self._first}"
+            raise table.error(int(row[far]), f"a vertex is {how_far}")
         return shapes
 
     def polygons(self, layer: str) -> Arrays:
@@ -251,13 +276,24 @@ class MapFile:
         Lanes stand before connectors, roadblocks before roadblock connectors, each in table order. `lane.x` is
         parallel to `lane.id`, `block.x` to `block.id`; links are stored as `_grouped` rows.
         """
-        lanes, links = self.table("lanes_polygons").require_rows(), self.table("lane_connectors")
-        groups, group_links = self.table("lane_groups_polygons").require_rows(), self.table("lane_group_connectors")
+        lanes, links = self.table("lanes_polygons").require_rows(), self.table("lane_connectors").require_rows()
+        groups, group_links = (
+            self.table(layer).require_rows() for layer in ("lane_groups_polygons", "lane_group_connectors")
+        )
         lane_id, block_id = np.append(lanes.fids, links.fids), np.append(groups.fids, group_links.fids)
         block = np.append(lanes.references("lane_group_fid"), links.references("lane_group_connector_fid"))
         before, after = links.references("exit_lane_fid"), links.references("entry_lane_fid")
         from_group = group_links.references("from_lane_group_fid")
         to_group = group_links.references("to_lane_group_fid")
+        for table, column, ids in (
+            (lanes, "lane_group_fid", groups.fids),
+            (links, "lane_group_connector_fid", group_links.fids),
+            (links, "exit_lane_fid", lanes.fids),
+            (links, "entry_lane_fid", lanes.fids),
+            (group_links, "from_lane_group_fid", groups.fids),
+            (group_links, "to_lane_group_fid", groups.fids),
+        ):
+            table.check_references(column, ids)
         return {
             "lane.id": lane_id,
             "lane.lanes": np.array([len(lanes.fids)]),
@@ -280,10 +316,10 @@ class MapFile:
     def _baselines(self, lane_id: Ids) -> Arrays:
         table = self.table("baseline_paths").require_rows()
         kinds = shapely.get_type_id(table.shapes)
-        lines = (shapely.GeometryType.MISSING, shapely.GeometryType.LINESTRING, shapely.GeometryType.MULTILINESTRING)
-        wrong = np.flatnonzero(~np.isin(kinds, lines))
+        lines = (shapely.GeometryType.LINESTRING, shapely.GeometryType.MULTILINESTRING)
+        wrong = np.flatnonzero(~np.isin(kinds, lines) | ~(shapely.length(table.shapes) > 0))
         if len(wrong):
-            raise table.error(int(wrong[0]), f"its shape is a {table.shapes[wrong[0]].geom_type}, not a line")
+            raise table.error(int(wrong[0]), "its shape is no line of any length")
         owner = table.references("lane_fid")
         owner = np.where(owner == NONE, table.references("lane_connector_fid"), owner)
         points, line = shapely.get_coordinates(table.shapes, return_index=True)
@@ -322,6 +358,10 @@ def polygon_arrays(table: Table, owners: Ids, shapes: NDArray[np.object_]) -> Ar
     open_points = np.ones(len(points), dtype=bool)
     open_points[np.cumsum(sizes) - 1] = False
     bounds = shapely.bounds(parts).reshape(-1, 4)
+    flat = np.flatnonzero((bounds[:, :2] == bounds[:, 2:]).any(axis=1))
+    if len(flat):
+        owner = owners[of[flat[0]]]
+        raise MapError(f"{table.path}: layer {table.name}: object {owner} is a polygon without area; {AGAIN}")
     return {
         "id": owners[of],
         "ring": np.searchsorted(polygon, np.arange(len(parts) + 1)).astype(np.int64),
@@ -405,6 +445,17 @@ def lines_with_headings(points: NDArray[np.float64], bounds: Ids) -> NDArray[np.
 def _projection(source: str, target: pyproj.CRS) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
     project = pyproj.Transformer.from_crs(source, target, always_xy=True)
     return lambda points: np.column_stack(project.transform(points[:, 0], points[:, 1]))
+
+
+def _unfit(column: str) -> str:
+    """SQL for numbers that the column cannot hold."""
+    if column.endswith("_mps"):
+        return f'NOT ("{column}" BETWEEN 0 AND {FASTEST:g})'
+    return f'(typeof("{column}") = \'real\' AND (abs("{column}") > 1e15 OR "{column}" <> CAST("{column}" AS INTEGER)))'
+
+
+def _meaning(column: str) -> str:
+    return f"a speed of 0 to {FASTEST:g} m/s" if column.endswith("_mps") else "a whole number"
 
 
 def _crosses(parts: NDArray[np.object_]) -> NDArray[np.bool_]:

@@ -70,13 +70,16 @@ def first(path: Path, layer: str) -> int:
     ("lanes_polygons", "lane_group_fid", "text"), ("lanes_polygons", "lane_index", b"\x01\x02"),
     ("lanes_polygons", "speed_limit_mps", "fast"), ("lane_connectors", "exit_lane_fid", "7x"),
     ("lane_connectors", "lane_group_connector_fid", "text"), ("lane_group_connectors", "to_lane_group_fid", "7,8"),
-    ("baseline_paths", "lane_fid", "text"),
+    ("baseline_paths", "lane_fid", "text"), ("lanes_polygons", "lane_group_fid", 1.5),
+    ("lanes_polygons", "speed_limit_mps", -5.0), ("lane_connectors", "entry_lane_fid", 1e300),
     ("gen_lane_connectors_scaled_width_polygons", "lane_connector_fid", "text"),
 ])  # fmt: skip
 def test_text_in_a_column_of_numbers_is_named(path: Path, layer: str, column: str, value: object) -> None:
     fid = first(path, layer)
     change(path, f"UPDATE {layer} SET {column} = ? WHERE fid = {fid}", value)
-    with pytest.raises(MapError, match=rf"map.gpkg: layer {layer}: object {fid}: {column} is .*, not a number"):
+    with pytest.raises(
+        MapError, match=rf"map.gpkg: layer {layer}: object {fid}: {column} is .*, not a (whole number|speed)"
+    ):
         VectorMap(path, LOCATION)
 
 
@@ -261,3 +264,37 @@ def test_shared_files_that_are_damaged_or_of_another_map_are_refused(shared: Pat
     (shared / "manifest.json").unlink()
     with pytest.raises(MapError, match="was not written to its end"):
         open_map(tmp_path, LOCATION)
+
+
+@pytest.mark.parametrize(("table", "column"), [
+    ("lanes_polygons", "lane_group_fid"), ("lane_connectors", "exit_lane_fid"),
+    ("lane_group_connectors", "to_lane_group_fid"),
+])  # fmt: skip
+def test_references_that_all_lead_nowhere_are_refused_and_one_is_said(
+    path: Path, capsys: pytest.CaptureFixture[str], table: str, column: str
+) -> None:
+    fid = first(path, table)
+    change(path, f"UPDATE {table} SET {column} = 987654321 WHERE fid = {fid}")
+    VectorMap(path, LOCATION)
+    assert f"layer {table}: 1 of " in (said := capsys.readouterr().err) and f"first object {fid}: {column} is" in said
+    change(path, f"UPDATE {table} SET {column} = 987654321")
+    with pytest.raises(MapError, match=f"layer {table}: object {fid}: {column} is 987654321, which the map does not"):
+        VectorMap(path, LOCATION)
+
+
+@pytest.mark.parametrize("layer", ["lanes_polygons", "baseline_paths"])
+def test_shapes_without_extent_are_refused(path: Path, layer: str) -> None:
+    fid = reshape(path, layer, 0, lambda points: points * 0 + points[0])
+    with pytest.raises(MapError, match=f"layer {layer}: object {fid}.* (without area|no line of any length)"):
+        VectorMap(path, LOCATION)
+
+
+def test_a_view_in_the_place_of_a_layer_is_refused(path: Path) -> None:
+    change(path, "UPDATE meta SET value = value")  # drops the triggers
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE intersections RENAME TO kept")
+        connection.execute("CREATE VIEW intersections AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 "
+                           "FROM n) SELECT i AS fid, geom FROM n, kept")  # fmt: skip
+        connection.commit()
+    with pytest.raises(MapError, match="layer intersections is a view, not a table"):
+        VectorMap(path, LOCATION)

@@ -257,7 +257,7 @@ def test_roll_outs_that_are_not_of_this_cycle_are_refused(
         ("model", None, "model: expected a mapping, found None"),
         ("model", [1], r"model: expected a mapping, found \[1\]"),
         ("precision", 7, "precision: expected one of"),
-        ("format_version", [[[[[]]]]], "format_version is"),
+        ("format_version", [[[[[]]]]], "format_version "),
         ("manifest", "yes", "manifest: expected true or false"),
     ],
 )

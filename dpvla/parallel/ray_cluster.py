@@ -143,6 +143,8 @@ def _marked(folder: Path | None) -> Iterator[Path | None]:
         yield None
         return
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".workers-*"):  # by a process that was killed: who writes holds the folder alone
+        left.unlink(missing_ok=True)
     marker = folder / f".workers-{uuid.uuid4().hex}"
     marker.touch()
     try:

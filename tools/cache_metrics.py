@@ -40,7 +40,7 @@ class CacheMetrics(DataAndMapOptions):
     shard: str | None = None  # K/N, such as 3/16: only this part of the split's logs
     workers: Whole = 0  # processes (0: one per core, divided among the processes that a launcher starts here)
     executor: AnyExecutor = field(default_factory=ProcessesConfig)  # who runs the workers
-    allow_missing: bool = False  # cache (or merge) what there is when logs, scenes or shards of the split are missing
+    allow_missing: bool = False  # cache (or merge) what there is if logs, scenes or shards are missing; loses no scene
 
 
 @reporting_errors

@@ -33,7 +33,7 @@ class PackImages(DataOptions):
     cameras: tuple[str, ...] = DEFAULT_CAMERAS  # of the encoder, in its order
     workers: Whole = 0  # processes; 0: one per core
     executor: AnyExecutor = field(default_factory=ProcessesConfig)  # who runs the workers
-    allow_missing: bool = False  # pack what there is when logs or images of the split are missing
+    allow_missing: bool = False  # pack what there is when logs or images of the split are missing; loses no scene
     check: bool = False  # instead of packing: read every byte of --out and compare it with the checksums
 
     def __post_init__(self) -> None:

@@ -28,6 +28,10 @@ GROUPS: dict[str, Callable[[Path], Iterator[Case]]] = {
 """Group to what makes its cases from pristine samples."""
 
 
+class CampaignError(RuntimeError):
+    """The campaign itself failed at a case."""
+
+
 def all_cases(samples: Path, groups: Sequence[str] = ()) -> list[Case]:
     """Every case there is, of some groups; names differ."""
     found = [case for name, make in GROUPS.items() if not groups or name in groups for case in make(samples)]
@@ -65,6 +69,8 @@ def run(
         bench = benches.get()
         try:
             outcome = bench.run(case)
+        except Exception as error:
+            raise CampaignError(f"{case.title}: {type(error).__name__}: {error}") from error
         finally:
             benches.put(bench)
         with lock:
@@ -91,5 +97,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines = [f"{'group':20}{'cases':>7}" + "".join(f"{kind:>11}" for kind in CLASSES)]
     for name in (*groups, "all"):
         of_group = [o for o in outcomes if name == "all" or o.title.startswith(f"{name}/")]
-        lines.append(f"{name:20}{len(of_group):7}" + "".join(f"{count or '':>11}" for count in counts(of_group).values()))
+        lines.append(
+            f"{name:20}{len(of_group):7}" + "".join(f"{count or '':>11}" for count in counts(of_group).values())
+        )
     return "\n".join(lines)
+
+
+def reached(outcomes: Sequence[Outcome]) -> bool:
+    """Whether the goal is: nothing silent, no hang, crash or traceback, at most 2 % unclear."""
+    found = counts(outcomes)
+    worst: tuple[Class, ...] = ("silent", "hang", "crash", "traceback")
+    return not any(found[kind] for kind in worst) and found["unclear"] <= 0.02 * len(outcomes)

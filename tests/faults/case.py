@@ -10,13 +10,14 @@ import re
 import shutil
 import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from dpvla.manifest import MANIFEST
 from tests.faults.server import Ended, Job, Server
 
 Class = Literal["clear", "accepted", "unclear", "traceback", "silent", "hang", "crash"]
@@ -44,6 +45,11 @@ class Call:
     writes: tuple[str, ...] = ()  # patterns of what else it may write
     before: str = ""  # see ``Job``
     cpu_s: float = 60.0
+
+    @property
+    def module(self) -> str:
+        """Where its ``main`` is: a tool's, or one that is named in full."""
+        return self.tool if "." in self.tool else f"tools.{self.tool}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Bench:
 
     def run(self, case: Case) -> Outcome:
         """Break, call, look."""
-        place = self._folder(case.call, re.sub(r"\W+", "-", case.title)[:150])
+        place = self.folder(case.call, re.sub(r"\W+", "-", case.title)[:150])
         command = f"python tools/{case.call.tool}.py {' '.join((*case.call.argv, *case.options))}"
         try:
             case.mutate(place)
@@ -113,7 +119,7 @@ class Bench:
     def pristine(self, call: Call, options: tuple[str, ...] = ()) -> dict[str, str]:
         """What a call gives on samples that nobody broke; raises AssertionError where it fails."""
         if (call, options) not in self._pristine:
-            place = self._folder(call, f"pristine-{abs(hash((call, options)))}")
+            place = self.folder(call, f"pristine-{abs(hash((call, options)))}")
             ended, out, err = self._call(call, place, options)
             assert ended.status == 0, f"{call} fails on pristine samples: {ended}\n{err[-3000:]}"
             found = results_of(place, call, out)
@@ -122,7 +128,7 @@ class Bench:
             remove(place.parent)
         return self._pristine[call, options] or {}
 
-    def _folder(self, call: Call, name: str) -> Path:
+    def folder(self, call: Call, name: str) -> Path:
         """The needed parts of the samples, in a folder called ``place`` below one of the case's own."""
         own = self.scratch / name
         remove(own)
@@ -138,7 +144,7 @@ class Bench:
 
     def _call(self, call: Call, place: Path, options: tuple[str, ...]) -> tuple[Ended, str, str]:
         said = place.parent / "said"
-        job = Job(f"tools.{call.tool}", (*call.argv, *options), str(place), str(said), call.cpu_s, call.before)
+        job = Job(call.module, (*call.argv, *options), str(place), str(said), call.cpu_s, call.before)
         ended = self.server.run(job)
         out, err = (Path(f"{said}{end}").read_text(errors="replace") for end in ("", ".err"))
         return ended, out, err
@@ -187,9 +193,13 @@ def content_of(path: Path) -> bytes:
     content = path.read_bytes()
     if path.name == "metrics.csv":
         rows = list(csv.DictReader(content.decode().splitlines()))
-        return json.dumps([{k: v for k, v in row.items() if not k.startswith("speed/") and not k.endswith("seconds")} for row in rows]).encode()
+        return json.dumps(
+            [{k: v for k, v in row.items() if not k.startswith("speed/") and not k.endswith("seconds")} for row in rows]
+        ).encode()
     if path.suffix == ".scenes":
         return _scenes(content)
+    if path.name == MANIFEST:
+        return _manifest(content)
     if path.suffix == ".json":
         return json.dumps(_steady(json.loads(content)), sort_keys=True).encode()
     if path.suffix in (".yaml", ".yml"):
@@ -205,6 +215,13 @@ def _scenes(content: bytes) -> bytes:
     return json.dumps(about, sort_keys=True).encode() + content[16 + length : -4]
 
 
+def _manifest(content: bytes) -> bytes:
+    """Names and digests, but of side files, which tell when they were made, names alone."""
+    listed = json.loads(content)
+    entries = listed.get("files", listed)
+    return json.dumps({k: None if Path(k).suffix in (".json", ".yaml") else v for k, v in entries.items()}).encode()
+
+
 def _steady(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _steady(inside) for key, inside in value.items() if key not in VOLATILE}
@@ -216,7 +233,7 @@ def _inventory(place: Path, call: Call) -> dict[str, tuple[int, int, int]]:
     own = set()
     for pattern in (*call.results, *call.writes):
         if pattern != "-":
-            own |= {path for path in place.glob(pattern)}
+            own |= set(place.glob(pattern))
     found = {}
     for folder, folders, files in os.walk(place.parent):
         at = Path(folder)
@@ -259,14 +276,12 @@ def only(place: Path, pattern: str) -> Path:
     return found[0]
 
 
-def on(pattern: str, change: Callable[[Path], object]) -> Mutate:
-    """A mutation of the first file that matches."""
-    return lambda place: change(only(place, pattern))
+def at(file: str | Path, change: Mutate) -> Mutate:
+    """A mutation of one file or folder of the case's."""
+    return lambda place: change(place / file)
 
 
-def with_options(call: Call, *options: str) -> Call:
-    """The same call with further words."""
-    return replace(call, argv=(*call.argv, *options))
-
-
-Cases = Iterator[Case]
+def a_file(path: Path) -> None:
+    """A file in the place of a folder, or of nothing."""
+    remove(path)
+    path.touch()

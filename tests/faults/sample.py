@@ -86,7 +86,9 @@ def make(server: Server, place: Path) -> Path:
         said = place.with_name("said")
         ended = call(server, place, tool, argv, said)
         if ended.status != 0:
-            raise SampleError(f"{tool} {' '.join(argv)}: {ended}\n{said.read_text()}\n{Path(f'{said}.err').read_text()}")
+            raise SampleError(
+                f"{tool} {' '.join(argv)}: {ended}\n{said.read_text()}\n{Path(f'{said}.err').read_text()}"
+            )
     shutil.copytree(FIXTURES / "official_metric_cache_v1", place / "official", ignore=shutil.ignore_patterns("scores"))
     _token_list(place)
     for run in ("pre", "dip", "state"):

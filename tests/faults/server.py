@@ -1,8 +1,8 @@
 """Runs tools in forked children of a process that has loaded everything once: a case costs its own work alone.
 
 ``python -m tests.faults.server FD...`` loads, then forks a server for each of the sockets it was given. A server reads
-one job a line (JSON of ``Job``) and answers each with a line (JSON of ``Ended``). The child that does a job is a session
-of its own, so that whatever it starts can be ended with it.
+one job a line (JSON of ``Job``) and answers each with a line (JSON of ``Ended``). The child that does a job is a
+session of its own, so that whatever it starts can be ended with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,8 +135,8 @@ def _load() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in ("accelerate", "timm", "safetensors.torch", "tyro", "scipy.optimize", "PIL.Image", "gymnasium", "ogbench",
-                 "dm_control.suite", "numba"):  # fmt: skip
+    for name in ("accelerate", "timm", "safetensors.torch", "tyro", "scipy.optimize", "PIL.Image", "gymnasium",
+                 "ogbench", "dm_control.suite", "numba"):  # fmt: skip
         with suppress(ImportError):
             importlib.import_module(name)
     for package in ("dpvla", "navsim_bridge"):

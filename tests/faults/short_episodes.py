@@ -1,4 +1,4 @@
-"""Lets a state-based run be evaluated, and collect, in an environment of the maze's sizes with episodes of few steps."""
+"""Lets a state-based run be evaluated, and collect, in environments of the right sizes with episodes of few steps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ class _ShortEpisodes(EnvironmentPool):
 
 def use(_: object) -> None:
     """From now on, in this process."""
-    training_run.EnvironmentPool = _ShortEpisodes  # type: ignore[misc]
+    training_run.EnvironmentPool = _ShortEpisodes  # type: ignore[misc, assignment]
 
 
 class _Walker(Countdown):
     """Of the walker's sizes."""
 
-    observation_size, action_size, metric = 24, 6, "return"
+    observation_size, action_size = 24, 6
+    metric = "return"  # type: ignore[assignment]
 
     def _observation(self) -> NDArray[np.float32]:
         return np.full(24, self._left, np.float32)
@@ -36,4 +37,4 @@ def use_for_walker(_: object) -> None:
         def __init__(self, name: str, count: int, workers: int) -> None:
             super().__init__(name, count, workers, make=_Walker)
 
-    training_run.EnvironmentPool = OfWalker  # type: ignore[misc]
+    training_run.EnvironmentPool = OfWalker  # type: ignore[misc, assignment]

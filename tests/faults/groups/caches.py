@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 
 from navsim_bridge.metric_cache.index import INDEX, write_index
-from tests.faults.case import Call, Case, only
+from tests.faults.case import Call, Case, a_file, at, only
 from tests.faults.mutants import files, pickles, texts
-from tests.faults.sample import ROOTS
 
 LOG = "2021.06.24.08.00.05_veh-35_00100_00111"
 DRIVE = ("world/navsim_logs/test", "world/splits")
 SCORE = Call(
     "evaluate",
     ("--data-root", "world", "--split", "navtest_all", "--agent", "human", "--metric-cache", "cache", "--out", "out"),
-    (*DRIVE, "cache"), ("out/scores.csv",), ("out", "out/**/*"),
-)  # fmt: skip
+    (*DRIVE, "cache"),
+    ("out/scores.csv",),
+    ("out", "out/**/*"),
+)
 MERGE = Call(
     "cache_metrics", ("--merge", "shards", "--out", "out"), ("shards",), ("out/*.scenes",), ("out", "out/**/*")
 )
@@ -45,13 +46,17 @@ def _sealed(folder: Path, change: Callable[[Content], object]) -> None:
     write_index(folder, content)
 
 
-def _of_index(depth: int, seed: int, each: int, index: Path) -> Iterator[tuple[str, tuple[str, ...], Callable[[Path], object]]]:
+def _of_index(
+    depth: int, seed: int, each: int, index: Path
+) -> Iterator[tuple[str, tuple[str, ...], Callable[[Path], object]]]:
     """Changed values of an index, sealed again."""
     content = json.loads(index.read_text())
     content.pop("sha256_of_this_file")
     for name, keys, new in texts.changed_values(content, depth, seed, each):
-        if not any(isinstance(value, float) and (value != value or abs(value) == float("inf")) for value in _leaves(new)):
-            yield name, tuple(map(str, keys))[-1:], lambda folder, new=new: write_index(folder, new)  # type: ignore[misc]
+        if not any(
+            isinstance(value, float) and (value != value or abs(value) == float("inf")) for value in _leaves(new)
+        ):
+            yield name, tuple(map(str, keys))[-1:], partial(write_index, index=new)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -68,21 +73,33 @@ def _leaves(value: Any) -> Iterator[Any]:
 def cache(samples: Path) -> Iterator[Case]:
     """A metric cache that an evaluation reads."""
     scenes, index = f"cache/{LOG}.scenes", f"cache/{INDEX}"
-    for file, words in ((scenes, (LOG,)), (index, (INDEX,))):
+    for file, called in ((scenes, LOG), (index, INDEX)):
         short = Path(file).suffix.lstrip(".")
         for name, change in files.befallen(20, 8, Path("cache/index.json") if file == scenes else None):
-            yield Case("cache", f"{short}_{name}", SCORE, lambda place, f=file, c=change: c(place / f), (*words, "cache"))  # type: ignore[misc]
+            yield Case("cache", f"{short}_{name}", SCORE, at(file, change), (called, "cache"))
     for name, words, change in texts.changes(samples / index, 3, 21, 1, most=25):
-        yield Case("cache", f"index_{name}", SCORE, lambda place, c=change: c(place / index), (INDEX, *words))  # type: ignore[misc]
+        yield Case("cache", f"index_{name}", SCORE, at(index, change), (INDEX, *words))
     for name, words, change in _of_index(3, 22, 2, samples / index):
-        yield Case("cache", f"sealed_{name}", SCORE, lambda place, c=change: c(place / "cache"), (INDEX, LOG, *words))  # type: ignore[misc]
-    for name, target in (("outside", "../evil.scenes"), ("absolute", "/etc/passwd"), ("empty", ""), ("folder", "."),
-                         ("nul", "a\0b"), ("long", "x" * 5000)):  # fmt: skip
-        yield Case("cache", f"member_{name}", SCORE, lambda place, t=target: _elsewhere(place, t), (INDEX, "cache", LOG))  # type: ignore[misc]
-    yield Case("cache", "member_linked_out", SCORE, lambda place: _linked_out(place, scenes), (LOG,),
-               accepted="a link to the very file, in a folder of the user's own: the checksum is right")  # fmt: skip
+        yield Case("cache", f"sealed_{name}", SCORE, at("cache", change), (INDEX, LOG, *words))
+    for name, target in (
+        ("outside", "../evil.scenes"),
+        ("absolute", "/etc/passwd"),
+        ("empty", ""),
+        ("folder", "."),
+        ("nul", "a\0b"),
+        ("long", "x" * 5000),
+    ):
+        yield Case("cache", f"member_{name}", SCORE, partial(_elsewhere, target=target), (INDEX, "cache", LOG))
+    yield Case(
+        "cache",
+        "member_linked_out",
+        SCORE,
+        lambda place: _linked_out(place, scenes),
+        (LOG,),
+        accepted="a link to the very file, in a folder of the user's own: the checksum is right",
+    )
     for name, change_header in _headers():
-        yield Case("cache", f"scenes_{name}", SCORE, lambda place, c=change_header: _container(place, c), (LOG, INDEX))  # type: ignore[misc]
+        yield Case("cache", f"scenes_{name}", SCORE, partial(_container, change=change_header), (LOG, INDEX))
 
 
 def _elsewhere(place: Path, target: str) -> None:
@@ -122,7 +139,10 @@ def _headers() -> Iterator[tuple[str, Callable[[Content], object]]]:
     yield "header_list", lambda about: about.update(header=[])
     yield "header_empty", lambda about: about.update(header={})
     yield "polygons_fewer", array("polygon_type", 1, [1])
-    yield "scene_polygon_other", lambda about: about["arrays"].update(scene_polygon=about["arrays"]["polygon_ring_count"])
+    yield (
+        "scene_polygon_other",
+        lambda about: about["arrays"].update(scene_polygon=about["arrays"]["polygon_ring_count"]),
+    )
     yield "counts_other", lambda about: about["arrays"].update(scene_polygon_count=about["arrays"]["route_lane_count"])
     yield "objects_other", lambda about: about["arrays"].update(object_count=["<u2", [1], 0])
 
@@ -150,20 +170,39 @@ def merge(samples: Path) -> Iterator[Case]:
     for file in (index, scenes):
         short = Path(file).suffix.lstrip(".")
         for name, change in files.befallen(23, 4):
-            yield Case("merge", f"{short}_{name}", MERGE, lambda place, f=file, c=change: c(place / f),  # type: ignore[misc]
-                       (Path(file).name, "shard-1-of-2", "1/2"))  # fmt: skip
+            yield Case("merge", f"{short}_{name}", MERGE, at(file, change), (Path(file).name, "shard-1-of-2", "1/2"))
     for name, words, change in texts.changes(samples / index, 3, 24, 1, most=15):
-        yield Case("merge", f"index_{name}", MERGE, lambda place, c=change: c(place / index), (INDEX, *words))  # type: ignore[misc]
+        yield Case("merge", f"index_{name}", MERGE, at(index, change), (INDEX, *words))
     for name, words, change in _of_index(3, 25, 1, samples / index):
-        yield Case("merge", f"sealed_{name}", MERGE, lambda place, c=change: c(place / shard), (INDEX, shard, *words))  # type: ignore[misc]
+        yield Case("merge", f"sealed_{name}", MERGE, at(shard, change), (INDEX, shard, *words))
     log = Path(scenes).stem
-    for name, target in (("outside", "../evil.scenes"), ("far_outside", "../../../evil.scenes"),
-                         ("absolute", "/tmp/evil.scenes"), ("empty", ""), ("index", INDEX), ("lock", ".lock")):  # fmt: skip
-        yield Case("merge", f"member_{name}", MERGE, lambda place, t=target: _member(place, shard, log, t), (INDEX, shard, log))  # type: ignore[misc]
-    yield Case("merge", "shard_twice", MERGE, lambda place: shutil.copytree(place / shard, place / "shards/shard-3-of-2"), ("shard",))
+    for name, target in (
+        ("outside", "../evil.scenes"),
+        ("far_outside", "../../../evil.scenes"),
+        ("absolute", "/tmp/evil.scenes"),
+        ("empty", ""),
+        ("index", INDEX),
+        ("lock", ".lock"),
+    ):
+        yield Case(
+            "merge", f"member_{name}", MERGE, partial(_member, shard=shard, log=log, target=target), (INDEX, shard, log)
+        )
+    yield Case(
+        "merge",
+        "shard_twice",
+        MERGE,
+        lambda place: shutil.copytree(place / shard, place / "shards/shard-3-of-2"),
+        ("shard",),
+    )
     yield Case("merge", "shard_absent", MERGE, lambda place: shutil.rmtree(place / shard), ("1/2", "shard"))
     yield Case("merge", "of_no_shards", MERGE, lambda place: shutil.rmtree(place / "shards"), ("shards",))
-    yield Case("merge", "folder_a_file", MERGE, lambda place: (shutil.rmtree(place / "shards"), (place / "shards").touch()), ("shards",))
+    yield Case(
+        "merge",
+        "folder_a_file",
+        MERGE,
+        lambda place: a_file(place / "shards"),
+        ("shards",),
+    )
     yield Case("merge", "out_a_file", MERGE, lambda place: (place / "out").touch(), ("out",))
 
 
@@ -180,9 +219,12 @@ def _member(place: Path, shard: str, log: str, target: str) -> None:
 
 
 CONVERT = Call(
-    "cache_metrics", ("--official-cache", "official", "--workers", "1", "--out", "out"), ("official",),
-    ("out/*.scenes",), ("out", "out/**/*"),
-)  # fmt: skip
+    "cache_metrics",
+    ("--official-cache", "official", "--workers", "1", "--out", "out"),
+    ("official",),
+    ("out/*.scenes",),
+    ("out", "out/**/*"),
+)
 
 
 def official(samples: Path) -> Iterator[Case]:
@@ -197,7 +239,7 @@ def official(samples: Path) -> Iterator[Case]:
         return Case("official", name, CONVERT, lambda place: change(place / file), words)
 
     for name, change in files.befallen(30, 4):
-        yield Case("official", name, CONVERT, lambda place, c=change: c(place / file), words)  # type: ignore[misc]
+        yield Case("official", name, CONVERT, at(file, change), words)
     for name, make in pickles.compressed(pickled):
         yield case(name, make)
     for number, (name, value) in enumerate(pickles.values()):
@@ -206,7 +248,7 @@ def official(samples: Path) -> Iterator[Case]:
         yield case(f"holds_{name}", partial(_held, pickled, where, value))
     metadata = str(only(samples, "official/metadata/*.csv").relative_to(samples))
     for name, change in files.befallen(31, 0):
-        yield Case("official", f"metadata_{name}", CONVERT, lambda place, c=change: c(place / metadata), ("metadata", *words))  # type: ignore[misc]
+        yield Case("official", f"metadata_{name}", CONVERT, at(metadata, change), ("metadata", *words))
 
 
 def _held(pickled: bytes, where: float, value: bytes) -> bytes:
@@ -223,7 +265,7 @@ def _devkit() -> Iterator[tuple[type, type]]:
     sampling = type(
         "TrajectorySampling", (), {"__module__": "nuplan.planning.simulation.trajectory.trajectory_sampling"}
     )
-    made = {}
+    made: dict[str, types.ModuleType] = {}
     for kind in (trajectory, sampling):
         parts = kind.__module__.split(".")
         for count in range(1, len(parts) + 1):
@@ -251,12 +293,24 @@ def submission(samples: Path) -> Iterator[Case]:
         return Case("submission", name, VALIDATE, lambda place: change(place / "submission.pkl"), (*words, *more))
 
     for name, change in files.befallen(40, 0):
-        yield Case("submission", name, VALIDATE, lambda place, c=change: c(place / "submission.pkl"), words)  # type: ignore[misc]
+        yield Case("submission", name, VALIDATE, at("submission.pkl", change), words)
     for number, (name, value) in enumerate(pickles.values()):
         yield case(f"is_{name}", pickles.whole(value))
         yield case(f"holds_{name}", pickles.in_place_of(read, (number * 7 % 50) / 50, value))
     for name, content in _submissions(read):
         yield case(name, content)
+
+
+def _numbered(_: object, plans: dict[Any, Any]) -> None:
+    plans[7] = plans.pop(next(iter(plans)))
+
+
+def _without(content: Content, _: object, key: str) -> None:
+    content.pop(key)
+
+
+def _with(content: Content, _: object, key: str, value: Any) -> None:
+    content[key] = value
 
 
 def _submissions(read: bytes) -> Iterator[tuple[str, bytes]]:
@@ -276,15 +330,15 @@ def _submissions(read: bytes) -> Iterator[tuple[str, bytes]]:
 
     for key in ("team_name", "authors", "email", "institution", "country / region", "predictions"):
         short = key.split()[0]
-        yield f"no_{short}", changed(lambda content, _, key=key: content.pop(key))  # type: ignore[misc]
+        yield f"no_{short}", changed(partial(_without, key=key))
         for word, value in (("none", None), ("empty", ""), ("number", 3), ("bytes", b"a")):
-            yield f"{short}_{word}", changed(lambda content, _, k=key, v=value: content.__setitem__(k, v))  # type: ignore[misc]
+            yield f"{short}_{word}", changed(partial(_with, key=key, value=value))
     yield "no_seeds", changed(lambda content, _: content.update(predictions=[]))
     yield "no_plans", changed(lambda content, _: content.update(predictions=[{}]))
     yield "seeds_differ", changed(lambda content, plans: content["predictions"].append(dict(list(plans.items())[1:])))
     yield "plan_none", changed(lambda _, plans: plans.__setitem__(next(iter(plans)), None))
     yield "plan_array", changed(lambda _, plans: plans.__setitem__(next(iter(plans)), np.zeros((8, 3), np.float32)))
-    yield "token_number", changed(lambda _, plans: plans.__setitem__(7, plans.pop(next(iter(plans)))))
+    yield "token_number", changed(_numbered)
     yield "poses_nan", poses(lambda p: p * np.nan)
     yield "poses_infinite_once", poses(lambda p: np.where(np.arange(24).reshape(8, 3) == 23, np.inf, p))
     yield "poses_seven", poses(lambda p: p[:7])
@@ -304,31 +358,50 @@ def _submissions(read: bytes) -> Iterator[tuple[str, bytes]]:
 
 CHECK = Call("pack_images", ("--check", "--out", "store"), ("store",), ("-",))
 CACHED = Call(
-    "pretrain", ("--config", "pretrain.yaml", "--image-cache", "images", "--out", "out"),
-    ("pretrain.yaml", "images", "world/navsim_logs/trainval", "world/sensor_blobs/trainval", "world/splits",
-     "world/maps/nuplan-maps-v1.0.json"),
-    ("out/checkpoints/*/**/*.safetensors", "out/metrics.csv"), ("out", "out/**/*"),
-)  # fmt: skip
+    "pretrain",
+    ("--config", "pretrain.yaml", "--image-cache", "images", "--out", "out"),
+    (
+        "pretrain.yaml",
+        "images",
+        "world/navsim_logs/trainval",
+        "world/sensor_blobs/trainval",
+        "world/splits",
+        "world/maps/nuplan-maps-v1.0.json",
+    ),
+    ("out/checkpoints/*/**/*.safetensors", "out/metrics.csv"),
+    ("out", "out/**/*"),
+)
 
 
 def imagecache(samples: Path) -> Iterator[Case]:
     """Images that were decoded before: a store that is checked, a cache that a run reads."""
-    for kind, call, manifest in (("store", CHECK, only(samples, "store/store.json")),
-                                 ("cache", CACHED, only(samples, "images/*/store.json"))):  # fmt: skip
+    for kind, call, manifest in (
+        ("store", CHECK, only(samples, "store/store.json")),
+        ("cache", CACHED, only(samples, "images/*/store.json")),
+    ):
         array = only(manifest.parent, "*.npy").relative_to(samples)
         about = manifest.relative_to(samples)
         for file in (array, about):
             for name, change in files.befallen(50, 3 if call is CHECK else 0, about if file == array else None):
                 if call is CACHED and name in ("zeros", "noise") and file == array:
                     continue  # --check is what reads every byte; a run does not
-                yield Case("imagecache", f"{kind}_{file.suffix[1:]}_{name}", call, lambda place, f=file, c=change: c(place / f),  # type: ignore[misc]
-                           (file.name, manifest.parent.name))  # fmt: skip
+                yield Case(
+                    "imagecache",
+                    f"{kind}_{file.suffix[1:]}_{name}",
+                    call,
+                    at(file, change),
+                    (file.name, manifest.parent.name),
+                )
         for name, words, change in texts.changes(manifest, 3, 51, 1, most=25):
-            yield Case("imagecache", f"{kind}_json_{name}", call, lambda place, f=about, c=change: c(place / f),  # type: ignore[misc]
-                       ("store.json", *words))  # fmt: skip
+            yield Case("imagecache", f"{kind}_json_{name}", call, at(about, change), ("store.json", *words))
         for name, target in (("outside", "../evil.npy"), ("absolute", "/etc/passwd"), ("zeros", "/dev/zero")):
-            yield Case("imagecache", f"{kind}_member_{name}", call, lambda place, f=about, a=array.name, t=target: _renamed(place / f, a, t),  # type: ignore[misc]
-                       ("store.json", target))  # fmt: skip
+            yield Case(
+                "imagecache",
+                f"{kind}_member_{name}",
+                call,
+                at(about, partial(_renamed, name=array.name, target=target)),
+                ("store.json", target),
+            )
 
 
 def _renamed(path: Path, name: str, target: str) -> None:
@@ -337,18 +410,36 @@ def _renamed(path: Path, name: str, target: str) -> None:
 
 RESCORE = Call(
     "evaluate",
-    ("--data-root", "world", "--split", "navtest_all", "--agent", "human", "--metric-cache", "cache", "--out", "scores"),
-    (*DRIVE, "cache", "scores"), ("scores/scores.csv", "scores/summary.json"), ("scores", "scores/**/*"),
-)  # fmt: skip
+    (
+        "--data-root",
+        "world",
+        "--split",
+        "navtest_all",
+        "--agent",
+        "human",
+        "--metric-cache",
+        "cache",
+        "--out",
+        "scores",
+    ),
+    (*DRIVE, "cache", "scores"),
+    ("scores/scores.csv", "scores/summary.json"),
+    ("scores", "scores/**/*"),
+)
 
 
 def evaluation_results(samples: Path) -> Iterator[Case]:
     """A folder that holds results, which the same evaluation replaces."""
     for file in ("summary.json", "scores.csv"):
         for name, change in files.befallen(60, 0):
-            yield Case("evaluation results", f"{Path(file).stem}_{name}", RESCORE,
-                       lambda place, f=file, c=change: c(place / "scores" / f), (file, "scores"))  # type: ignore[misc]  # fmt: skip
+            yield Case(
+                "evaluation results",
+                f"{Path(file).stem}_{name}",
+                RESCORE,
+                at(f"scores/{file}", change),
+                (file, "scores"),
+            )
     for name, words, change in texts.changes(samples / "scores/summary.json", 2, 61, 1, most=20):
-        yield Case("evaluation results", f"summary_{name}", RESCORE, lambda place, c=change: c(place / "scores/summary.json"),  # type: ignore[misc]
-                   ("scores", *words))  # fmt: skip
-
+        yield Case(
+            "evaluation results", f"summary_{name}", RESCORE, at("scores/summary.json", change), ("scores", *words)
+        )

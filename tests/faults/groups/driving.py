@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import random
-import shutil
 import sqlite3
 import struct
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from tests.faults.case import Call, Case, only
+from tests.faults.case import Call, Case, a_file, at, only
 from tests.faults.mutants import files, pickles, texts
 from tests.faults.sample import ROOTS, WORLD
 
@@ -30,13 +29,19 @@ MAP_FILE = f"world/maps/{LOCATION}/9.12.1817/map.gpkg"
 IMAGE_FOLDER = f"world/sensor_blobs/test/{LOG}/CAM_F0"
 DRIVE = ("world/navsim_logs/test", "world/maps/nuplan-maps-v1.0.json", f"world/maps/{LOCATION}", "world/splits")
 CACHE = Call(
-    "cache_metrics", (*ROOTS, "--split", "navtest_all", "--workers", "1", "--out", "out"), DRIVE, ("out/*.scenes",),
+    "cache_metrics",
+    (*ROOTS, "--split", "navtest_all", "--workers", "1", "--out", "out"),
+    DRIVE,
+    ("out/*.scenes",),
     ("out", "out/**/*"),
-)  # fmt: skip
+)
 HUMAN = Call(
-    "evaluate", (*ROOTS, "--split", "navtest_all", "--agent", "human", "--out", "out"), DRIVE, ("out/scores.csv",),
+    "evaluate",
+    (*ROOTS, "--split", "navtest_all", "--agent", "human", "--out", "out"),
+    DRIVE,
+    ("out/scores.csv",),
     ("out", "out/**/*"),
-)  # fmt: skip
+)
 PACK = Call(
     "pack_images",
     ("--data-root", "world", "--split", "navtest_all", "--size", "48x24", "--workers", "1", "--out", "out"),
@@ -56,14 +61,17 @@ def log(samples: Path) -> Iterator[Case]:
         return Case("log", name, call, lambda place: change(place / LOG_FILE), (LOG, *words))
 
     for name, change in files.befallen(1, 0):
-        yield Case("log", name, CACHE, lambda place, change=change: change(place / LOG_FILE), (LOG, "navsim_logs/test"))  # type: ignore[misc]
+        yield Case("log", name, CACHE, at(LOG_FILE, change), (LOG, "navsim_logs/test"))
     for name, value in pickles.values():
         yield case(f"is_{name}", (), pickles.whole(value))
         token = frames[5]["token"]
         yield case(f"holds_{name}", ("token",), partial(pickles.in_place_of, read, token, value))
     draw = random.Random(2)
-    for keys in (*texts.paths_of(frames[5], 1), *((("anns", key)) for key in frames[5]["anns"]),
-                 *(("cams", "CAM_F0", key) for key in frames[5]["cams"]["CAM_F0"])):  # fmt: skip
+    for keys in (
+        *texts.paths_of(frames[5], 1),
+        *((("anns", key)) for key in frames[5]["anns"]),
+        *(("cams", "CAM_F0", key) for key in frames[5]["cams"]["CAM_F0"]),
+    ):
         name = "_".join(map(str, keys))
         call = PACK if keys[0] == "cams" else HUMAN if keys[0] in ("driving_command", "ego_dynamic_state") else CACHE
         yield case(f"no_{name}", (str(keys[-1]),), partial(_changed, frames, keys, None, drop=True), call)
@@ -71,14 +79,29 @@ def log(samples: Path) -> Iterator[Case]:
             if not isinstance(value, str) or not isinstance(_at(frames[5], keys), str):
                 yield case(f"{name}_{word}", (str(keys[-1]),), partial(_changed, frames, keys, value), call)
     for name, words, change_frames in _wrong_drives():
-        yield case(name, words, lambda change=change_frames: pickles.plain(change(pickle.loads(read))))  # type: ignore[misc]
-    for name, value in (("nothing", None), ("number", 7), ("text", "frames"), ("mapping", {"frames": frames}),
-                        ("list_of_lists", [[frame] for frame in frames]), ("empty", []),
-                        ("of_numbers", [1, 2, 3])):  # fmt: skip
-        yield case(f"is_{name}", (), pickles.plain(value))
-    for name, path in (("outside", "../../../../../../etc/passwd"), ("absolute", "/etc/passwd"), ("nul", "a\0b"),
-                       ("long", "x/" * 3000)):  # fmt: skip
-        yield case(f"image_{name}", ("CAM_F0", "data_path"), partial(_changed, frames, ("cams", "CAM_F0", "data_path"), path), PACK)
+        yield case(name, words, partial(_driven, read, change_frames))
+    for name, content in (
+        ("nothing", None),
+        ("number", 7),
+        ("text", "frames"),
+        ("mapping", {"frames": frames}),
+        ("list_of_lists", [[frame] for frame in frames]),
+        ("empty", []),
+        ("of_numbers", [1, 2, 3]),
+    ):
+        yield case(f"is_{name}", (), pickles.plain(content))
+    for name, path in (
+        ("outside", "../../../../../../etc/passwd"),
+        ("absolute", "/etc/passwd"),
+        ("nul", "a\0b"),
+        ("long", "x/" * 3000),
+    ):
+        yield case(
+            f"image_{name}",
+            ("CAM_F0", "data_path"),
+            partial(_changed, frames, ("cams", "CAM_F0", "data_path"), path),
+            PACK,
+        )
         yield case(f"location_{name}", ("map_location",), partial(_changed_all, frames, "map_location", path))
         yield case(f"log_name_{name}", ("log_name",), partial(_changed_all, frames, "log_name", path))
 
@@ -108,6 +131,10 @@ def _changed_all(frames: list[dict[str, Any]], key: str, value: Any) -> bytes:
 Frames = list[dict[str, Any]]
 
 
+def _driven(read: bytes, change: Callable[[Frames], Frames]) -> bytes:
+    return pickles.plain(change(pickle.loads(read)))
+
+
 def _wrong_drives() -> Iterator[tuple[str, tuple[str, ...], Callable[[Frames], Frames]]]:
     """Drives that cannot have been driven so."""
 
@@ -122,7 +149,7 @@ def _wrong_drives() -> Iterator[tuple[str, tuple[str, ...], Callable[[Frames], F
 
         return apply
 
-    def at(index: int, row: Any) -> Callable[[str], Callable[[dict[str, Any]], None]]:
+    def row_set(index: int, row: Any) -> Callable[[str], Callable[[dict[str, Any]], None]]:
         def of(key: str) -> Callable[[dict[str, Any]], None]:
             return lambda anns: anns[key].__setitem__(index, row)
 
@@ -139,11 +166,15 @@ def _wrong_drives() -> Iterator[tuple[str, tuple[str, ...], Callable[[Frames], F
     yield "time_in_seconds", ("timestamp",), every("timestamp", lambda i, t: t // 10**6)
     yield "time_huge", ("timestamp",), every("timestamp", lambda i, t: t + 2**70)
     yield "time_float", ("timestamp",), every("timestamp", lambda i, t: t + 0.5)
-    yield "ego_jumps", ("ego2global_translation", "m/s"), every(
-        "ego2global_translation", lambda i, p: p + np.array([200.0, 0, 0]) * (i > 8)
+    yield (
+        "ego_jumps",
+        ("ego2global_translation", "m/s"),
+        every("ego2global_translation", lambda i, p: p + np.array([200.0, 0, 0]) * (i > 8)),
     )
-    yield "ego_at_300_m_s", ("ego2global_translation", "ego_dynamic_state", "m/s"), every(
-        "ego2global_translation", lambda i, p: p + np.array([150.0, 0, 0]) * i
+    yield (
+        "ego_at_300_m_s",
+        ("ego2global_translation", "ego_dynamic_state", "m/s"),
+        every("ego2global_translation", lambda i, p: p + np.array([150.0, 0, 0]) * i),
     )
     yield "ego_state_300_m_s", ("ego_dynamic_state", "m/s"), every("ego_dynamic_state", lambda i, s: [300.0, *s[1:]])
     yield "ego_state_nan", ("ego_dynamic_state",), every("ego_dynamic_state", lambda i, s: [float("nan"), *s[1:]])
@@ -160,36 +191,45 @@ def _wrong_drives() -> Iterator[tuple[str, tuple[str, ...], Callable[[Frames], F
     yield "lights_unknown_lane", ("traffic_lights",), every("traffic_lights", lambda i, lights: [("lane", True)])
     yield "token_everywhere_the_same", ("token",), every("token", lambda i, t: "4163af3b51248aff")
     yield "location_changes", ("map_location",), every("map_location", lambda i, m: m if i < 8 else "sg-one-north")
-    yield "boxes_nan", ("gt_boxes",), annotated(at(0, np.nan)("gt_boxes"))
-    yield "boxes_infinite", ("gt_boxes",), annotated(at(0, np.inf)("gt_boxes"))
-    yield "box_of_no_size", ("gt_boxes",), annotated(lambda a: a["gt_boxes"].__setitem__((slice(None), slice(3, 6)), 0.0))
+    yield "boxes_nan", ("gt_boxes",), annotated(row_set(0, np.nan)("gt_boxes"))
+    yield "boxes_infinite", ("gt_boxes",), annotated(row_set(0, np.inf)("gt_boxes"))
+    yield (
+        "box_of_no_size",
+        ("gt_boxes",),
+        annotated(lambda a: a["gt_boxes"].__setitem__((slice(None), slice(3, 6)), 0.0)),
+    )
     yield "box_negative", ("gt_boxes",), annotated(lambda a: a["gt_boxes"].__setitem__((0, 3), -4.0))
     yield "box_of_a_kilometer", ("gt_boxes",), annotated(lambda a: a["gt_boxes"].__setitem__((0, 3), 1000.0))
     yield "one_box_less", ("anns", "gt_"), annotated(lambda a: a.update(gt_boxes=a["gt_boxes"][1:]))
     yield "one_track_less", ("anns", "track_tokens"), annotated(lambda a: a.update(track_tokens=a["track_tokens"][1:]))
-    yield "track_twice", ("track_tokens", "track"), annotated(lambda a: a["track_tokens"].__setitem__(1, a["track_tokens"][0]))
-    yield "name_unknown", ("gt_names",), annotated(lambda a: a.update(gt_names=np.array(["dragon"] * len(a["gt_names"]))))
-    yield "velocity_nan", ("gt_velocity_3d",), annotated(at(0, np.nan)("gt_velocity_3d"))
-    yield "velocity_300", ("gt_velocity_3d", "m/s"), annotated(at(0, 300.0)("gt_velocity_3d"))
+    yield (
+        "track_twice",
+        ("track_tokens", "track"),
+        annotated(lambda a: a["track_tokens"].__setitem__(1, a["track_tokens"][0])),
+    )
+    yield (
+        "name_unknown",
+        ("gt_names",),
+        annotated(lambda a: a.update(gt_names=np.array(["dragon"] * len(a["gt_names"])))),
+    )
+    yield "velocity_nan", ("gt_velocity_3d",), annotated(row_set(0, np.nan)("gt_velocity_3d"))
+    yield "velocity_300", ("gt_velocity_3d", "m/s"), annotated(row_set(0, 300.0)("gt_velocity_3d"))
 
 
 def map_(samples: Path) -> Iterator[Case]:
     """Maps: GeoPackages, and the file that lists them."""
     near = (LOCATION, "map.gpkg")
     for name, change in files.befallen(3, 0, Path("world/maps/nuplan-maps-v1.0.json")):
-        yield Case("map", name, CACHE, lambda place, change=change: change(place / MAP_FILE), near)  # type: ignore[misc]
+        yield Case("map", name, CACHE, at(MAP_FILE, change), near)
     for name, words, change_table in _wrong_tables(samples / MAP_FILE):
-        yield Case("map", name, CACHE, lambda place, change=change_table: _in_map(place, change), (LOCATION, *words))  # type: ignore[misc]
+        yield Case("map", name, CACHE, partial(_in_map, change=change_table), (LOCATION, *words))
     index = samples / "world/maps/nuplan-maps-v1.0.json"
     for name, change in files.befallen(4, 0):
-        yield Case("map", f"index_{name}", CACHE, lambda place, change=change: change(place / "world/maps" / index.name),  # type: ignore[misc]
-                   (index.name, "maps"))  # fmt: skip
+        yield Case("map", f"index_{name}", CACHE, at(f"world/maps/{index.name}", change), (index.name, "maps"))
     for name, words, change in texts.changes(index, 2, 5, 2, most=12):
-        yield Case("map", f"index_{name}", CACHE, lambda place, change=change: change(place / "world/maps" / index.name),  # type: ignore[misc]
-                   (index.name, *words))  # fmt: skip
+        yield Case("map", f"index_{name}", CACHE, at(f"world/maps/{index.name}", change), (index.name, *words))
     for name, version in (("outside", "../../../.."), ("absolute", "/etc"), ("number", 9)):
-        yield Case("map", f"version_{name}", CACHE, lambda place, version=version: _version(place, version),  # type: ignore[misc]
-                   (index.name, LOCATION))  # fmt: skip
+        yield Case("map", f"version_{name}", CACHE, partial(_version, version=version), (index.name, LOCATION))
 
 
 def _version(place: Path, version: object) -> None:
@@ -217,14 +257,20 @@ def _wrong_tables(path: Path) -> Iterator[tuple[str, tuple[str, ...], Change]]:
     def sql(text: str, *values: object) -> Change:
         return lambda connection: connection.execute(text, values)
 
-    polygons = ("lanes_polygons", "lane_groups_polygons", "lane_group_connectors", "intersections",
-                "gen_lane_connectors_scaled_width_polygons", "carpark_areas")  # fmt: skip
+    polygons = (
+        "lanes_polygons",
+        "lane_groups_polygons",
+        "lane_group_connectors",
+        "intersections",
+        "gen_lane_connectors_scaled_width_polygons",
+        "carpark_areas",
+    )
     for table in (*polygons, "baseline_paths", "lane_connectors", "meta"):
-        yield f"no_{table}", (table,), lambda c, table=table: _without_table(c, table)  # type: ignore[misc]
+        yield f"no_{table}", (table,), partial(_without_table, table=table)
         yield f"empty_{table}", (table,), sql(f"DELETE FROM {table}")
     for table in (*polygons, "baseline_paths"):
         for name, change in _SHAPES:
-            yield f"{table}_{name}", (table,), lambda c, t=table, change=change: _shapes(c, t, change)  # type: ignore[misc]
+            yield f"{table}_{name}", (table,), partial(_shapes, table=table, change=change)
     references = {
         "lanes_polygons": ("lane_group_fid", "lane_index", "speed_limit_mps"),
         "lane_connectors": ("exit_lane_fid", "entry_lane_fid", "lane_group_connector_fid", "speed_limit_mps"),
@@ -320,7 +366,10 @@ _SHAPES: tuple[tuple[str, Callable[[bytes], bytes | None]], ...] = (
     ("cut", lambda geometry: geometry[: len(geometry) // 2]),
     ("null", lambda geometry: None),
     ("not_a_geometry", lambda geometry: b"geometry"),
-    ("count_lies", lambda geometry: geometry[: _count_at(geometry)] + b"\xff\xff\xff\x7f" + geometry[_count_at(geometry) + 4 :]),
+    (
+        "count_lies",
+        lambda geometry: geometry[: _count_at(geometry)] + b"\xff\xff\xff\x7f" + geometry[_count_at(geometry) + 4 :],
+    ),
 )
 
 
@@ -385,9 +434,9 @@ def split(samples: Path) -> Iterator[Case]:
     """Splits in the devkit's scene-filter schema."""
     words = ("navtest_all",)
     for name, change in files.befallen(7, 0):
-        yield Case("split", name, CACHE, lambda place, change=change: change(place / SPLIT), words)  # type: ignore[misc]
+        yield Case("split", name, CACHE, at(SPLIT, change), words)
     for name, keys, change in texts.changes(samples / SPLIT, 2, 8, 4):
-        yield Case("split", name, CACHE, lambda place, change=change: change(place / SPLIT), (*words, *keys))  # type: ignore[misc]
+        yield Case("split", name, CACHE, at(SPLIT, change), (*words, *keys))
     for name, key, value in (
         ("log_outside", "log_names", ["../trainval/" + OTHER_LOG.stem]),
         ("log_absolute", "log_names", ["/etc/passwd"]),
@@ -402,11 +451,15 @@ def split(samples: Path) -> Iterator[Case]:
         ("future_short", "num_future_frames", 2),
         ("interval_huge", "frame_interval", 10**12),
         ("history_zero", "num_history_frames", 0),
-    ):  # fmt: skip
-        yield Case("split", name, CACHE, lambda place, k=key, v=value: _in_split(place, k, v), (*words, key))  # type: ignore[misc]
-    for name, folder in (("folder_outside", "../navsim_logs/test"), ("folder_absolute", "/etc"), ("folder_empty", ""),
-                         ("folder_unknown", "valley")):  # fmt: skip
-        yield Case("split", name, CACHE, lambda place, folder=folder: _in_split(place, "", folder), (*words, "data_split"))  # type: ignore[misc]
+    ):
+        yield Case("split", name, CACHE, partial(_in_split, key=key, value=value), (*words, key))
+    for name, folder in (
+        ("folder_outside", "../navsim_logs/test"),
+        ("folder_absolute", "/etc"),
+        ("folder_empty", ""),
+        ("folder_unknown", "valley"),
+    ):
+        yield Case("split", name, CACHE, partial(_in_split, key="", value=folder), (*words, "data_split"))
 
 
 def _in_split(place: Path, key: str, value: object) -> None:
@@ -420,30 +473,65 @@ def _in_split(place: Path, key: str, value: object) -> None:
 
 
 LISTED = Call(
-    "cache_metrics", (*ROOTS, "--split", "list.csv", "--data-split", "test", "--workers", "1", "--out", "out"),
-    (*DRIVE, "list.csv"), ("out/*.scenes",), ("out", "out/**/*"),
-)  # fmt: skip
+    "cache_metrics",
+    (*ROOTS, "--split", "list.csv", "--data-split", "test", "--workers", "1", "--out", "out"),
+    (*DRIVE, "list.csv"),
+    ("out/*.scenes",),
+    ("out", "out/**/*"),
+)
 
 
 def token_list(samples: Path) -> Iterator[Case]:
     """Splits as lists of tokens."""
     for name, change in files.befallen(9, 0):
-        yield Case("token list", name, LISTED, lambda place, change=change: change(place / "list.csv"), ("list.csv", "split list"))  # type: ignore[misc]
+        yield Case(
+            "token list",
+            name,
+            LISTED,
+            at("list.csv", change),
+            ("list.csv", "split list"),
+        )
     read = (samples / "list.csv").read_text()
     first = read.split()[1]
     for name, text in {
-        "no_header": read.partition("\n")[2], "other_header": read.replace("token", "scene", 1),
-        "only_header": "token\n", "token_twice": read + first + "\n", "token_empty": read + '""\n',
-        "token_outside": read + "../../etc/passwd\n", "token_unknown": read + "0123456789abcdef\n",
-        "token_long": read + "x" * 200_000 + "\n", "quote_open": read + '"abc\n', "nul": read + "a\0b\n",
-        "one_column_more": read.replace(first, f"{first},x"), "header_twice": "token,token\na,b\n",
-        "upper_case": read.upper().replace("TOKEN", "token"), "semicolons": read.replace("\n", ";x\n"),
+        "no_header": read.partition("\n")[2],
+        "other_header": read.replace("token", "scene", 1),
+        "only_header": "token\n",
+        "token_twice": read + first + "\n",
+        "token_empty": read + '""\n',
+        "token_outside": read + "../../etc/passwd\n",
+        "token_unknown": read + "0123456789abcdef\n",
+        "token_long": read + "x" * 200_000 + "\n",
+        "quote_open": read + '"abc\n',
+        "nul": read + "a\0b\n",
+        "one_column_more": read.replace(first, f"{first},x"),
+        "header_twice": "token,token\na,b\n",
+        "upper_case": read.upper().replace("TOKEN", "token"),
+        "semicolons": read.replace("\n", ";x\n"),
         "spreadsheet_number": read.replace(first, "1.23457E+15"),
-    }.items():  # fmt: skip
+    }.items():
         change = pickles.written(text.encode())
-        yield Case("token list", name, LISTED, lambda place, change=change: change(place / "list.csv"), ("list.csv", "split list"))  # type: ignore[misc]
-    yield Case("token list", "latin_1", LISTED, lambda place: (place / "list.csv").write_bytes(b"token\n\xe4\n"), ("list.csv", "split list"))
-    yield Case("token list", "utf16", LISTED, lambda place: (place / "list.csv").write_bytes(read.encode("utf-16")), ("list.csv", "split list"))
+        yield Case(
+            "token list",
+            name,
+            LISTED,
+            at("list.csv", change),
+            ("list.csv", "split list"),
+        )
+    yield Case(
+        "token list",
+        "latin_1",
+        LISTED,
+        lambda place: (place / "list.csv").write_bytes(b"token\n\xe4\n"),
+        ("list.csv", "split list"),
+    )
+    yield Case(
+        "token list",
+        "utf16",
+        LISTED,
+        lambda place: (place / "list.csv").write_bytes(read.encode("utf-16")),
+        ("list.csv", "split list"),
+    )
 
 
 MAKE = Call("make_demo_world", ("--root", "world", *WORLD), ("world",), ("world/**/*.*",), ("world", "world/**/*"))
@@ -452,8 +540,20 @@ MAKE = Call("make_demo_world", ("--root", "world", *WORLD), ("world",), ("world/
 def demo_world(samples: Path) -> Iterator[Case]:
     """A demo world that is there already."""
     for name, change in files.befallen(10, 0):
-        yield Case("demo world", name, MAKE, lambda place, change=change: change(place / "world/world.json"), ("world",))  # type: ignore[misc]
+        yield Case("demo world", name, MAKE, at("world/world.json", change), ("world",))
     for name, words, change in texts.changes(samples / "world/world.json", 2, 11, 1, most=15):
-        yield Case("demo world", name, MAKE, lambda place, change=change: change(place / "world/world.json"), ("world.json", *words))  # type: ignore[misc]
-    yield Case("demo world", "is_a_file", MAKE, lambda place: (shutil.rmtree(place / "world"), (place / "world").touch()), ("world",))
+        yield Case(
+            "demo world",
+            name,
+            MAKE,
+            at("world/world.json", change),
+            ("world.json", *words),
+        )
+    yield Case(
+        "demo world",
+        "is_a_file",
+        MAKE,
+        at("world", a_file),
+        ("world",),
+    )
     yield Case("demo world", "is_somebody_elses", MAKE, lambda place: (place / "world/world.json").unlink(), ("world",))

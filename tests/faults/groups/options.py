@@ -10,51 +10,86 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 
 from dpvla.config import fields_and_types, group_of
-from tests.faults.case import Call, Case
+from tests.faults.case import Call, Case, a_file, at
 from tests.faults.groups import state_based, training
 from tests.faults.groups.driving import MAKE, PACK
 from tests.faults.mutants import files, texts
 
 CONFIGS = {
-    "pretrain": "tools.pretrain:PretrainConfig", "rl_finetune": "tools.rl_finetune:FinetuneConfig",
+    "pretrain": "tools.pretrain:PretrainConfig",
+    "rl_finetune": "tools.rl_finetune:FinetuneConfig",
     "train_state_based": "dpvla.state_based.running.config:StateBasedConfig",
-    "evaluate": "tools.evaluate:Evaluate", "cache_metrics": "tools.cache_metrics:CacheMetrics",
-    "pack_images": "tools.pack_images:PackImages", "export_submission": "tools.export_submission:ExportSubmission",
+    "evaluate": "tools.evaluate:Evaluate",
+    "cache_metrics": "tools.cache_metrics:CacheMetrics",
+    "pack_images": "tools.pack_images:PackImages",
+    "export_submission": "tools.export_submission:ExportSubmission",
     "make_demo_world": "navsim_bridge.demo_world.config:DemoWorldConfig",
     "make_ogbench_data": "dpvla.state_based.data.ogbench.generation:OGBenchGeneration",
     "collect_exorl": "dpvla.state_based.data.exorl.collection_config:ExORLCollection",
-}  # fmt: skip
+}
 
 NEW_PRETRAIN = Call(
-    "pretrain", ("--config", "pretrain.yaml", "--out", "new"), training.TRAIN,
-    ("new/checkpoints/*/**/*.safetensors",), ("new", "new/**/*", "runs"), cpu_s=40,
-)  # fmt: skip
+    "pretrain",
+    ("--config", "pretrain.yaml", "--out", "new"),
+    training.TRAIN,
+    ("new/checkpoints/*/**/*.safetensors",),
+    ("new", "new/**/*", "runs"),
+    cpu_s=40,
+)
 NEW_DIPOLE = replace(training.START_DIPOLE, cpu_s=40.0)
 NEW_STATE = replace(state_based.TRAIN, cpu_s=40.0)
 SCORE = replace(training.SCORE_MODEL, cpu_s=40.0)
 EXPORT = Call(
     "export_submission",
-    ("--data-root", "world", "--split", "navtest_all", "--agent", "constant_velocity", "--team-name", "a", "--authors", "b",
-     "--email", "c", "--institution", "d", "--country", "e", "--out", "new.pkl"),
-    ("world/navsim_logs/test", "world/splits"), ("new.pkl",),
-)  # fmt: skip
+    (
+        "--data-root",
+        "world",
+        "--split",
+        "navtest_all",
+        "--agent",
+        "constant_velocity",
+        "--team-name",
+        "a",
+        "--authors",
+        "b",
+        "--email",
+        "c",
+        "--institution",
+        "d",
+        "--country",
+        "e",
+        "--out",
+        "new.pkl",
+    ),
+    ("world/navsim_logs/test", "world/splits"),
+    ("new.pkl",),
+)
 CACHE = Call(
     "cache_metrics",
     ("--data-root", "world", "--maps-root", "world/maps", "--split", "navtest_all", "--workers", "1", "--out", "new"),
     ("world/navsim_logs/test", "world/maps/nuplan-maps-v1.0.json", "world/maps/us-ma-boston", "world/splits"),
-    ("new/*.scenes",), ("new", "new/**/*"),
-)  # fmt: skip
+    ("new/*.scenes",),
+    ("new", "new/**/*"),
+)
 CALLS = {
-    "pretrain": NEW_PRETRAIN, "rl_finetune": NEW_DIPOLE, "train_state_based": NEW_STATE, "evaluate": SCORE,
-    "cache_metrics": CACHE, "pack_images": PACK, "export_submission": EXPORT, "make_demo_world": MAKE,
-    "make_ogbench_data": state_based.GENERATE, "collect_exorl": state_based.COLLECT,
-}  # fmt: skip
+    "pretrain": NEW_PRETRAIN,
+    "rl_finetune": NEW_DIPOLE,
+    "train_state_based": NEW_STATE,
+    "evaluate": SCORE,
+    "cache_metrics": CACHE,
+    "pack_images": PACK,
+    "export_submission": EXPORT,
+    "make_demo_world": MAKE,
+    "make_ogbench_data": state_based.GENERATE,
+    "collect_exorl": state_based.COLLECT,
+}
 
 TEXTUAL = {"out", "root", "env"}
 """Options of text of which almost every value is right."""
@@ -124,26 +159,59 @@ def yaml_(samples: Path) -> Iterator[Case]:
     for seed, (tool, recipe) in enumerate(recipes.items()):
         call = CALLS[tool]
         for name, change in files.befallen(170, 0):
-            yield Case("yaml", f"{tool}_{name}", call, lambda place, r=recipe, c=change: c(place / r), (recipe,))  # type: ignore[misc]
+            yield Case("yaml", f"{tool}_{name}", call, at(recipe, change), (recipe,))
         for name, words, change in texts.changes(samples / recipe, 2, 171, 2, most=40, dropped=False):
-            yield Case("yaml", f"{tool}_{name}", call, lambda place, r=recipe, c=change: c(place / r), (recipe, *words) if not words else words)  # type: ignore[misc]
+            yield Case(
+                "yaml",
+                f"{tool}_{name}",
+                call,
+                at(recipe, change),
+                words or (recipe,),
+            )
         module, _, name = CONFIGS[tool].partition(":")
         draw = random.Random(seed)
         for key, hint in _options(getattr(importlib.import_module(module), name)):
             wrong = list(_wrong_values(hint))
             for word, value in draw.sample(wrong, min(3, len(wrong))):
                 if key not in ("out", "plugin"):
-                    yield Case("yaml", f"{tool}_option_{key}_{word}", call, lambda place, r=recipe, k=key, v=value: _put(place / r, k, v), (key,))  # type: ignore[misc]
+                    yield Case(
+                        "yaml",
+                        f"{tool}_option_{key}_{word}",
+                        call,
+                        at(recipe, partial(_put, key=key, value=value)),
+                        (key,),
+                    )
         for word, value in (("null", None), ("option", "--restart"), ("list", ["a"]), ("number", 3), ("empty", "")):
             plain = replace(call, argv=tuple(w for w in call.argv if w not in ("--out", "new")))
-            yield Case("yaml", f"{tool}_out_{word}", plain, lambda place, r=recipe, v=value: _put(place / r, "out", v), ("out",))  # type: ignore[misc]
-        yield Case("yaml", f"{tool}_plugin_absent", call, lambda place, r=recipe: _put(place / r, "plugin", ["no_such_module"]),  # type: ignore[misc]
-                   ("no_such_module",))  # fmt: skip
-    for word, text in (("option_in_betas", "['0.9', '0.99', '--restart']"), ("three_betas", "[0.9, 0.99, 0.999]"),
-                       ("beta_one", "[0.9, 1.0]"), ("beta_nan", "[.nan, 0.9]"), ("one_beta", "[0.9]")):  # fmt: skip
+            yield Case(
+                "yaml",
+                f"{tool}_out_{word}",
+                plain,
+                at(recipe, partial(_put, key="out", value=value)),
+                ("out",),
+            )
+        yield Case(
+            "yaml",
+            f"{tool}_plugin_absent",
+            call,
+            at(recipe, partial(_put, key="plugin", value=["no_such_module"])),
+            ("no_such_module",),
+        )
+    for word, text in (
+        ("option_in_betas", "['0.9', '0.99', '--restart']"),
+        ("three_betas", "[0.9, 0.99, 0.999]"),
+        ("beta_one", "[0.9, 1.0]"),
+        ("beta_nan", "[.nan, 0.9]"),
+        ("one_beta", "[0.9]"),
+    ):
         value = yaml.safe_load(text)
-        yield Case("yaml", f"betas_{word}", NEW_PRETRAIN, lambda place, v=value: _put(place / "pretrain.yaml", "loop.adam_betas", v),  # type: ignore[misc]
-                   ("loop.adam_betas",))  # fmt: skip
+        yield Case(
+            "yaml",
+            f"betas_{word}",
+            NEW_PRETRAIN,
+            at("pretrain.yaml", partial(_put, key="loop.adam_betas", value=value)),
+            ("loop.adam_betas",),
+        )
 
 
 def _put(path: Path, key: str, value: Any) -> None:
@@ -176,8 +244,14 @@ def cli(samples: Path) -> Iterator[Case]:
         yield Case("cli", f"{tool}_long_word", call, _nothing, ("xxx",), options=("--" + "x" * 100_000,))
         for name, change in files.befallen(180, 0):
             if name in ("fifo", "link_to_zeros", "directory", "sparse", "deleted", "noise"):
-                yield Case("cli", f"{tool}_config_{name}", call, lambda place, c=change: _config(place, c), ("more.yaml",),  # type: ignore[misc]
-                           options=("--config", "more.yaml"))  # fmt: skip
+                yield Case(
+                    "cli",
+                    f"{tool}_config_{name}",
+                    call,
+                    partial(_config, change=change),
+                    ("more.yaml",),
+                    options=("--config", "more.yaml"),
+                )
     yield from _places()
 
 
@@ -193,15 +267,23 @@ def _config(place: Path, change: Callable[[Path], object]) -> None:
 
 def _places() -> Iterator[Case]:
     """Folders to write to, and data to read, that are no such things."""
-    for tool, option in (("pretrain", "--out"), ("cache_metrics", "--out"), ("evaluate", "--out"), ("pack_images", "--out"),
-                         ("make_ogbench_data", "--out"), ("collect_exorl", "--out"), ("train_state_based", "--out"),
-                         ("make_demo_world", "--root"), ("export_submission", "--out")):  # fmt: skip
+    for tool, option in (
+        ("pretrain", "--out"),
+        ("cache_metrics", "--out"),
+        ("evaluate", "--out"),
+        ("pack_images", "--out"),
+        ("make_ogbench_data", "--out"),
+        ("collect_exorl", "--out"),
+        ("train_state_based", "--out"),
+        ("make_demo_world", "--root"),
+        ("export_submission", "--out"),
+    ):
         call = CALLS[tool]
         words = list(call.argv)
-        at = len(words) - 1 - words[::-1].index(option)
+        place_of = len(words) - 1 - words[::-1].index(option)
         for name, target, make in (
-            ("a_file", "taken", lambda place: (place / "taken").touch()),
-            ("below_a_file", "taken/below", lambda place: (place / "taken").touch()),
+            ("a_file", "taken", at("taken", a_file)),
+            ("below_a_file", "taken/below", at("taken", a_file)),
             ("a_fifo", "taken", lambda place: os.mkfifo(place / "taken")),
             ("a_link_to_nothing", "taken", lambda place: (place / "taken").symlink_to("nowhere/at/all")),
             ("a_link_to_itself", "taken", lambda place: (place / "taken").symlink_to("taken")),
@@ -210,15 +292,41 @@ def _places() -> Iterator[Case]:
             ("empty", "", _nothing),
             ("proc", "/proc/self/out", _nothing),
             ("dev_null", "/dev/null", _nothing),
-        ):  # fmt: skip
-            changed = replace(call, argv=(*words[: at + 1], target, *words[at + 2 :]))
+        ):
+            changed = replace(call, argv=(*words[: place_of + 1], target, *words[place_of + 2 :]))
             yield Case("cli", f"{tool}_out_{name}", changed, make, (target[:40] or "empty name", option))
-    for name, value in (("file", "pretrain.yaml"), ("absent", "absent"), ("empty", ""), ("long", "x" * 5000), ("nul", "a\0b")):
-        yield Case("cli", f"data_root_{name}", NEW_PRETRAIN, _nothing, ("--data-root", "data_root", value[:40] or "empty"),
-                   options=("--data-root", value))  # fmt: skip
-        yield Case("cli", f"checkpoint_{name}", SCORE, _nothing, ("checkpoint", value[:40] or "empty"),
-                   options=("--checkpoint", value))  # fmt: skip
+    for name, value in (
+        ("file", "pretrain.yaml"),
+        ("absent", "absent"),
+        ("empty", ""),
+        ("long", "x" * 5000),
+        ("nul", "a\0b"),
+    ):
+        yield Case(
+            "cli",
+            f"data_root_{name}",
+            NEW_PRETRAIN,
+            _nothing,
+            ("--data-root", "data_root", value[:40] or "empty"),
+            options=("--data-root", value),
+        )
+        yield Case(
+            "cli",
+            f"checkpoint_{name}",
+            SCORE,
+            _nothing,
+            ("checkpoint", value[:40] or "empty"),
+            options=("--checkpoint", value),
+        )
     yield Case("cli", "device_of_nobody", SCORE, _nothing, ("--device", "device"), options=("--device", "quantum"))
-    yield Case("cli", "device_seventh", SCORE, _nothing, ("--device", "device", "cuda:7"), options=("--device", "cuda:7"))
-    yield Case("cli", "json_as_config", NEW_PRETRAIN, lambda place: (place / "x.yaml").write_text(json.dumps([1])), ("x.yaml",),
-               options=("--config", "x.yaml"))  # fmt: skip
+    yield Case(
+        "cli", "device_seventh", SCORE, _nothing, ("--device", "device", "cuda:7"), options=("--device", "cuda:7")
+    )
+    yield Case(
+        "cli",
+        "json_as_config",
+        NEW_PRETRAIN,
+        lambda place: (place / "x.yaml").write_text(json.dumps([1])),
+        ("x.yaml",),
+        options=("--config", "x.yaml"),
+    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,43 +14,77 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from dpvla.manifest import MANIFEST, write_manifest
-from tests.faults.case import Call, Case, only
+from tests.faults.case import Call, Case, a_file, only, remove
 from tests.faults.mutants import files, tensors, texts
 
 Change = Callable[[Path], object]
 TEST = ("world/navsim_logs/test", "world/sensor_blobs/test", "world/splits", "cache")
-TRAIN = ("world/navsim_logs/trainval", "world/sensor_blobs/trainval", "world/splits", "world/maps/nuplan-maps-v1.0.json",
-         "pretrain.yaml")  # fmt: skip
+TRAIN = (
+    "world/navsim_logs/trainval",
+    "world/sensor_blobs/trainval",
+    "world/splits",
+    "world/maps/nuplan-maps-v1.0.json",
+    "pretrain.yaml",
+)
 WEIGHTS = ("/checkpoints/*/**/*.safetensors", "/metrics.csv")
 
 
 def _score(run: str, name: str) -> Call:
     return Call(
         "evaluate",
-        ("--data-root", "world", "--split", "navtest_all", "--agent", "dpvla", "--checkpoint", run, "--metric-cache",
-         "cache", "--device", "cpu", "--out", "out"),
+        (
+            "--data-root",
+            "world",
+            "--split",
+            "navtest_all",
+            "--agent",
+            "dpvla",
+            "--checkpoint",
+            run,
+            "--metric-cache",
+            "cache",
+            "--device",
+            "cpu",
+            "--out",
+            "out",
+        ),
         (*TEST, f"runs/{name}/checkpoints/step_*{'3' if name == 'pre' else '4'} as checkpoint"),
         ("out/scores.csv",),
         ("out", "out/**/*"),
-    )  # fmt: skip
+    )
 
 
 SCORE_MODEL, SCORE_ADAPTERS = _score("checkpoint", "pre"), _score("checkpoint", "dip")
 RESUME_PRETRAIN = Call(
-    "pretrain", ("--config", "pretrain.yaml", "--out", "run"), (*TRAIN, "interrupted/pre as run"),
-    tuple(f"run{pattern}" for pattern in WEIGHTS), ("run", "run/**/*"),
-)  # fmt: skip
-DIPOLE_NEEDS = ("world/navsim_logs/test", "world/sensor_blobs/test", "world/splits", "world/maps/nuplan-maps-v1.0.json",
-                "cache", "dipole.yaml", "runs/pre")  # fmt: skip
+    "pretrain",
+    ("--config", "pretrain.yaml", "--out", "run"),
+    (*TRAIN, "interrupted/pre as run"),
+    tuple(f"run{pattern}" for pattern in WEIGHTS),
+    ("run", "run/**/*"),
+)
+DIPOLE_NEEDS = (
+    "world/navsim_logs/test",
+    "world/sensor_blobs/test",
+    "world/splits",
+    "world/maps/nuplan-maps-v1.0.json",
+    "cache",
+    "dipole.yaml",
+    "runs/pre",
+)
 RESUME_DIPOLE = Call(
-    "rl_finetune", ("--config", "dipole.yaml", "--out", "run", "--tokens.directory", "tokens"),
-    (*DIPOLE_NEEDS, "tokens", "interrupted/dip as run"), tuple(f"run{pattern}" for pattern in WEIGHTS),
+    "rl_finetune",
+    ("--config", "dipole.yaml", "--out", "run", "--tokens.directory", "tokens"),
+    (*DIPOLE_NEEDS, "tokens", "interrupted/dip as run"),
+    tuple(f"run{pattern}" for pattern in WEIGHTS),
     ("run", "run/**/*", "tokens", "tokens/*"),
-)  # fmt: skip
+)
 START_DIPOLE = Call(
-    "rl_finetune", ("--config", "dipole.yaml", "--out", "new", "--tokens.directory", "tokens"),
-    (*DIPOLE_NEEDS, "tokens"), tuple(f"new{pattern}" for pattern in WEIGHTS), ("new", "new/**/*", "tokens", "tokens/*"),
-)  # fmt: skip
+    "rl_finetune",
+    ("--config", "dipole.yaml", "--out", "new", "--tokens.directory", "tokens"),
+    (*DIPOLE_NEEDS, "tokens"),
+    tuple(f"new{pattern}" for pattern in WEIGHTS),
+    ("new", "new/**/*", "tokens", "tokens/*"),
+)
 STEP = {"pre": "step_00000002", "dip": "step_00000003", "state": "step_00000006"}
 
 
@@ -61,9 +97,18 @@ def reseal(path: Path) -> None:
 
 
 def everything(
-    group: str, call: Call, samples: Path, at: str, pristine: str, seed: int, words: tuple[str, ...], other: Path | None = None,
-    flips: int = 6, each: int = 1, most: int = 25,
-) -> Iterator[Case]:  # fmt: skip
+    group: str,
+    call: Call,
+    samples: Path,
+    at: str,
+    pristine: str,
+    seed: int,
+    words: tuple[str, ...],
+    other: Path | None = None,
+    flips: int = 6,
+    each: int = 1,
+    most: int = 25,
+) -> Iterator[Case]:
     """Everything that can befall a file, and, under manifests made right again, everything it could say instead.
 
     Args:
@@ -96,9 +141,17 @@ def checkpoint(samples: Path) -> Iterator[Case]:
     pristine = f"runs/pre/checkpoints/{'step_00000003'}"
     for file in ("model/model.safetensors", "model/config.json", "run.yaml"):
         other = Path("checkpoint/run.yaml" if file.endswith("config.json") else "checkpoint/model/config.json")
-        yield from everything("checkpoint", SCORE_MODEL, samples, f"checkpoint/{file}", f"{pristine}/{file}", 70,
-                           ("checkpoint",) if file.endswith(".safetensors") else (), other, most=40)  # fmt: skip
-    config = samples / pristine / "model/config.json"
+        yield from everything(
+            "checkpoint",
+            SCORE_MODEL,
+            samples,
+            f"checkpoint/{file}",
+            f"{pristine}/{file}",
+            70,
+            ("checkpoint",) if file.endswith(".safetensors") else (),
+            other,
+            most=40,
+        )
     for name, keys, value in (
         ("timm_checkpoint_path", ("encoder", "options", "checkpoint_path"), "/etc/passwd"),
         ("timm_pretrained_cfg", ("encoder", "options", "pretrained_cfg"), {"file": "/etc/passwd"}),
@@ -114,19 +167,32 @@ def checkpoint(samples: Path) -> Iterator[Case]:
         ("head_huge", ("head", "width"), 1 << 20),
         ("head_blocks_huge", ("head", "blocks"), ["1000000 modulated self mlp"]),
         ("steps_huge", ("diffusion", "num_steps"), 10**9),
-    ):  # fmt: skip
-        yield Case("checkpoint", f"config_{name}", SCORE_MODEL,
-                   lambda place, k=keys, v=value: _set(place / "checkpoint/model" / config.name, ("model", *k), v),  # type: ignore[misc]
-                   ("config.json", keys[-1]))  # fmt: skip
-    yield Case("checkpoint", "of_another_run", SCORE_MODEL,
-               lambda place: _swap_model(place, samples / "runs/dip/checkpoints/step_00000004/model"),
-               ("model",))  # fmt: skip
-    yield Case("checkpoint", "model_absent", SCORE_MODEL, lambda place: shutil.rmtree(place / "checkpoint/model"), ("checkpoint",))
-    yield Case("checkpoint", "model_a_file", SCORE_MODEL,
-               lambda place: (shutil.rmtree(place / "checkpoint/model"), (place / "checkpoint/model").touch()),
-               ("checkpoint",))  # fmt: skip
-    yield Case("checkpoint", "a_file", SCORE_MODEL,
-               lambda place: (shutil.rmtree(place / "checkpoint"), (place / "checkpoint").touch()), ("checkpoint",))  # fmt: skip
+    ):
+        yield Case(
+            "checkpoint",
+            f"config_{name}",
+            SCORE_MODEL,
+            partial(_configured, keys=keys, value=value),
+            ("config.json", keys[-1]),
+        )
+    yield Case(
+        "checkpoint",
+        "of_another_run",
+        SCORE_MODEL,
+        lambda place: _swap_model(place, samples / "runs/dip/checkpoints/step_00000004/model"),
+        ("model",),
+    )
+    yield Case(
+        "checkpoint",
+        "model_absent",
+        SCORE_MODEL,
+        lambda place: shutil.rmtree(place / "checkpoint/model"),
+        ("checkpoint",),
+    )
+    yield Case(
+        "checkpoint", "model_a_file", SCORE_MODEL, lambda place: a_file(place / "checkpoint/model"), ("checkpoint",)
+    )
+    yield Case("checkpoint", "a_file", SCORE_MODEL, lambda place: a_file(place / "checkpoint"), ("checkpoint",))
 
 
 def _set(path: Path, keys: tuple[str, ...], value: object) -> None:
@@ -137,6 +203,14 @@ def _set(path: Path, keys: tuple[str, ...], value: object) -> None:
     holder[keys[-1]] = value
     path.write_text(json.dumps(content))
     reseal(path)
+
+
+def _configured(place: Path, keys: tuple[str, ...], value: object) -> None:
+    _set(place / "checkpoint/model/config.json", ("model", *keys), value)
+
+
+def _of_policy(place: Path, name: str) -> None:
+    _set(place / "checkpoint/adapters/sampling.json", ("policies",), [name, "negative"])
 
 
 def _swap_model(place: Path, model: Path) -> None:
@@ -150,18 +224,34 @@ def _swap_model(place: Path, model: Path) -> None:
 def adapter(samples: Path) -> Iterator[Case]:
     """The adapters of a checkpoint that is evaluated."""
     pristine = "runs/dip/checkpoints/step_00000004"
-    for file in ("adapters/positive/adapter_model.safetensors", "adapters/negative/adapter_config.json",
-                 "adapters/sampling.json"):  # fmt: skip
-        yield from everything("adapter", SCORE_ADAPTERS, samples, f"checkpoint/{file}", f"{pristine}/{file}", 80, ("adapters",),
-                           Path("checkpoint/run.yaml"), flips=4, each=2, most=30)  # fmt: skip
+    for file in (
+        "adapters/positive/adapter_model.safetensors",
+        "adapters/negative/adapter_config.json",
+        "adapters/sampling.json",
+    ):
+        yield from everything(
+            "adapter",
+            SCORE_ADAPTERS,
+            samples,
+            f"checkpoint/{file}",
+            f"{pristine}/{file}",
+            80,
+            ("adapters",),
+            Path("checkpoint/run.yaml"),
+            flips=4,
+            each=2,
+            most=30,
+        )
     at = Path("checkpoint/adapters")
-    yield Case("adapter", "one_absent", SCORE_ADAPTERS, lambda place: shutil.rmtree(place / at / "negative"), ("negative",))
+    yield Case(
+        "adapter", "one_absent", SCORE_ADAPTERS, lambda place: shutil.rmtree(place / at / "negative"), ("negative",)
+    )
     yield Case("adapter", "exchanged", SCORE_ADAPTERS, lambda place: _exchange(place / at), ("positive", "negative"))
     yield Case("adapter", "all_absent", SCORE_ADAPTERS, lambda place: shutil.rmtree(place / at), ("adapters",))
     for name, target in (("outside", "../../../x"), ("absolute", "/etc"), ("empty", ""), ("long", "x" * 5000)):
-        yield Case("adapter", f"policy_{name}", SCORE_ADAPTERS,
-                   lambda place, t=target: _set(place / at / "sampling.json", ("policies",), [t, "negative"]),  # type: ignore[misc]
-                   ("sampling.json", "policies"))  # fmt: skip
+        yield Case(
+            "adapter", f"policy_{name}", SCORE_ADAPTERS, partial(_of_policy, name=target), ("sampling.json", "policies")
+        )
 
 
 def _exchange(adapters: Path) -> None:
@@ -173,26 +263,63 @@ def _exchange(adapters: Path) -> None:
 def resume_pretrain(samples: Path) -> Iterator[Case]:
     """The state that pretraining goes on from."""
     at = f"checkpoints/{STEP['pre']}"
-    for file in ("model/model.safetensors", "trainer_state/weights.safetensors", "trainer_state/ema.safetensors",
-                 "trainer_state/optimizer.safetensors", "trainer_state/loop.json"):  # fmt: skip
-        yield from everything("resume", RESUME_PRETRAIN, samples, f"run/{at}/{file}", f"interrupted/pre/{at}/{file}", 90,
-                           (STEP["pre"],), Path(f"run/{at}/run.yaml"), flips=3)  # fmt: skip
+    for file in (
+        "model/model.safetensors",
+        "trainer_state/weights.safetensors",
+        "trainer_state/ema.safetensors",
+        "trainer_state/optimizer.safetensors",
+        "trainer_state/loop.json",
+    ):
+        yield from everything(
+            "resume",
+            RESUME_PRETRAIN,
+            samples,
+            f"run/{at}/{file}",
+            f"interrupted/pre/{at}/{file}",
+            90,
+            (STEP["pre"],),
+            Path(f"run/{at}/run.yaml"),
+            flips=3,
+        )
 
 
 def resume_dipole(samples: Path) -> Iterator[Case]:
     """The state that DIPOLE goes on from, but for its buffer."""
     at = f"checkpoints/{STEP['dip']}"
-    for file in ("model/model.safetensors", "trainer_state/weights.safetensors", "trainer_state/optimizer.safetensors",
-                 "adapters/positive/adapter_model.safetensors", "trainer_state/loop.json"):  # fmt: skip
-        yield from everything("resume dipole", RESUME_DIPOLE, samples, f"run/{at}/{file}", f"interrupted/dip/{at}/{file}", 95,
-                           (STEP["dip"],), None, flips=2)  # fmt: skip
+    for file in (
+        "model/model.safetensors",
+        "trainer_state/weights.safetensors",
+        "trainer_state/optimizer.safetensors",
+        "adapters/positive/adapter_model.safetensors",
+        "trainer_state/loop.json",
+    ):
+        yield from everything(
+            "resume dipole",
+            RESUME_DIPOLE,
+            samples,
+            f"run/{at}/{file}",
+            f"interrupted/dip/{at}/{file}",
+            95,
+            (STEP["dip"],),
+            None,
+            flips=2,
+        )
 
 
 def buffer(samples: Path) -> Iterator[Case]:
     """The roll-outs of a cycle under way."""
     at = f"run/checkpoints/{STEP['dip']}/trainer_state/buffer.safetensors"
-    yield from everything("buffer", RESUME_DIPOLE, samples, at, at.replace("run/", "interrupted/dip/", 1), 100, (STEP["dip"],),
-                       None, flips=6)  # fmt: skip
+    yield from everything(
+        "buffer",
+        RESUME_DIPOLE,
+        samples,
+        at,
+        at.replace("run/", "interrupted/dip/", 1),
+        100,
+        (STEP["dip"],),
+        None,
+        flips=6,
+    )
 
     def case(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Case:
         def mutate(place: Path) -> None:
@@ -218,14 +345,29 @@ def tokens(samples: Path) -> Iterator[Case]:
     """A cache of the encoder's tokens, which a new run finds."""
     again = "a file that is missing is made again, as all that a cache holds"
     for file in ("shard_00000.safetensors", "manifest.json", "description.json"):
-        for case in everything("tokens", START_DIPOLE, samples, f"tokens/{file}", f"tokens/{file}", 110, ("tokens",), None, flips=8,
-                            most=20):  # fmt: skip
+        for case in everything(
+            "tokens",
+            START_DIPOLE,
+            samples,
+            f"tokens/{file}",
+            f"tokens/{file}",
+            110,
+            ("tokens",),
+            None,
+            flips=8,
+            most=20,
+        ):
             if not case.name.partition("_")[2].startswith("sealed") and "sealed_" not in case.name:
                 yield case
-    yield Case("tokens", "folder_a_file", START_DIPOLE,
-               lambda place: (shutil.rmtree(place / "tokens"), (place / "tokens").touch()), ("tokens",))  # fmt: skip
-    yield Case("tokens", "shard_linked_out", START_DIPOLE, lambda place: _linked_out(place / "tokens/shard_00000.safetensors"),
-               ("shard_00000",), accepted=again)  # fmt: skip
+    yield Case("tokens", "folder_a_file", START_DIPOLE, lambda place: a_file(place / "tokens"), ("tokens",))
+    yield Case(
+        "tokens",
+        "shard_linked_out",
+        START_DIPOLE,
+        lambda place: _linked_out(place / "tokens/shard_00000.safetensors"),
+        ("shard_00000",),
+        accepted=again,
+    )
 
 
 def _linked_out(path: Path) -> None:
@@ -236,8 +378,18 @@ def _linked_out(path: Path) -> None:
 def run_directory(samples: Path) -> Iterator[Case]:
     """What stands beside the checkpoints of a run."""
     for file in ("run.yaml", "metrics.csv", f"checkpoints/{STEP['pre']}/run.yaml"):
-        yield from everything("run directory", RESUME_PRETRAIN, samples, f"run/{file}", f"interrupted/pre/{file}", 120,
-                           (file, "run"), None, flips=0, most=40)  # fmt: skip
+        yield from everything(
+            "run directory",
+            RESUME_PRETRAIN,
+            samples,
+            f"run/{file}",
+            f"interrupted/pre/{file}",
+            120,
+            (file, "run"),
+            None,
+            flips=0,
+            most=40,
+        )
 
     def case(name: str, change: Callable[[Path], object], *words: str) -> Case:
         return Case("run directory", name, RESUME_PRETRAIN, lambda place: change(place / "run"), words)
@@ -245,27 +397,51 @@ def run_directory(samples: Path) -> Iterator[Case]:
     newer = "checkpoints/step_00000009"
     yield case("newer_checkpoint_empty", lambda run: (run / newer).mkdir(), "step_00000009")
     yield case("newer_checkpoint_a_file", lambda run: (run / newer).touch(), "step_00000009")
-    yield case("newer_checkpoint_half", lambda run: shutil.copytree(run / f"checkpoints/{STEP['pre']}/model", run / newer / "model"), "step_00000009")
-    yield case("newer_checkpoint_same", lambda run: shutil.copytree(run / f"checkpoints/{STEP['pre']}", run / newer), "step_00000009", "9")
-    yield case("step_huge", lambda run: shutil.copytree(run / f"checkpoints/{STEP['pre']}", run / ("checkpoints/step_" + "9" * 30)), "step_9", "9999")
-    yield case("checkpoints_a_file", lambda run: (shutil.rmtree(run / "checkpoints"), (run / "checkpoints").touch()), "checkpoints", "run")
+    yield case(
+        "newer_checkpoint_half",
+        lambda run: shutil.copytree(run / f"checkpoints/{STEP['pre']}/model", run / newer / "model"),
+        "step_00000009",
+    )
+    yield case(
+        "newer_checkpoint_same",
+        lambda run: shutil.copytree(run / f"checkpoints/{STEP['pre']}", run / newer),
+        "step_00000009",
+        "9",
+    )
+    yield case(
+        "step_huge",
+        lambda run: shutil.copytree(run / f"checkpoints/{STEP['pre']}", run / ("checkpoints/step_" + "9" * 30)),
+        "step_9",
+        "9999",
+    )
+    yield case(
+        "checkpoints_a_file",
+        lambda run: a_file(run / "checkpoints"),
+        "checkpoints",
+        "run",
+    )
     yield case("checkpoints_linked_out", lambda run: _linked_out(run / "checkpoints"), "checkpoints")
-    yield case("lock_a_folder", lambda run: ((run / ".lock").unlink(missing_ok=True), (run / ".lock").mkdir()), ".lock")
-    yield case("lock_a_fifo", lambda run: files_fifo(run / ".lock"), ".lock")
+    yield case("lock_a_folder", lambda run: _emptied(run / ".lock"), ".lock")
+    yield case("lock_a_fifo", lambda run: _fifo(run / ".lock"), ".lock")
     yield case("lock_linked_out", lambda run: _link(run / ".lock", run.parent / "pretrain.yaml"), ".lock")
     yield case("tracking_a_file", lambda run: (run / "tracking").touch(), "tracking")
-    yield case("is_a_file", lambda run: (shutil.rmtree(run), run.touch()), "run")
-    yield case("holds_other_things", lambda run: (shutil.rmtree(run), run.mkdir(), (run / "thesis.tex").touch()), "thesis.tex")
+    yield case("is_a_file", lambda run: a_file(run), "run")
+    yield case("holds_other_things", lambda run: _emptied(run, "thesis.tex"), "thesis.tex")
     yield case("config_of_another_tool", lambda run: _other_run(run, "config", {"env": "x"}), "run.yaml", "run")
     yield case("trained_on_nothing", lambda run: _other_run(run, "trained_on", []), "run.yaml", "trained_on")
 
 
-def files_fifo(path: Path) -> None:
-    """A FIFO in the place of a file."""
-    import os
-
+def _fifo(path: Path) -> None:
     path.unlink(missing_ok=True)
     os.mkfifo(path)
+
+
+def _emptied(path: Path, holds: str = "") -> None:
+    """An empty folder in the place of a file or folder, or one that holds an empty file."""
+    remove(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.mkdir()
+    if holds:
+        (path / holds).touch()
 
 
 def _link(path: Path, target: Path) -> None:

@@ -32,8 +32,8 @@ def befallen(seed: int, flips: int, other: Path | None = None) -> Iterator[tuple
     yield "noise", lambda path: _write(path, random.Random(seed).randbytes(path.stat().st_size))
     yield "sparse", _sparse
     yield "deleted", _away
-    yield "directory", lambda path: (_away(path), path.mkdir())
-    yield "fifo", lambda path: (_away(path), os.mkfifo(path))
+    yield "directory", _directory
+    yield "fifo", _fifo
     yield "link_to_zeros", lambda path: _link(path, "/dev/zero")
     yield "link_to_nothing", lambda path: _link(path, "nothing")
     yield "link_to_itself", lambda path: _link(path, path.name)
@@ -70,6 +70,16 @@ def _flip(where: float, bit: int) -> Change:
 
 def _away(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _directory(path: Path) -> None:
+    _away(path)
+    path.mkdir()
+
+
+def _fifo(path: Path) -> None:
+    _away(path)
+    os.mkfifo(path)
 
 
 def _link(path: Path, target: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 COMMAND = "touch OWNED"
 
 
@@ -48,26 +49,53 @@ def _dtype(code: str, *state: Any) -> bytes:
 
 
 def _array(shape: tuple[int, ...], dtype: bytes, data: bytes, fortran: bool = False, version: int = 1) -> bytes:
-    made = named("numpy._core.multiarray", "_reconstruct") + b"(" + named("numpy", "ndarray") + piece((0,)) + piece(b"b") + b"tR"  # fmt: skip
+    made = (
+        named("numpy._core.multiarray", "_reconstruct")
+        + b"("
+        + named("numpy", "ndarray")
+        + piece((0,))
+        + piece(b"b")
+        + b"tR"
+    )
     return made + b"(" + piece(version) + piece(shape) + dtype + piece(fortran) + piece(data) + b"tb"
 
 
 def _structured(flags: int, inner: bytes) -> bytes:
     """dtype V8 with a field of another kind, whose flags say what they like."""
-    return (named("numpy", "dtype") + piece(("V8", False, True)) + b"R" + b"(" + piece(3) + piece("|") + b"N"
-            + piece(("f",)) + b"}" + piece("f") + inner + piece(0) + b"\x86s" + piece(8) + piece(1) + piece(flags)
-            + b"tb")  # fmt: skip
+    return (
+        named("numpy", "dtype")
+        + piece(("V8", False, True))
+        + b"R"
+        + b"("
+        + piece(3)
+        + piece("|")
+        + b"N"
+        + piece(("f",))
+        + b"}"
+        + piece("f")
+        + inner
+        + piece(0)
+        + b"\x86s"
+        + piece(8)
+        + piece(1)
+        + piece(flags)
+        + b"tb"
+    )
 
 
 def values() -> Iterator[tuple[str, bytes]]:
     """Names and pickled values that no reader should make."""
     # Code.
     for name, (module, function) in {
-        "os_system": ("os", "system"), "posix_system": ("posix", "system"), "nt_system": ("nt", "system"),
+        "os_system": ("os", "system"),
+        "posix_system": ("posix", "system"),
+        "nt_system": ("nt", "system"),
         "numpy_runstring": ("numpy.testing._private.utils", "runstring"),
-        "dotted": ("os", "path.os.system"), "subprocess": ("subprocess", "getoutput"),
-        "through_numpy": ("numpy", "f2py.os.system"), "through_collections": ("collections", "_sys.modules"),
-    }.items():  # fmt: skip
+        "dotted": ("os", "path.os.system"),
+        "subprocess": ("subprocess", "getoutput"),
+        "through_numpy": ("numpy", "f2py.os.system"),
+        "through_collections": ("collections", "_sys.modules"),
+    }.items():
         yield f"code_{name}", _call(module, function, COMMAND)
     yield "code_eval", _call("builtins", "eval", f"__import__('os').system({COMMAND!r})")
     yield "code_exec", _call("builtins", "exec", "open('OWNED', 'w')")
@@ -115,7 +143,16 @@ def values() -> Iterator[tuple[str, bytes]]:
     yield "array_version", _array((1,), _dtype("f8"), address, version=-7)
     yield "scalar_of_objects", named("numpy._core.multiarray", "scalar") + b"(" + _dtype("O8") + piece(address) + b"tR"
     yield "scalar_shorter", named("numpy._core.multiarray", "scalar") + b"(" + _dtype("f8") + piece(b"a") + b"tR"
-    yield "frombuffer", named("numpy._core.numeric", "_frombuffer") + b"(" + piece(address) + _dtype("O8") + piece((1,)) + piece("C") + b"tR"  # fmt: skip
+    yield (
+        "frombuffer",
+        named("numpy._core.numeric", "_frombuffer")
+        + b"("
+        + piece(address)
+        + _dtype("O8")
+        + piece((1,))
+        + piece("C")
+        + b"tR",
+    )
     # Without end.
     yield "deep_list", b"]" * 100_000 + b"a" * 99_999
     yield "deep_tuple", b")" + b"\x85" * 100_000
@@ -169,9 +206,19 @@ def _operations(pickled: bytes) -> list[tuple[str, Any, bytes]]:
 
 
 _VALUES = {
-    "BINFLOAT", "BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINBYTES", "BINBYTES",
-    "NONE", "NEWTRUE", "NEWFALSE",
-}  # fmt: skip
+    "BINFLOAT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "SHORT_BINBYTES",
+    "BINBYTES",
+    "NONE",
+    "NEWTRUE",
+    "NEWFALSE",
+}
 
 
 def in_place_of(pickled: bytes, where: float | str, value: bytes) -> bytes:
@@ -222,9 +269,21 @@ def plain(content: Any) -> bytes:
 
 
 WRONG_NUMBERS: tuple[tuple[str, Any], ...] = (
-    ("none", None), ("text", "1.0"), ("texts", ["a", "b", "c"]), ("nan", float("nan")), ("infinite", float("inf")),
-    ("mapping", {}), ("nan_array", np.full(3, np.nan)), ("empty_array", np.zeros(0)), ("long_array", np.zeros(1000)),
-    ("object_array", np.array([1, None, "a"], dtype=object)), ("complex", 1j), ("huge", 1e300), ("bytes", b"abc"),
-    ("text_array", np.array(["1.0", "2.0", "3.0"])), ("long_text", "x" * 100_000), ("bool", True),
-)  # fmt: skip
+    ("none", None),
+    ("text", "1.0"),
+    ("texts", ["a", "b", "c"]),
+    ("nan", float("nan")),
+    ("infinite", float("inf")),
+    ("mapping", {}),
+    ("nan_array", np.full(3, np.nan)),
+    ("empty_array", np.zeros(0)),
+    ("long_array", np.zeros(1000)),
+    ("object_array", np.array([1, None, "a"], dtype=object)),
+    ("complex", 1j),
+    ("huge", 1e300),
+    ("bytes", b"abc"),
+    ("text_array", np.array(["1.0", "2.0", "3.0"])),
+    ("long_text", "x" * 100_000),
+    ("bool", True),
+)
 """Values that are no right value of any key that is read."""

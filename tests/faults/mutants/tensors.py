@@ -69,7 +69,10 @@ def _headers(pristine: Path) -> Iterator[tuple[str, bytes]]:
     yield "type_missing", packed({**header, name: {k: v for k, v in header[name].items() if k != "dtype"}})
     others = [key for key in header if key not in (name, "__metadata__")]
     if others:
-        yield "offsets_overlapping", packed({**header, name: {**header[name], **{"data_offsets": header[others[0]]["data_offsets"]}}})  # fmt: skip
+        yield (
+            "offsets_overlapping",
+            packed({**header, name: {**header[name], **{"data_offsets": header[others[0]]["data_offsets"]}}}),
+        )
 
 
 def _written(tensors: Tensors, reseal: Reseal | None) -> Change:

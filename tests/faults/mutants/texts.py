@@ -35,8 +35,12 @@ def damaged_documents(read: bytes, is_yaml: bool) -> Iterator[tuple[str, bytes]]
     yield "huge_number", b'{"format": ' + b"9" * 100_000 + b"}\n"
     if is_yaml:
         yield "python_tag", b"config: !!python/object/apply:os.system ['touch OWNED']\n"
-        yield "bomb", b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
-            b"%c: &%c [%s]\n" % (n, n, b",".join([b"*%c" % (n - 1)] * 9)) for n in range(ord("b"), ord("m"))
+        yield (
+            "bomb",
+            b"a: &a [x,x,x,x,x,x,x,x,x]\n"
+            + b"".join(
+                b"%c: &%c [%s]\n" % (n, n, b",".join([b"*%c" % (n - 1)] * 9)) for n in range(ord("b"), ord("m"))
+            ),
         )
         yield "self_reference", b"config: &a [*a]\ntrained_on: *a\n"
         yield "tab", b"config:\n\ta: 1\n"
@@ -110,7 +114,12 @@ Reseal = Callable[[Path], object]
 
 
 def changes(
-    pristine: Path, depth: int, seed: int, each: int, reseal: Reseal | None = None, most: int | None = None,
+    pristine: Path,
+    depth: int,
+    seed: int,
+    each: int,
+    reseal: Reseal | None = None,
+    most: int | None = None,
     dropped: bool = True,
 ) -> Iterator[tuple[str, tuple[str, ...], Callable[[Path], object]]]:
     """Names, words and changes of a JSON or YAML file, whose pristine version is read for its keys."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from dpvla.cli import reporting_errors
 from dpvla.files import write_json
 from dpvla.provenance import made_by
 from navsim_bridge.golden.v1 import read_golden
@@ -76,6 +77,7 @@ def measure(name: str, cache: MetricCache, batch_size: int, repeats: int, made_i
     }
 
 
+@reporting_errors
 def main(argv: list[str] | None = None) -> int:
     """Print the table; returns the exit status."""
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)

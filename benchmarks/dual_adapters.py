@@ -34,6 +34,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from dpvla.cli import reporting_errors
 from dpvla.diffusion import combine
 from dpvla.files import check_file, write_json
 from dpvla.models.adapter_files import save_adapters
@@ -202,6 +203,7 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+@reporting_errors
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, write."""
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)

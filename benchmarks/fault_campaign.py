@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dpvla.cli import reporting_errors
 from dpvla.files import write_json
 from dpvla.parallel import available_cores
 from tests.faults import campaign, crash_points, sample
@@ -28,6 +29,7 @@ from tests.faults.case import Outcome
 from tests.faults.server import Server, Servers
 
 
+@reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

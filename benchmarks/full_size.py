@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.dipole import Dipole
+from dpvla.cli import reporting_errors
 from dpvla.device import usable_device
 from dpvla.encoders.config import FlorenceConfig
 from dpvla.files import check_file, write_json
@@ -206,6 +207,7 @@ def bytes_of(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
+@reporting_errors
 def main(argv: list[str] | None = None) -> None:
     """Run both halves and, if asked for, write what was found as JSON."""
     parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.dipole import Dipole
+from dpvla.cli import reporting_errors
 from dpvla.costs.plan import outlined
 from dpvla.encoders.config import FlorenceConfig
 from dpvla.files import write_json
@@ -522,6 +523,7 @@ def stopped_after(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@reporting_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the parts, print the table and, if asked for, write it as JSON; 1 if a part failed."""
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)

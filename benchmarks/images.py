@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from dpvla import files
+from dpvla.cli import reporting_errors
 from dpvla.sensors import Sensors
 from navsim_bridge.data.image_store import MANIFEST, ImageStore, shard_name
 from navsim_bridge.data.images import Size, read_image, read_images, read_images_on_gpu, read_with_pillow
@@ -32,6 +33,7 @@ STORED = 64
 """Scenes of the store that is read."""
 
 
+@reporting_errors
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

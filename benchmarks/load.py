@@ -43,6 +43,7 @@ from torch import Tensor
 
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.dipole import ADAPTERS, Dipole
+from dpvla.cli import reporting_errors
 from dpvla.files import check_file, write_json
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.provenance import made_by
@@ -450,6 +451,7 @@ def status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+@reporting_errors
 def main(argv: list[str] | None = None) -> int:
     """Measure the parts and, if asked for, write the numbers as JSON; returns 1 where a bound is passed."""
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)

@@ -28,6 +28,7 @@ import pyogrio
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dpvla.cli import reporting_errors
 from dpvla.files import write_json
 from dpvla.provenance import made_by
 from navsim_bridge.demo_world.config import LOCATIONS
@@ -137,6 +138,7 @@ def measure(root: Path, shared: Path | None, workers: int, options: tuple[int, i
     return {"maps": "shared files" if shared else "own copy", "workers": workers, **means}
 
 
+@reporting_errors
 def main(argv: list[str] | None = None) -> int:
     """Print the table; returns the exit status."""
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)

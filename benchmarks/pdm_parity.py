@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dpvla.cli import reporting_errors
 from dpvla.files import write_json
 from dpvla.provenance import made_by
 from navsim_bridge.golden import v2
@@ -208,6 +209,7 @@ def _write(options: Any, paths: list[Path], results: dict[str, Scored]) -> None:
     write_json(options.out.with_name(f"{options.out.stem}.provenance.json"), about)
 
 
+@reporting_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the comparison; returns the exit status."""
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpvla.cli import reporting_errors
 from dpvla.files import check_file, write_json
 from dpvla.provenance import made_by
 from navsim_bridge.golden.v1 import GoldenScene, read_golden
@@ -223,6 +224,7 @@ def _peak_mb(device: str) -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+@reporting_errors
 def main(argv: list[str] | None = None) -> int:
     """Measure all rows, print the table and write the file; returns the exit status."""
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)

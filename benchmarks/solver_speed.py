@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dpvla import files
+from dpvla.cli import reporting_errors
 from dpvla.diffusion import DPMSolver, VPLinearSchedule
 from dpvla.diffusion.samplers.dpm import diffusers_scheduler
 
@@ -21,6 +22,7 @@ SHAPES = ((1, 1, 8, 4), (64, 12, 8, 4))
 """(scene, candidate, pose, channel): one plan, and a call of roll-outs."""
 
 
+@reporting_errors
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

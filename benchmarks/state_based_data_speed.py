@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpvla.cli import reporting_errors
 from dpvla.files import write_json
 from dpvla.provenance import made_by
 from dpvla.state_based.data.exorl.rewards import rewards_of
@@ -61,6 +62,7 @@ def full_reset(env: Any, states: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.array(rewards, np.float32)
 
 
+@reporting_errors
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("--rows", type=int, default=240, help="steps, states or rows of one measurement")

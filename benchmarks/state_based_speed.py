@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpvla.cli import reporting_errors
 from dpvla.files import write_json
 from dpvla.provenance import made_by
 from dpvla.state_based.agents.config import AgentConfig
@@ -226,6 +227,7 @@ def contestants(options: Namespace, device: torch.device) -> dict[str, Contestan
     return found
 
 
+@reporting_errors
 def main(argv: list[str] | None = None) -> None:
     """Measure, print a table and, if asked for, write it as JSON."""
     parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dpvla.cli import reporting_errors
 from dpvla.files import write_json
 from dpvla.provenance import made_by
 from navsim_bridge.agents import find_agent
@@ -288,6 +289,7 @@ def report(rows: Sequence[Row], costs: Sequence[Caching]) -> str:
     return "\n".join(lines)
 
 
+@reporting_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; returns the exit status."""
     assert __doc__ is not None

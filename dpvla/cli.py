@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
@@ -44,6 +44,7 @@ from dpvla.registry import RegistryError, import_plugin
 
 DEBUG = "--debug"
 """Option of every tool: tracebacks behind what errors say."""
+Result = TypeVar("Result")
 _debugging: ContextVar[bool] = ContextVar("_debugging", default=False)
 _looking_up: ContextVar[bool] = ContextVar("_looking_up", default=False)
 
@@ -62,8 +63,6 @@ def parse(
         default_config: YAML file that is read, and named on the terminal, when no --config is given.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _debugging.set(DEBUG in arguments)
-    arguments = [word for word in arguments if word != DEBUG]
     try:
         files: list[Path | str] = []
         while (path := _take_option(arguments, "--config")) is not None:
@@ -329,26 +328,60 @@ def _list_options(config_class: type, prefix: str = "") -> Iterator[str]:
             yield _option(prefix + field.name)
 
 
-def reporting_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """A tool's ``main`` whose errors end it with one line; ``--debug`` shows the traceback as well.
+def reporting_errors(main: Callable[..., Result]) -> Callable[..., Result]:
+    """A program's ``main`` whose errors end it with one line; ``--debug`` shows the traceback as well.
 
     Expected are bad input, missing or unusable files, a full disk, missing packages, too little memory, interruption.
-    What is not expected is said to be a fault here.
+    What is not expected is said to be a fault here. ``--debug`` is taken out of what ``main`` is given, or out of
+    ``sys.argv``.
     """
 
     @functools.wraps(main)
-    def run(*arguments: Any) -> None:
+    def run(argv: Sequence[str] | None = None) -> Result:
+        given = list(sys.argv[1:] if argv is None else argv)
+        token = _debugging.set(DEBUG in given)
+        words = [word for word in given if word != DEBUG]
+        if argv is None:
+            sys.argv[1:] = words
         try:
-            main(*arguments)
+            result = main() if argv is None else main(words)
+            _say_all()
+            return result
+        except SystemExit:
+            with suppress(OSError):
+                _say_all()
+            raise
         except KeyboardInterrupt as interruption:
             print(str(interruption) or "interrupted", file=sys.stderr)
             raise SystemExit(130) from None
         except Exception as error:
             if _debugging.get():
                 traceback.print_exception(error)
-            raise SystemExit(f"error: {_said(error)}") from error
+            text = _said(error)
+            try:
+                _say_all()
+            except OSError as closed:
+                text = str(closed)
+            raise SystemExit(f"error: {text}") from error
+        finally:
+            _debugging.reset(token)
 
     return run
+
+
+def _say_all() -> None:
+    """Print what is printed so far. OSError where nobody takes it, as behind ``| head``; then nothing waits any more.
+
+    At the end of a program Python would say that by itself, in lines of its own.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise OSError(f"standard output: {error.strerror}: not everything could be printed") from None
 
 
 _EXPECTED = (ValueError, OSError, FloatingPointError, ImportError)

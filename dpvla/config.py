@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
@@ -144,11 +145,15 @@ def group_of(hint: Any) -> tuple[type | None, OneOf | None]:
     return (hint if dataclasses.is_dataclass(hint) else None), choice  # type: ignore[return-value]
 
 
-def fields_and_types(config_class: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+def fields_and_types(config_class: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
     """Every field of a config class with its type, marks included."""
+    return _fields_and_types(config_class)
+
+
+@functools.cache  # types are read from their texts
+def _fields_and_types(config_class: Any) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
     hints = typing.get_type_hints(config_class, include_extras=True)
-    for field in dataclasses.fields(config_class):
-        yield field, hints[field.name]
+    return tuple((field, hints[field.name]) for field in dataclasses.fields(config_class))
 
 
 def renamed(config_class: type) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dpvla.cli import parse, refuse_given, reporting_errors
-from dpvla.config import Whole
+from dpvla.config import Workers
 from dpvla.files import check_folder
 from dpvla.parallel import AnyExecutor, ProcessesConfig, make_executor
 from navsim_bridge.files import roots
@@ -38,7 +38,7 @@ class CacheMetrics(DataAndMapOptions):
     official_cache: str | None = None  # instead of a split: folder that the devkit's metric caching wrote
     merge: tuple[str, ...] = ()  # instead of a split: shards, or folders that hold them
     shard: str | None = None  # K/N, such as 3/16: only this part of the split's logs
-    workers: Whole = 0  # processes (0: one per core, divided among the processes that a launcher starts here)
+    workers: Workers = 0  # processes (0: one per core, divided among the processes that a launcher starts here)
     executor: AnyExecutor = field(default_factory=ProcessesConfig)  # who runs the workers
     allow_missing: bool = False  # cache (or merge) what there is if logs, scenes or shards are missing; loses no scene
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 
 from dpvla.cli import command, refuse_given
-from dpvla.config import ConfigError, Whole
+from dpvla.config import ConfigError, Workers
 from dpvla.files import check_folder
 from dpvla.parallel import AnyExecutor, ProcessesConfig, make_executor
 from dpvla.sensors import DEFAULT_CAMERAS, Sensors
@@ -31,7 +31,7 @@ class PackImages(DataOptions):
     out: str  # folder of the store
     size: str = "768x384"  # WIDTHxHEIGHT of the encoder's images: 768x384 (its default), 384x192, 768x768, ...
     cameras: tuple[str, ...] = DEFAULT_CAMERAS  # of the encoder, in its order
-    workers: Whole = 0  # processes; 0: one per core
+    workers: Workers = 0  # processes; 0: one per core
     executor: AnyExecutor = field(default_factory=ProcessesConfig)  # who runs the workers
     allow_missing: bool = False  # pack what there is when logs or images of the split are missing; loses no scene
     check: bool = False  # instead of packing: read every byte of --out and compare it with the checksums

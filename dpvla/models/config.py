@@ -110,9 +110,7 @@ class PlanCodingConfig:
     channels: Literal["x_y_cos_sin", "x_y_heading"] = "x_y_cos_sin"  # cos and sin have no wrap-around
     baseline: Literal["constant_velocity", "none"] = "constant_velocity"  # code the residual to it, or absolute poses
     positions: Literal["pose", "delta"] = "pose"  # x and y as they are, or as steps from the pose before (smoother)
-    std_floor: Annotated[float, Range(least=1e-6, most=1000)] = (
-        0.01  # smallest spread (m, rad) that is normalized to 1; cos hardly varies at 0.5 s
-    )
+    std_floor: _Spread = 0.01  # smallest spread (m, rad) that is normalized to 1; cos hardly varies at 0.5 s
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from dpvla.config import Count, NotNegative, Range, Whole
+from dpvla.config import Count, NotNegative, Range, Whole, Workers
 
 
 @dataclass(frozen=True)
@@ -29,4 +29,4 @@ class TokensConfig:
     limit_gb: NotNegative = 100.0  # more disk than this (10^9 bytes) is written with --yes alone
     verify: bool = False  # check every scene of the folder before the run, not when it is first read
     ahead: Count = 2  # batches that are read, or decoded, before the update asks for them
-    workers: Whole = 0  # processes that decode images where tokens are not kept; 0: a thread
+    workers: Workers = 0  # processes that decode images where tokens are not kept; 0: a thread

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from dpvla.config import BelowOne, Count, Whole
+from dpvla.config import BelowOne, Count, Whole, Workers
 from dpvla.precision import Precision
 from dpvla.training.strategies.config import DDPConfig, OptimizerConfig
 from dpvla.training.strategies.registry import AnyStrategy
@@ -46,7 +46,7 @@ class ImitationConfig:
     batch_size: Count = 16  # scenes in an update, over all processes (paper: 16)
     noise_draws: Count = 1  # noise levels drawn for each scene of an update; the scene is encoded once
     color_jitter: BelowOne = 0.0  # random contrast, brightness and cast of the images; against learning the weather
-    num_workers: Whole = 0  # processes that decode images ahead; 0: a thread of the training process
+    num_workers: Workers = 0  # processes that decode images ahead; 0: a thread of the training process
     validation_scenes: Count = 256  # held-out scenes used for loss and PDMS
 
 

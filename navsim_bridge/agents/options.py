@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dpvla.cli import refuse_given
-from dpvla.config import Count, NotNegative, Whole
+from dpvla.config import Count, NotNegative, Workers
 from dpvla.parallel import AnyExecutor, ProcessesConfig, make_executor
 from dpvla.registry import import_plugin
 from navsim_bridge.agents.agent import Agent, Decoder, cameras_of
@@ -125,7 +125,7 @@ class AgentOfCrew:
 class SharedAgentOptions(AgentOptions):
     """Who drives, and how many of them share the scenes."""
 
-    workers: Whole | None = None  # processes, on GPUs one each (0: one per GPU, else per core); default: 1, on Ray all
+    workers: Workers | None = None  # processes, on GPUs one each (0: one per GPU or core); default: 1, on Ray all
     executor: AnyExecutor = field(default_factory=ProcessesConfig)  # who runs the workers
 
     def crew(self) -> Crew:

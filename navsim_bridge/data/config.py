@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dpvla.config import Whole
+from dpvla.config import Whole, Workers
 from navsim_bridge.files.roots import DataAndMapOptions
 from navsim_bridge.metrics.config import PDMSConfig
 from navsim_bridge.metrics.registry import AnyMetric
@@ -21,6 +21,6 @@ class DataConfig(DataAndMapOptions):
     image_cache: str | None = None  # folder for images decoded once at the model's size (default: decode every time)
     image_store: str | None = None  # what tools/pack_images.py wrote, instead of image_cache
     validation_logs: Whole = 0  # the last so many logs of the split are held out
-    workers: Whole = 0  # processes for reading and caching (0: one per core)
+    workers: Workers = 0  # processes for reading and caching (0: one per core)
     allow_missing: bool = False  # train on what there is, and say so, when something is missing
     plugin: tuple[str, ...] = ()  # your modules (or .py files) that add algorithms, encoders, metrics, strategies

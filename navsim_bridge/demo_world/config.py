@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from dpvla.config import Count, NotNegative, Range, Whole, check
+from dpvla.config import Count, NotNegative, Range, Size, Whole, Workers, check
 from navsim_bridge.files.logs import ALL_CAMERAS
 from navsim_bridge.files.roots import DEMO_WORLD
 from navsim_bridge.splits.scene_filter import SceneFilter
@@ -46,16 +46,16 @@ class DemoWorldConfig:
     seed: Whole = 0  # everything random derives from it
     num_train_logs: Count = 136  # logs in navsim_logs/trainval
     num_test_logs: Count = 44  # logs in navsim_logs/test
-    log_seconds: Annotated[float, Range(least=SCENE_SECONDS)] = 50.0  # recorded length of each log [s]
+    log_seconds: Annotated[float, Range(least=SCENE_SECONDS, most=7200)] = 50.0  # recorded length of each log [s]
     frame_interval: Count = 4  # frames from one scene to the next; near ones are alike and teach less
-    image_width: Annotated[int, Range(least=16)] = 480  # pixels; 1920 is full size
-    image_height: Annotated[int, Range(least=9)] = 270  # pixels; 1080 is full size
+    image_width: Annotated[Size, Range(least=16)] = 480  # pixels; 1920 is full size
+    image_height: Annotated[Size, Range(least=9)] = 270  # pixels; 1080 is full size
     jpeg_quality: Annotated[int, Range(least=1, most=100)] = 88  # 1 to 100
     cameras: tuple[str, ...] = ("CAM_F0", "CAM_L0", "CAM_R0")  # cameras to render; the log lists all eight
     render_all_frames: bool = False  # also render frames that are no scene's current frame
     traffic: NotNegative = 1.0  # multiplies the number of moving vehicles
     metric_cache: bool = True  # build metric caches and the filtered splits; False leaves the unfiltered ones
-    workers: Whole = 0  # processes; 0 means one per available core
+    workers: Workers = 0  # processes; 0 means one per available core
     overwrite: bool = False  # delete a world made with other settings first
     quiet: bool = False  # no progress bar
 

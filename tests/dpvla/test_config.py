@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +13,7 @@ import yaml
 
 from dpvla.cli import command, parse, refuse_given, reporting_errors
 from dpvla.config import ConfigError, Count, Range, Share, check, from_dict, read_yaml, to_dict
+from tests.paths import ROOT
 
 
 @dataclass(frozen=True)
@@ -271,3 +274,11 @@ def test_a_list_given_twice_is_refused_instead_of_keeping_its_last_values(capsys
             parse(Settings, words)
         assert "is given twice; give all its values behind one --" in capsys.readouterr().err
     assert parse(Settings, ["--names", "a", "b"]).names == ("a", "b")
+
+
+def test_a_closed_output_is_one_line_and_not_success() -> None:
+    code = "from dpvla.cli import reporting_errors\n@reporting_errors\ndef main(): print('x')\nmain()\n"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output: No space left on device: not everything could be printed\n"

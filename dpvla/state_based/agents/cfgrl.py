@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpvla.config import Count, Range, Share, Whole
+from dpvla.config import Range, Share, Size, Steps, Whole
 from dpvla.diffusion import flow
 from dpvla.diffusion.guidance import combine
 from dpvla.state_based.agents.agent import Agent
@@ -44,10 +44,10 @@ class CFGRLConfig(ImplicitQConfig):
     advantage_from: Literal["target", "online"] = "target"  # which Q the A = Q - V comes from
     omega: Annotated[float, Range(least=-1)] = 0.5  # how far beyond the positive policy actions go (the released
     # code's w is 1 + omega, and it tries several)
-    label_size: Count = 32  # numbers a label is embedded in
+    label_size: Size = 32  # numbers a label is embedded in
     time_size: Whole = 0  # sinusoidal features of t (16 on ExORL); 0: t itself
     time_grid: bool = False  # t is drawn from {0, 1/T, ..., 1} (ExORL) instead of [0, 1)
-    flow_steps: Count = 16  # T: Euler steps (16 on OGBench, 32 on ExORL)
+    flow_steps: Steps = 16  # T: Euler steps (16 on OGBench, 32 on ExORL)
 
     def __post_init__(self) -> None:
         super().__post_init__()

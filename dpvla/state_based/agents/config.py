@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from dpvla.config import Count, Range, Share
+from dpvla.config import Count, Range, Share, Size
 from dpvla.state_based.networks.options import Activation, LayerNorm
 
 
@@ -14,7 +14,7 @@ class AgentConfig:
     """What every method has. The defaults are those of every agent in github.com/seohongpark/fql (commit 719d044)."""
 
     batch_size: Count = 256  # rows of an update, per seed
-    hidden: tuple[Count, ...] = (512, 512, 512, 512)  # layer sizes of all networks
+    hidden: tuple[Size, ...] = (512, 512, 512, 512)  # layer sizes of all networks
     activation: Activation = "gelu"  # of the hidden layers
     value_norm: LayerNorm = "after"  # layer normalization in Q and V: after or before the activation
     policy_norm: LayerNorm = "none"  # layer normalization in the policies
@@ -22,8 +22,8 @@ class AgentConfig:
     target_rate: Share = 0.005  # share of the online Q that the target Q takes over after each update
 
     def __post_init__(self) -> None:
-        if len(self.hidden) == 0:
-            raise ValueError("hidden must name the size of at least one layer, e.g. [512, 512, 512]")
+        if not 1 <= len(self.hidden) <= 64:
+            raise ValueError("hidden must name the sizes of at least one layer, and at most 64: [512, 512, 512]")
 
     def with_width(self, width: int) -> AgentConfig:
         """All layers ``width`` wide, for machines without a GPU; an agent that has other sizes scales them as well."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpvla.config import Count, NotNegative
+from dpvla.config import Count, NotNegative, Size, Steps
 from dpvla.diffusion.guidance import combine, dichotomous_weights
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.config import ImplicitQConfig
@@ -29,13 +29,13 @@ from dpvla.state_based.networks.options import Activation
 class DipoleAgentConfig(ImplicitQConfig):
     """Sizes, activation, steps and targets are the paper's Table 5; the recipes have Table 6's values for each task."""
 
-    hidden: tuple[Count, ...] = (512, 512, 512)  # layer sizes of all networks
+    hidden: tuple[Size, ...] = (512, 512, 512)  # layer sizes of all networks
     activation: Activation = "tanh"  # hidden activation, in policies and values ("Activation function: tanh")
     beta: NotNegative = 1.0  # temperature of the weights
     shift: float = 0.0  # k: weights are sigmoid(beta A + k) and one minus it
     omega: NotNegative = 1.0  # w: how far beyond the positive policy actions go; in no table of the paper
     samples: Count = 2  # N: actions drawn when acting, of which the one with the largest Q is taken; 1: no rejection
-    flow_steps: Count = 10  # T: Euler steps (10 on OGBench, 32 on ExORL)
+    flow_steps: Steps = 10  # T: Euler steps (10 on OGBench, 32 on ExORL)
     q_target: Literal["policy", "value"] = "policy"  # behind the reward: Q'(s', a') (OGBench) or V(s') (ExORL)
     next_action: Literal["sample", "best_of_n", "dataset"] = "sample"  # a' of q_target = policy: one guided sample,
     # the best of N of them by the target Q, or the recorded next action

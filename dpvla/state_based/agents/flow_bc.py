@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpvla.config import Count
+from dpvla.config import Steps
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.policies import FlowPolicy
@@ -20,7 +20,7 @@ from dpvla.state_based.networks.draws import Draws
 class FlowBCConfig(AgentConfig):
     """Adds the flow's steps; discount and target rate have no meaning here."""
 
-    flow_steps: Count = 10  # Euler steps
+    flow_steps: Steps = 10  # Euler steps
 
 
 class FlowBC(Agent):

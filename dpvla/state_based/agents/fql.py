@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpvla.config import Count, NotNegative
+from dpvla.config import NotNegative, Steps
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.policies import FlowPolicy, flow_actions, policy_network
@@ -24,7 +24,7 @@ class FQLConfig(AgentConfig):
     alpha: NotNegative = 10.0  # weight of staying near the flow
     clip_q: bool = False  # min of the two target Qs in the TD target; off: their mean
     normalize_q: bool = False  # divide the Q term by the mean |Q|, so that alpha does not depend on the rewards' scale
-    flow_steps: Count = 10  # Euler steps
+    flow_steps: Steps = 10  # Euler steps
 
     def differences(self, benchmark: str) -> tuple[str, ...]:
         """On OGBench none is known; for ExORL nothing was released."""

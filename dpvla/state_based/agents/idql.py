@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpvla.config import BelowOne, Count, Share
+from dpvla.config import BelowOne, Count, Layers, Range, Share, Size, Steps
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.config import ImplicitQConfig
 from dpvla.state_based.agents.policies import best_of, repeated
@@ -32,9 +33,9 @@ class IDQLConfig(ImplicitQConfig):
     """Adds the diffusion policy."""
 
     samples: Count = 32  # N: actions drawn when acting, of which the one with the largest target Q is taken
-    diffusion_steps: Count = 5  # T
-    policy_size: Count = 256  # width of the policy's residual blocks
-    policy_blocks: Count = 3  # how many
+    diffusion_steps: Steps = 5  # T
+    policy_size: Size = 256  # width of the policy's residual blocks
+    policy_blocks: Annotated[Layers, Range(least=1)] = 3  # how many
     dropout: BelowOne = 0.1  # in the policy's blocks
     policy_rate: Share = 0.001  # share of the policy that the sampled average takes over after each update
 

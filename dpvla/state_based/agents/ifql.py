@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpvla.config import Count
+from dpvla.config import Count, Steps
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.config import ImplicitQConfig
 from dpvla.state_based.agents.policies import FlowPolicy, best_of, repeated
@@ -22,7 +22,7 @@ class IFQLConfig(ImplicitQConfig):
     """Adds sampling."""
 
     samples: Count = 32  # N: actions drawn when acting, of which the one with the largest Q is taken
-    flow_steps: Count = 10  # Euler steps
+    flow_steps: Steps = 10  # Euler steps
 
 
 class IFQL(Agent):

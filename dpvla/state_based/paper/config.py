@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dpvla.config import ConfigError, Whole
+from dpvla.config import ConfigError, Whole, Workers
 from dpvla.parallel import available_cores
 from dpvla.state_based.running.paper_tables import SEEDS, table_keys
 
@@ -24,7 +24,7 @@ class ReproduceConfig:
     eval_episodes: Whole = 0  # 0: the protocol's
     ogbench_data: str | None = None  # none: ~/.ogbench/data
     exorl_data: str | None = None  # none: data/exorl
-    workers: Whole = field(default_factory=available_cores)  # processes that step environments
+    workers: Workers = field(default_factory=available_cores)  # processes that step environments
     plugin: tuple[str, ...] = ()  # modules of yours that add agents: their names, or .py files
     dry_run: bool = False  # say what is missing and how long it would take, after a short trial of each kind
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dpvla.config import ConfigError, Count, Whole
+from dpvla.config import ConfigError, Count, Whole, Workers
 from dpvla.files import FileError, parse_yaml, short
 from dpvla.parallel import available_cores
 from dpvla.state_based.agents.config import AgentConfig
@@ -33,7 +33,7 @@ class StateBasedConfig:
     online_steps: Whole = 0  # environment steps afterwards, one update each (paper: 1,000,000)
     eval_episodes: Whole = 0  # episodes of an evaluation, per seed; 0: the benchmark's (OGBench 50, ExORL 10)
     environments: Count = 16  # episodes of an evaluation played at once, over all seeds; manipulation takes 160 MB each
-    workers: Whole = field(default_factory=available_cores)  # processes that step environments; 0: in this one
+    workers: Workers = field(default_factory=available_cores)  # processes that step environments; 0: in this one
     width: Whole = 0  # scaled down: layers as wide as this instead of the recipe's; 0: the recipe's
     options: tuple[str, ...] = ()  # other hyperparameters, e.g. --options omega=2 beta=0.5
     out: str = "runs/state_based"  # run directory; the same command goes on in it

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from dpvla.config import Count, Range
+from dpvla.config import Count, Whole, Workers
 from dpvla.training.config import LoopConfig
 
 
@@ -13,12 +13,12 @@ from dpvla.training.config import LoopConfig
 class StateBasedLoop(LoopConfig):
     """The loop's options as this track has them: what it does not have says so."""
 
-    steps: int = 0  # not here: use --steps and --online-steps
-    seed: int = 0  # not here: use --seed or --seeds
+    steps: Whole = 0  # not here: use --steps and --online-steps
+    seed: Whole = 0  # not here: use --seed or --seeds
     clip_norm: float = 0.0  # not on this track: stays 0
     ema_decay: float = 0.0  # not on this track: stays 0
     precision: Literal["no", "bf16"] = "no"  # not on this track: stays no (--launch.tf32 is for GPUs)
-    accumulate: int = 1  # not on this track: stays 1
+    accumulate: Count = 1  # not on this track: stays 1
     recompute: Literal["none", "encoder", "head", "both"] = "none"  # not on this track: stays none
     compile: bool = False  # not here: use --launch.compile
 
@@ -41,9 +41,7 @@ class UpdateConfig:
     per_step: Count = 1  # updates in one step of the loop, and in one CUDA graph; steps count updates all the same
     cuda_graph: bool = True  # capture them where there is a GPU
     tf32: bool = True  # TensorFloat-32 matmuls on a GPU, as JAX has them by default
-    threads: Annotated[int, Range(least=0, most=1024)] = (
-        0  # CPU threads; 0: the cores this process really has, at most 8
-    )
+    threads: Workers = 0  # CPU threads; 0: the cores this process really has, at most 8
     compile: bool = False  # torch.compile the losses; pays for small layers on a CPU, needs a C++ compiler and a minute
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dpvla.config import Count, Whole
+from dpvla.config import Count, Size, Whole, Workers
 from dpvla.state_based.data.exorl.files import DEFAULT_FOLDER
 from dpvla.state_based.environments.control_suite import TASKS, versions
 
@@ -25,13 +25,13 @@ class ExORLCollection:
     episodes: Count = 300  # of 1000 transitions (jaco: 250); a larger number later adds to what is there
     out: str = str(DEFAULT_FOLDER)  # folder that receives <domain>/rnd/buffer/episode_<index>_<length>.npz
     seed: Whole = 0  # everything random derives from it
-    hidden: Count = 256  # width of all networks
+    hidden: Size = 256  # width of all networks
     batch_size: Count = 256  # transitions of an update
     update_every: Count = 4  # environment steps per update
     random_steps: Whole = 4000  # steps with uniformly random actions and without updates at the start
     steps: Whole = 0  # transitions of an episode; 0: the domain's
     checkpoint_every: Count = 5  # episodes between states to resume from
-    threads: Count = 1  # CPU threads of the networks; more rarely pay at this size
+    threads: Workers = 1  # CPU threads of the networks; more rarely pay at this size
     quiet: bool = False  # no progress bar
 
     def __post_init__(self) -> None:

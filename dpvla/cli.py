@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import functools
 import io
 import os
@@ -390,6 +391,8 @@ _EXPECTED = (ValueError, OSError, FloatingPointError, ImportError)
 def _said(error: Exception) -> str:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_torch_out_of_memory(error)):
         return f"out of memory ({one_line(error)}); take smaller batches"
+    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
+        return f"standard output, or a file: {error.strerror}: not everything could be written"
     if isinstance(error, _EXPECTED):
         return one_line(error)
     where = "" if _debugging.get() else f"; the same command with {DEBUG} shows where: please report that"

@@ -8,6 +8,7 @@ session of its own, so that whatever it starts can be ended with it.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib
 import json
 import os
@@ -109,6 +110,7 @@ class Server:
 
 def main() -> None:
     """Load, fork, and serve until the users are gone."""
+    _end_with_parent()
     _load()
     connections = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
     for connection in connections:
@@ -124,7 +126,13 @@ def main() -> None:
         os.wait()
 
 
+def _end_with_parent() -> None:
+    """Nothing of this stays when whoever started it is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def _serve(connection: socket.socket) -> None:
+    _end_with_parent()
     for line in connection.makefile("r"):
         data = json.loads(line)
         job = Job(**{**data, "argv": tuple(data["argv"])})
@@ -165,6 +173,7 @@ def _be_child(job: Job) -> None:
     """Never returns."""
     code: int = 1
     try:
+        _end_with_parent()
         os.setsid()
         for stream, name, flags in ((0, os.devnull, os.O_RDONLY), (1, job.said, _NEW), (2, f"{job.said}.err", _NEW)):
             os.dup2(os.open(name, flags, 0o644), stream)

@@ -71,7 +71,7 @@ def test_every_case_has_a_name_of_its_own_and_a_choice_has_every_group(folder: P
     assert [c.title for c in campaign.chosen(cases, 50, 3)] == [c.title for c in campaign.chosen(cases, 50, 3)]
 
 
-@pytest.mark.parametrize(("careful", "kind"), [("careful", "clear"), ("careless", "silent"), ("stuck", "unclear")])
+@pytest.mark.parametrize(("careful", "kind"), [("careful", "clear"), ("careless", "silent"), ("stuck", "traceback")])
 def test_a_tool_that_a_kill_harms_is_found_out(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, careful: str, kind: Class
 ) -> None:

@@ -369,7 +369,7 @@ CACHED = Call(
         "world/maps/nuplan-maps-v1.0.json",
     ),
     ("out/checkpoints/*/**/*.safetensors", "out/metrics.csv"),
-    ("out", "out/**/*"),
+    ("out", "out/**/*", "images/*", "images/*/*"),
 )
 
 

@@ -25,7 +25,7 @@ RESUME = Call(
     "train_state_based",
     ("--config", "state.yaml", "--out", "run", "--online-steps", "4"),
     ("state.yaml", "ogbench", "interrupted/state as run"),
-    ("run/checkpoints/*/**/*.safetensors", "run/metrics.csv"),
+    ("run/checkpoints/step_00000008/**/*.safetensors", "run/metrics.csv"),
     ("run", "run/**/*"),
     SHORT_EPISODES,
 )
@@ -78,7 +78,7 @@ COLLECT = Call(
         "exorl",
     ),
     ("exorl",),
-    ("exorl/**/*.npz",),
+    ("exorl/walker/rnd/buffer/episode_000002*.npz",),
     ("exorl", "exorl/**/*"),
 )
 
@@ -219,7 +219,7 @@ def state_resume(samples: Path) -> Iterator[Case]:
         RESUME.tool,
         RESUME.argv,
         ("state.yaml", "ogbench", "runs/state as run"),
-        ("run/result.json", "-"),
+        ("-",),
         ("run", "run/**/*"),
         SHORT_EPISODES,
     )

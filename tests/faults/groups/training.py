@@ -59,7 +59,7 @@ RESUME_PRETRAIN = Call(
     "pretrain",
     ("--config", "pretrain.yaml", "--out", "run"),
     (*TRAIN, "interrupted/pre as run"),
-    tuple(f"run{pattern}" for pattern in WEIGHTS),
+    ("run/checkpoints/step_00000003/**/*.safetensors", "run/metrics.csv"),
     ("run", "run/**/*"),
 )
 DIPOLE_NEEDS = (
@@ -75,7 +75,7 @@ RESUME_DIPOLE = Call(
     "rl_finetune",
     ("--config", "dipole.yaml", "--out", "run", "--tokens.directory", "tokens"),
     (*DIPOLE_NEEDS, "tokens", "interrupted/dip as run"),
-    tuple(f"run{pattern}" for pattern in WEIGHTS),
+    ("run/checkpoints/step_00000004/**/*.safetensors", "run/metrics.csv"),
     ("run", "run/**/*", "tokens", "tokens/*"),
 )
 START_DIPOLE = Call(
@@ -85,6 +85,7 @@ START_DIPOLE = Call(
     tuple(f"new{pattern}" for pattern in WEIGHTS),
     ("new", "new/**/*", "tokens", "tokens/*"),
 )
+UNBOUNDED = "a metric of somebody's own may score as it likes"
 STEP = {"pre": "step_00000002", "dip": "step_00000003", "state": "step_00000006"}
 
 
@@ -329,7 +330,8 @@ def buffer(samples: Path) -> Iterator[Case]:
             save_file(found, path)
             reseal(path)
 
-        return Case("buffer", name, RESUME_DIPOLE, mutate, ("buffer.safetensors", STEP["dip"]))
+        words = ("buffer.safetensors", STEP["dip"])
+        return Case("buffer", name, RESUME_DIPOLE, mutate, words, UNBOUNDED if name == "score_beyond" else "")
 
     yield case("of_another_cycle", lambda b: b.update(cycle=torch.tensor(7)))
     yield case("of_a_negative_cycle", lambda b: b.update(cycle=torch.tensor(-1)))

@@ -63,10 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     team = Team(options.team_name, options.authors, options.email, options.institution, options.country)
     team.metadata()  # before the work, as all that follows
     check_file(options.out)
-    if Path(options.out).exists() and not options.overwrite:
-        raise ValueError(f"{options.out} exists: choose another --out, or replace it with --overwrite")
     out = Path(options.out)
-    with one_writer(out.parent, lock=f".{out.name}.lock"):
+    lock = f".{out.name}.lock"
+    cut = (out.parent / lock).exists()  # a killed export left it, which may have written its file before
+    if out.exists() and not (options.overwrite or cut):
+        raise ValueError(f"{out} exists: choose another --out, or replace it with --overwrite")
+    with one_writer(out.parent, lock=lock):
         remove_parts(out.parent, glob.escape(out.name))
         tokens = _write(options, options.split, team)
     _report(options.out, tokens)

@@ -222,6 +222,8 @@ def _yaml_split(path: Path) -> Rules:
             raise SplitError(f"scene_filter must be a group of keys, found {short(content, 80)}")
     else:
         content = {key: value for key, value in raw.items() if key != "data_split"}
+        if not raw:
+            raise SplitError("it holds no key: name the folder, data_split, or what scenes to take, such as tokens")
     return data_split, scene_filter(content)
 
 

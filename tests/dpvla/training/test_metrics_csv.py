@@ -45,8 +45,16 @@ def test_rows_after_the_checkpoint_are_dropped_by_their_number(tmp_path: Path) -
 def test_a_row_that_a_kill_has_cut_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_bytes(b"step,train/loss\r\n2,0.25\r\n4,0.1")
-    MetricsCSV(path, 4, 2).write(5, {"train/loss": 1.0})
+    MetricsCSV(path, 4, 1).write(5, {"train/loss": 1.0})
     assert [row["step"] for row in read_rows(path)[1]] == ["2", "5"]
+
+
+@pytest.mark.parametrize("content", [b"\0" * 40, b"", b"step,train/loss\r\n2,0.25\r\n"])
+def test_rows_that_were_logged_and_are_gone_are_not_passed_over(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=f"{path} has . rows of the 2 that were logged"):
+        MetricsCSV(path, 4, 2)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,13 @@ def test_relative_poses_are_rotated_and_wrapped() -> None:
     np.testing.assert_allclose(moved, [[2.0, 0.0, np.pi / 2 + 0.1]], atol=1e-12)
 
 
+def test_a_split_file_without_a_key_is_refused(tmp_path: Path) -> None:
+    for text, reason in (("{}", "it holds no key"), ("", "found nothing")):
+        (tmp_path / "empty.yaml").write_text(text)
+        with pytest.raises(SplitError, match=f"empty.yaml.*{reason}"):
+            load_split(str(tmp_path / "empty.yaml"), tmp_path)
+
+
 def test_unknown_keys_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("data_split: mini\nscene_filter: {frame_intervall: 1}\n")

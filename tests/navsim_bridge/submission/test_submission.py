@@ -342,8 +342,9 @@ def test_a_second_export_to_a_file_is_refused_at_once(world: World, tmp_path: Pa
         holder.kill()
         holder.wait()
     (tmp_path / ".s.pkl.abcd1234.part").touch()  # of an export that was killed
+    (tmp_path / "s.pkl").write_bytes(b"which may have been whole before its lock went")
     export_submission.main(["--agent", "stand_still", *options, *team])
-    assert [path.name for path in tmp_path.iterdir()] == ["s.pkl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.pkl"] and (tmp_path / "s.pkl").stat().st_size > 100
 
 
 def test_the_tool_exports_and_validates(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ CLASSES: tuple[Class, ...] = ("clear", "accepted", "unclear", "traceback", "sile
 LONGEST_LINE = 1000
 """Characters of an error."""
 VOLATILE = {
-    "provenance", "stamp", "seconds", "made_with", "command", "git_commit", "updates_per_s", "time", "date", "resumed",
+    "provenance", "stamp", "seconds", "made_with", "command", "git_commit", "updates_per_s", "seed_updates_per_s", "begun_with", "time", "date", "resumed",
     "sha256_of_this_file", "fingerprint_of_stamps",
 }  # fmt: skip
 """Keys of side files whose values tell when and how something was made, not what."""

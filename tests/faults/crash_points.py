@@ -276,10 +276,11 @@ class Breaker:
                     else "unclear"
                 )
                 return Outcome(title, kind, f"cannot go on after {where}", err[-600:], where)
-            left = self._left(place)
-            other = sorted(name for name in {*left, *self._whole} if left.get(name) != self._whole.get(name))
+            stopped = any(moment.by != "KILL" for moment in moments)
+            left, whole = (_newest(found) if stopped else found for found in (self._left(place), self._whole))
+            other = sorted(name for name in {*left, *whole} if left.get(name) != whole.get(name))
             if other:
-                extra = [name for name in other if name not in self._whole]
+                extra = [name for name in other if name not in whole]
                 return Outcome(
                     title,
                     "silent",
@@ -311,6 +312,12 @@ class Breaker:
                 if path.name != ".lock" and path.exists():
                     found[str(path.relative_to(place))] = content_of(path) if path.is_file() else b"folder"
         return found
+
+
+def _newest(found: dict[str, bytes]) -> dict[str, bytes]:
+    """Without older checkpoints: a run that is asked to stop saves where it stands, so that others are kept."""
+    steps = sorted({match[0] for name in found if (match := re.search(r"/step_\d+", name))})
+    return {name: value for name, value in found.items() if not any(step in name for step in steps[:-1])}
 
 
 def _wrong_end(moment: Moment, ended: Ended, err: str) -> tuple[Any, str] | None:

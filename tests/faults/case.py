@@ -25,8 +25,8 @@ CLASSES: tuple[Class, ...] = ("clear", "accepted", "unclear", "traceback", "sile
 LONGEST_LINE = 1000
 """Characters of an error."""
 VOLATILE = {
-    "provenance", "stamp", "seconds", "made_with", "command", "git_commit", "updates_per_s", "seed_updates_per_s", "begun_with", "time", "date", "resumed",
-    "sha256_of_this_file", "fingerprint_of_stamps",
+    "provenance", "begun_with", "made_with", "resumed", "stamp", "seconds", "updates_per_s", "seed_updates_per_s",
+    "sha256_of_this_file",
 }  # fmt: skip
 """Keys of side files whose values tell when and how something was made, not what."""
 
@@ -184,12 +184,16 @@ def results_of(place: Path, call: Call, out: str) -> dict[str, str]:
             continue
         paths = sorted(path for path in place.glob(pattern) if path.is_file() and path.name != ".lock")
         for number, path in enumerate(paths):  # not by name, which may tell what it was made from
-            found[f"{pattern} {number}"] = hashlib.sha256(content_of(path)).hexdigest()
+            found[f"{pattern} {number}"] = hashlib.sha256(content_of(path, place)).hexdigest()
     return found
 
 
-def content_of(path: Path) -> bytes:
-    """A file's content; of side files what is computed alone."""
+def content_of(path: Path, place: Path) -> bytes:
+    """A file's content; of side files what is computed alone, wherever the folder of the case is."""
+    return _computed(path).replace(str(place).encode(), b"")
+
+
+def _computed(path: Path) -> bytes:
     content = path.read_bytes()
     if path.name == "metrics.csv":
         rows = list(csv.DictReader(content.decode().splitlines()))

@@ -70,7 +70,7 @@ WORKS: dict[str, Work] = {
     "cache_metrics": _work(driving.CACHE, "out"),
     "pack_images": _work(driving.PACK, "out"),
     "merge": _work(Call("cache_metrics", ("--merge", "shards", "--out", "out"), ("shards",), ("out/*",)), "out"),
-    "export_submission": _work(options.EXPORT, "new.pkl"),
+    "export_submission": _work(options.EXPORT, "new.pkl", ".new.pkl.lock"),
     "train_state_based offline": _work(state_based.TRAIN, "new"),
     "train_state_based online": _work(
         Call(
@@ -265,7 +265,10 @@ class Breaker:
                 if (wrong := _wrong_end(moment, ended, err)) is not None:
                     return Outcome(title, *wrong, err[-600:], where)
             ended, _, err = self._run(bench, place, None, place.parent / "log")
-            if ended.status != 0:
+            whole_already = ended.hung is ended.signal is None and self._left(place) == self._whole and "exists" in err
+            if (
+                ended.status != 0 and not whole_already
+            ):  # it was killed when all was done: there is nothing to go on with
                 kind: Any = (
                     "hang"
                     if ended.hung
@@ -310,7 +313,7 @@ class Breaker:
             top = place / name
             for path in (top, *(top.rglob("*") if top.is_dir() else ())):
                 if path.name != ".lock" and path.exists():
-                    found[str(path.relative_to(place))] = content_of(path) if path.is_file() else b"folder"
+                    found[str(path.relative_to(place))] = content_of(path, place) if path.is_file() else b"folder"
         return found
 
 

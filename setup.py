@@ -29,10 +29,10 @@ setup(
         "tyro>=1.0",
         "matplotlib>=3.9",
         "numpy>=2.0.1",
-        "opencv-python-headless>=4.12",  # below it a JPEG could overwrite memory (CVE-2025-53644)
+        "opencv-python-headless>=4.12",  # below it reading an image could overwrite memory (CVE-2025-53644)
         "pandas>=2.2.2",
         "peft>=0.18",
-        "pillow>=12.1.1",  # below it an image could write out of bounds (CVE-2026-25990)
+        "pillow>=12.2",  # below it reading an image could write out of bounds (CVE-2026-25990, CVE-2026-42311)
         "psutil>=5.9",
         "pyogrio>=0.9",
         "pyproj>=3.6",

@@ -126,7 +126,7 @@ def test_a_newer_format_is_refused(light: DPVLA, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
     renew_manifests(tmp_path)
-    with pytest.raises(ValueError, match="format_version is 99"):
+    with pytest.raises(ValueError, match="format_version 99"):
         DPVLA.from_pretrained(tmp_path)
 
 

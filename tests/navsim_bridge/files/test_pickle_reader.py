@@ -285,7 +285,7 @@ ADDRESS = struct.pack("<Q", id(os.system))
      + b"tR", "given as numpy writes it"),
     (name("numpy.core.numeric", "_frombuffer") + b"(" + piece(bytes(8)) + dtype("f8") + piece((1,)) + text("K")
      + piece((5,)) + b"tR", "given as numpy writes it"),
-])  # fmt: skip
+], ids=lambda value: value if isinstance(value, str) else "pickle")  # fmt: skip
 def test_arrays_are_made_of_checked_parts_alone(parts: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         unpickle_plain(program(parts), PATH)

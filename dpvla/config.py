@@ -41,6 +41,10 @@ class Range:
     def __contains__(self, value: float) -> bool:
         return self.least <= value <= self.most and self.above < value < self.below
 
+    def wanted(self, value: float) -> str:
+        """The bounds that ``value`` is not in, in words."""
+        return f"at most {MOST}" if value > MOST == self.most else str(self)
+
     def __str__(self) -> str:
         parts = [("at least", self.least), ("at most", self.most), ("above", self.above), ("below", self.below)]
         return " and ".join(f"{words} {bound:g}" for words, bound in parts if math.isfinite(bound) and bound != MOST)
@@ -228,13 +232,23 @@ def _put(data: dict[str, Any], path: Sequence[str], value: Any) -> bool:
     return _put(data[key], rest, value)
 
 
+LONGEST_LINE = 900
+"""Characters of an error, of which some are what cannot be printed written out."""
+
+
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line of bounded length, with the file where the system's own words leave it out."""
+    """What an error says, on one line of bounded length, with the file where the system's own words leave it out.
+
+    Names in it may be a stranger's: what a terminal would obey, such as an escape sequence, is written out.
+    """
     if isinstance(error, OSError) and error.strerror and isinstance(error.filename, (str, bytes)):
         text = f"{os.fsdecode(error.filename)}: {error.strerror}"
     else:
         text = str(error)
-    return " ".join(text[:2000].split()) or type(error).__name__
+    if len(text) > LONGEST_LINE:  # a name may be long; what it is and what to do stand at the ends
+        text = f"{text[: LONGEST_LINE * 2 // 3]} … {text[-LONGEST_LINE // 3 :]}"
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) or type(error).__name__
 
 
 def read_yaml(config_class: type, path: Path | str, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -338,7 +352,7 @@ def _checked(hint: Any, value: Any, where: str, key: str) -> Any:
         value = _checked(inside[0], value, where, key)
         for bounds in inside[1:]:
             if isinstance(bounds, Range) and value not in bounds:
-                raise _RefusedError(f"at most {MOST}" if value > MOST == bounds.most else str(bounds))
+                raise _RefusedError(bounds.wanted(value))
             if isinstance(bounds, Keys):
                 bounds.check(value, where, key)
         return value

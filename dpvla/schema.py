@@ -60,7 +60,7 @@ def _check(value: Any, hint: Any, key: str) -> None:
         _check(value, inner[0], key)
         for bounds in inner[1:]:
             if isinstance(bounds, Range) and value not in bounds:
-                raise _RefusedError(key, f"expected a number {bounds}, found {short(value, 80)}")
+                raise _RefusedError(key, f"expected a number {bounds.wanted(value)}, found {short(value, 80)}")
     elif origin in (Union, types.UnionType):
         _check_one_of(value, inner, key)
     elif origin is Literal:

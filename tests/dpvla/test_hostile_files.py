@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
 
-from dpvla.config import Range
+from dpvla.config import Range, one_line
 from dpvla.files import FileError, inside, open_regular, read_bytes, read_json, read_text, read_yaml, short
 from dpvla.manifest import MANIFEST, ManifestError, check_manifest, write_manifest
 from dpvla.schema import checked
@@ -34,6 +34,14 @@ def test_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b"{\xff}")
     with pytest.raises(FileError, match=r"x\.json is no UTF-8 text \(byte 1\)"):
         read_text(tmp_path / "x.json")
+
+
+def test_names_in_errors_do_not_talk_to_the_terminal() -> None:
+    error = FileNotFoundError(2, "No such file or directory", "a\nerror: b\x1b[2J\u202e\x07c\udcff")
+    assert one_line(error) == r"a error: b\x1b[2J\u202e\x07c\udcff: No such file or directory"
+    long = one_line(FileNotFoundError(2, "No such file or directory", "a" * 10**6))
+    assert len(long) < 1000 and long.startswith("aaa") and long.endswith("aaa: No such file or directory")
+    assert one_line(ValueError("länger, 東京 'x'")) == "länger, 東京 'x'", "what can be read stays as it is"
 
 
 @pytest.mark.parametrize(

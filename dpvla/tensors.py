@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dpvla.files import FileError, open_regular, write_atomically
+from dpvla.files import FileError, open_regular, short, write_atomically
 
 PORTION = 2**26
 """Bytes of a file that reading keeps mapped at a time, or one tensor."""
@@ -160,7 +160,9 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         open_regular(path).close()
         yield
-    except (SafetensorError, OSError, FileError) as error:
+    except (SafetensorError, OSError, FileError, RuntimeError) as error:  # torch's, of sizes that it cannot multiply
+        if "memory" in str(error):
+            raise
         raise CheckpointError(
             f"cannot read {path}: {str(error)[:300]}; the file is damaged or absent, use another copy"
         ) from None
@@ -168,7 +170,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _refuse_not_finite(path: Path, bad: list[str]) -> None:
     if bad:
-        raise CheckpointError(f"{path}: {bad[0]} holds NaN or infinity, and {len(bad) - 1} other tensors do")
+        raise CheckpointError(f"{path}: {bad[0]:.200} holds NaN or infinity, and {len(bad) - 1} other tensors do")
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -186,12 +188,12 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity; one device sync for all of them."""
+    """Names of the tensors that hold NaN or infinity, or what float32 would not hold; one device sync for all."""
     real = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
     if not real:
         return []
     # Smallest and largest, which NaN spreads to, cost a tenth of looking at every number, and no memory.
-    ends = [torch.stack(torch.aminmax(_wide(tensor.detach()))).isfinite().all() for tensor in real.values()]
+    ends = [torch.stack(torch.aminmax(_wide(tensor.detach()))).float().isfinite().all() for tensor in real.values()]
     return [name for name, fine in zip(real, torch.stack(ends).tolist()) if not fine]
 
 
@@ -211,14 +213,14 @@ def require_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wh
     if not (missing or extra or shapes or kinds):
         return
     parts = [
-        f"{len(names)} {what}, first {names[0]}{detail(names[0])}"
+        f"{len(names)} {what}, first {names[0]:.200}{detail(names[0])}"
         for names, what, detail in (
             (missing, "missing", lambda name: ""),
             (extra, "unexpected", lambda name: ""),
             (
                 shapes,
                 "of another shape",
-                lambda name: f" {tuple(found[name].shape)}, not {tuple(expected[name].shape)}",
+                lambda name: f" {short(tuple(found[name].shape))}, not {tuple(expected[name].shape)}",
             ),
             (kinds, "of another kind", lambda name: f" {found[name].dtype}, not {expected[name].dtype}"),
         )

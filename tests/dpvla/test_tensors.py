@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from dpvla.encoders.config import EncoderConfig
 from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.registry import ENCODERS
 from dpvla.models import DPVLA
-from dpvla.tensors import CheckpointError, empty_parameters, materialize, read_into, save_tensors
+from dpvla.tensors import CheckpointError, empty_parameters, load_tensors, materialize, read_into, save_tensors
 from tests.dpvla.models.tiny_policies import CONFIGS, make_policy
 from tests.gpu.pretended import PretendedGPU, value
 
@@ -123,6 +124,29 @@ def test_what_is_not_finite_is_found_at_either_end(tmp_path: Path) -> None:
         save_tensors(tmp_path / "x", {"a": torch.ones(3), "b": torch.tensor([0.0, number, 1.0])})
         with pytest.raises(CheckpointError, match="x: b holds NaN or infinity, and 0 other"):
             read_into({"a": torch.zeros(3), "b": torch.zeros(3)}, tmp_path / "x")
+
+
+def test_what_becomes_infinite_as_it_is_read_is_refused(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "x", {"a": torch.full((3,), 1e300, dtype=torch.float64)})
+    for read in (lambda path: read_into({"a": torch.zeros(3)}, path), load_tensors):
+        with pytest.raises(CheckpointError, match="x: a holds NaN or infinity"):
+            read(tmp_path / "x")
+
+
+def test_a_shape_that_no_number_of_64_bits_counts_is_named(tmp_path: Path) -> None:
+    shape = {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}
+    header = json.dumps({"a": shape}).encode()
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header)
+    for read in (lambda path: read_into({"a": torch.zeros(3)}, path), load_tensors):
+        with pytest.raises(CheckpointError, match=r"cannot read .*x: "):
+            read(tmp_path / "x")
+
+
+def test_names_of_strangers_are_short_in_errors(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "x", {"a" * 10**5: torch.zeros(3)})
+    with pytest.raises(CheckpointError, match="1 unexpected, first aaa") as error:
+        read_into({}, tmp_path / "x")
+    assert len(str(error.value)) < 1000
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from dpvla import files
-from dpvla.config import Count, Positive
+from dpvla.config import Count, Range
 from dpvla.layers.adaptable import AdaptableLinear
 from dpvla.models.adapters import adaptable_layers, adapter_size, add_adapters, require_adapters
 from dpvla.models.head import DiTHead
@@ -80,7 +80,7 @@ def load_adapters(head: DiTHead, names: Sequence[str], directory: Path | str) ->
 class _Size(TypedDict):
     peft_type: str
     r: Count
-    lora_alpha: Positive
+    lora_alpha: Annotated[float, Range(above=0, most=1e6)]
 
 
 class _PeftConfig(_Size, total=False):

@@ -30,6 +30,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if len(self.policies) not in (1, 2):
             raise ValueError(f"plans are sampled from one policy or two, found {len(self.policies)}")
+        if len(set(self.policies)) < len(self.policies):
+            raise ValueError(f"two policies that are combined must differ, found {files.short(self.policies, 80)}")
 
     @property
     def is_guided(self) -> bool:
@@ -54,8 +56,10 @@ class AdaptersOnDisk:
     manifest: bool = False  # whether their checksums stand there, too
 
     def __post_init__(self) -> None:
-        if wrong := [name for name in self.adapters if Path(name).name != name]:
+        if wrong := [name for name in self.adapters if Path(name).name != name or name == ".."]:
             raise ValueError(f"adapters hold {files.short(wrong[0], 80)}, which is no folder beside it")
+        if len(set(self.adapters)) < len(self.adapters):
+            raise ValueError(f"adapters need names that differ, found {files.short(self.adapters, 80)}")
         if missing := [name for name in self.sampling.policies if name is not None and name not in self.adapters]:
             raise ValueError(f"policies name {files.short(missing[0], 80)}, which is none of its adapters")
 

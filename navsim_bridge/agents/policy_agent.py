@@ -57,14 +57,16 @@ class PolicyAgent:
         image_cache: Path | str | None = None,
         workers: int = 4,
         decoder: Decoder = "cpu",
+        weights: str = "the policy",
     ) -> None:
-        """``omega``: greediness of the guided combination, None for the policy's own.
+        """``omega``: greediness of the guided combination, None for the policy's own. ``weights``: for errors.
 
         ``image_cache``: folder for decoded images (see `NavsimDataset.cache_images`); None decodes as it goes, in
         ``workers`` threads or, with the ``decoder`` nvjpeg, on the policy's GPU, where no other stands in for it.
         """
         self.policy, self.data_root, self.omega, self.seed = policy, Path(data_root), omega, seed
         self.batch_size, self.image_cache, self.workers, self.decoder = batch_size, image_cache, workers, decoder
+        self.weights = weights
         self.cameras = camera_names(policy.encoder.sensors.cameras)
         """NAVSIM's names of the cameras that it looks at."""
 
@@ -73,7 +75,7 @@ class PolicyAgent:
         cls, checkpoint: Path | str, data_root: Path | str, device: torch.device | str = "cpu", **options: Any
     ) -> PolicyAgent:
         """The agent of a checkpoint or model directory; ``options`` as for the constructor."""
-        return cls(load_policy(checkpoint, device), data_root, **options)
+        return cls(load_policy(checkpoint, device), data_root, weights=str(checkpoint), **options)
 
     @property
     def guidance(self) -> float | None:
@@ -96,7 +98,7 @@ class PolicyAgent:
         return agent
 
     def __call__(self, records: Sequence[SceneRecord]) -> NDArray[np.float32]:
-        """(scene, 8, 3) one plan a scene."""
+        """(scene, 8, 3) one plan a scene. Raises ValueError, naming the weights, for one that is not finite."""
         dataset = NavsimDataset(records, self.data_root, self.policy.encoder.sensors, workers=self.workers)
         if self.image_cache is not None:
             dataset.cache_images(self.image_cache)
@@ -111,7 +113,11 @@ class PolicyAgent:
         noise = torch.stack([self._noise(token) for token in batch.tokens])
         context = self.policy.encode(batch)
         plans = self.policy.sample(context, 1, self.omega, noise=noise)
-        return plans[:, 0].float().cpu().numpy()
+        found: NDArray[np.float32] = plans[:, 0].float().cpu().numpy()
+        if not np.isfinite(found).all():
+            guided = f", or omega {self.guidance:g} is too large" if self.guidance else ""
+            raise ValueError(f"{self.weights} gives plans that are not finite: its weights are damaged{guided}")
+        return found
 
     def _noise(self, token: str) -> torch.Tensor:
         """(1, 8, channel) noise of one scene."""

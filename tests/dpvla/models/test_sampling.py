@@ -86,10 +86,13 @@ def test_files_without_names_are_of_the_pair(tmp_path: Path) -> None:
     [
         ({"policies": []}, "one policy or two"),
         ({"policies": ["a", "b", "c"]}, "one policy or two"),
+        ({"policies": ["a", "a"]}, "must differ"),
         ({"policies": ["d"]}, "'d', which is none of its adapters"),
         ({"policies": [3]}, "policies must be"),
         ({"num_steps": 1}, "num_steps must be"),
         ({"adapters": ["../x", "b", "c"]}, "no folder beside it"),
+        ({"adapters": ["..", "b", "c"]}, "no folder beside it"),
+        ({"adapters": ["a", "b", "c", "a"]}, "names that differ"),
         ({"adapters": []}, "none of its adapters"),
     ],
 )

@@ -56,6 +56,10 @@ MOST_FRAMES = 16 * STEPS
 """A track's mask has 16 key frames."""
 LONGEST_US = 3.6e9
 """From the first to the last state of a scene: they are interpolated."""
+REFERENCE_BEGINS_US = 1e6
+"""From the ego's time to that of the reference plan's first state: they are the same as they are written."""
+MOST_SIZE = 1e9
+"""Of a number, whatever it says: UTM coordinates have up to 1e7 meters."""
 MOST_VERTICES = 1 << 24
 """Of the map of one scene, which may name a polygon many times."""
 
@@ -210,7 +214,8 @@ def _check_values(arrays: Arrays, texts: Mapping[str, Sequence[str]], has_v2: bo
             values = values[np.isin(arrays["track_type"], [OBJECT_TYPES.index(kind) for kind in AGENT_TYPES])]
         elif name == "centerline":  # the score reads no headings there
             values = values[:, :2]
-        expect(bool(np.isfinite(values).all()), f"{name} holds NaN or infinite values")
+        within = (np.abs(values) <= MOST_SIZE).all()  # NaN is not
+        expect(bool(within), f"{name} holds NaN, infinite values or numbers beyond {MOST_SIZE:g}")
     for name in ("track_size", "free_size"):
         expect(bool((arrays[name] >= 0).all()), f"{name} holds a negative length or width")
     for name in ("reference", *(("past",) if has_v2 else ())):
@@ -221,6 +226,9 @@ def _check_values(arrays: Arrays, texts: Mapping[str, Sequence[str]], has_v2: bo
         expect(bool((times[1:] > times[:-1])[inside[1:]].all()), f"{name}_times_us must increase within a scene")
         first, last = (times[places].astype(np.float64) for places in (_offsets(counts)[:-1], _offsets(counts)[1:] - 1))
         expect(bool((last - first <= LONGEST_US).all()), f"{name}_times_us: more than an hour in a scene")
+    begins = arrays["reference_times_us"][_offsets(arrays["reference_count"])[:-1]].astype(np.float64)
+    away = np.abs(begins - arrays["ego_time_us"].astype(np.float64))
+    expect(bool((away <= REFERENCE_BEGINS_US).all()), "reference_times_us: the reference plan begins at another time")
 
 
 def _check_counts(name: str, counts: NDArray[Any], rows: int, least: int, expect: Expect) -> None:

@@ -19,7 +19,9 @@ _KEY, _EMPTY = "sha256_of_this_file", "0" * 64
 
 
 class _LogSource(TypedDict, total=False):
-    stamp: tuple[int, int]  # size and modification time [ns]; absent in caches that were converted
+    """Both, or neither in caches that were converted."""
+
+    stamp: tuple[int, int]  # size and modification time [ns]
     source_sha256: str
 
 
@@ -126,6 +128,8 @@ def _require_consistent(index: dict[str, Any], path: Path) -> None:
     for name, entry in logs.items():
         if entry["file"] != f"{name}{SUFFIX}" or "/" in name:
             raise FileError(f"{path}: logs.{name:.80}.file: {short(entry['file'])} is not the log's name and {SUFFIX}")
+        if ("stamp" in entry) != ("source_sha256" in entry):
+            raise FileError(f"{path}: logs.{name:.80}: stamp and source_sha256 belong together, one of them is missing")
     tokens = [token for entry in logs.values() for token in entry["tokens"]]
     if index["num_scenes"] != len(tokens):
         raise FileError(f"{path}: num_scenes: {index['num_scenes']}, its logs have {len(tokens)}")

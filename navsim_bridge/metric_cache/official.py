@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from dpvla.files import read_bytes, short
 from navsim_bridge.ego import REAR_AXLE_TO_CENTER
 from navsim_bridge.files.pickle_reader import StandIn, UnsafePickleError, unpickle_plain
+from navsim_bridge.metric_cache.contents import MOST_SIZE
 from navsim_bridge.metric_cache.tracks import interpolated_between_key_frames
 from navsim_bridge.pdm.metric_scene import AGENT_TYPES, NUM_FRAMES, OBJECT_TYPES, MetricScene
 from navsim_bridge.pdm.packing import pack_scenes
@@ -85,8 +86,6 @@ MOST_BYTES = 2**28
 """Of a file, and of what it unpacks to: a scene takes some 100 kB, and 300 kB unpacked."""
 MOST_POLYGONS = 100_000
 """Of all objects in all frames."""
-MOST_SIZE = 1e9
-"""Of a number, whatever it says: UTM coordinates have up to 1e7 meters."""
 
 
 class OfficialCache:

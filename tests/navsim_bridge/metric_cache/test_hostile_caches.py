@@ -116,6 +116,24 @@ def test_a_made_up_place_of_an_array_is_refused(
         SceneFile(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "add", "problem"),
+    [
+        ("ego_state", 1e12, "ego_state holds NaN, infinite values or numbers beyond"),
+        ("track_size", 1e300, "track_size holds NaN, infinite values or numbers beyond"),
+        ("ego_time_us", 10**15, "the reference plan begins at another time"),
+        ("reference_times_us", -(10**15), "the reference plan begins at another time"),
+    ],
+)
+def test_numbers_that_no_scene_has_are_refused(
+    name: str, add: float, problem: str, written: dict[str, tuple[dict[str, Any], Arrays]], tmp_path: Path
+) -> None:
+    header, arrays = written["v1"]
+    write_arrays(tmp_path / "x.scenes", header, {**arrays, name: arrays[name] + add})
+    with pytest.raises(CacheError, match=rf"x\.scenes .*{problem}"):
+        SceneFile(tmp_path / "x.scenes")
+
+
 HEADERS: list[dict[str, Any]] = [
     {"format": None}, {"format": "3"}, {"source": None}, {"epdms": 0}, {"epdms": True}, {"provenance": []},
     {"provenance": [7]}, {"provenance": [{"reference": 7}]}, {"exponents": {}}, {"exponents": None},
@@ -198,6 +216,15 @@ def test_a_made_up_index_is_refused_with_its_key(key: tuple[str, ...], value: An
     inside[last] = value
     write_index(tmp_path, index)
     with pytest.raises(CacheError, match=rf"index\.json.*{key[0]}.*run tools/cache_metrics\.py"):
+        MetricCache(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["stamp", "source_sha256"])
+def test_an_index_that_says_half_of_where_a_log_came_from_is_refused(key: str, tmp_path: Path) -> None:
+    index = cache_of(tmp_path).index
+    del index["logs"]["log-a"][key]
+    write_index(tmp_path, index)
+    with pytest.raises(CacheError, match=r"index\.json: logs\.log-a: stamp and source_sha256 belong together"):
         MetricCache(tmp_path)
 
 

@@ -61,10 +61,14 @@ def _csv(path: Path) -> Mapping[str, Sequence[Any]]:
         rows = list(reader)
     except csv.Error as error:
         raise TokenListError(f"{path}: not a readable CSV file ({error}); is a quote left open?") from None
-    twice = [name for name in COLUMNS if names.count(name) > 1]
-    if twice:
-        raise TokenListError(f"{path}: the column {twice[0]} stands twice")
+    _refuse_twice(path, names)
     return {name: [row[name] for row in rows] for name in names}
+
+
+def _refuse_twice(path: Path, names: Sequence[str]) -> None:
+    for name in COLUMNS:
+        if names.count(name) > 1:
+            raise TokenListError(f"{path}: the column {name} stands twice")
 
 
 def _parquet(path: Path) -> Mapping[str, Sequence[Any]]:
@@ -77,12 +81,13 @@ def _parquet(path: Path) -> Mapping[str, Sequence[Any]]:
         try:
             file = parquet.ParquetFile(content)
             names = [name for name in file.schema_arrow.names if name in COLUMNS]
+            _refuse_twice(path, names)
             if file.metadata.num_rows > MOST_ROWS:
                 raise TokenListError(f"{path}: {file.metadata.num_rows} rows; no split has more than {MOST_ROWS}")
             columns: dict[str, list[Any]] = {name: [] for name in names}
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=names):  # a few bytes may stand for many
                 for name in names:
                     columns[name] += batch.column(name).to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
             raise TokenListError(f"{path}: not a readable Parquet file ({short(str(error))})") from None
     return columns

@@ -18,6 +18,7 @@ from navsim_bridge.splits import log_folder
 from navsim_bridge.splits.scene_filter import SplitError, load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
 from navsim_bridge.splits.sensors import MISSING, NO_FILE, missing_images, with_images
+from navsim_bridge.splits.token_list import TokenListError, read_token_list
 from tests.navsim_bridge.conftest import FIXTURE, LOG, MakeFrame, World
 from tools import evaluate
 
@@ -249,6 +250,23 @@ def test_parquet_lists_are_read(data: Path) -> None:
     assert [r.token for r in select_scenes(load_split(data / "few.parquet", data), data)] == [token(3)]
     with pytest.raises(SplitError, match="not a readable Parquet file"):
         load_split(write(data / "bad.parquet", "nothing of the kind"), data)
+
+
+def test_parquet_lists_that_pyarrow_cannot_turn_into_texts_are_named(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    ends = b"".join(end.to_bytes(4, "little") for end in (0, 2))
+    no_utf8 = pyarrow.StringArray.from_buffers(1, pyarrow.py_buffer(ends), pyarrow.py_buffer(b"\xff\xfe"))
+    too_late = pyarrow.array([2**31 - 1], pyarrow.date32())
+    for columns, names, problem in (
+        ([no_utf8], ["token"], "not a readable Parquet file"),
+        ([too_late], ["token"], "not a readable Parquet file"),
+        ([pyarrow.array(["a"]), pyarrow.array(["b"])], ["token", "token"], "the column token stands twice"),
+    ):
+        parquet.write_table(pyarrow.Table.from_arrays(columns, names=names), tmp_path / "list.parquet")
+        with pytest.raises(TokenListError, match=rf"list\.parquet: {problem}"):
+            read_token_list(tmp_path / "list.parquet")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -93,7 +93,7 @@ def make_log(config: DemoWorldConfig, log: LogName) -> int:
     """Simulate, paint and write one log; returns its number of images. The pickle comes last and marks it done."""
     root = Path(config.root)
     expected = len(config.cameras) * len(config.rendered_frames())
-    path = root / "navsim_logs" / log.folder / f"{log.name(config.num_frames)}.pkl"
+    path = _log_path(config, log)
     if path.exists():
         return expected
     network = network_of(log.location.index, config.seed)
@@ -104,9 +104,26 @@ def make_log(config: DemoWorldConfig, log: LogName) -> int:
     return expected
 
 
+def _log_path(config: DemoWorldConfig, log: LogName) -> Path:
+    return Path(config.root) / "navsim_logs" / log.folder / f"{log.name(config.num_frames)}.pkl"
+
+
 def _make_map(config: DemoWorldConfig, location: int) -> None:
-    if not list((Path(config.root) / "maps" / LOCATIONS[location].name).glob("*/map.gpkg")):
+    if not _has_map(config, location):
         write_map(network_of(location, config.seed), Path(config.root) / "maps")
+
+
+def _has_map(config: DemoWorldConfig, location: int) -> bool:
+    return any((Path(config.root) / "maps" / LOCATIONS[location].name).glob("*/map.gpkg"))
+
+
+def _is_whole(config: DemoWorldConfig, splits: Iterable[str]) -> bool:
+    """Whether maps, logs and splits of a finished world are still there; else what is missing is made again."""
+    return (
+        all(_has_map(config, location) for location in range(len(LOCATIONS)))
+        and all(_log_path(config, log).exists() for log in log_names(config))
+        and all((Path(config.root) / "splits" / f"{name}.yaml").exists() for name in splits)
+    )
 
 
 def _run(config: DemoWorldConfig, logs: list[LogName], workers: int) -> Iterator[int]:
@@ -175,6 +192,9 @@ def _prepare_root(config: DemoWorldConfig, root: Path) -> dict[str, Any] | None:
         _remove(root)
         return None
     if found.name != FINISHED or (config.metric_cache and "navtrain" not in content["splits"]):
+        return None
+    splits = [name for name in content["splits"] if name.removesuffix("_all") in SPLITS]
+    if not _is_whole(config, splits):
         return None
     (root / STARTED).unlink(missing_ok=True)  # a kill may have come between both
     return content

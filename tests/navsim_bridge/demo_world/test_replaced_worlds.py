@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from navsim_bridge.demo_world import DemoWorldConfig, OtherWorldError
-from navsim_bridge.demo_world.build import FINISHED, PARTS, STARTED, _prepare_root
+from navsim_bridge.demo_world.build import FINISHED, PARTS, STARTED, _log_path, _prepare_root, log_names
+from navsim_bridge.demo_world.config import LOCATIONS
 
 
 def world(root: Path, **settings: Any) -> DemoWorldConfig:
@@ -18,11 +19,14 @@ def world(root: Path, **settings: Any) -> DemoWorldConfig:
 
 
 def finished(root: Path) -> DemoWorldConfig:
-    """A finished world, as far as its marks go."""
+    """A finished world, as far as its marks and the names of its files go."""
     config = world(root, seed=1)
-    for name in PARTS:
-        (root / name).mkdir(parents=True)
-        (root / name / "file").touch()
+    files = [root / name / "file" for name in PARTS]
+    files += [root / "maps" / location.name / "1" / "map.gpkg" for location in LOCATIONS]
+    files += [_log_path(config, log) for log in log_names(config)]
+    for path in (*files, root / "splits" / "navtrain.yaml"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     summary = {"settings": config.identity(), "logs": 1, "images": 2, "splits": {"navtrain": 3}}
     (root / FINISHED).write_text(json.dumps(summary))
     return config
@@ -51,6 +55,14 @@ def test_a_kill_between_the_last_two_steps_leaves_no_mark_behind(tmp_path: Path)
     found = _prepare_root(config, tmp_path)
     assert found is not None and found["images"] == 2
     assert not (tmp_path / STARTED).exists()
+
+
+@pytest.mark.parametrize("lost", ["maps/*/*/map.gpkg", "navsim_logs/test/*.pkl", "splits/navtrain.yaml"])
+def test_a_finished_world_that_lost_something_is_made_whole_again(lost: str, tmp_path: Path) -> None:
+    config = finished(tmp_path)
+    assert _prepare_root(config, tmp_path) is not None, "as it is, nothing is to be done"
+    next(tmp_path.glob(lost)).unlink()
+    assert _prepare_root(config, tmp_path) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 3}', '{"settings": {}, "logs": "x"}', "[" * 100_000])

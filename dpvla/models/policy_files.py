@@ -78,7 +78,10 @@ class PolicyFiles:
         content = files.read_json(path)
         if (found := content.get("format_version")) not in READABLE:
             readable = " and ".join(map(str, READABLE))
-            raise files.FileError(f"{path}: format_version {files.short(found, 80)}, this code reads {readable}")
+            raise files.FileError(
+                f"{path}: format_version {files.short(found, 80)}, of a driving policy it is {readable}; give a checkpoint "
+                "of tools/pretrain.py or tools/rl_finetune.py"
+            )
         description = checked(content, _Description, str(path))
         require_manifest(directory, description.get("manifest", False), [CONFIG_FILE])
         config = from_dict(DPVLAConfig, description["model"], str(path))

@@ -366,8 +366,10 @@ class _RunFile(_RunNeeded, total=False):
 
 
 def read_trained_on(checkpoint: Path) -> list[TrainedOn]:
-    """Every stage behind the weights of a checkpoint, oldest first."""
+    """Every stage behind the weights of a checkpoint, oldest first; one unknown stage where the file names none."""
     stages = read_run(checkpoint)["trained_on"]
+    if not stages:  # no weights come from nothing
+        return [TrainedOn.unknown()]
     names = {f.name for f in fields(TrainedOn)}
     found = [
         TrainedOn(**{key: value for key, value in stage.items() if key in names} | {"logs": tuple(stage["logs"])})

@@ -50,6 +50,12 @@ def plans(policy: DPVLA, omega: float | None = None) -> torch.Tensor:
     return policy.sample(policy.encode(batch), 3, omega, torch.Generator().manual_seed(1))
 
 
+def test_weights_that_come_from_nothing_are_of_unknown_origin(tmp_path: Path) -> None:
+    make_policy(DPVLAConfig.tiny()).save_pretrained(tmp_path / "model")
+    write_run(tmp_path, DPVLAConfig.tiny(), 0, [])
+    assert open_start(tmp_path).trained_on == (TrainedOn.unknown(),)
+
+
 def test_omega_and_precision_travel_with_the_adapters(policy: DPVLA, checkpoint: Path) -> None:
     assert json.loads((checkpoint / "adapters/sampling.json").read_text()) == {
         "omega": 2.5, "precision": "bf16", "num_steps": None, "policies": [*ADAPTERS], "adapters": [*ADAPTERS],

@@ -70,6 +70,14 @@ def test_the_seed_and_omega_matter(world: World, checkpoint: Path) -> None:
     assert np.abs(other - plans).max() > 1e-3
 
 
+def test_plans_that_are_not_finite_name_their_weights(world: World, checkpoint: Path) -> None:
+    agent = PolicyAgent.from_checkpoint(checkpoint, checkpoint, seed=3, omega=1.0)
+    for parameter in agent.policy.head.parameters():
+        parameter.data.fill_(3e38)
+    with pytest.raises(ValueError, match=rf"{checkpoint} gives plans that are not finite.*or omega 1 is too large"):
+        agent(world.records[:1])
+
+
 def test_the_agent_says_the_omega_that_it_samples_with(checkpoint: Path) -> None:
     agent = PolicyAgent.from_checkpoint(checkpoint, checkpoint)
     assert agent.guidance == agent.policy.sampling.omega

@@ -296,10 +296,26 @@ def write_together(files: Mapping[Path | str, Callable[[IO[bytes]], object]]) ->
     except BaseException as error:
         for part in parts:
             Path(part).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            error.filename = str(writing)  # a write that fails does not say where
+        _name(error, writing)
         raise
     return paths
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Around what writes ``path``: OSError names it, which that of a write, where there is no room, does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # numpy's
+            raise OSError(f"{path}: {error}") from None
+        _name(error, path)
+        raise
+
+
+def _name(error: BaseException, path: Path | str) -> None:
+    if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+        error.filename = str(path)
 
 
 def remove_parts(folder: Path | str, name: str = "*") -> None:
@@ -427,10 +443,9 @@ def _taken(directory: Path, lock: str, wait: bool) -> IO[str]:
             _require_regular(path, os.fstat(descriptor))
             _take(file, directory, wait)
             if os.fstat(descriptor).st_nlink:
-                file.seek(0)
-                file.truncate()
-                file.write(f"process {os.getpid()} on {platform.node()}\n")
-                file.flush()
+                with naming(path):
+                    os.truncate(descriptor, 0)
+                    os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
                 return file
         except BaseException:
             file.close()

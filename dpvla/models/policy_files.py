@@ -76,7 +76,8 @@ class PolicyFiles:
                 raise FileNotFoundError(f"{directory / name} is missing: {directory} is not a saved DP-VLA")
         path = directory / CONFIG_FILE
         content = files.read_json(path)
-        if (found := content.get("format_version")) not in READABLE:
+        found = content.get("format_version")
+        if type(found) is not int or found not in READABLE:
             readable = " and ".join(map(str, READABLE))
             raise files.FileError(
                 f"{path}: format_version {files.short(found, 80)}, of a driving policy it is {readable}; give a checkpoint "

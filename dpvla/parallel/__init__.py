@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpvla.parallel.executor import Executor, ExecutorConfig, Work, sendable
-from dpvla.parallel.machine import available_cores, one_thread_each, torch_threads
+from dpvla.parallel.machine import available_cores, one_thread_each, starting_workers, torch_threads
 from dpvla.parallel.processes import Processes, ProcessesConfig
 from dpvla.parallel.registry import AnyExecutor, make_executor
 
 __all__ = [
     "AnyExecutor", "Executor", "ExecutorConfig", "Processes", "ProcessesConfig", "Workers", "available_cores",
-    "executor_of", "make_executor", "one_thread_each", "run_jobs", "sendable", "torch_threads",
+    "executor_of", "make_executor", "one_thread_each", "run_jobs", "sendable", "starting_workers",
+    "torch_threads",
 ]  # fmt: skip
 
 Result = TypeVar("Result")

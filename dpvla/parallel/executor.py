@@ -53,10 +53,13 @@ class Opened:
         self._first: tuple[Any, ...] | None = None if opener else ()
 
     def __call__(self, job: Sequence[Any]) -> Any:
-        if self._first is None:
-            assert self._opener is not None
-            self._first = (self._opener(),)
-        return self._function(*self._first, *job)
+        try:
+            if self._first is None:
+                assert self._opener is not None
+                self._first = (self._opener(),)
+            return self._function(*self._first, *job)
+        except SystemExit as error:  # the program would end with it, at once and without a word
+            raise ChildProcessError(f"a job ended its process by itself: SystemExit: {one_line(error)}") from error
 
 
 class Executor(ABC):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
+
+from dpvla.config import one_line
 
 
 def available_cores() -> int:
@@ -58,3 +61,24 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def starting_workers(alone: str) -> Iterator[None]:
+    """Around what makes worker processes: where the system refuses one of its parts, the error says what they need.
+
+    Args:
+        alone: what does without them.
+
+    Raises ChildProcessError.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: of a thread that cannot be started
+        if isinstance(error, (BrokenExecutor, ChildProcessError)):
+            raise
+        raise ChildProcessError(
+            f"worker processes cannot be started ({one_line(error):.200}): they take shared memory (/dev/shm), open "
+            f"files (ulimit -n), processes (ulimit -u), and a folder for temporary files (TMPDIR); {alone} needs none "
+            "of that"
+        ) from None

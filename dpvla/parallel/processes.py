@@ -17,7 +17,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, ClassVar
 
 from dpvla.parallel.executor import Executor, ExecutorConfig, Opened, Work, sendable
-from dpvla.parallel.machine import available_cores, one_thread_each, visible_gpus
+from dpvla.parallel.machine import available_cores, one_thread_each, starting_workers, visible_gpus
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,15 @@ class Processes(Executor):
         if count <= 1:
             yield from work.done_here()
             return
-        context, free = _context(work.preload), None
-        if gpus:
-            free = context.SimpleQueue()
-            for gpu in gpus:
-                free.put(gpu)
-        start = _begin, (pickle.dumps((work.function, work.opener)), free)
-        with one_thread_each(), ProcessPoolExecutor(count, context, *start) as pool:
-            with _interruptions_held():  # workers inherit that they get none
-                running = [pool.submit(_work, job) for job in work.jobs]
-                processes = list(pool._processes.values())
+        start = pickle.dumps((work.function, work.opener))
+        with one_thread_each(), _started(count, _context(work.preload), start, gpus) as pool:
             try:
+                with _interruptions_held(), starting_workers(_ALONE):  # workers inherit that they get none
+                    running = [pool.submit(_work, job) for job in work.jobs]
                 for done in running if work.in_order else as_completed(running):
                     yield pickle.loads(done.result())
             except BaseException as error:
-                for process in processes:
+                for process in list((pool._processes or {}).values()):
                     process.terminate()
                 pool.shutdown(cancel_futures=True)  # its thread ends before the program does
                 if isinstance(error, BrokenProcessPool):
@@ -85,6 +79,19 @@ class Processes(Executor):
                         "fewer --workers; what it has written is kept"
                     ) from None
                 raise
+
+
+def _started(count: int, context: BaseContext, start: bytes, gpus: Sequence[str]) -> ProcessPoolExecutor:
+    """A pool without processes yet; the first jobs start them."""
+    with starting_workers(_ALONE):
+        free = context.SimpleQueue() if gpus else None
+        for gpu in gpus:
+            assert free is not None
+            free.put(gpu)
+        return ProcessPoolExecutor(count, context, _begin, (start, free))
+
+
+_ALONE = "--workers 1"
 
 
 def _context(preload: Sequence[str]) -> BaseContext:

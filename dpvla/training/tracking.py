@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from dpvla.checkpoint_layout import METRICS_FILE
-from dpvla.files import FileError, read_text, write_text
+from dpvla.files import FileError, naming, read_text, write_text
 
 
 class MetricsCSV:
@@ -43,7 +43,7 @@ class MetricsCSV:
             self._columns += new
             self._rewrite()
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
+            with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns).writerow(row)
 
     def flushed(self) -> int:

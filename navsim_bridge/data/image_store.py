@@ -173,7 +173,7 @@ class ImageStore:
             )
         try:
             found = files.read_json(path).get("format")
-            if found is not None and found != FORMAT:
+            if type(found) is int and found != FORMAT:
                 raise ImageStoreError(
                     f"{path} has format {files.short(found, 80)}, this version reads {FORMAT}: pack it again"
                 )
@@ -334,6 +334,6 @@ def _require_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed and needed + SPARE_BYTES > free:
         raise OSError(
-            f"{folder} has {free / 1e9:.1f} GB free, the images need {needed / 1e9:.1f} GB: make room, choose another "
-            "folder, or a smaller size"
+            f"{folder} has {free / 1e6:.1f} MB free, the images need {needed / 1e6:.1f} MB and {SPARE_BYTES / 1e6:.0f} "
+            "MB to spare: make room, choose another folder, or a smaller size"
         )

@@ -188,9 +188,8 @@ def _checked_motion(
     """(frame, 3) poses and (frame, 4) velocity and acceleration of the ego, which are those of a car on the earth."""
     poses = np.stack([frame.pose() for frame in read])
     dynamics = np.stack([frame.numbers("ego_dynamic_state", 4) for frame in read])
-    dynamics = dynamics.astype(np.float32).astype(np.float64)  # the devkit keeps these as float32
     for columns, most, unit in ((slice(0, 2), MOST_SPEED, "m/s"), (slice(2, 4), MOST_ACCELERATION, "m/s^2")):
-        size = np.hypot(*dynamics[:, columns].T)
+        size = _length(dynamics[:, columns])
         if (size > most).any():
             first = int(np.argmax(size > most))
             raise read[first].error("ego_dynamic_state", f"at most {most:g} {unit}", f"{size[first]:g}")
@@ -203,7 +202,13 @@ def _checked_motion(
         first = int(np.argmax(speeds > MOST_SPEED)) + 1
         found = f"{speeds[first - 1]:g} m/s from the frame before"
         raise read[first].error("ego2global_translation", "a way that a car can make", found)
-    return poses, dynamics
+    return poses, dynamics.astype(np.float32).astype(np.float64)  # the devkit keeps these as float32
+
+
+def _length(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(row,) of (row, 2); infinite where it is too large for a number."""
+    with np.errstate(over="ignore"):
+        return np.hypot(vectors[:, 0], vectors[:, 1])
 
 
 def _odd_boxes(read: Sequence[_Frame], annotations: Sequence[_Annotated | None]) -> dict[str, Frames]:
@@ -220,7 +225,7 @@ def _odd_boxes(read: Sequence[_Frame], annotations: Sequence[_Annotated | None])
         "gt_boxes": (np.abs(boxes[:, :3]) > distance).any(axis=1)
         | (boxes[:, 3:6] < 0).any(axis=1)
         | (boxes[:, 3:6] > size).any(axis=1),
-        "gt_velocity_3d": np.hypot(velocities[:, 0], velocities[:, 1]) > speed,
+        "gt_velocity_3d": _length(velocities) > speed,
     }
     for key, rows in wrong.items():
         if rows.any():

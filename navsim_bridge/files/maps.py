@@ -18,7 +18,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from dpvla.files import inside, read_json, short, write_json
+from dpvla.files import inside, naming, read_json, short, write_json
 from dpvla.manifest import check_manifest, write_manifest
 from navsim_bridge.files.map_tables import AGAIN, NONE, Arrays, MapError, MapFile, rows_near
 from navsim_bridge.files.on_demand import ById, ByRow
@@ -207,7 +207,9 @@ class VectorMap:
         for group, arrays in ((_GRAPH, self._graph), *self._layers.items()):
             (folder / group).mkdir(parents=True, exist_ok=True)
             for name, array in arrays.items():
-                np.save(folder / group / f"{name}.npy", array, allow_pickle=False)
+                path = folder / group / f"{name}.npy"
+                with naming(path):
+                    np.save(path, array, allow_pickle=False)
         write_manifest(folder)
 
     def _source(self) -> dict[str, Any]:

@@ -193,3 +193,23 @@ def test_files_that_belong_together_are_never_old_beside_new(
     assert (tmp_path / "first").exists()
     write(b"new")
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["first", "second"]
+
+
+@pytest.mark.parametrize("call", ["pwrite", "truncate"])
+def test_a_lock_without_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, call, full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/out/\.lock'"), one_writer(tmp_path / "out"):
+        pass
+    monkeypatch.undo()
+    with one_writer(tmp_path / "out") as folder:
+        assert folder == tmp_path / "out"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("8 requested and 0 written")])
+def test_a_write_that_fails_names_its_file(error: OSError) -> None:
+    with pytest.raises(OSError, match=r"some/file\.npy") as told, files.naming("some/file.npy"):
+        raise error
+    assert str(error.args[-1]) in str(told.value)

@@ -171,3 +171,17 @@ def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
 def test_what_cannot_be_opened_is_told_by_its_own_error(workers: int) -> None:
     with pytest.raises(ValueError, match="no such checkpoint"):
         list(run_jobs(divmod, [(1,), (2,)], workers, opener=refuse))
+
+
+def test_a_job_that_ends_its_process_by_itself_is_told() -> None:
+    with pytest.raises(ChildProcessError, match=r"^a job ended its process by itself: SystemExit: 0$"):
+        list(run_jobs(sys.exit, [(0,), (0,)], 1))
+
+
+def test_workers_that_cannot_be_started_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", refuse)
+    with pytest.raises(ChildProcessError, match=r"cannot be started \(.*Too many open files\).*--workers 1 needs none"):
+        list(run_jobs(abs, [(1,), (2,)], 2))

@@ -158,6 +158,14 @@ def test_without_a_place_to_keep_them_kernels_are_compiled_anyway(
     assert kernel(1) == 2
 
 
+def test_what_fails_while_kernels_are_loaded_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from navsim_bridge.pdm.compiled import jit
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    with pytest.raises(OSError, match="No space left on device"), jit.compiling():
+        raise OSError(28, "No space left on device")
+
+
 def test_no_compiler_is_loaded_before_plans_are_scored() -> None:
     code = "import sys, navsim_bridge.pdm_closed.planner; assert not {'numba', 'triton'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)

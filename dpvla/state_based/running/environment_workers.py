@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.config import one_line
-from dpvla.parallel import one_thread_each
+from dpvla.parallel import one_thread_each, starting_workers
 from dpvla.state_based.environments.environment import Environment, Step
 from dpvla.state_based.environments.make import make_environment
 
@@ -107,7 +107,7 @@ class EnvironmentPool:
         if self.workers == 0:
             self._hosts = [_Here(self.name, self._make)]
             return
-        with one_thread_each(), _program_not_imported():
+        with one_thread_each(), _program_not_imported(), starting_workers("--workers 0"):
             self._hosts = [_Worker(self.name, self._make, n, self.workers) for n in range(self.workers)]
 
     def _or_close(self, call: Callable[..., Any], *arguments: Any) -> Any:

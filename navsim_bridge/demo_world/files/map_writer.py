@@ -256,9 +256,11 @@ def _replace_file(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         temporary.chmod(0o644)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except sqlite3.Error as error:
+        raise OSError(f"{path} cannot be written ({error}): is there room?") from None
+    finally:
+        for left in (temporary, temporary.with_name(f"{temporary.name}-journal")):
+            left.unlink(missing_ok=True)
 
 
 def _write_geopackage(path: Path, tables: _Tables, to_degrees: Callable[[Float], Float], epsg: int) -> None:

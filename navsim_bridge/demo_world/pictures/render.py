@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dpvla.files import naming
 from navsim_bridge.demo_world.cameras import make_camera
 from navsim_bridge.demo_world.config import DemoWorldConfig
 from navsim_bridge.demo_world.log_name import LogName, image_path
@@ -50,7 +51,8 @@ def write_image(path: Path, image: NDArray[np.uint8], quality: int) -> None:
     if not done:
         raise RuntimeError(f"could not encode {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.tobytes())  # the log pickle, written after all its images, marks them complete
+    with naming(path):
+        path.write_bytes(data.tobytes())  # the log pickle, written after all its images, marks them complete
 
 
 def things_at(drive: Drive, scenery: Scenery, frame: int) -> tuple[tuple[float, float, float], list[Thing]]:

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,8 @@ def _writable(directory: Path) -> bool:
 @contextmanager
 def _turn() -> Iterator[None]:
     """Waits until no other process compiles; where there are no locks they compile side by side."""
-    with suppress(OSError):
-        folder().mkdir(parents=True, exist_ok=True)
-        with open(folder() / ".lock", "a") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            yield
-            return
-    yield
+    with ExitStack() as held:
+        with suppress(OSError):  # of the lock, not of what is compiled
+            folder().mkdir(parents=True, exist_ok=True)
+            fcntl.lockf(held.enter_context(open(folder() / ".lock", "a")), fcntl.LOCK_EX)
+        yield

@@ -258,6 +258,7 @@ def test_roll_outs_that_are_not_of_this_cycle_are_refused(
         ("model", [1], r"model: expected a mapping, found \[1\]"),
         ("precision", 7, "precision: expected one of"),
         ("format_version", [[[[[]]]]], "format_version "),
+        ("format_version", True, "format_version True"),
         ("manifest", "yes", "manifest: expected true or false"),
     ],
 )

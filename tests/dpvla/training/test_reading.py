@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dpvla.batch import DrivingBatch
+from dpvla.training import reading
 from dpvla.training.reading import batches_ahead
 
 
@@ -42,3 +43,33 @@ def test_the_death_of_a_process_is_told_in_one_line() -> None:
     with pytest.raises(ChildProcessError, match=r"^a process that decodes images has died \(DataLoader worker") as died:
         list(batches)
     assert "\n" not in str(died.value)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("unable to allocate shared memory"), OSError(24, "Too many open files")]
+)
+def test_a_batch_that_cannot_be_sent_is_told_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(_: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr(reading.ForkingPickler, "dumps", refuse)
+    packed = reading.WholeBatches(Source(dies=False))[[0]]  # type: ignore[arg-type]
+    assert isinstance(packed, reading.Failure)
+    with pytest.raises(ChildProcessError, match=r"cannot send them \(.*(shared memory|open files)\).*/dev/shm"):
+        list(reading._received(iter([packed])))
+
+
+def test_processes_that_cannot_be_started_say_what_they_need(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(reading.multiprocessing, "Lock", refuse)
+    with pytest.raises(
+        ChildProcessError, match=r"cannot be started \(.*Read-only.*/dev/shm.*\(0 processes\) needs none"
+    ):
+        batches_ahead(Source(dies=False), [[0]], 2, torch.device("cpu"))  # type: ignore[arg-type]
+    assert not capfd.readouterr().err

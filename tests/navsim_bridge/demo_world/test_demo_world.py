@@ -17,6 +17,7 @@ import yaml
 
 from navsim_bridge.demo_world import DemoWorldConfig, OtherWorldError, make_demo_world
 from navsim_bridge.demo_world.config import LOCATIONS
+from navsim_bridge.demo_world.files import map_writer
 from navsim_bridge.demo_world.files.map_writer import LAYERS
 from navsim_bridge.files.logs import ALL_CAMERAS
 from navsim_bridge.files.map_tables import MapFile
@@ -271,3 +272,12 @@ def test_an_interrupted_run_is_finished_with_the_same_files(world: Path, tmp_pat
 def test_settings_that_cannot_work_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY_WORLD, **change)
+
+
+def test_a_map_without_room_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    def full(_: Path) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with pytest.raises(OSError, match=r"map\.gpkg cannot be written \(database or disk is full\): is there room\?"):
+        map_writer._replace_file(tmp_path / "map.gpkg", full)
+    assert not list(tmp_path.iterdir())

@@ -65,6 +65,8 @@ def drive(frame: MakeFrame, count: int = 20, **values: Any) -> Frames:
     ("ego_dynamic_state", [True, False, False, False], "'ego_dynamic_state': expected 4 numbers"),
     ("ego_dynamic_state", [300.0, 0.0, 0.0, 0.0], "'ego_dynamic_state': expected at most 100 m/s, found"),
     ("ego_dynamic_state", [20.0, 0.0, 1e6, 0.0], "'ego_dynamic_state': expected at most 100 m/s"),
+    ("ego_dynamic_state", [1e308, 0.0, 0.0, 0.0], "'ego_dynamic_state': expected at most 100 m/s"),
+    ("ego_dynamic_state", [0.0, 0.0, 1.7e308, 1.7e308], "'ego_dynamic_state': expected at most 100 m/s"),
     ("ego2global_translation", np.array([10.0 + 150.0, 0.0, 0.0]), "'ego2global_translation': expected a way that a"),
     ("ego2global_translation", np.array([1e9, 0.0, 0.0]), "'ego2global_translation': expected a position in UTM"),
     ("ego2global_translation", np.array(["10", "0", "0"]), "'ego2global_translation': expected 3 numbers"),
@@ -82,8 +84,10 @@ def drive(frame: MakeFrame, count: int = 20, **values: Any) -> Frames:
     ("anns", box(4, 1e5), "'anns/gt_boxes': expected a box that can be.*track t0"),
     ("anns", box(0, 1e6), "'anns/gt_boxes': expected a box that can be.*track t0"),
     ("anns", boxes(gt_velocity_3d=[[9e9, 0.0, 0.0]]), "'anns/gt_velocity_3d': expected a box that can be.*track t0"),
+    ("anns", boxes(gt_velocity_3d=[[1.7e308, 1.7e308, 0.0]]), "'anns/gt_velocity_3d': expected a box that can be"),
     ("anns", boxes(gt_velocity_3d=[[np.nan, 0.0, 0.0]]), "'anns/gt_velocity_3d': expected finite numbers.*track t0"),
 ])  # fmt: skip
+@pytest.mark.filterwarnings("error")
 def test_what_cannot_be_is_refused_with_file_frame_and_key(
     tmp_path: Path, frame: MakeFrame, key: str, value: Any, message: str
 ) -> None:

@@ -391,6 +391,8 @@ _EXPECTED = (ValueError, OSError, FloatingPointError, ImportError)
 def _said(error: Exception) -> str:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_torch_out_of_memory(error)):
         return f"out of memory ({one_line(error)}); take smaller batches"
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "no further thread can be started; raise this user's limit (ulimit -u), or take fewer --workers"
     if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
         return f"standard output, or a file: {error.strerror}: not everything could be written"
     if isinstance(error, _EXPECTED):

@@ -8,7 +8,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dpvla/__init__.py").read_text()).group(1)
 
-STATE = ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.40"]  # dm_control's suite does not run with mujoco 4.0
+# A dm_control reads the fields of the mujoco of its day: 1.0.50 those of 3.17, and its suite does not run with 4.0.
+STATE = ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.50"]
 RAY = ["ray>=2.52"]  # below it a web page could start jobs (CVE-2025-62593)
 NATIVE = ["numba>=0.60"]
 DEEPSPEED = ["deepspeed>=0.19", "einops"]  # einops: imported by every version, required by some

@@ -27,7 +27,7 @@ setup(
     install_requires=[  # each at its lower bound is tried by `make test-lowest`
         "accelerate>=1.6",
         "diffusers>=0.36",
-        "tyro>=1.0",
+        "tyro>=1.0.14",  # below it an option without a value is named as a Python tuple
         "matplotlib>=3.9",
         "numpy>=2.0.1",
         "opencv-python-headless>=4.12",  # below it reading an image could overwrite memory (CVE-2025-53644)

@@ -206,7 +206,7 @@ def test_a_config_may_refuse_its_own_defaults(capsys: pytest.CaptureFixture[str]
 
         def __post_init__(self) -> None:
             if not self.into:
-                raise ValueError("tool.into must be given")
+                raise ValueError("into must be given")
 
     TOOLS["nail"] = type("Nail", (Hammer,), {"Config": NailConfig})
     assert parse(Options, ["--tool", "nail", "--tool.into", "wall"]).tool == NailConfig(into="wall")

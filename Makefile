@@ -17,12 +17,15 @@ help:
 demo: $(VENV)/.installed
 	OMP_WAIT_POLICY=PASSIVE $(RUN) tools/demo.py
 
+# A process for each core; a file's tests share what they set up. `python -m pytest` runs them in one process.
+PYTEST := -m pytest -n auto --dist loadfile
+
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest
+	$(RUN) $(PYTEST)
 
 # Python 3.11: some of the lowest versions have no wheels for 3.12. TESTS=... for fewer.
 test-lowest: $(VENV)-lowest/.installed
-	$(VENV)-lowest/bin/python -m pytest $(TESTS)
+	$(VENV)-lowest/bin/python $(PYTEST) $(TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

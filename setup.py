@@ -60,6 +60,7 @@ setup(
             "pandas-stubs",
             "pytest>=8",
             "pytest-timeout>=2.3.1",
+            "pytest-xdist>=3.6.1",
             "ruff>=0.8",
             "types-PyYAML",
             "types-tqdm",

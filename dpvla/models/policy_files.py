@@ -80,8 +80,8 @@ class PolicyFiles:
         if type(found) is not int or found not in READABLE:
             readable = " and ".join(map(str, READABLE))
             raise files.FileError(
-                f"{path}: format_version {files.short(found, 80)}, of a driving policy it is {readable}; give a checkpoint "
-                "of tools/pretrain.py or tools/rl_finetune.py"
+                f"{path}: format_version {files.short(found, 80)}, of a driving policy it is {readable}; give a "
+                "checkpoint of tools/pretrain.py or tools/rl_finetune.py"
             )
         description = checked(content, _Description, str(path))
         require_manifest(directory, description.get("manifest", False), [CONFIG_FILE])

@@ -35,7 +35,7 @@ from dpvla.state_based.data.exorl.rewards import sizes_of
 from dpvla.state_based.data.exorl.rnd_explorer import RNDExplorer
 from dpvla.state_based.data.local_data import ORIGIN, OtherDataError, refuse_other
 from dpvla.state_based.environments.control_suite import TASKS, ControlEnvironment
-from dpvla.tensors import CheckpointError, load_tensors, save_tensors
+from dpvla.tensors import CheckpointError, load_tensors, save_tensors, shown
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -220,7 +220,13 @@ def _restore(buffer: Path, explorer: RNDExplorer) -> tuple[int, bytes | None]:
         sha256 = state.pop("sha256", torch.zeros(0))
         if sha256.tolist() != [*_hash_of(state).digest()] or not state.keys() >= OWN:
             raise CheckpointError(f"{path} is damaged, or of another tool: its checksum is another; {_remedy(buffer)}")
-        episodes, learned_from = int(state.pop("episodes")), bytes(state.pop("learned_from").tolist())
+        count, hashed = state.pop("episodes"), state.pop("learned_from")
+        if count.dtype != torch.int64 or count.numel() != 1 or hashed.dtype != torch.uint8 or hashed.dim() != 1:
+            raise CheckpointError(
+                f"{path}: episodes and learned_from are {shown(count)} and {shown(hashed)}, not a count and a hash; "
+                f"{_remedy(buffer)}"
+            )
+        episodes, learned_from = int(count), bytes(hashed.tolist())
     elif former.exists():
         episodes, state = _former_state(former, explorer, buffer)
         learned_from = None

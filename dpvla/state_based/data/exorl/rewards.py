@@ -58,16 +58,23 @@ def cached_rewards(
         physics: fingerprint of the files' physics states.
     """
     used = [f"relabelling {RELABELLING}", physics, *(f"{k} {v}" for k, v in versions().items())]
-    path = cache / f"{name}-{hashlib.sha256(' '.join(used).encode()).hexdigest()[:16]}.npz"
+    made_of = hashlib.sha256(" ".join(used).encode()).hexdigest()
+    path, seal = cache / f"{name}-{made_of[:16]}.npz", f"{name} {made_of}"
     rows = sum(episode.length for episode in episodes)
-    if (found := _read_cache(path, rows)) is not None:
+    if (found := _read_cache(path, rows, seal)) is not None:
         return found
     with one_writer(cache, wait=True):
-        if (found := _read_cache(path, rows)) is not None:  # made by who was waited for
+        if (found := _read_cache(path, rows, seal)) is not None:  # made by who was waited for
             return found
         rewards = _relabelled(name, episodes, workers, progress)
-        write_atomically(path, lambda file: np.savez(file, rewards=rewards))  # type: ignore[arg-type]
+        arrays = {"rewards": rewards, "sha256": _sealed(rewards, seal)}
+        write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return rewards
+
+
+def _sealed(rewards: NDArray[np.float32], seal: str) -> NDArray[np.uint8]:
+    """A checksum of rewards and of what they were made from, so that no other file passes for theirs."""
+    return np.frombuffer(hashlib.sha256(seal.encode() + rewards.tobytes()).digest(), np.uint8)
 
 
 def _relabelled(name: str, episodes: list[EpisodeFile], workers: int, progress: bool) -> NDArray[np.float32]:
@@ -85,16 +92,21 @@ def sizes_of(env: ControlEnvironment) -> Sizes:
     return Sizes(env.observation_size, env.action_size, env.physics_size)
 
 
-def _read_cache(path: Path, rows: int) -> NDArray[np.float32] | None:
+def _read_cache(path: Path, rows: int, seal: str) -> NDArray[np.float32] | None:
+    """None where there is none, or one that is damaged or another's; files of earlier versions have no checksum."""
     if not path.exists():
         return None
     column = Column((), STATE_LIMIT)
     try:
         with open_npz(path) as file:
             check_columns(file, {"rewards": column}, rows)
-            return read_column(file, "rewards", column) if "rewards" in file.arrays else None
+            if "rewards" not in file.arrays:
+                return None
+            rewards = read_column(file, "rewards", column)
+            own = "sha256" not in file.arrays or np.array_equal(file.read("sha256"), _sealed(rewards, seal))
+            return rewards if own else None
     except FileError:
-        return None  # a damaged cache is made again
+        return None
 
 
 def _relabel(name: str, number: int, episodes: list[EpisodeFile]) -> tuple[int, NDArray[np.float32]]:

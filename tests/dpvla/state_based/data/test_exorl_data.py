@@ -129,6 +129,19 @@ def test_one_of_running_forward_and_backward_is_rewarded(tmp_path: Path) -> None
     assert (forward > 0).any() and (backward > 0).any()
 
 
+def test_rewards_of_another_task_are_not_taken_for_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"walker-run": np.ones(3, np.float32), "walker-walk": np.zeros(3, np.float32)}
+    monkeypatch.setattr(rewards, "_relabelled", lambda name, *_: made[name])
+    episodes = [EpisodeFile(tmp_path, 0, 3)]
+    for name in made:
+        rewards.cached_rewards(name, episodes, "physics", tmp_path, 1, False)
+    run, walk = sorted(tmp_path.glob("*.npz"))
+    shutil.copy(walk, run)
+    assert (rewards.cached_rewards("walker-run", episodes, "physics", tmp_path, 1, False) == 1).all()
+    np.savez(run, rewards=made["walker-walk"])  # as earlier versions wrote them
+    assert (rewards.cached_rewards("walker-run", episodes, "physics", tmp_path, 1, False) == 0).all()
+
+
 def test_workers_do_not_change_the_rewards(walker: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewards, "_CHUNK", 2)
     shutil.rmtree(copy / "walker" / "rnd" / "rewards", ignore_errors=True)

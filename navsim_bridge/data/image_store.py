@@ -253,8 +253,8 @@ class ImageStore:
 
     def _require_own_shards(self, listed: int) -> None:
         """Raise ValueError where shards are not those of the scenes: their names tell which they hold."""
-        if len(self.sources) != listed or sum(scenes for _, scenes, _ in self.shards) != listed:
-            raise ValueError("its scenes are not those of its shards")
+        if not listed or len(self.sources) != listed or sum(scenes for _, scenes, _ in self.shards) != listed:
+            raise ValueError("its scenes are not those of its shards" if listed else "it lists no scene")
         scenes = iter(self.sources.items())
         for number, (name, count, _) in enumerate(self.shards):
             if count < 1 or name != shard_name(number, self.sensors, list(islice(scenes, count))):

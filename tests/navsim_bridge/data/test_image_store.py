@@ -182,6 +182,7 @@ def test_another_manifest_is_refused(content: dict[str, object], tmp_path: Path)
     "change",
     [
         {"shards": []},
+        {"shards": [], "scenes": []},
         {"shards": 3},
         {"scenes": {}},
         {"width": 32.0},

@@ -29,7 +29,8 @@ class MetricsCSV:
             self._columns, found = read_rows(path)
             if rows is not None and len(found) < rows:
                 raise FileError(
-                    f"{path} has {len(found)} rows of the {rows} that were logged: put it back, or remove it to log anew"
+                    f"{path} has {len(found)} rows of the {rows} that were logged: put it back, or remove it to log "
+                    "anew"
                 )
             self._rows = [row for row in found if _stays(row, first_step)] if rows is None else found[:rows]
             self._rewrite()

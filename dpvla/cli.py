@@ -393,6 +393,11 @@ def _said(error: Exception) -> str:
         return f"out of memory ({one_line(error)}); take smaller batches"
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return "no further thread can be started; raise this user's limit (ulimit -u), or take fewer --workers"
+    if isinstance(error, RuntimeError) and _is_of_another_process(error):
+        return (
+            f"another process of this run has ended or cannot be reached ({one_line(error):.200}); see what it says; "
+            "the same command goes on from the last checkpoint"
+        )
     if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
         return f"standard output, or a file: {error.strerror}: not everything could be written"
     if isinstance(error, _EXPECTED):
@@ -419,6 +424,12 @@ def command(
         return main
 
     return decorate
+
+
+def _is_of_another_process(error: RuntimeError) -> bool:
+    """What torch's ways to talk to other processes raise: NCCL and the store by type, gloo a plain RuntimeError."""
+    names = ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return type(error).__name__ in names or "/gloo/" in str(error)
 
 
 def _is_torch_out_of_memory(error: RuntimeError) -> bool:

@@ -288,3 +288,19 @@ def test_an_output_that_takes_no_more_is_one_line_and_not_success(unbuffered: st
         )
     assert done.returncode == 1
     assert re.fullmatch(r"error: standard output.*: No space left on device: not everything.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("[/a/gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer", "another process of this run has"),
+        ("can't start new thread", r"no further thread can be started; raise .*\(ulimit -u\)"),
+    ],
+)
+def test_what_the_surroundings_refuse_is_no_fault_of_the_program(said: str, told: str) -> None:
+    @reporting_errors
+    def main(_: object = None) -> None:
+        raise RuntimeError(said)
+
+    with pytest.raises(SystemExit, match=f"^error: {told}"):
+        main([])

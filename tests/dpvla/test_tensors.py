@@ -23,6 +23,7 @@ from tests.dpvla.models.tiny_policies import CONFIGS, make_policy
 from tests.gpu.pretended import PretendedGPU, value
 
 MEGABYTE = 2**20
+READERS: tuple[Callable[[Path], object], ...] = (lambda path: read_into({"a": torch.zeros(3)}, path), load_tensors)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -128,7 +129,7 @@ def test_what_is_not_finite_is_found_at_either_end(tmp_path: Path) -> None:
 
 def test_what_becomes_infinite_as_it_is_read_is_refused(tmp_path: Path) -> None:
     save_tensors(tmp_path / "x", {"a": torch.full((3,), 1e300, dtype=torch.float64)})
-    for read in (lambda path: read_into({"a": torch.zeros(3)}, path), load_tensors):
+    for read in READERS:
         with pytest.raises(CheckpointError, match="x: a holds NaN or infinity"):
             read(tmp_path / "x")
 
@@ -137,7 +138,7 @@ def test_a_shape_that_no_number_of_64_bits_counts_is_named(tmp_path: Path) -> No
     shape = {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}
     header = json.dumps({"a": shape}).encode()
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header)
-    for read in (lambda path: read_into({"a": torch.zeros(3)}, path), load_tensors):
+    for read in READERS:
         with pytest.raises(CheckpointError, match=r"cannot read .*x: "):
             read(tmp_path / "x")
 

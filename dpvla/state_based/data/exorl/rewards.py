@@ -67,7 +67,7 @@ def cached_rewards(
         if (found := _read_cache(path, rows, seal)) is not None:  # made by who was waited for
             return found
         rewards = _relabelled(name, episodes, workers, progress)
-        arrays = {"rewards": rewards, "sha256": _sealed(rewards, seal)}
+        arrays: dict[str, NDArray[Any]] = {"rewards": rewards, "sha256": _sealed(rewards, seal)}
         write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return rewards
 

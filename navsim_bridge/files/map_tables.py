@@ -292,6 +292,7 @@ class MapFile:
             (links, "entry_lane_fid", lanes.fids),
             (group_links, "from_lane_group_fid", groups.fids),
             (group_links, "to_lane_group_fid", groups.fids),
+            (group_links, "intersection_fid", self.table(POLYGON_TABLES["INTERSECTION"]).fids),
         ):
             table.check_references(column, ids)
         return {

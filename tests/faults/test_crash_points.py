@@ -10,6 +10,8 @@ from tests.faults import crash_points
 from tests.faults.case import Outcome
 from tests.faults.server import Server
 
+pytestmark = pytest.mark.timeout(2400)  # all of them are run for the first test; a hang of one ends sooner
+
 
 @pytest.fixture(scope="module")
 def outcomes(folder: Path, servers: list[Server]) -> list[Outcome]:

@@ -383,13 +383,24 @@ def image(samples: Path) -> Iterator[Case]:
     pristine = only(samples, f"{IMAGE_FOLDER}/*.jpg")
     words = ("CAM_F0", pristine.name)
 
+    accepted = {
+        "bmp": "pictures of this format are read as well",
+        "tiff": "pictures of this format are read as well",
+        "header_says_higher": "libjpeg fills up what the data of a JPEG lack, and tells no caller",
+    }
+
     def case(name: str, change: files.Change) -> Case:
-        return Case("image", name, PACK, lambda place: change(place / pristine.relative_to(samples)), words)
+        mutate = partial(_befall, path=pristine.relative_to(samples), change=change)
+        return Case("image", name, PACK, mutate, words, accepted.get(name, ""))
 
     for name, change in files.befallen(6, 0):
         yield case(name, change)
     for name, picture in _pictures(pristine):
         yield case(name, pickles.written(picture))
+
+
+def _befall(place: Path, path: Path, change: files.Change) -> None:
+    change(place / path)
 
 
 def _pictures(pristine: Path) -> Iterator[tuple[str, bytes]]:

@@ -138,9 +138,8 @@ def test_a_shape_that_no_number_of_64_bits_counts_is_named(tmp_path: Path) -> No
     shape = {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}
     header = json.dumps({"a": shape}).encode()
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header)
-    for read in READERS:
-        with pytest.raises(CheckpointError, match=r"cannot read .*x: "):
-            read(tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"cannot read .*x: "):
+        read_into({"a": torch.zeros(3)}, tmp_path / "x")
 
 
 def test_names_of_strangers_are_short_in_errors(tmp_path: Path) -> None:

@@ -77,7 +77,11 @@ def test_the_whole_head_moves_where_an_algorithm_has_no_adapters_and_the_encoder
 
 def test_later_sampling_is_what_the_algorithm_says(place: Path) -> None:
     checkpoint = fine_tune(place, "weighted_straight", *EXAMPLE)
-    assert sorted(path.name for path in (checkpoint / "adapters").iterdir()) == ["policy", "sampling.json"]
+    assert sorted(path.name for path in (checkpoint / "adapters").iterdir()) == [
+        "manifest.json",
+        "policy",
+        "sampling.json",
+    ]
     policy = open_start(checkpoint).load()
     assert policy.sampling == Sampling(("policy",)) and policy.head.adapters == ("policy",)
     evaluate = ("--agent", "dpvla", "--checkpoint", str(checkpoint), "--split", "navtest")

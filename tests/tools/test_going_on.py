@@ -163,7 +163,11 @@ BAD = [
     ("pretrain.py", ("--loop.ema-decay", "2"), "loop.ema_decay must be at least 0 and below 1"),
     ("pretrain.py", ("--loop.lr", "nan"), "loop.lr must be a finite number"),
     ("pretrain.py", ("--loop.keep-checkpoints", "-1"), "loop.keep_checkpoints must be at least 1"),
-    ("pretrain.py", ("--model.head.width", "16", "--model.head.heads", "3"), "16 is not divisible by 3"),
+    (
+        "pretrain.py",
+        ("--model.head.width", "16", "--model.head.heads", "3"),
+        "model.head.width 16 is not divisible by heads, 3",
+    ),
     ("rl_finetune.py", ("--rollouts.group-size", "1"), "rollouts.group_size must be at least 2"),
     ("rl_finetune.py", ("--dipole.beta", "-5"), "algorithm.beta must be at least 0"),
     ("rl_finetune.py", ("--rollouts.cycles", "0"), "rollouts.cycles must be at least 1"),

@@ -21,6 +21,11 @@ from numpy.typing import NDArray
 
 from dpvla.files import FileError, open_regular
 
+ACTION_TOLERANCE = 1.0 + 1e-3
+"""Recorded actions lie in [-1, 1]; what is further out was not rounded there."""
+STATE_LIMIT = 1e5
+"""No position, speed or acceleration of these robots is larger [m, rad, s]; recorded ones reach about 1e2."""
+
 MOST_ARRAYS = 1000
 """In a file."""
 MOST_HEADER = 1000

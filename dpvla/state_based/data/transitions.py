@@ -12,12 +12,6 @@ from torch import Tensor
 ACTION_LIMIT = 1.0 - 1e-5
 """Recorded actions are clipped to ± this (the FQL code's bound), so that they stay inside a tanh's range."""
 
-ACTION_TOLERANCE = 1.0 + 1e-3
-"""Recorded actions lie in [-1, 1]; what is further out was not rounded there."""
-
-STATE_LIMIT = 1e5
-"""No position, speed or acceleration of these robots is larger [m, rad, s]; recorded ones reach about 1e2."""
-
 
 @dataclass(frozen=True)
 class Transitions:

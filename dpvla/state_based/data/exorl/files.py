@@ -17,8 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.files import FileError, write_atomically
-from dpvla.state_based.data.npz import Column, Npz, check_columns, open_npz, read_column
-from dpvla.state_based.data.transitions import ACTION_TOLERANCE, STATE_LIMIT
+from dpvla.state_based.data.npz import (
+    ACTION_TOLERANCE,
+    STATE_LIMIT,
+    Column,
+    Npz,
+    check_columns,
+    open_npz,
+    read_column,
+)
 
 DEFAULT_FOLDER = Path("data/exorl")
 URL = "https://dl.fbaipublicfiles.com/exorl"

@@ -14,8 +14,7 @@ from tqdm import tqdm
 from dpvla.files import FileError, one_writer, write_atomically
 from dpvla.parallel import run_jobs
 from dpvla.state_based.data.exorl.files import EpisodeFile, Sizes, read_episode
-from dpvla.state_based.data.npz import Column, check_columns, open_npz, read_column
-from dpvla.state_based.data.transitions import STATE_LIMIT
+from dpvla.state_based.data.npz import STATE_LIMIT, Column, check_columns, open_npz, read_column
 from dpvla.state_based.environments.control_suite import ControlEnvironment, versions
 from dpvla.state_based.environments.headless import load
 

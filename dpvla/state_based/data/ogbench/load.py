@@ -15,11 +15,19 @@ from numpy.typing import NDArray
 
 from dpvla.files import FileError, write_json
 from dpvla.state_based.data.local_data import read_sidecar, refuse_replaced, workshop
-from dpvla.state_based.data.npz import Column, check_columns, fingerprint, open_npz, read_column
+from dpvla.state_based.data.npz import (
+    ACTION_TOLERANCE,
+    STATE_LIMIT,
+    Column,
+    check_columns,
+    fingerprint,
+    open_npz,
+    read_column,
+)
 from dpvla.state_based.data.offline_data import OfflineData, episodes_needed
 from dpvla.state_based.data.ogbench.episodes import SOURCES
 from dpvla.state_based.data.ogbench.generation import PARTS, data_path, sidecar_path
-from dpvla.state_based.data.transitions import ACTION_TOLERANCE, STATE_LIMIT, Transitions
+from dpvla.state_based.data.transitions import Transitions
 from dpvla.state_based.environments.headless import load
 from dpvla.state_based.environments.ogbench import (
     OGBenchEnvironment,

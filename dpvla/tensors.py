@@ -235,6 +235,6 @@ def shown(value: object) -> str:
 
 
 def _kind(tensor: Tensor) -> str:
-    if tensor.is_floating_point():
-        return "real"
+    if tensor.is_floating_point():  # weights are held in several of 32 bits and fewer, and none is in 64 by itself
+        return "double" if tensor.dtype == torch.float64 else "real"
     return "bool" if tensor.dtype == torch.bool else "whole"

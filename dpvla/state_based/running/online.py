@@ -100,8 +100,9 @@ class OnlineCollector:
         tensors = load_tensors(path)
         count, longest = len(self.agent.seeds), tensors.get("actions", torch.empty(0, 0)).shape[1:2]
         whole, sizes = torch.empty(count, dtype=torch.int64), (count, *longest, self.agent.action_dim)
-        expected = {"episodes": whole, "lengths": whole, "totals": torch.empty(count), "actions": torch.empty(sizes)}
-        require_same(expected | {"observations": torch.from_numpy(self._observations)}, tensors, path)
+        expected = {"episodes": whole, "lengths": whole, "actions": torch.empty(sizes)}
+        own = {"totals": torch.from_numpy(self._totals), "observations": torch.from_numpy(self._observations)}
+        require_same(expected | own, tensors, path)
         if any(not 0 <= length <= longest[0] for length in tensors["lengths"].tolist()):
             raise CheckpointError(
                 f"{path}: lengths are {tensors['lengths'].tolist()[:8]}, there are {longest[0]} actions"

@@ -477,7 +477,7 @@ def split(samples: Path) -> Iterator[Case]:
         ("folder_empty", ""),
         ("folder_unknown", "valley"),
     ):
-        yield Case("split", name, CACHE, partial(_in_split, key="", value=folder), (*words, "data_split"))
+        yield Case("split", name, CACHE, partial(_in_split, key="", value=folder), (*words, "data_split", "valley"))
 
 
 def _in_split(place: Path, key: str, value: object) -> None:

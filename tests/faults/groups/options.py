@@ -294,7 +294,13 @@ def _places() -> Iterator[Case]:
             ("dev_null", "/dev/null", _nothing),
         ):
             changed = replace(call, argv=(*words[: place_of + 1], target, *words[place_of + 2 :]))
-            yield Case("cli", f"{tool}_out_{name}", changed, make, (target[:40] or "empty name", option))
+            yield Case(
+                "cli",
+                f"{tool}_out_{name}",
+                changed,
+                make,
+                (target[:40] or "empty name", option, f"{option[2:]} must be"),
+            )
     for name, value in (
         ("file", "pretrain.yaml"),
         ("absent", "absent"),

@@ -114,7 +114,8 @@ def exorl(samples: Path) -> Iterator[Case]:
     file = f"{folder}/episode_000001_20.npz"
     words = ("episode_000001_20", "exorl")
     for name, change in files.befallen(140, 3, Path("exorl/walker/rnd/collection.json")):
-        yield Case("exorl", name, WALK, at(file, change), (*words, "buffer"))
+        accepted = "a buffer says nowhere how many episodes it has" if name == "deleted" else ""
+        yield Case("exorl", name, WALK, at(file, change), (*words, "buffer"), accepted)
     for name, more, change in arrays.changes(samples / file, ("observation", "action", "physics", "discount")):
         yield Case("exorl", name, WALK, at(file, change), (*words, *more))
     for name, other in (

@@ -222,8 +222,8 @@ def _yaml_split(path: Path) -> Rules:
             raise SplitError(f"scene_filter must be a group of keys, found {short(content, 80)}")
     else:
         content = {key: value for key, value in raw.items() if key != "data_split"}
-        if not raw:
-            raise SplitError("it holds no key: name the folder, data_split, or what scenes to take, such as tokens")
+    if not raw or ("scene_filter" in raw and not content.keys() - {*IGNORED_KEYS}):  # as in a file that is cut off
+        raise SplitError("it does not say which scenes to take: it has none of the keys of a scene filter")
     return data_split, scene_filter(content)
 
 

@@ -88,10 +88,10 @@ def test_nothing_is_said_of_tokens_that_were_not_looked_for(data: Path) -> None:
 @pytest.mark.parametrize("folder", ["../navsim_logs/mini", "..", ".", "mini/", "/tmp", "a\\b"])
 def test_a_data_split_is_a_plain_name(data: Path, folder: str) -> None:
     split, listed = data / "x.yaml", data / "x.csv"
-    split.write_text(yaml.safe_dump({"data_split": "mini"}))
+    split.write_text(yaml.safe_dump({"data_split": "mini", "tokens": ["00ab"]}))
     with pytest.raises(SplitError, match=r"data_split '.*': expected the name of a folder below navsim_logs/"):
         load_split(split, data, folder)
-    split.write_text(yaml.safe_dump({"data_split": folder}))
+    split.write_text(yaml.safe_dump({"data_split": folder, "tokens": ["00ab"]}))
     listed.write_text(f"token,data_split\n00ab,{folder}\n")
     for file in (split, listed):
         with pytest.raises(SplitError, match=rf"{file}: data_split '.*': expected the name of a folder below"):
@@ -111,7 +111,11 @@ def test_relative_poses_are_rotated_and_wrapped() -> None:
 
 
 def test_a_split_file_without_a_key_is_refused(tmp_path: Path) -> None:
-    for text, reason in (("{}", "it holds no key"), ("", "found nothing")):
+    for text, reason in (
+        ("{}", "none of the keys"),
+        ("data_split: t\nscene_filter: {_target_: x}", "none of the keys"),
+        ("", "found nothing"),
+    ):
         (tmp_path / "empty.yaml").write_text(text)
         with pytest.raises(SplitError, match=f"empty.yaml.*{reason}"):
             load_split(str(tmp_path / "empty.yaml"), tmp_path)

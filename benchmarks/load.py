@@ -22,7 +22,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
-import pickle
 import resource
 import sys
 import tempfile
@@ -60,6 +59,7 @@ from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
 from navsim_bridge.evaluation.pictures import save_scene_picture
 from navsim_bridge.evaluation.run import ScenesFromLogs, evaluate, scenes_from_cache, write_evaluation
 from navsim_bridge.files.logs import log_path
+from navsim_bridge.files.pickles import dump_plain_pickle, load_plain_pickle
 from navsim_bridge.golden.v1 import read_golden
 from navsim_bridge.golden.v2 import read_golden_epdms
 from navsim_bridge.metric_cache import MetricCache, build_metric_cache
@@ -234,7 +234,7 @@ def measure_counts(options: Namespace, folder: Path, bounds: Bounds) -> Numbers:
     """Reading a split of many tokens, and finding its scenes in many logs."""
     world = small_world(folder)
     source = next((world / "navsim_logs" / "test").glob("*.pkl"))
-    frames = pickle.loads(source.read_bytes())[:14]  # our own file
+    frames = load_plain_pickle(source)[:14]
     found: dict[str, Numbers] = {}
     for tokens, logs in ((options.plans // 10, LOGS // 10), (options.plans, LOGS)):
         root = folder / f"counts-{logs}"
@@ -242,7 +242,7 @@ def measure_counts(options: Namespace, folder: Path, bounds: Bounds) -> Numbers:
             mine = [{**frame, "token": f"{number:08x}{place:08x}"} for place, frame in enumerate(frames)]
             path = log_path(root, "many", f"log{number:06d}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(pickle.dumps(mine))
+            path.write_bytes(dump_plain_pickle(mine))
         listed = [f"{number:08x}{3:08x}" for number in range(tokens)]
         path = root / "many.yaml"
         path.write_text("data_split: many\nframe_interval: 1\ntokens:\n" + "".join(f"- '{t}'\n" for t in listed))

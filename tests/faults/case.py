@@ -34,6 +34,11 @@ Mutate = Callable[[Path], object]
 """Breaks something below the folder of a case."""
 
 
+def as_typed(line: str) -> tuple[str, ...]:
+    """The words of a command line without quotes."""
+    return tuple(line.split())
+
+
 @dataclass(frozen=True)
 class Call:
     """A call of a tool on part of the samples."""

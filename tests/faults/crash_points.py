@@ -23,7 +23,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from tests.faults.case import Bench, Call, Outcome, content_of, remove
+from tests.faults.case import Bench, Call, Outcome, as_typed, content_of, remove
 from tests.faults.groups import driving, options, state_based, training
 from tests.faults.sample import ROOTS, SHORT_EPISODES
 from tests.faults.server import Ended, Job, Server
@@ -45,24 +45,9 @@ def _work(call: Call, *leaves: str) -> Work:
     return Work(call, leaves)
 
 
-SMALL_WORLD = (
-    "--root",
-    "made",
-    "--num-train-logs",
-    "1",
-    "--num-test-logs",
-    "1",
-    "--log-seconds",
-    "8",
-    "--image-width",
-    "16",
-    "--image-height",
-    "9",
-    "--cameras",
-    "CAM_F0",
-    "--workers",
-    "1",
-    "--quiet",
+SMALL_WORLD = as_typed(
+    "--root made --num-train-logs 1 --num-test-logs 1 --log-seconds 8 "
+    "--image-width 16 --image-height 9 --cameras CAM_F0 --workers 1 --quiet"
 )
 WORKS: dict[str, Work] = {
     "pretrain": _work(options.NEW_PRETRAIN, "new"),
@@ -85,19 +70,7 @@ WORKS: dict[str, Work] = {
     "make_ogbench_data": _work(
         Call(
             "make_ogbench_data",
-            (
-                "--env",
-                "pointmaze-medium-navigate",
-                "--episodes",
-                "2",
-                "--steps",
-                "20",
-                "--workers",
-                "1",
-                "--quiet",
-                "--out",
-                "data",
-            ),
+            as_typed("--env pointmaze-medium-navigate --episodes 2 --steps 20 --workers 1 --quiet --out data"),
             (),
             ("data/*",),
         ),
@@ -106,24 +79,9 @@ WORKS: dict[str, Work] = {
     "collect_exorl": _work(
         Call(
             "collect_exorl",
-            (
-                "--domain",
-                "walker",
-                "--episodes",
-                "2",
-                "--steps",
-                "10",
-                "--hidden",
-                "8",
-                "--batch-size",
-                "4",
-                "--random-steps",
-                "5",
-                "--checkpoint-every",
-                "1",
-                "--quiet",
-                "--out",
-                "data",
+            as_typed(
+                "--domain walker --episodes 2 --steps 10 --hidden 8 "
+                "--batch-size 4 --random-steps 5 --checkpoint-every 1 --quiet --out data"
             ),
             (),
             ("data/**/*",),

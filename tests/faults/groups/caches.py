@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from navsim_bridge.metric_cache.index import INDEX, write_index
-from tests.faults.case import Call, Case, a_file, at, only
+from tests.faults.case import Call, Case, a_file, as_typed, at, only
 from tests.faults.mutants import files, pickles, texts
 
 LOG = "2021.06.24.08.00.05_veh-35_00100_00111"
@@ -410,18 +410,7 @@ def _renamed(path: Path, name: str, target: str) -> None:
 
 RESCORE = Call(
     "evaluate",
-    (
-        "--data-root",
-        "world",
-        "--split",
-        "navtest_all",
-        "--agent",
-        "human",
-        "--metric-cache",
-        "cache",
-        "--out",
-        "scores",
-    ),
+    as_typed("--data-root world --split navtest_all --agent human --metric-cache cache --out scores"),
     (*DRIVE, "cache", "scores"),
     ("scores/scores.csv", "scores/summary.json"),
     ("scores", "scores/**/*"),

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from dpvla.config import fields_and_types, group_of
-from tests.faults.case import Call, Case, a_file, at
+from tests.faults.case import Call, Case, a_file, as_typed, at
 from tests.faults.groups import state_based, training
 from tests.faults.groups.driving import MAKE, PACK
 from tests.faults.mutants import files, texts
@@ -48,25 +48,9 @@ NEW_STATE = replace(state_based.TRAIN, cpu_s=40.0)
 SCORE = replace(training.SCORE_MODEL, cpu_s=40.0)
 EXPORT = Call(
     "export_submission",
-    (
-        "--data-root",
-        "world",
-        "--split",
-        "navtest_all",
-        "--agent",
-        "constant_velocity",
-        "--team-name",
-        "a",
-        "--authors",
-        "b",
-        "--email",
-        "c",
-        "--institution",
-        "d",
-        "--country",
-        "e",
-        "--out",
-        "new.pkl",
+    as_typed(
+        "--data-root world --split navtest_all --agent constant_velocity --team-name a "
+        "--authors b --email c --institution d --country e --out new.pkl"
     ),
     ("world/navsim_logs/test", "world/splits"),
     ("new.pkl",),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.faults.case import Call, Case, at
+from tests.faults.case import Call, Case, as_typed, at
 from tests.faults.groups.training import STEP, everything
 from tests.faults.mutants import arrays, files, tensors, texts
 from tests.faults.sample import SHORT_EPISODES
@@ -31,19 +31,7 @@ RESUME = Call(
 )
 GENERATE = Call(
     "make_ogbench_data",
-    (
-        "--env",
-        "pointmaze-medium-navigate",
-        "--episodes",
-        "2",
-        "--steps",
-        "40",
-        "--workers",
-        "1",
-        "--quiet",
-        "--out",
-        "ogbench",
-    ),
+    as_typed("--env pointmaze-medium-navigate --episodes 2 --steps 40 --workers 1 --quiet --out ogbench"),
     ("ogbench",),
     ("ogbench/*.npz",),
     ("ogbench", "ogbench/*"),
@@ -58,24 +46,9 @@ WALK = Call(
 )
 COLLECT = Call(
     "collect_exorl",
-    (
-        "--domain",
-        "walker",
-        "--episodes",
-        "3",
-        "--steps",
-        "20",
-        "--hidden",
-        "8",
-        "--batch-size",
-        "4",
-        "--random-steps",
-        "10",
-        "--checkpoint-every",
-        "1",
-        "--quiet",
-        "--out",
-        "exorl",
+    as_typed(
+        "--domain walker --episodes 3 --steps 20 --hidden 8 "
+        "--batch-size 4 --random-steps 10 --checkpoint-every 1 --quiet --out exorl"
     ),
     ("exorl",),
     ("exorl/walker/rnd/buffer/episode_000002*.npz",),

@@ -608,7 +608,7 @@ def describe(summary: dict[str, Any], metric: Metric[Any] = PDMS_V1) -> str:
             f"{summary['failed']} of {summary['scenes']} scenes FAILED and are not in the averages; first {first}: "
             f"{summary['failures'][first]}"
         )
-    lines += [f"{line}: scored as the devkit scores them." for line in odd_lines(summary["odd"], part.used)]
+    lines += [f"{line}: scored nevertheless." for line in odd_lines(summary["odd"], part.used)]
     if summary["trained_on_evaluation_split"]:
         lines.append(
             "trained_on_evaluation_split: true. The weights were trained on scenes or logs of "

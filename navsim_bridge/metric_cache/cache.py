@@ -360,7 +360,7 @@ def finish(out: Path, logs: dict[str, dict[str, Any]], about: dict[str, Any], ma
         odd.update(entry.pop("odd"))
     num_scenes = sum(len(entry["tokens"]) for entry in logs.values())
     for line in odd_lines(odd, num_scenes):
-        print(f"{out}: {line}; they are scored as the devkit scores them, and counted", file=sys.stderr)
+        print(f"{out}: {line}; they are scored nevertheless, and counted", file=sys.stderr)
     before = _listed_files(out / INDEX) | _listed_files(out / SUPERSEDED)
     index = {
         "format": FORMAT,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import functools
 import math
 import os
@@ -232,6 +233,13 @@ def _put(data: dict[str, Any], path: Sequence[str], value: Any) -> bool:
     return _put(data[key], rest, value)
 
 
+IN_THE_WAY = {
+    errno.EISDIR: "a file belongs there: move the folder away",
+    errno.ENOTDIR: "a folder belongs there: move the file away",
+    errno.EEXIST: "a folder belongs there: move the file away",
+}
+"""What to do where the system's own words say only what is there."""
+
 LONGEST_LINE = 900
 """Characters of an error, of which some are what cannot be printed written out."""
 
@@ -242,7 +250,8 @@ def one_line(error: BaseException) -> str:
     Names in it may be a stranger's: what a terminal would obey, such as an escape sequence, is written out.
     """
     if isinstance(error, OSError) and error.strerror and isinstance(error.filename, (str, bytes)):
-        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        remedy = IN_THE_WAY.get(error.errno or 0)
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}" + (f"; {remedy}" if remedy else "")
     else:
         text = str(error)
     if len(text) > LONGEST_LINE:  # a name may be long; what it is and what to do stand at the ends

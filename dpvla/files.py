@@ -276,6 +276,8 @@ def write_together(files: Mapping[Path | str, Callable[[IO[bytes]], object]]) ->
     A kill leaves all of before, or the first ones of either and none of the others.
     """
     paths = [Path(path) for path in files]
+    for path in paths:
+        _refuse_folder(path)
     parts: list[str] = []
     writing = paths[0]
     try:
@@ -299,6 +301,11 @@ def write_together(files: Mapping[Path | str, Callable[[IO[bytes]], object]]) ->
         _name(error, writing)
         raise
     return paths
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, where a file is to be written; move it away")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from dpvla.checkpoint_layout import (
     TRAINER_STATE,
 )
 from dpvla.config import ConfigError, NotNegative, Whole, from_dict, modern, to_dict
-from dpvla.files import LOCK, DirectoryInUseError, check_folder, one_writer, write_text
+from dpvla.files import LOCK, DirectoryInUseError, check_file, check_folder, one_writer, write_text
 from dpvla.manifest import MANIFEST, require_manifest
 from dpvla.provenance import made_by
 from dpvla.schema import read_as
@@ -240,6 +240,11 @@ def open_run(
     """
     check_folder(out)
     out = Path(out)
+    if not restart:
+        for folder in (CHECKPOINTS, TRACKING):
+            check_folder(out / folder)
+        for file in (RUN_FILE, METRICS_FILE):
+            check_file(out / file)
     with ExitStack() as stack:
         _hold(out, stack, accelerator)
         inside = next((name for name in (TRAINER_STATE, MODEL, ADAPTERS) if (out / name).exists()), None)

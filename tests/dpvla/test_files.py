@@ -14,6 +14,7 @@ from typing import IO, Any
 import pytest
 
 from dpvla import files
+from dpvla.config import one_line
 from dpvla.files import DirectoryInUseError, check_file, check_folder, one_writer, write_text, write_together
 
 HOLD = """
@@ -213,3 +214,13 @@ def test_a_write_that_fails_names_its_file(error: OSError) -> None:
     with pytest.raises(OSError, match=r"some/file\.npy") as told, files.naming("some/file.npy"):
         raise error
     assert str(error.args[-1]) in str(told.value)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    with pytest.raises(IsADirectoryError, match="second is a folder"):
+        write_together({tmp_path / name: lambda file: file.write(b"") for name in ("first", "second")})
+    assert [path.name for path in tmp_path.iterdir()] == ["second"]
+    with pytest.raises(IsADirectoryError) as caught:
+        (tmp_path / "second").open("w")
+    assert "move the folder away" in one_line(caught.value)

@@ -370,3 +370,17 @@ def test_processes_that_see_different_checkpoints_do_not_go_on_from_them(
     monkeypatch.setattr(run_directory, "gather_object", lambda objects: objects * 2)
     with open_run(tmp_path / "run", Config(), False, two) as run:
         assert run.step == 3
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tracking", "run.yaml", "metrics.csv"])
+def test_what_is_in_the_way_of_a_run_is_named_before_its_first_update(
+    tmp_path: Path, accelerator: Accelerator, name: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    in_the_way = tmp_path / "run" / name
+    in_the_way.mkdir() if Path(name).suffix else in_the_way.write_text("")
+    with (
+        pytest.raises(OSError, match=f"{name} is a (file|folder)"),
+        open_run(tmp_path / "run", Config(), False, accelerator),
+    ):
+        pass

@@ -100,6 +100,7 @@ def map_arrays(path: Path | str, expected_crc: int | None = None) -> Mapped:
     header, places = description["header"], description["arrays"]
     expect(isinstance(header, dict) and isinstance(places, dict), "no header and arrays")
     arrays = {}
+    position = 0
     for name, place in places.items():
         kind, shape, at = place if isinstance(place, list) and len(place) == 3 else ("", [], 0)
         expect(kind in KINDS, f"arrays.{short(name)}: no plain numbers and their place")
@@ -109,6 +110,8 @@ def map_arrays(path: Path | str, expected_crc: int | None = None) -> Mapped:
             f"arrays.{short(name)}: no shape and place",
         )
         size = math.prod(shape) * int(kind[2:])
+        expect(at == position, f"arrays.{short(name)}: not behind the array before it")
+        position += size + -size % _ALIGNMENT
         expect(begin + at + size <= len(view) - _CRC.size, f"arrays.{short(name)}: outside of the file")
         arrays[name] = np.frombuffer(content, dtype=kind, count=math.prod(shape), offset=begin + at).reshape(shape)
     return header, arrays, crc

@@ -41,6 +41,7 @@ class _Followed:
     center: Float  # (path, frame, column, 2)
     box: Float  # (path, column, 3) heading, half length, half width; zeros for lights
     speed: Float  # (path, column) [m/s]; zero for static objects and lights
+    is_light: NDArray[np.bool_]  # (path, column); a log may hold objects of no size, too
     item: Int  # (path, column) index in the scene's objects, followed by its lights
 
 
@@ -136,7 +137,7 @@ class Proposals:
         nearest = self._nearest(rows, frame, distance)
         picked = (np.arange(shape[0])[:, None], np.arange(shape[1])[None], nearest)
         of_path = (rows[:, None], nearest)
-        light = np.asarray(followed.box[of_path][..., 1] == 0.0)
+        light = followed.is_light[of_path]
         turned = followed.box[of_path][..., 0] - poses[..., 2]
         along = followed.speed[of_path] * np.cos(np.arctan2(np.sin(turned), np.cos(turned)))
 
@@ -158,7 +159,7 @@ class Proposals:
         half = np.broadcast_to(EGO_HALF, center.shape)
         other = followed.center[path, frame, column] - origin
         distance = box_distance(center - origin, poses[:, 2], half, other, box[:, 0], box[:, 1:])
-        light = np.flatnonzero(box[:, 1] == 0.0)
+        light = np.flatnonzero(followed.is_light[path, column])
         if len(light):
             ego = shapely.polygons(corners(center[light], poses[light, 2], half[light]))
             lights = [self._item(int(p), frame, int(c)) for p, c in zip(path[light], column[light])]
@@ -179,7 +180,7 @@ class Proposals:
         for row, policy in np.argwhere(equal.sum(-1) > 1):
             columns = np.flatnonzero(equal[row, policy])
             path = int(rows[row])
-            if (self._followed.box[path, columns, 1] == 0.0).all():
+            if self._followed.is_light[path, columns].all():
                 continue  # lights are all the same to the policy
             rank = self._tree_order(path, frame)
             nearest[row, policy] = min(columns, key=lambda c: rank[int(self._followed.item[path, c])])
@@ -213,12 +214,14 @@ def _followed(forecasts: Sequence[Forecast], paths: Paths, corridors: NDArray[np
     progress = np.zeros(hit.shape)
     center = np.zeros((*hit.shape, 2))
     box, speed = np.zeros((num_paths, most, 3)), np.zeros((num_paths, most))
+    is_light = np.ones((num_paths, most), dtype=bool)
     bounds = shapely.bounds(corridors)
     for scene, forecast in enumerate(forecasts):
         objects = len(forecast.tokens)
         of_scene = slice(scene * NUM_PATHS, (scene + 1) * NUM_PATHS)
         half = forecast.boxes[:, 3:] / 2
         center[of_scene, :, :objects] = centers = forecast.centers(frames)
+        is_light[of_scene, :objects] = False
         box[of_scene, :objects] = np.column_stack([forecast.boxes[:, 2], half])
         speed[of_scene, :objects] = np.where(forecast.is_agent, forecast.speed, 0.0)
         reach = np.hypot(half[:, 0], half[:, 1])[:, None] + 1e-6
@@ -238,7 +241,8 @@ def _followed(forecasts: Sequence[Forecast], paths: Paths, corridors: NDArray[np
             hit[of_scene, :, column] = np.asarray(shapely.intersects(corridors[of_scene], light))[:, None]
     path, frame, item = np.nonzero(hit)
     progress[path, frame, item] = paths.project(path, center[path, frame, item])
-    return _compact(_Followed(hit, progress, center, box, speed, np.broadcast_to(np.arange(most), speed.shape)))
+    items = np.broadcast_to(np.arange(most), speed.shape)
+    return _compact(_Followed(hit, progress, center, box, speed, is_light, items))
 
 
 def _compact(followed: _Followed) -> _Followed:
@@ -254,5 +258,6 @@ def _compact(followed: _Followed) -> _Followed:
         followed.center[inner],
         followed.box[path, order],
         followed.speed[path, order],
+        followed.is_light[path, order],
         followed.item[path, order],
     )

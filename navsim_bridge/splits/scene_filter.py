@@ -51,7 +51,9 @@ class SceneFilter:
         for name, least in (("num_history_frames", 1), ("num_future_frames", 0), ("frame_interval", 1),
                             ("max_scenes", 1)):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is None and name in ("frame_interval", "max_scenes"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise SplitError(f"{name}: expected a whole number of at least {least}, found {short(value)}")
         if not isinstance(self.has_route, bool):
             raise SplitError(f"has_route: expected true or false, found {short(self.has_route)}")

@@ -111,7 +111,9 @@ class Bench:
             if strange:
                 kind, why = "silent", f"touched what is not its own: {strange[0]}"
             elif kind == "silent":
-                if case.accepted:
+                if "; they are scored nevertheless, and counted" in err:
+                    kind, why = "accepted", "it is odd, which is said and counted"
+                elif case.accepted:
                     kind, why = "accepted", case.accepted
                 elif results == self.pristine(case.call):
                     kind, why = "accepted", "the result is that of the pristine sample, bit for bit"

@@ -282,3 +282,11 @@ def test_broken_inputs_are_refused_with_the_scenes_token(broken: dict[str, Any],
 def test_an_unknown_version_is_refused() -> None:
     with pytest.raises(ValueError, match="v1, v2"):
         plan_references([road()], version="v3")  # type: ignore[arg-type]
+
+
+def test_an_object_of_no_size_is_followed_as_an_object_and_not_taken_for_a_light() -> None:
+    point, small = (
+        road(present=objects(("c", "VEHICLE", 30.0, 0.0, 0.0, size, size, 3.0)), red_lights=(light(60.0, 70.0),))
+        for size in (0.0, 1e-9)
+    )
+    np.testing.assert_allclose(plan(point).states, plan(small).states, atol=1e-6)

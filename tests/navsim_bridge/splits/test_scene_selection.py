@@ -197,3 +197,9 @@ def test_roots_come_from_option_then_environment_then_demo_world(
     assert roots.data_root() == world.root
     with pytest.raises(FileNotFoundError, match=r"\(--data-root\) should hold navsim_logs"):
         roots.data_root(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["num_history_frames", "num_future_frames"])
+def test_a_number_of_frames_that_is_null_is_refused(name: str) -> None:
+    with pytest.raises(SplitError, match=name):
+        SceneFilter(**{name: None})  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,18 +16,19 @@ from dpvla.parallel import available_cores, run_jobs
 from dpvla.schema import read_as
 from navsim_bridge.demo_world.config import LOCATIONS, DemoWorldConfig
 from navsim_bridge.demo_world.files.log_writer import make_frames, write_log
-from navsim_bridge.demo_world.files.map_writer import assign_ids, write_map, write_map_index
-from navsim_bridge.demo_world.log_name import LogName
+from navsim_bridge.demo_world.files.map_writer import MAP_INDEX, assign_ids, write_map, write_map_index
+from navsim_bridge.demo_world.log_name import PARTS, LogName
 from navsim_bridge.demo_world.pictures.render import paint_log
 from navsim_bridge.demo_world.roads.network import network_of
 from navsim_bridge.demo_world.traffic.drive import record_drive
 from navsim_bridge.files.roots import DEMO_WORLD
 
 FINISHED, STARTED, REMOVED = "world.json", "world.started.json", "world.removed.json"
-PARTS = ("maps", "navsim_logs", "sensor_blobs", "splits", "metric_cache")
-FOLDERS = ("trainval", "test")
-SPLITS = {"navtrain": "trainval", "navtest": "test"}
-"""Folder of each filtered split; the unfiltered one has ``_all`` behind its name."""
+CONTENTS = ("maps", "navsim_logs", "sensor_blobs", "splits", "metric_cache")
+SPLITS = tuple(part.split for part in PARTS.values())
+"""Filtered splits; the unfiltered one has ``_all`` behind its name."""
+VALIDATION_LOGS = "num_validation_logs"
+"""The setting that may grow: its logs change no other file."""
 
 
 class OtherWorldError(ValueError):
@@ -57,8 +58,10 @@ def _make(config: DemoWorldConfig, root: Path) -> dict[str, Any]:
     for folder, _, _ in os.walk(root):  # what a killed run was writing
         remove_parts(folder)
     workers = config.workers or available_cores()
+    former = _splits_to_keep(config, root)
     write_json(root / STARTED, config.identity())
-    write_map_index(root / "maps")
+    if not (root / "maps" / MAP_INDEX).exists():
+        write_map_index(root / "maps")
     logs = log_names(config)
     counts = {"images": 0}
     with tqdm(total=len(logs), desc="demo world", unit="log", disable=config.quiet, smoothing=0.1) as bar:
@@ -66,7 +69,7 @@ def _make(config: DemoWorldConfig, root: Path) -> dict[str, Any]:
             counts["images"] += images
             bar.update()
     summary: dict[str, Any] = {"settings": config.identity(), "logs": len(logs), **counts}
-    summary["splits"] = _write_splits(config, root, logs, workers)
+    summary["splits"] = _write_splits(config, root, logs, workers, former)
     write_json(root / FINISHED, summary)
     (root / STARTED).unlink()
     return summary
@@ -81,10 +84,11 @@ def make_demo_world_if_needed(data_root: str | None, maps_root: str | None) -> N
 
 
 def log_names(config: DemoWorldConfig) -> list[LogName]:
-    """Every log of the world, train before test; locations take turns."""
+    """Every log of the world, train before test before validation; locations take turns."""
+    counts = (config.num_train_logs, config.num_test_logs, config.validation_logs)
     return [
-        LogName(folder, number, config.seed, LOCATIONS[number % len(LOCATIONS)])
-        for folder, count in zip(FOLDERS, (config.num_train_logs, config.num_test_logs))
+        LogName(part, number, config.seed, LOCATIONS[number % len(LOCATIONS)])
+        for part, count in zip(PARTS, counts)
         for number in range(count)
     ]
 
@@ -97,7 +101,7 @@ def make_log(config: DemoWorldConfig, log: LogName) -> int:
     if path.exists():
         return expected
     network = network_of(log.location.index, config.seed)
-    seed = [config.seed, FOLDERS.index(log.folder), log.number]
+    seed = [config.seed, list(PARTS).index(log.part), log.number]
     drive = record_drive(network, seed, config.num_frames, config.traffic)
     paint_log(config, log, drive, root / "sensor_blobs" / log.folder)
     write_log(path, make_frames(log, drive, assign_ids(network), (config.image_width, config.image_height)))
@@ -122,7 +126,7 @@ def _is_whole(config: DemoWorldConfig, splits: Iterable[str]) -> bool:
     return (
         all(_has_map(config, location) for location in range(len(LOCATIONS)))
         and all(_log_path(config, log).exists() for log in log_names(config))
-        and all((Path(config.root) / "splits" / f"{name}.yaml").exists() for name in splits)
+        and _has_splits(Path(config.root), splits)
     )
 
 
@@ -133,13 +137,36 @@ def _run(config: DemoWorldConfig, logs: list[LogName], workers: int) -> Iterator
     yield from run_jobs(make_log, [(config, log) for log in logs], workers)
 
 
-def _write_splits(config: DemoWorldConfig, root: Path, logs: list[LogName], workers: int) -> dict[str, Any]:
+def _splits_to_keep(config: DemoWorldConfig, root: Path) -> dict[str, Any]:
+    """What ``world.json`` says of the splits that stay as they are; nothing before a world was finished."""
+    if not (root / FINISHED).exists():
+        return {}
+    before = read_as(root / FINISHED, _World)
+    grown = before["settings"].get(VALIDATION_LOGS, 0) != config.validation_logs
+    changed = PARTS["validation"].split if grown else None
+    return {name: count for name, count in before["splits"].items() if name.partition("_")[0] != changed}
+
+
+def _has_splits(root: Path, names: Iterable[str]) -> bool:
+    return all((root / "splits" / f"{name}.yaml").exists() for name in names)
+
+
+def _write_splits(
+    config: DemoWorldConfig, root: Path, logs: list[LogName], workers: int, former: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Number of scenes by split; those that the finished world had before, ``former``, keep their files."""
     # imported here: it brings in torch, which the workers that only draw and simulate can do without
     from navsim_bridge.demo_world import selection
 
     counts: dict[str, Any] = {}
-    for name, folder in SPLITS.items():
-        names = [log.name(config.num_frames) for log in logs if log.folder == folder]
+    for kind, (name, folder, _) in PARTS.items():
+        names = [log.name(config.num_frames) for log in logs if log.part == kind]
+        if not names:
+            continue
+        keys = [f"{name}_all", name, f"{name}_all_human_pdms"][: 3 if config.metric_cache else 1]
+        if all(key in former for key in keys) and _has_splits(root, keys[:2]):
+            counts |= {key: former[key] for key in keys}
+            continue
         selection.write_split(root, f"{name}_all", folder, names, config.frame_interval, None)
         counts[f"{name}_all"] = len(names) * len(config.scene_frames())
         if config.metric_cache:
@@ -163,7 +190,7 @@ def _prepare_root(config: DemoWorldConfig, root: Path) -> dict[str, Any] | None:
         _remove(root)
     found = next((root / name for name in (FINISHED, STARTED) if (root / name).exists()), None)
     if found is None:
-        present = [name for name in PARTS if (root / name).exists()]
+        present = [name for name in CONTENTS if (root / name).exists()]
         if present:
             raise OtherWorldError(
                 f"{root} holds {', '.join(present)} but no {FINISHED}: it is not a demo world, so it is left alone; "
@@ -178,9 +205,11 @@ def _prepare_root(config: DemoWorldConfig, root: Path) -> dict[str, Any] | None:
         content = {"settings": {}}
     settings = content["settings"] if found.name == FINISHED else content
     wanted = json.loads(json.dumps(config.identity()))
-    if settings != wanted:
+    there = settings.setdefault(VALIDATION_LOGS, 0)  # a world of an earlier version has none
+    grows = isinstance(there, int) and there < config.validation_logs
+    different = sorted(k for k in {*settings, *wanted} if settings.get(k) != wanted.get(k))
+    if different != [VALIDATION_LOGS] * grows:
         if not config.overwrite:
-            different = sorted(k for k in {*settings, *wanted} if settings.get(k) != wanted.get(k))
             listed = ", ".join(
                 f"{k:.40} {short(settings.get(k), 80)} there, {short(wanted.get(k), 80)} asked for"
                 for k in different[:20]
@@ -191,7 +220,7 @@ def _prepare_root(config: DemoWorldConfig, root: Path) -> dict[str, Any] | None:
         os.replace(found, root / REMOVED)
         _remove(root)
         return None
-    if found.name != FINISHED or (config.metric_cache and "navtrain" not in content["splits"]):
+    if grows or found.name != FINISHED or (config.metric_cache and "navtrain" not in content["splits"]):
         return None
     splits = [name for name in content["splits"] if name.removesuffix("_all") in SPLITS]
     if not _is_whole(config, splits):
@@ -202,7 +231,7 @@ def _prepare_root(config: DemoWorldConfig, root: Path) -> dict[str, Any] | None:
 
 def _remove(root: Path) -> None:
     """Remove a world that another is to replace; its mark goes last, so that nobody takes the rest for a world."""
-    for name in PARTS:
+    for name in CONTENTS:
         shutil.rmtree(root / name, ignore_errors=True)
     for name in (FINISHED, STARTED, REMOVED):
         (root / name).unlink(missing_ok=True)

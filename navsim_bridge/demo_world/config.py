@@ -46,6 +46,7 @@ class DemoWorldConfig:
     seed: Whole = 0  # everything random derives from it
     num_train_logs: Count = 136  # logs in navsim_logs/trainval
     num_test_logs: Count = 44  # logs in navsim_logs/test
+    num_validation_logs: Whole | None = None  # of split navval, in navsim_logs/trainval (none: 1 for 5 training logs)
     log_seconds: Annotated[float, Range(least=SCENE_SECONDS, most=7200)] = 50.0  # recorded length of each log [s]
     frame_interval: Count = 4  # frames from one scene to the next; near ones are alike and teach less
     image_width: Annotated[Size, Range(least=16)] = 480  # pixels; 1920 is full size
@@ -66,6 +67,11 @@ class DemoWorldConfig:
             raise ValueError(f"cameras: unknown {', '.join(unknown)}; choose from {', '.join(ALL_CAMERAS)}")
 
     @property
+    def validation_logs(self) -> int:
+        """Logs of the validation split; 0: there is none."""
+        return self.num_train_logs // 5 if self.num_validation_logs is None else self.num_validation_logs
+
+    @property
     def num_frames(self) -> int:
         """Recorded frames per log at 2 Hz."""
         return round(self.log_seconds * 2)
@@ -82,4 +88,5 @@ class DemoWorldConfig:
         """The settings that determine the files, for the completion marker."""
         aside = {"root", "workers", "overwrite", "quiet", "metric_cache"}
         values = {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in aside}
-        return {**values, "cameras": sorted(self.cameras), "generator_version": GENERATOR_VERSION}
+        values |= {"num_validation_logs": self.validation_logs, "cameras": sorted(self.cameras)}
+        return {**values, "generator_version": GENERATOR_VERSION}

@@ -137,11 +137,12 @@ def write_map(network: RoadNetwork, maps_root: Path) -> Path:
     return path
 
 
+MAP_INDEX = "nuplan-maps-v1.0.json"
+
+
 def write_map_index(maps_root: Path) -> Path:
     """Write ``nuplan-maps-v1.0.json``, which names the version of each location."""
-    return write_json(
-        maps_root / "nuplan-maps-v1.0.json", {loc.name: {"version": loc.version, "layers": {}} for loc in LOCATIONS}
-    )
+    return write_json(maps_root / MAP_INDEX, {loc.name: {"version": loc.version, "layers": {}} for loc in LOCATIONS})
 
 
 def _tabulate(network: RoadNetwork, ids: MapIds) -> _Tables:

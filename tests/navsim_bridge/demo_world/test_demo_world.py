@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 import pickletools
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import shapely
 import yaml
 
 from navsim_bridge.demo_world import DemoWorldConfig, OtherWorldError, make_demo_world
+from navsim_bridge.demo_world.build import log_names
 from navsim_bridge.demo_world.config import LOCATIONS
 from navsim_bridge.demo_world.files import map_writer
 from navsim_bridge.demo_world.files.map_writer import LAYERS
@@ -234,6 +236,54 @@ def test_a_complete_world_is_left_alone_and_other_settings_are_refused(
     assert before == {p: p.stat().st_mtime_ns for p in world.rglob("*") if p.is_file()}
     with pytest.raises(OtherWorldError, match=r"image_width 64 there, 96 asked for.*--overwrite"):
         make_demo_world(dataclasses.replace(TINY_WORLD, root=str(world), image_width=96))
+
+
+def test_a_world_of_an_earlier_version_gets_validation_logs_and_keeps_all_it_has(world: Path, tmp_path: Path) -> None:
+    from navsim_bridge.splits.scene_filter import load_split
+    from navsim_bridge.splits.scenes import select_scenes
+
+    root = shutil.copytree(world, tmp_path / "world")
+    summary = json.loads((root / "world.json").read_text())
+    del summary["settings"]["num_validation_logs"]
+    (root / "world.json").write_text(json.dumps(summary))
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and p.name != "world.json"}
+    tiny = dataclasses.replace(TINY_WORLD, root=str(root), num_validation_logs=1)
+    made = make_demo_world(tiny)
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert {name: made["splits"][name] for name in summary["splits"]} == summary["splits"]
+    assert made["logs"] == 3 and made["splits"]["navval_all"] == len(TINY_WORLD.rendered_frames())
+    logs = {name: {r.log_name for r in select_scenes(load_split(f"{name}_all", root), root)} for name in
+            ("navtrain", "navtest", "navval")}  # fmt: skip
+    assert len(set.union(*logs.values())) == 3 and all(len(names) == 1 for names in logs.values())
+    assert load_split("navval", root).data_split == "trainval"
+    content = yaml.safe_load((root / "splits" / "navval.yaml").read_text())
+    assert len(content["scene_filter"]["tokens"]) == made["splits"]["navval"] > 0
+    assert make_demo_world(tiny) == json.loads((root / "world.json").read_text()), "now it is complete"
+    with pytest.raises(OtherWorldError, match="num_validation_logs 1 there, 0 asked for"):
+        make_demo_world(dataclasses.replace(tiny, num_validation_logs=0))
+
+
+def test_a_world_that_was_killed_while_it_got_validation_logs_is_finished(world: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(world, tmp_path / "world")
+    tiny = dataclasses.replace(TINY_WORLD, root=str(root), num_validation_logs=1, metric_cache=False, cameras=())
+    for path in root.glob("*.json"):
+        path.unlink()
+    (root / "world.json").write_text(
+        json.dumps({"settings": {**tiny.identity(), "num_validation_logs": 0}, "logs": 2, "images": 0, "splits": {}})
+    )
+    (root / "world.started.json").write_text(json.dumps(tiny.identity()))
+    assert make_demo_world(tiny)["splits"]["navval_all"] and not (root / "world.started.json").exists()
+
+
+def test_one_log_in_five_is_for_validation_unless_said_otherwise() -> None:
+    assert DemoWorldConfig().validation_logs == 27
+    assert DemoWorldConfig(num_train_logs=4).validation_logs == 0
+    assert DemoWorldConfig(num_train_logs=4, num_validation_logs=2).validation_logs == 2
+
+
+def test_names_of_validation_logs_are_never_those_of_training_logs() -> None:
+    names = [log.name(100) for log in log_names(DemoWorldConfig(num_train_logs=900, num_validation_logs=900))]
+    assert len(set(names)) == len(names)
 
 
 def test_a_folder_that_is_not_a_demo_world_is_never_overwritten(tmp_path: Path) -> None:

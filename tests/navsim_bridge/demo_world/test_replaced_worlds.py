@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from navsim_bridge.demo_world import DemoWorldConfig, OtherWorldError
-from navsim_bridge.demo_world.build import FINISHED, PARTS, STARTED, _log_path, _prepare_root, log_names
+from navsim_bridge.demo_world.build import CONTENTS, FINISHED, STARTED, _log_path, _prepare_root, log_names
 from navsim_bridge.demo_world.config import LOCATIONS
 
 
@@ -21,7 +21,7 @@ def world(root: Path, **settings: Any) -> DemoWorldConfig:
 def finished(root: Path) -> DemoWorldConfig:
     """A finished world, as far as its marks and the names of its files go."""
     config = world(root, seed=1)
-    files = [root / name / "file" for name in PARTS]
+    files = [root / name / "file" for name in CONTENTS]
     files += [root / "maps" / location.name / "1" / "map.gpkg" for location in LOCATIONS]
     files += [_log_path(config, log) for log in log_names(config)]
     for path in (*files, root / "splits" / "navtrain.yaml"):

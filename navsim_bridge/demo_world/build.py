@@ -16,12 +16,12 @@ from dpvla.parallel import available_cores, run_jobs
 from dpvla.schema import read_as
 from navsim_bridge.demo_world.config import LOCATIONS, DemoWorldConfig
 from navsim_bridge.demo_world.files.log_writer import make_frames, write_log
-from navsim_bridge.demo_world.files.map_writer import MAP_INDEX, assign_ids, write_map, write_map_index
+from navsim_bridge.demo_world.files.map_writer import assign_ids, write_map, write_map_index
 from navsim_bridge.demo_world.log_name import PARTS, LogName
 from navsim_bridge.demo_world.pictures.render import paint_log
 from navsim_bridge.demo_world.roads.network import network_of
 from navsim_bridge.demo_world.traffic.drive import record_drive
-from navsim_bridge.files.roots import DEMO_WORLD
+from navsim_bridge.files.roots import DEMO_WORLD, MAP_INDEX
 
 FINISHED, STARTED, REMOVED = "world.json", "world.started.json", "world.removed.json"
 CONTENTS = ("maps", "navsim_logs", "sensor_blobs", "splits", "metric_cache")

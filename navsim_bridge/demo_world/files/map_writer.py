@@ -22,6 +22,7 @@ from dpvla.files import write_json
 from navsim_bridge.demo_world.config import LOCATIONS
 from navsim_bridge.demo_world.roads import curves
 from navsim_bridge.demo_world.roads.network import LANE_WIDTH, SIDEWALK, RoadNetwork
+from navsim_bridge.files.roots import MAP_INDEX
 
 Float = NDArray[np.float64]
 
@@ -135,9 +136,6 @@ def write_map(network: RoadNetwork, maps_root: Path) -> Path:
 
     _replace_file(path, lambda temporary: _write_geopackage(temporary, tables, to_degrees, location.epsg))
     return path
-
-
-MAP_INDEX = "nuplan-maps-v1.0.json"
 
 
 def write_map_index(maps_root: Path) -> Path:

@@ -27,6 +27,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from dpvla.config import (
     Config,
     ConfigError,
+    FormerSwitch,
     built,
     checked_group,
     default_of,
@@ -82,6 +83,7 @@ def parse(
         arguments, names = _chosen(config_class, arguments)
         data = merged(config_class, data, modern(config_class, names, "the command line", data))
         concrete = _concrete(config_class, data)
+        arguments = _in_words_of_today(concrete, arguments)  # those of what is chosen
         _refuse_unknown_options(config_class, concrete, arguments)
         _refuse_repeated_lists(concrete, arguments)
         text = (description or config_class.__doc__ or "").strip()
@@ -104,8 +106,13 @@ def parse(
 
 def _in_words_of_today(config_class: type, arguments: Sequence[str]) -> list[str]:
     """Options by their names of today, which is said; the bare name of a chosen group is its ``name``."""
-    former = {_option(old): _option(new) for old, new in _renamed_below(config_class)}
-    former |= {_negated(old): _negated(new) for old, new in former.items()}
+    former: dict[str, str] = {}
+    for before, key in _renamed_below(config_class):
+        option = _option(before)
+        if isinstance(key, FormerSwitch):
+            former |= {option: f"{_option(key.key)}={key.on}", _negated(option): f"{_option(key.key)}={key.off}"}
+        else:
+            former |= {option: _option(key), _negated(option): _negated(_option(key))}
     bare = {_option(path) for path in _choices(config_class)}
     words = []
     for word in arguments:
@@ -123,9 +130,12 @@ def _in_words_of_today(config_class: type, arguments: Sequence[str]) -> list[str
     return words
 
 
-def _renamed_below(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _renamed_below(config_class: type, prefix: str = "") -> Iterator[tuple[str, str | FormerSwitch]]:
     for old, new in renamed(config_class).items():
-        yield prefix + old, prefix + new
+        if isinstance(new, FormerSwitch):
+            yield prefix + old, dataclasses.replace(new, key=prefix + new.key)
+        else:
+            yield prefix + old, prefix + new
     for field, hint in fields_and_types(config_class):
         group, choice = group_of(hint)
         if group is not None and choice is None:

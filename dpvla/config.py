@@ -161,7 +161,22 @@ def _fields_and_types(config_class: Any) -> tuple[tuple[dataclasses.Field[Any], 
     return tuple((field, hints[field.name]) for field in dataclasses.fields(config_class))
 
 
-def renamed(config_class: type) -> Mapping[str, str]:
+@dataclass(frozen=True)
+class FormerSwitch:
+    """In ``RENAMED``: a key that was true or false, and is one of several values now."""
+
+    key: str  # of today, dotted
+    on: Any  # what true stands for
+    off: Any  # what false stands for
+
+    def today(self, value: Any, where: str, key: str) -> Any:
+        """What a former ``value``, which stood at ``key``, is now."""
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where}: {key} must be true or false, found {_found(value)}")
+        return self.on if value else self.off
+
+
+def renamed(config_class: type) -> Mapping[str, str | FormerSwitch]:
     """Former names of keys, dotted, and what they are called now: ``RENAMED`` of the class."""
     return getattr(config_class, "RENAMED", {})
 
@@ -186,8 +201,13 @@ def modern(config_class: type, data: Any, where: str, base: Mapping[str, Any] | 
     data, base = dict(getattr(config_class, "in_full", dict)(data)), base or {}
     for old, new in renamed(config_class).items():
         value = _take(data, old.split("."))
-        if value is not dataclasses.MISSING and not _put(data, new.split("."), value):
-            raise ConfigError(f"{where}: {prefix}{old} and {prefix}{new} are the same; give {prefix}{new} alone")
+        if value is dataclasses.MISSING:
+            continue
+        if isinstance(new, FormerSwitch):
+            value = new.today(value, where, prefix + old)
+        key = new.key if isinstance(new, FormerSwitch) else new
+        if not _put(data, key.split("."), value):
+            raise ConfigError(f"{where}: {prefix}{old} and {prefix}{key} are the same; give {prefix}{key} alone")
     for field, hint in fields_and_types(config_class):
         group, choice = group_of(hint)
         if group is None or field.name not in data:

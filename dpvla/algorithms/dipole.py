@@ -36,8 +36,8 @@ class Dipole(Algorithm):
 
     @property
     def needs_behavior(self) -> bool:
-        """For the control variate."""
-        return self.config.control_variate
+        """For the anchor."""
+        return self.config.anchor == "behavior"
 
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Group-normalized advantages (scene, candidate), Eq. 17."""
@@ -46,46 +46,66 @@ class Dipole(Algorithm):
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted denoising for both adapters (Eq. 9) at one random noise level a plan; one backward reaches both.
 
-        With ``control_variate``, ``v_b`` being the output of the head that sampled the plans, the term
-        ``2 c E[output · (v - v_b)]`` is added, ``c = sigmoid(k)`` being the weight of a plan without preference. Its
-        mean is zero only where ``v_b`` is the exact denoiser of its own samples, drawn with omega 0 in many steps. A
-        learned field misses it by ``delta = E[v | x_t] - v_b``, so the term changes what is learned. Per noised plan,
-        Eq. 9 and Eq. 9 with the term have their minimum at
+        With ``anchor: behavior``, ``v_b`` being the output of the head that sampled the plans, the anchor
+        ``2 c E[output · (v - v_b)]`` is added, ``c = sigmoid(k)`` being the weight of a plan without preference. Per
+        noised plan, Eq. 9 without and with it has its minimum at
 
-            plain:      ``v_b + Cov(w, v) / E[w] + delta``
-            with term:  ``v_b + Cov(w, v) / E[w] + (1 - c / E[w]) delta``
+            none:      ``v_b + Cov(w, v) / E[w] + delta``
+            behavior:  ``v_b + Cov(w, v) / E[w] + (1 - c / E[w]) delta``
 
-        (w: the policy's own weight). The part that follows preferences is the same. Plain Eq. 9 also adds delta in
-        every cycle, whatever the reward; with the term the two policies, mixed by their weights, are exactly the policy
-        that was rolled out, as Eq. 7-8 have it. So it anchors the pair to the behavior policy and is no unbiased
-        estimate of Eq. 9.
+        where w is the policy's own weight and ``delta = E[v | x_t] - v_b`` what the learned field misses of the
+        denoiser of its own samples. The part that follows preferences is the same. With the anchor the two policies,
+        mixed by their weights, are exactly the one that rolled out, as Eq. 7-8 have it; without, delta is added in
+        every cycle, whatever the reward. So it is no unbiased estimate of Eq. 9. docs/algorithms.md derives all this.
         """
         beta, shift, advantages = self.config.beta, self.config.shift, batch.targets["advantages"]
         scenes, candidates = batch.plans.shape[:2]
         t, noise = policy.draw(scenes, candidates, batch.random)
-        sampled = self._sampled(policy, batch, t, noise)
+        behavior = self._behavior(policy, batch, t, noise)
         good, bad = dichotomous_weights(advantages, beta, shift)
         output, target = policy.denoise_plans(batch.context, batch.plans, t, noise, ADAPTERS)
         factor = policy.loss_factor(t)
         positive, negative = (output - target).square().mean(dim=(-2, -1)) * factor
         loss_positive, loss_negative = (good * positive).mean(), (bad * negative).mean()
         loss = loss_positive + loss_negative
-        if sampled is not None:
-            indifferent = torch.stack(dichotomous_weights(torch.zeros_like(advantages), beta, shift))
-            surplus = (output * (target - sampled)).mean(dim=(-2, -1)) * factor
-            loss = loss + 2 * (indifferent * surplus).mean(dim=(-2, -1)).sum()
         info = {
             "rl/loss_positive": loss_positive.detach(),
             "rl/loss_negative": loss_negative.detach(),
             "rl/weight_positive": good.mean(),
             "rl/weight_negative": bad.mean(),
         }
+        if behavior is not None:
+            indifferent = torch.stack(dichotomous_weights(torch.zeros_like(advantages), beta, shift))
+            missed = target - behavior
+            anchor = (output * missed).mean(dim=(-2, -1)) * factor
+            loss = loss + 2 * (indifferent * anchor).mean(dim=(-2, -1)).sum()
+            info["rl/delta_squared"] = delta_squared(missed, t)
         return loss, info
 
     @torch.no_grad()
-    def _sampled(self, policy: DPVLA, batch: RolloutBatch, t: Tensor, noise: Tensor) -> Tensor | None:
-        """Output (scene, candidate, 8, channel) of the combination that rolled out, where it is kept."""
+    def _behavior(self, policy: DPVLA, batch: RolloutBatch, t: Tensor, noise: Tensor) -> Tensor | None:
+        """``v_b`` (scene, candidate, 8, channel): the output of the combination that rolled out, where it is kept."""
         if batch.behavior is None:
             return None
         output, _ = policy.denoise_plans(batch.context, batch.plans, t, noise, ADAPTERS, batch.behavior)
         return combine(output[0], output[1], self.config.omega)
+
+
+def delta_squared(missed: Tensor, t: Tensor) -> Tensor:
+    """An estimate of ``|delta|^2``: how far a network is from the denoiser of its own samples, at given noise levels.
+
+    What a network misses of one noised plan is mostly chance, whose square says nothing of delta. But the samples of a
+    scene are drawn independently, so the product of what two of them miss has the mean ``delta(t_i) · delta(t_j)``,
+    delta(t) being the mean over noised samples of the scene at level t. Pairs are those of neighboring levels: the
+    result estimates the mean of ``|delta(t)|^2`` over t without bias but for how much delta changes between neighbors,
+    and may be below zero by chance. What of delta differs between the samples of one level is not in it.
+
+    Args:
+        missed: ``v - v_b`` (scene, candidate, 8, channel). t: (scene, candidate).
+
+    Returns:
+        a mean over poses and channels, pairs and scenes, in the square of the network's own (normalized) output.
+    """
+    order = t.argsort(dim=-1)[..., None, None].expand_as(missed)
+    ordered = missed.gather(1, order)
+    return (ordered[:, 1:] * ordered[:, :-1]).mean()

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dpvla.algorithms.algorithm import RolloutBatch
-from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.config import Anchor, DipoleConfig
 from dpvla.algorithms.dipole import Dipole
 from dpvla.models import DPVLA
 from dpvla.models.plan_coding import PlanCoding
@@ -136,8 +136,8 @@ def test_without_it_everything_is_float32() -> None:
     assert seen.encoder == seen.head == seen.solver == seen.plans == {torch.float32}
 
 
-@pytest.mark.parametrize("control_variate", [False, True])
-def test_losses_are_float32_under_autocast(control_variate: bool) -> None:
+@pytest.mark.parametrize("anchor", ["none", "behavior"])
+def test_losses_are_float32_under_autocast(anchor: Anchor) -> None:
     policy, source = make_policy()
     policy.precision = "bf16"
     gpu = PretendedGPU()
@@ -149,9 +149,10 @@ def test_losses_are_float32_under_autocast(control_variate: bool) -> None:
             assert batch.plan is not None
             plans = batch.plan[:, None].expand(-1, 3, -1, -1)
             targets = {"advantages": torch.ones(2, 3, device=gpu.device)}
-            behavior = policy.snapshot_head() if control_variate else None
+            algorithm = Dipole(DipoleConfig(anchor=anchor))
+            behavior = policy.snapshot_head() if algorithm.needs_behavior else None
             rolled_out = RolloutBatch(policy.encode(batch), {"plans": plans}, targets, behavior)
-            dipole, _ = Dipole(DipoleConfig(control_variate=control_variate)).loss(policy, rolled_out)
+            dipole, _ = algorithm.loss(policy, rolled_out)
     assert imitation.dtype == dipole.dtype == torch.float32
     assert seen.encoder == seen.head == {torch.bfloat16}
     assert seen.plans == {torch.float32}

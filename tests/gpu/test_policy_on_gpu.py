@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
-from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.config import Anchor, DipoleConfig
 from dpvla.algorithms.dipole import Dipole
 from dpvla.batch import DrivingBatch
 from dpvla.diffusion import DPMSolver, VPLinearSchedule
@@ -142,14 +142,14 @@ def test_imitation_evaluation_runs_on_a_gpu() -> None:
     assert found["gpu"] == pytest.approx(found["cpu"], rel=1e-4)
 
 
-@pytest.mark.parametrize("control_variate, accumulate", [(False, 1), (True, 1), (False, 2)])
+@pytest.mark.parametrize("anchor, accumulate", [("none", 1), ("behavior", 1), ("none", 2)])
 def test_a_dipole_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(
-    control_variate: bool, accumulate: int, tmp_path: Path
+    anchor: Anchor, accumulate: int, tmp_path: Path
 ) -> None:
     policy, source = make_policy()
     gpu = PretendedGPU(backward=True)
     config = RolloutConfig(group_size=3, batch_size=2, scenes_per_call=4, epochs_per_cycle=1)
-    algorithm = Dipole(DipoleConfig(control_variate=control_variate))
+    algorithm = Dipole(DipoleConfig(anchor=anchor))
     with training_on(gpu) as accelerator:
         policy.to(gpu.device)
         stage = RolloutStage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -13,12 +14,15 @@ from torch import Tensor
 from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.algorithm import RolloutBatch
 from dpvla.algorithms.config import DipoleConfig
-from dpvla.algorithms.dipole import ADAPTERS, Dipole
+from dpvla.algorithms.dipole import ADAPTERS, Dipole, delta_squared
+from dpvla.cli import parse
+from dpvla.config import from_dict
 from dpvla.diffusion.guidance import dichotomous_weights
 from dpvla.layers.blocks import Block
 from dpvla.models import DPVLA, DPVLAConfig, SceneContext
 from dpvla.models.adapters import adapter_parameters
 from dpvla.models.config import PlanCodingConfig
+from tools.rl_finetune import FinetuneConfig
 
 
 def test_advantages_have_zero_mean_and_unit_spread_in_every_group() -> None:
@@ -83,13 +87,13 @@ def loss_at(
     noise: Tensor,
     beta: float,
     shift: float = 0.0,
-    sampled: Tensor | None = None,
+    behavior: Tensor | None = None,
 ) -> Tensor:
-    """DIPOLE's loss at given noise; ``sampled``: what the head that rolled out says of the noised plans."""
+    """DIPOLE's loss at given noise; ``behavior``: what the head that rolled out says of the noised plans."""
 
     class AtThisNoise(Dipole):
-        def _sampled(self, *_: object) -> Tensor | None:
-            return sampled
+        def _behavior(self, *_: object) -> Tensor | None:
+            return behavior
 
     batch = RolloutBatch(context, {"plans": plans}, {"advantages": advantages})
     with patch.object(policy, "draw", lambda *_: (t, noise)):
@@ -146,7 +150,7 @@ def parts(policy: DPVLA, scenes: int, candidates: int) -> tuple[SceneContext, Te
     return context, policy.plan_coding.decode(values, context.ego_status), t, noise
 
 
-def test_the_control_variate_changes_the_gradient_as_its_formula_says(policy: DPVLA) -> None:
+def test_the_anchor_changes_the_gradient_as_its_formula_says(policy: DPVLA) -> None:
     """w (output - v) + c (v - v_b), summed over both adapters."""
     torch.manual_seed(5)
     with torch.no_grad():
@@ -170,7 +174,7 @@ def test_the_control_variate_changes_the_gradient_as_its_formula_says(policy: DP
     policy.zero_grad()
 
 
-def test_the_control_variate_has_mean_zero_for_an_exact_denoiser_of_its_own_samples() -> None:
+def test_the_anchor_has_mean_zero_for_an_exact_denoiser_of_its_own_samples() -> None:
     """For standard normal plans the exact denoiser is v = 0; any other network's output is uncorrelated with v."""
     torch.manual_seed(6)
     config = replace(DPVLAConfig.tiny(), plan=PlanCodingConfig(channels="x_y_heading", baseline="none"))
@@ -228,6 +232,29 @@ def test_where_the_losses_have_their_minimum_for_a_denoiser_that_is_not_exact(an
     assert mixed == pytest.approx(v_b if anchored else v_b + float(delta))
 
 
+def test_delta_squared_is_that_of_a_known_delta_and_no_part_of_the_chance() -> None:
+    """delta(t) grows with t; what samples miss by chance is 40 times as large, and its square is not counted."""
+    generator = torch.Generator().manual_seed(0)
+    t = torch.rand(4000, 12, generator=generator)
+    delta = (0.5 * t)[..., None, None].expand(-1, -1, 8, 3)
+    missed = delta + 2 * torch.randn(delta.shape, generator=generator)
+    products = torch.stack([delta_squared(*part) for part in zip(missed.split(100), t.split(100))])
+    error = float(products.std() / len(products) ** 0.5)
+    assert abs(float(products.mean()) - 0.25 / 3) < 4 * error < 0.02  # the mean of (0.5 t)^2
+    shuffled = torch.randperm(12, generator=generator)
+    torch.testing.assert_close(
+        delta_squared(missed[:, shuffled], t[:, shuffled]), delta_squared(missed, t), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("missed", [[1.0, 2.0, 4.0], [-1.0, 2.0, -4.0]])
+def test_delta_squared_multiplies_neighbors_in_noise(missed: list[float]) -> None:
+    values = torch.tensor(missed).view(1, 3, 1, 1).expand(1, 3, 8, 3)
+    low, middle, high = missed[0], missed[2], missed[1]  # by their noise levels
+    expected = (low * middle + middle * high) / 2
+    assert float(delta_squared(values, torch.tensor([[0.1, 0.9, 0.5]]))) == pytest.approx(expected)
+
+
 def test_without_preference_a_policy_that_equals_the_behavior_stays_as_it_is(policy: DPVLA) -> None:
     torch.manual_seed(7)
     with torch.no_grad():
@@ -254,3 +281,29 @@ def test_a_snapshot_keeps_its_adapters_and_shares_the_base(policy: DPVLA) -> Non
     for kept, now, moved in zip(before, adapter_parameters(head), policy.adapter_parameters(), strict=True):
         assert torch.equal(kept, now) and not now.requires_grad and not torch.equal(now, moved)
     assert head.input.weight is policy.head.input.weight
+
+
+def test_the_anchor_is_read_by_its_former_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = {"algorithm": {"name": "dipole", "control_variate": True}}
+    assert from_dict(FinetuneConfig, old, "run.yaml").algorithm == DipoleConfig(anchor="behavior")
+    older = {"dipole": {"control_variate": False, "beta": 2.0}}
+    assert from_dict(FinetuneConfig, older, "run.yaml").algorithm == DipoleConfig(beta=2.0)
+    (tmp_path / "a.yaml").write_text("algorithm: {control_variate: true}")
+    file = ["--config", str(tmp_path / "a.yaml")]
+    for words, anchor in (
+        ([], "behavior"),
+        (["--algorithm.no-control-variate"], "none"),
+        (["--algorithm.no_control_variate", "--algorithm.control_variate"], "behavior"),
+        (["--dipole.no-control-variate"], "none"),
+        (["--algorithm.anchor", "none"], "none"),
+    ):
+        assert parse(FinetuneConfig, [*file, *words]).algorithm == DipoleConfig(anchor=anchor), words  # type: ignore[arg-type]
+    assert "--algorithm.no-control-variate is now --algorithm.anchor=none\n" in capsys.readouterr().err
+    for value, said in (
+        ("1", "algorithm.control_variate must be true or false, found 1"),
+        ("true, anchor: none", "algorithm.control_variate and algorithm.anchor are the same; give algorithm.anchor al"),
+    ):
+        (tmp_path / "b.yaml").write_text(f"algorithm: {{control_variate: {value}}}")
+        with pytest.raises(SystemExit):
+            parse(FinetuneConfig, ["--config", str(tmp_path / "b.yaml")])
+        assert said in capsys.readouterr().err

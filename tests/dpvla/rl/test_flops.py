@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpvla.algorithms.algorithm import RolloutBatch
-from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.config import Anchor, DipoleConfig
 from dpvla.algorithms.dipole import Dipole
 from dpvla.models.flops import count_flops, on_meta
 from dpvla.rl.flops import SceneFlops, scene_flops
@@ -15,11 +15,11 @@ from tests.gpu.tiny_driving import make_policy, numbers
 
 
 @pytest.mark.parametrize("encoder", ["tiny", "tiny_florence"])
-@pytest.mark.parametrize("control_variate", [False, True])
-def test_counts_without_numbers_are_those_of_real_passes(encoder: str, control_variate: bool) -> None:
+@pytest.mark.parametrize("anchor", ["none", "behavior"])
+def test_counts_without_numbers_are_those_of_real_passes(encoder: str, anchor: Anchor) -> None:
     policy, source = make_policy(encoder)
     policy.freeze_encoder()
-    algorithm = Dipole(DipoleConfig(control_variate=control_variate))
+    algorithm = Dipole(DipoleConfig(anchor=anchor))
     policy.sampling = algorithm.sampling()
     found = scene_flops(policy, algorithm, 3)
     with sdpa_kernel(SDPBackend.MATH):  # torch counts nothing of the CPU's own attention
@@ -28,7 +28,7 @@ def test_counts_without_numbers_are_those_of_real_passes(encoder: str, control_v
         context = policy.encode(batch)
         assert count_flops(lambda: policy.sample(context, 3, generator=numbers())) == found.roll_out
         plans = policy.sample(context, 3, generator=numbers())
-        behavior = policy.snapshot_head() if control_variate else None
+        behavior = policy.snapshot_head() if algorithm.needs_behavior else None
         rolled = RolloutBatch(context, {"plans": plans}, {"advantages": torch.randn(1, 3)}, behavior)
         assert count_flops(lambda: algorithm.loss(policy.train(), rolled)[0].backward()) == found.update
 

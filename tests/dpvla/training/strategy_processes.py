@@ -110,7 +110,7 @@ def dipole(accelerator: Accelerator, model: Path | None = None, **options: Any) 
     made = policy()
     made.precision = "bf16" if accelerator.mixed_precision == "bf16" else "no"
     made.add_adapters(ADAPTERS, 4, 4)
-    algorithm = Dipole(DipoleConfig(control_variate=True))
+    algorithm = Dipole(DipoleConfig(anchor="behavior"))
     config = RolloutConfig(group_size=4, cycles=1, epochs_per_cycle=2, scenes_per_cycle=7, batch_size=4, **options)
     source = ScenesInMemory(SCENES, CONFIG.encoder.sensors)
     return RolloutStage(made, algorithm, source, prefer_left, config, accelerator, 7, model, describe)

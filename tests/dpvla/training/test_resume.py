@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.config import Anchor, DipoleConfig
 from dpvla.algorithms.dipole import ADAPTERS, Dipole
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.rl.buffer import RolloutBuffer
@@ -57,12 +57,12 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(stage, replace(LOOP, steps=stage.steps), out, accelerator)
 
 
-def dipole(start: Path, control_variate: bool = False) -> Callable[[Accelerator, Path], RolloutStage]:
+def dipole(start: Path, anchor: Anchor = "none") -> Callable[[Accelerator, Path], RolloutStage]:
     def make(accelerator: Accelerator, out: Path) -> RolloutStage:
         torch.manual_seed(0)
         policy = DPVLA.from_pretrained(start / "model")
         policy.add_adapters(ADAPTERS, 4, 4)
-        algorithm = Dipole(DipoleConfig(control_variate=control_variate))
+        algorithm = Dipole(DipoleConfig(anchor=anchor))
         config = RolloutConfig(
             group_size=4, cycles=2, epochs_per_cycle=2, scenes_per_cycle=6, batch_size=4, scenes_per_call=5
         )
@@ -108,12 +108,12 @@ def test_imitation_stopped_twice_ends_bit_for_bit_as_in_one_go(tmp_path: Path) -
     assert rows(tmp_path / "straight")[-1] == rows(tmp_path / "broken")[-1]
 
 
-@pytest.mark.parametrize("control_variate", [False, True])
+@pytest.mark.parametrize("anchor", ["none", "behavior"])
 def test_dipole_stopped_inside_and_between_cycles_ends_bit_for_bit_as_in_one_go(
-    tmp_path: Path, pretrained: Path, control_variate: bool
+    tmp_path: Path, pretrained: Path, anchor: Anchor
 ) -> None:
-    straight = run(dipole(pretrained, control_variate), tmp_path / "straight", [])
-    broken = run(dipole(pretrained, control_variate), tmp_path / "broken", [2, 4, 7])
+    straight = run(dipole(pretrained, anchor), tmp_path / "straight", [])
+    broken = run(dipole(pretrained, anchor), tmp_path / "broken", [2, 4, 7])
     assert_same_files(straight, broken)
     logged = [[(row["step"], bool(row["rollout/score"])) for row in rows(tmp_path / name) if row["rollout/score"]]
               for name in ("straight", "broken")]  # fmt: skip

@@ -63,7 +63,7 @@ def test_one_process_goes_on_where_two_stopped(runs: Path, tmp_path: Path, stage
     shutil.rmtree(newest(tmp_path / "run"))
     step, accelerator = checkpoint_step(newest(tmp_path / "run")), Accelerator(cpu=True)
     model = newest(runs / "imitation" / "straight")
-    make = partial(imitation, scenes=9) if stage == "imitation" else dipole(model, control_variate=True)
+    make = partial(imitation, scenes=9) if stage == "imitation" else dipole(model, "behavior")
     again = make(accelerator, tmp_path)
     last = train(again, replace(LOOP, steps=again.steps), tmp_path / "run", accelerator)  # type: ignore[attr-defined]
     assert checkpoint_step(last) == again.steps > step  # type: ignore[attr-defined]

@@ -65,8 +65,8 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     model = run(lambda a, o: imitation(a, o, scenes=9), out / "imitation" / "straight", [])
     run(lambda a, o: imitation(a, o, scenes=9), out / "imitation" / "broken", [3, 4])
-    run(dipole(model, control_variate=True), out / "dipole" / "straight", [])
-    run(dipole(model, control_variate=True), out / "dipole" / "broken", [1, 3])
+    run(dipole(model, "behavior"), out / "dipole" / "straight", [])
+    run(dipole(model, "behavior"), out / "dipole" / "broken", [1, 3])
     accelerator = Accelerator(cpu=True)
     accelerator.end_training = lambda: None
     train(Ranks(accelerator), replace(LOOP, steps=2, ema_decay=0.0), out / "ranks", accelerator)

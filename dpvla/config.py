@@ -16,6 +16,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
@@ -111,6 +112,7 @@ class OneOf:
     kind: str  # what the registry holds, for errors
     in_full: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict  # older ways to write the group, as today's
     base: type = object  # what is annotated with it, which ``group_of`` sets
+    keeps: bool = True  # whether another choice takes over the keys that both have: not where they mean other things
 
     def config(self, name: Any, where: str, key: str) -> type:
         """The config class that a name chooses."""
@@ -121,6 +123,15 @@ class OneOf:
             return checked_config(config, self.base, f"{self.kind} {name!r}")
         except RegistryError as error:
             raise ConfigError(f"{where}: {key}.name: {error}") from None
+
+    def having(self, key: Any) -> list[str]:
+        """Names of the choices that have a key; one whose config cannot be used has none."""
+        found = []
+        for name in self.registry:
+            with suppress(ConfigError):
+                if any(field.name == key for field, _ in fields_and_types(self.config(name, "", ""))):
+                    found.append(name)
+        return found
 
 
 def checked_config(config: Any, base: type, what: str) -> type:
@@ -301,23 +312,29 @@ def read_yaml(config_class: type, path: Path | str, base: Mapping[str, Any] | No
     return typing.cast("dict[str, Any]", data)
 
 
-def check_keys(config_class: type, data: Mapping[str, Any], where: str, prefix: str = "") -> None:
-    """Raise ConfigError at the first key of ``data`` (in ``modern`` words) that ``config_class`` does not have."""
+def check_keys(
+    config_class: type, data: Mapping[str, Any], where: str, prefix: str = "", of: OneOf | None = None
+) -> None:
+    """Raise ConfigError at the first key of ``data`` (in ``modern`` words) that ``config_class`` does not have.
+
+    ``of``: how the class was chosen, if it was: the key may be another choice's.
+    """
     hints = {field.name: hint for field, hint in fields_and_types(config_class)}
     for key, value in data.items():
         if key not in hints:
             shown = f"{prefix}{key}" if isinstance(key, str) and len(key) < 80 else f"{prefix}{_found(key)}"
             near = difflib.get_close_matches(str(key)[:80], hints, n=1, cutoff=0.0)
-            raise ConfigError(
-                f"{where}: unknown key '{shown}'" + (f"; nearest valid name: '{prefix}{near[0]}'" if near else "")
-            )
+            hint = f"; nearest valid name: '{prefix}{near[0]}'" if near else ""
+            if of is not None and (others := of.having(key)):
+                hint = f" of {of.kind} {data['name']}: it belongs to {' and '.join(others)}"
+            raise ConfigError(f"{where}: unknown key '{shown}'{hint}")
         group, choice = group_of(hints[key])
         if group is not None:
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}: '{prefix}{key}' takes a group of keys, found {_found(value)}")
             if choice is not None:
                 group = choice.config(value["name"], where, f"{prefix}{key}")
-            check_keys(group, value, where, f"{prefix}{key}.")
+            check_keys(group, value, where, f"{prefix}{key}.", choice)
 
 
 def from_dict(config_class: type[Config], data: Mapping[str, Any], where: str) -> Config:
@@ -509,7 +526,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 def merged(config_class: type, under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``over`` laid over ``under``, group by group, both in ``modern`` words.
 
-    Where it chooses another name, of the group below only the keys stay that the new choice has as well.
+    Where it chooses another name, of the group below only the keys stay that the new choice has as well, or none.
     """
     result = {**under, **over}
     for field, hint in fields_and_types(config_class):
@@ -519,7 +536,8 @@ def merged(config_class: type, under: Mapping[str, Any], over: Mapping[str, Any]
             continue
         if choice is not None:
             group = choice.config(two["name"], "config", field.name)
-            names = {inner.name for inner in dataclasses.fields(group)}
-            one = {key: value for key, value in one.items() if key in names}
+            names = {inner.name for inner in dataclasses.fields(group)} if choice.keeps else set()
+            same = one.get("name") == two["name"]
+            one = {key: value for key, value in one.items() if same or key in names}
         result[field.name] = merged(group, one, two)
     return result

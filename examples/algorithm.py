@@ -1,4 +1,4 @@
-"""An RL algorithm to copy: one adapter that imitates the better plans of every group (reward-weighted regression).
+"""An RL algorithm to copy: one adapter that imitates the better plans of every group, by a softmax over it.
 
 python tools/rl_finetune.py --plugin examples/algorithm.py --algorithm weighted --algorithm.temperature 0.5
 """
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dpvla.algorithms.advantages import group_advantages
+from dpvla.algorithms.advantages import preferred
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
-from dpvla.algorithms.config import AlgorithmConfig
+from dpvla.algorithms.config import SPREAD_FLOOR, AlgorithmConfig
 from dpvla.algorithms.registry import ALGORITHMS
 from dpvla.config import Positive
 from dpvla.models import DPVLA
@@ -25,6 +25,7 @@ class WeightedConfig(AlgorithmConfig):
 
     name: str = "weighted"  # of the algorithm
     temperature: Positive = 1.0  # of the weights softmax(G / temperature)
+    spread_floor: Positive = SPREAD_FLOOR  # a group whose rewards have a smaller standard deviation prefers nothing
 
 
 class Weighted(Algorithm):
@@ -40,7 +41,7 @@ class Weighted(Algorithm):
 
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights (scene, candidate) that sum to 1 in every group."""
-        advantages, _ = group_advantages(scores["score"])
+        advantages, _ = preferred(scores["score"], self.config.spread_floor)
         return {"weights": (advantages / self.config.temperature).softmax(dim=-1).float()}
 
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:

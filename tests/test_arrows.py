@@ -43,7 +43,7 @@ ORDER = (
     ("dpvla.layers", "dpvla.diffusion", "dpvla.batch", "dpvla.report", "dpvla.tensors", "dpvla.provenance"),
     ("dpvla.cli", "dpvla.plan", "dpvla.sensors", "dpvla.checkpoint_layout", "dpvla.parallel"),
     ("dpvla.manifest",),
-    ("dpvla.schema",),
+    ("dpvla.schema", "dpvla.former_defaults"),
     ("dpvla.config", "dpvla.kept_open", "dpvla.random_rows", "dpvla.ahead", "dpvla.precision"),
     ("dpvla.files",),
     ("dpvla.registry", "dpvla.device"),

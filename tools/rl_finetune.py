@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dpvla.costs.plan import outlined_from, require_room
     from dpvla.models import DPVLA
+    from dpvla.models.adapter_files import saved_size
     from dpvla.rl.stage import RolloutStage
     from dpvla.rl.token_store import open_tokens
     from dpvla.training.launch import make_accelerator
@@ -76,16 +77,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     from navsim_bridge.demo_world import make_demo_world_if_needed
 
     config = replace(config, out=config.out or f"runs/{config.algorithm.name}_{Path(config.split).stem}")
-    seed, algorithm, lora = config.loop.seed, make_algorithm(config.algorithm), config.lora
     accelerator = make_accelerator(config.loop, str(config.out))
     with open_run(str(config.out), config, config.restart, accelerator, free=(*FREE, *PLAN_KEYS, "checkpoint")) as run:
+        config = run.config
+        seed, algorithm = config.loop.seed, make_algorithm(config.algorithm)
+        size: tuple[int, float] = config.lora.of(algorithm.adapters)
         if run.last is None:
             start = open_start(config.checkpoint)
             model = start.model
-            first = starting_point(start, config.adapters, algorithm.adapters, lora.rank, lora.alpha)
+            first = starting_point(start, config.adapters, algorithm.adapters, config.lora)
         else:
             refuse_other_start(run, "checkpoint", config.checkpoint)
             model = CheckpointLayout(run.last).model
+            if algorithm.adapters:  # an earlier version gave one alone the size of each of two
+                size = saved_size(CheckpointLayout(run.last).adapters, algorithm.adapters)
             first = StartingPoint(DPVLA.from_pretrained(model), (), run.before.get("start") or {}, model)
         policy = first.policy.to(accelerator.device)
         policy.precision = config.loop.precision
@@ -95,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         assert data.reward is not None
         torch.manual_seed(seed)
         if algorithm.adapters and not policy.has_adapters:
-            policy.add_adapters(algorithm.adapters, lora.rank, lora.alpha)
+            policy.add_adapters(algorithm.adapters, *size)
         require_room(
             lambda options: planned(config, outlined_from(model), options, len(data.source)),
             accelerator,

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dpvla.algorithms.advantages import ZERO_SPREAD
 from dpvla.algorithms.config import AlgorithmConfig
 from dpvla.device import to_device
 from dpvla.models import DPVLA, SceneContext
@@ -79,6 +80,11 @@ class Algorithm(ABC):
         """Whether ``loss`` looks at the head that rolled out; the stage then keeps it, in checkpoints, too."""
         return False
 
+    @property
+    def spread_floor(self) -> float:
+        """Standard deviation of a group's rewards below which it prefers nothing: that of the config, if it has one."""
+        return getattr(self.config, "spread_floor", ZERO_SPREAD)
+
     def roll_out(
         self, policy: DPVLA, context: SceneContext, candidates: int, generator: RandomRows
     ) -> dict[str, Tensor]:
@@ -106,6 +112,13 @@ class Algorithm(ABC):
         Returns:
             (scene, candidate, ...) each.
         """
+
+    def weights(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the plans of a cycle count for in ``loss``, by adapter: (scene, candidate) each, to be watched alone.
+
+        {} where a loss has no weights. How many plans they are worth is logged as ``rl/ess_ADAPTER``.
+        """
+        return {}
 
     @abstractmethod
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:

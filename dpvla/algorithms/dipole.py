@@ -12,9 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpvla.algorithms.advantages import group_advantages
+from dpvla.algorithms.advantages import group_advantages, preferred
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.weighted import weighted_errors
 from dpvla.diffusion import combine
 from dpvla.diffusion.guidance import dichotomous_weights
 from dpvla.models import DPVLA
@@ -41,7 +42,12 @@ class Dipole(Algorithm):
 
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Group-normalized advantages (scene, candidate), Eq. 17."""
-        return {"advantages": group_advantages(scores["score"])[0].float()}
+        advantages_of = preferred if self.config.beta else group_advantages  # the control needs no preferences
+        return {"advantages": advantages_of(scores["score"], self.config.spread_floor)[0].float()}
+
+    def weights(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The two of Eq. 9."""
+        return dict(zip(ADAPTERS, dichotomous_weights(targets["advantages"], self.config.beta, self.config.shift)))
 
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted denoising for both adapters (Eq. 9) at one random noise level a plan; one backward reaches both.
@@ -58,24 +64,15 @@ class Dipole(Algorithm):
         mixed by their weights, are exactly the one that rolled out, as Eq. 7-8 have it; without, delta is added in
         every cycle, whatever the reward. So it is no unbiased estimate of Eq. 9. docs/algorithms.md derives all this.
         """
-        beta, shift, advantages = self.config.beta, self.config.shift, batch.targets["advantages"]
         scenes, candidates = batch.plans.shape[:2]
         t, noise = policy.draw(scenes, candidates, batch.random)
         behavior = self._behavior(policy, batch, t, noise)
-        good, bad = dichotomous_weights(advantages, beta, shift)
         output, target = policy.denoise_plans(batch.context, batch.plans, t, noise, ADAPTERS)
         factor = policy.loss_factor(t)
-        positive, negative = (output - target).square().mean(dim=(-2, -1)) * factor
-        loss_positive, loss_negative = (good * positive).mean(), (bad * negative).mean()
-        loss = loss_positive + loss_negative
-        info = {
-            "rl/loss_positive": loss_positive.detach(),
-            "rl/loss_negative": loss_negative.detach(),
-            "rl/weight_positive": good.mean(),
-            "rl/weight_negative": bad.mean(),
-        }
+        errors = (output - target).square().mean(dim=(-2, -1)) * factor
+        loss, info = weighted_errors(self.weights(batch.targets), errors)
         if behavior is not None:
-            indifferent = torch.stack(dichotomous_weights(torch.zeros_like(advantages), beta, shift))
+            indifferent = torch.stack([*self.weights({"advantages": torch.zeros_like(t)}).values()])
             missed = target - behavior
             anchor = (output * missed).mean(dim=(-2, -1)) * factor
             loss = loss + 2 * (indifferent * anchor).mean(dim=(-2, -1)).sum()

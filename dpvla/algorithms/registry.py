@@ -14,11 +14,19 @@ if TYPE_CHECKING:
 
 ALGORITHMS = Registry(
     "dpvla.algorithms.algorithm:Algorithm",
-    {"dipole": "dpvla.algorithms.config:DipoleConfig"},
+    {
+        "dipole": "dpvla.algorithms.config:DipoleConfig",
+        "weighted_regression": "dpvla.algorithms.config:WeightedRegressionConfig",
+        "cfgrl": "dpvla.algorithms.config:CFGRLConfig",
+        "best_of_group": "dpvla.algorithms.config:BestOfGroupConfig",
+    },
     dipole="dpvla.algorithms.dipole:Dipole",
+    weighted_regression="dpvla.algorithms.weighted_regression:WeightedRegression",
+    cfgrl="dpvla.algorithms.cfgrl:CFGRL",
+    best_of_group="dpvla.algorithms.best_of_group:BestOfGroup",
 )
 
-AnyAlgorithm = Annotated[AlgorithmConfig, OneOf(ALGORITHMS, "algorithm")]
+AnyAlgorithm = Annotated[AlgorithmConfig, OneOf(ALGORITHMS, "algorithm", keeps=False)]
 """Type of a config field that chooses an algorithm by its ``name``."""
 
 

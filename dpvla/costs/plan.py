@@ -185,7 +185,7 @@ def plan_fine_tuning(
 ) -> Plan:
     """Of RL fine-tuning of ``policy``, which is ``outlined`` and put on tensors without numbers here."""
     if algorithm.adapters:
-        policy.add_adapters(algorithm.adapters, lora.rank, lora.alpha)
+        policy.add_adapters(algorithm.adapters, *lora.of(algorithm.adapters))
     policy.freeze_encoder()
     policy.sampling = algorithm.sampling()
     parameters = _parameters(policy)

@@ -41,6 +41,14 @@ def save_adapters(head: DiTHead, directory: Path | str) -> None:
         files.write_json(folder / ADAPTER_CONFIG, _peft_config(head))
 
 
+def saved_size(directory: Path | str, names: Sequence[str]) -> tuple[int, float]:
+    """Rank and alpha of the adapters that ``save_adapters`` wrote, which are the same for all ``names``."""
+    path = Path(directory) / names[0] / ADAPTER_CONFIG
+    config = read_as(path, _PeftConfig)
+    _check_config(path, config)
+    return config["r"], config["lora_alpha"]
+
+
 def load_adapters(head: DiTHead, names: Sequence[str], directory: Path | str) -> None:
     """Read what ``save_adapters`` (or PEFT, for the same layers) wrote; adds the adapters when absent.
 

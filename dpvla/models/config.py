@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -115,10 +115,20 @@ class PlanCodingConfig:
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Size of the adapters."""
+    """Size of the adapters. One that is trained alone has twice the rank and alpha: all algorithms train as much."""
 
-    rank: Size = 16  # of the low-rank updates (paper: 16)
-    alpha: Count = 16  # they are scaled by alpha / rank (paper: 16)
+    rank: Size = 16  # of the low-rank updates of each of two adapters (paper: 16); one alone has twice this
+    alpha: Count = 16  # they are scaled by alpha / rank (paper: 16); for one alone both are twice as large
+
+    def of(self, adapters: Sequence[str]) -> tuple[int, int]:
+        """Rank and alpha of each adapter where these are trained together."""
+        times = self.times(adapters)
+        return times * self.rank, times * self.alpha
+
+    @staticmethod
+    def times(adapters: Sequence[str]) -> int:
+        """How many times ``rank`` each of these adapters has."""
+        return 2 if len(adapters) == 1 else 1
 
 
 @dataclass(frozen=True)

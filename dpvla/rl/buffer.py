@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dpvla.algorithms.advantages import group_advantages
+from dpvla.algorithms.advantages import ZERO_SPREAD, group_advantages
 from dpvla.plan import NUM_POSES
 from dpvla.tensors import CheckpointError, load_tensors, save_tensors, shown
 
@@ -51,14 +51,19 @@ class RolloutBuffer:
 
         return RolloutBuffer(self.cycle, gather(self.indices)[order], whole(self.roll_outs), whole(self.scores))
 
-    def statistics(self) -> dict[str, float]:
-        """Sub-score means, reward mean, mean spread inside a group, best of the group, share of flat groups."""
+    def statistics(self, spread_floor: float = ZERO_SPREAD) -> dict[str, float]:
+        """Sub-score means, reward mean, mean spread inside a group, best of the group, shares of groups without spread.
+
+        ``zero_spread_groups`` lie below ``spread_floor``, so that they prefer nothing; in ``equal_reward_groups`` all
+        rewards are the same.
+        """
         reward, plans = self.scores["score"], self.roll_outs["plans"]
-        _, flat = group_advantages(reward)
+        _, flat = group_advantages(reward, spread_floor)
         return {f"rollout/{name}": float(value.mean()) for name, value in self.scores.items()} | {
             "rollout/reward_spread": float(reward.std(-1, unbiased=False).mean()),
             "rollout/reward_best": float(reward.amax(-1).mean()),
             "rollout/zero_spread_groups": float(flat.double().mean()),
+            "rollout/equal_reward_groups": float((reward.amax(-1) == reward.amin(-1)).double().mean()),
             "rollout/endpoint_spread_m": float(plans[:, :, -1, :2].std(1, unbiased=False).norm(dim=-1).mean()),
         }
 

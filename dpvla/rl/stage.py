@@ -133,7 +133,7 @@ class RolloutStage:
             if place == 0 or self.buffer is None or self.buffer.cycle != cycle:
                 with whole_weights():
                     self.buffer = self._roll_out(cycle)
-                track(step, self.buffer.statistics())
+                track(step, self.buffer.statistics(self.algorithm.spread_floor))
             targets = self.algorithm.targets(self.buffer.scores, self.buffer.roll_outs)
             check_targets(self.algorithm, targets, *self.buffer.scores["score"].shape)
             order = lane_batches(self._scenes, self.config.batch_size, place, self.seed, cycle)

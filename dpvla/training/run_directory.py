@@ -24,6 +24,7 @@ from dpvla.checkpoint_layout import (
 )
 from dpvla.config import ConfigError, NotNegative, Whole, from_dict, modern, to_dict
 from dpvla.files import LOCK, DirectoryInUseError, check_file, check_folder, one_writer, write_text
+from dpvla.former_defaults import as_formerly, former_defaults, replaced
 from dpvla.manifest import MANIFEST, require_manifest
 from dpvla.provenance import made_by
 from dpvla.schema import read_as
@@ -78,7 +79,7 @@ class Run:
     """An opened run directory. Nothing is written before ``begin``."""
 
     path: Path
-    config: Any
+    config: Any  # as given; of a run that goes on with what only an earlier version computed with (``FORMERLY``)
     accelerator: Accelerator
     last: Path | None  # newest checkpoint to go on from
     before: Mapping[str, Any]  # run.yaml as it was; empty for a new run
@@ -262,7 +263,8 @@ def open_run(
                     f"{out} holds a run of another tool or version (with the option {sorted(unknown)[0]}); choose "
                     "another --out, or discard that run with --restart"
                 )
-            theirs = to_dict(from_dict(type(config), theirs, str(out / RUN_FILE)))
+            theirs = to_dict(from_dict(type(config), as_formerly(config, theirs), str(out / RUN_FILE)))
+            config = _kept(config, theirs, accelerator)
             for key, mine, other in _differences(to_dict(config), theirs):
                 if key in noted:
                     changed[key] = (other, mine)
@@ -277,6 +279,21 @@ def open_run(
             if others:
                 raise ConfigError(f"{out} holds {sorted(others)[0]} and no run; choose another --out")
         yield Run(out, config, accelerator, last, before, changed, restart)
+
+
+def _kept(config: Any, theirs: Mapping[str, Any], accelerator: Accelerator) -> Any:
+    """``config`` with what a run of an earlier version computes with, where that was no option and none is given.
+
+    ``theirs``: the run's own config.
+    """
+    differing = {key: (mine, other) for key, mine, other in _differences(to_dict(config), theirs)}
+    for key, before, default in former_defaults(config):
+        if differing.get(key) == (default, before):
+            accelerator.print(
+                f"{key} stays {before!r}, as an earlier version began this run; a new one has {default!r}"
+            )
+            config = replaced(config, key, before)
+    return config
 
 
 def _ours(path: Path) -> bool:

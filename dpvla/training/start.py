@@ -15,6 +15,7 @@ from dpvla.config import ConfigError, NotNegative
 from dpvla.manifest import MANIFEST, check_manifest
 from dpvla.models import DPVLA
 from dpvla.models.adapters import adapter_size
+from dpvla.models.config import LoRAConfig
 from dpvla.models.policy_files import PolicyFiles
 from dpvla.models.sampling import read_sampling
 from dpvla.schema import checked
@@ -96,9 +97,7 @@ class StartingPoint:
     model: Path | None  # files that hold the base model as it is in ``policy``
 
 
-def starting_point(
-    start: Start, adapters: WhatOfAdapters, names: Sequence[str], rank: int, alpha: int
-) -> StartingPoint:
+def starting_point(start: Start, adapters: WhatOfAdapters, names: Sequence[str], lora: LoRAConfig) -> StartingPoint:
     """The policy of ``start``, with its adapters kept, merged into the model as they are sampled, or left out.
 
     Raises ConfigError where kept adapters have other names, another rank or alpha than given.
@@ -122,10 +121,13 @@ def starting_point(
             f"{', '.join(names) or 'the whole head'}: give --adapters merge, or discard"
         )
     found = adapter_size(policy.head)
+    rank, alpha = lora.of(names)
     if found != (rank, alpha):
+        times = lora.times(names)
+        theirs = f"--lora.rank {found[0] // times} --lora.alpha {found[1] / times:g}, or "
         raise ConfigError(
             f"the adapters of {start.path} have rank {found[0]} and alpha {found[1]:g}, this run asks for {rank} and "
-            f"{alpha}: give --lora.rank {found[0]} --lora.alpha {found[1]:g}, or --adapters merge"
+            f"{alpha}: give {'' if found[0] % times or found[1] % times else theirs}--adapters merge"
         )
     return StartingPoint(policy, start.trained_on, about | {"adapters": "its own kept"}, start.model)
 

@@ -115,7 +115,11 @@ def test_a_choice_survives_the_way_to_a_mapping_and_back(config: Shape) -> None:
     ("data", "message"),
     [
         ({"shape": {"name": "cirle"}}, "unknown shape 'cirle'; nearest valid name: 'circle' .of square, circle; "),
-        ({"shape": {"name": "circle", "side": 2}}, "unknown key 'drawing.shape.side'"),
+        (
+            {"shape": {"name": "circle", "side": 2}},
+            "unknown key 'drawing.shape.side' of shape circle: it belongs to square$",
+        ),
+        ({"shape": {"name": "circle", "sid": 2}}, "unknown key 'drawing.shape.sid'; nearest valid name: 'drawing"),
         ({"shape": {"name": "circle", "radius": 0}}, "drawing.shape.radius must be at least 1"),
         ({"shape": 3}, "'drawing.shape' takes a group of keys, found 3"),
         ({"shape": {"name": 3}}, "drawing.shape.name must be a text"),

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -71,6 +71,44 @@ def test_a_run_goes_on_with_other_bookkeeping_and_keeps_no_note_of_it(tmp_path: 
     content = begin(tmp_path / "run", accelerator, free)
     assert content["resumed"][0]["changed"] == {} and content["resumed"][0]["step"] == 3
     assert content["config"]["loop"]["log_every"] == 1
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Has a key that it did not have before."""
+
+    FORMERLY: ClassVar[dict[str, float]] = {"floor": 1e-6}
+
+    beta: float = 1.0
+    floor: float = 0.01
+
+
+@dataclass(frozen=True)
+class WithLearner(Config):
+    """A tool's config of today."""
+
+    learner: Learner = field(default_factory=Learner)
+
+
+def test_a_run_of_an_earlier_version_keeps_what_was_no_option_then(
+    tmp_path: Path, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    today = WithLearner()
+    assert begin(tmp_path / "new", accelerator, today, at=3)["config"]["learner"]["floor"] == 0.01
+    assert begin(tmp_path / "new", accelerator, today)["config"]["learner"]["floor"] == 0.01
+    begin(tmp_path / "old", accelerator, today, at=3)
+    for file in (tmp_path / "old").rglob("run.yaml"):
+        file.write_text(file.read_text().replace("  floor: 0.01\n", ""))
+    assert not capsys.readouterr().out
+    for _ in range(2):  # the second time the file says it
+        assert begin(tmp_path / "old", accelerator, today)["config"]["learner"]["floor"] == 1e-6
+        assert "learner.floor stays 1e-06, as an earlier version began this run" in capsys.readouterr().out
+    with open_run(tmp_path / "old", today, False, accelerator) as run:
+        assert run.config == replace(today, learner=Learner(floor=1e-6))
+    with pytest.raises(ConfigError, match=r"learner\.floor = 1e-06, this one has 0\.5, which a run cannot change"):
+        begin(tmp_path / "old", accelerator, replace(today, learner=Learner(floor=0.5)))
+    with pytest.raises(ConfigError, match=r"learner\.floor = 0\.01, this one has 1e-06"):
+        begin(tmp_path / "new", accelerator, replace(today, learner=Learner(floor=1e-6)))
 
 
 def test_a_smaller_rate_and_more_epochs_are_taken_and_noted(

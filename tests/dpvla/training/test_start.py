@@ -16,6 +16,7 @@ from dpvla.algorithms.dipole import ADAPTERS
 from dpvla.config import ConfigError
 from dpvla.manifest import MANIFEST
 from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.models.config import LoRAConfig
 from dpvla.models.sampling import Sampling
 from dpvla.tensors import CheckpointError
 from dpvla.training.run_directory import Run, TrainedOn
@@ -105,7 +106,7 @@ def test_a_model_of_unknown_origin_says_so(checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_a_second_round_keeps_the_adapters_by_default(policy: DPVLA, checkpoint: Path) -> None:
-    first = starting_point(open_start(checkpoint), "keep", ADAPTERS, 4, 4)
+    first = starting_point(open_start(checkpoint), "keep", ADAPTERS, LoRAConfig(4, 4))
     for mine, theirs in zip(first.policy.adapter_parameters(), policy.adapter_parameters()):
         assert torch.equal(mine, theirs)
     assert first.trained_on == (IMITATION, DIPOLE) and first.about["adapters"] == "its own kept"
@@ -114,18 +115,18 @@ def test_a_second_round_keeps_the_adapters_by_default(policy: DPVLA, checkpoint:
 
 def test_kept_adapters_of_another_size_are_refused_with_the_options_that_fit(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match=r"rank 4 and alpha 4.*--lora\.rank 4 --lora\.alpha 4, or"):
-        starting_point(open_start(checkpoint), "keep", ADAPTERS, 16, 16)
+        starting_point(open_start(checkpoint), "keep", ADAPTERS, LoRAConfig())
 
 
 def test_discarded_adapters_leave_no_trace_in_what_the_weights_have_seen(checkpoint: Path) -> None:
-    first = starting_point(open_start(checkpoint), "discard", ADAPTERS, 16, 16)
+    first = starting_point(open_start(checkpoint), "discard", ADAPTERS, LoRAConfig())
     assert not first.policy.has_adapters and first.trained_on == (IMITATION,)
     assert "discarded" in first.about["adapters"]
 
 
 def test_merged_adapters_move_into_the_model_and_stay_in_what_it_has_seen(checkpoint: Path) -> None:
     before = DPVLA.from_pretrained(checkpoint / "model")
-    first = starting_point(open_start(checkpoint), "merge", ADAPTERS, 16, 16)
+    first = starting_point(open_start(checkpoint), "merge", ADAPTERS, LoRAConfig())
     assert not first.policy.has_adapters and first.model is None
     assert first.trained_on == (IMITATION, replace(DIPOLE, weights="model"))
     assert "merged into the model with omega 2.5" in first.about["adapters"]

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from dpvla.batch import DrivingBatch
 from dpvla.checkpoint_layout import SAMPLING_FILE
 from dpvla.diffusion import DPMSolver, clip_x0, combine
+from dpvla.diffusion.samplers.dpm import Denoiser
+from dpvla.diffusion.samplers.sde import Chain, SDESolver
 from dpvla.encoders.encoder import Encoder, tokens_of, width_of
 from dpvla.encoders.registry import encoder_class
 from dpvla.layers.adaptable import AdaptableLinear
@@ -260,6 +262,16 @@ class DPVLA(nn.Module):
         output = head.denoise(x_t, t, prepared).float()
         return output, self.schedule.target(self.config.diffusion.output, x0, noise, t)
 
+    def predict_x0(self, context: SceneContext, x_t: Tensor, t: Tensor, policies: Policies = BASE_POLICY) -> Tensor:
+        """The x0 that policies see in noised values: ``(policy, scene, candidate, 8, channel)``, normalized, float32.
+
+        Args:
+            x_t: (scene, candidate, 8, channel), normalized. t: (scene, candidate).
+        """
+        prepared = self.head.prepare(context.tokens, context.mask, context.condition, policies)
+        output = self.head.denoise(x_t, t, prepared).float()
+        return self.schedule.convert(output, x_t, t, self.config.diffusion.output, "x0")
+
     def loss_factor(self, t: Tensor) -> Tensor:
         """Factor per noise level from a squared error of the network's own output to the loss.
 
@@ -338,7 +350,31 @@ class DPVLA(nn.Module):
             raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shape}")
         noise = noise.to(context.device, torch.float32)
         sampling = self.sampling if sampling is None else sampling
-        omega = sampling.omega if omega is None else omega
+        denoise = self._denoiser(context, sampling, sampling.omega if omega is None else omega)
+        return self.plan_coding.decode(self._solver(sampling.num_steps).sample(denoise, noise), context.ego_status)
+
+    @torch.no_grad()
+    def sample_chain(
+        self,
+        context: SceneContext,
+        num_candidates: int,
+        solver: SDESolver,
+        generator: torch.Generator | None = None,
+        sampling: Sampling | None = None,
+    ) -> tuple[Tensor, Chain]:
+        """Plans as ``sample`` gives them, by a stochastic ``solver``, and their chains, which are normalized.
+
+        The states of a chain are (scene, num_candidates, step + 1, 8, channel), its log-probabilities
+        (scene, num_candidates, step).
+        """
+        shape = (len(context), num_candidates, solver.num_steps + 1, NUM_POSES, self.plan_coding.num_channels)
+        sampling = self.sampling if sampling is None else sampling
+        denoise = self._denoiser(context, sampling, sampling.omega)
+        chain = solver.sample(denoise, normal(shape, generator, context.device))
+        return self.plan_coding.decode(chain.states[:, :, -1], context.ego_status), chain
+
+    def _denoiser(self, context: SceneContext, sampling: Sampling, omega: float) -> Denoiser:
+        """What a solver asks for x0: of the combination of policies, or of one."""
         guided = sampling.is_guided and omega != 0
         once = self.runs_equals_once and sampling.policies == self.sampling.policies
         policies = sampling.policies if guided and not once else sampling.policies[:1]
@@ -354,8 +390,7 @@ class DPVLA(nn.Module):
             x0 = self.schedule.convert(mixed, x_t, t, self.config.diffusion.output, "x0")
             return x0 if bound is None else clip_x0(x0, bound)
 
-        values = self._solver(sampling.num_steps).sample(denoise, noise)
-        return self.plan_coding.decode(values, context.ego_status)
+        return denoise
 
     def _solver(self, num_steps: int | None) -> DPMSolver:
         """The solver of so many steps, by default the config's; it is kept until another is asked for."""

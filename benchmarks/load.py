@@ -56,8 +56,10 @@ from dpvla.state_based.running.loop_config import STATE_BASED_LOOP, UpdateConfig
 from dpvla.state_based.running.update import StackedUpdate
 from navsim_bridge.agents.policy_agent import PolicyAgent
 from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
+from navsim_bridge.evaluation.metric_scenes import ScenesFromLogs, scenes_from_cache
 from navsim_bridge.evaluation.pictures import save_scene_picture
-from navsim_bridge.evaluation.run import ScenesFromLogs, evaluate, scenes_from_cache, write_evaluation
+from navsim_bridge.evaluation.results import write_evaluation
+from navsim_bridge.evaluation.run import evaluate
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.files.pickles import dump_plain_pickle, load_plain_pickle
 from navsim_bridge.golden.v1 import read_golden

@@ -34,7 +34,8 @@ from dpvla.cli import reporting_errors
 from dpvla.files import write_json
 from dpvla.provenance import made_by
 from navsim_bridge.agents import find_agent
-from navsim_bridge.evaluation.run import Evaluation, evaluate
+from navsim_bridge.evaluation.evaluation import Evaluation
+from navsim_bridge.evaluation.run import evaluate
 from navsim_bridge.golden.compare import PARTS, differences, with_part_of
 from navsim_bridge.metric_cache import build_metric_cache
 from navsim_bridge.metric_cache.official import OfficialCache

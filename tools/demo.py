@@ -28,8 +28,8 @@ from navsim_bridge.splits.scene_filter import load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
 
 if TYPE_CHECKING:
+    from navsim_bridge.evaluation.evaluation import Evaluation
     from navsim_bridge.evaluation.methods import Method
-    from navsim_bridge.evaluation.run import Evaluation
 
 HERE = Path(__file__).resolve().parent
 TABLE = ("no_at_fault_collisions", "drivable_area_compliance", "time_to_collision_within_bound", "comfort",

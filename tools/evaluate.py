@@ -38,21 +38,18 @@ class Evaluate(SharedAgentOptions, DataAndMapOptions):
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Evaluate, argv)
-    from navsim_bridge.evaluation.run import (
+    from navsim_bridge.evaluation.metric_scenes import LoadScenes, ScenesFromLogs, recorded_scenes, scenes_from_cache
+    from navsim_bridge.evaluation.results import (
         SCORES,
         SUMMARY,
         Identity,
-        LoadScenes,
-        ScenesFromLogs,
         check_results,
         describe,
-        evaluate_together,
         identity,
         keep_whole,
-        recorded_scenes,
-        scenes_from_cache,
         write_evaluation,
     )
+    from navsim_bridge.evaluation.run import evaluate_together
     from navsim_bridge.metric_cache import MetricCache
     from navsim_bridge.metric_cache.builder import require_scorable
 

@@ -13,7 +13,10 @@ from dpvla.registry import import_plugin
 from navsim_bridge.agents import Agent, PolicyAgent, find_agent
 from navsim_bridge.agents.crew import SCENES_AT_ONCE
 from navsim_bridge.data.training_data import own_metric_cache
-from navsim_bridge.evaluation.run import Evaluation, evaluate, scenes_from_cache, write_evaluation
+from navsim_bridge.evaluation.evaluation import Evaluation
+from navsim_bridge.evaluation.metric_scenes import scenes_from_cache
+from navsim_bridge.evaluation.results import write_evaluation
+from navsim_bridge.evaluation.run import evaluate
 from navsim_bridge.splits.scene_filter import Split
 from navsim_bridge.splits.scenes import select_scenes
 

@@ -15,7 +15,8 @@ from navsim_bridge.agents import crew
 from navsim_bridge.agents.crew import Crew, plan_together
 from navsim_bridge.agents.options import OpenAgent, SharedAgentOptions
 from navsim_bridge.evaluation import run as evaluation
-from navsim_bridge.evaluation.run import evaluate_together, scenes_from_cache
+from navsim_bridge.evaluation.metric_scenes import scenes_from_cache
+from navsim_bridge.evaluation.run import evaluate_together
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
 from tests.navsim_bridge.conftest import World
 from tests.paths import ROOT

@@ -15,8 +15,11 @@ import pytest
 
 from dpvla.training.run_directory import TrainedOn
 from navsim_bridge.agents import constant_velocity
+from navsim_bridge.evaluation import results
 from navsim_bridge.evaluation import run as evaluating
-from navsim_bridge.evaluation.run import SceneFailureError, ScenesFromLogs, describe, evaluate, write_evaluation
+from navsim_bridge.evaluation.metric_scenes import ScenesFromLogs
+from navsim_bridge.evaluation.results import describe, write_evaluation
+from navsim_bridge.evaluation.run import SceneFailureError, evaluate
 from navsim_bridge.files.logs import read_log
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, build_scenes
 from navsim_bridge.metric_cache.store import write_scenes
@@ -141,8 +144,8 @@ def test_weights_trained_on_the_split_are_said_and_stored_to_be(
     world: World, records: list[SceneRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = dataclasses.asdict(TrainedOn("dipole", "navtrain", 1, (LOG,)))
-    monkeypatch.setattr(evaluating, "training_stages", lambda checkpoint: [stage])
-    monkeypatch.setattr(evaluating, "weights_of", lambda checkpoint: ("weights", "no"))
+    monkeypatch.setattr(results, "training_stages", lambda checkpoint: [stage])
+    monkeypatch.setattr(results, "weights_of", lambda checkpoint: ("weights", "no"))
     load = ScenesFromLogs(records, world.root, world.maps, NAVSIM_V2)
     result = evaluate(constant_velocity, records[:1], load, metric=EPDMS(), progress=False)
     summary = write_evaluation(tmp_path, result, agent="dpvla", split=world.split, records=records[:1],

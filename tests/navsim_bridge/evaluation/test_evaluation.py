@@ -14,15 +14,9 @@ from numpy.typing import NDArray
 
 from dpvla.training.run_directory import TrainedOn
 from navsim_bridge.agents import constant_velocity, stand_still
-from navsim_bridge.evaluation.run import (
-    SceneFailureError,
-    ScenesFromLogs,
-    describe,
-    evaluate,
-    saw_split,
-    scenes_from_cache,
-    write_evaluation,
-)
+from navsim_bridge.evaluation.metric_scenes import ScenesFromLogs, scenes_from_cache
+from navsim_bridge.evaluation.results import describe, saw_split, write_evaluation
+from navsim_bridge.evaluation.run import SceneFailureError, evaluate
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
 from navsim_bridge.metrics.pdms import PDMS
 from navsim_bridge.metrics.reward import MetricReward

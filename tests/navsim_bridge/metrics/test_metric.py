@@ -12,7 +12,8 @@ import torch
 
 from dpvla.registry import ContractError, RegistryError
 from navsim_bridge.agents import constant_velocity, stand_still
-from navsim_bridge.evaluation.run import ScenesFromLogs, evaluate, recorded_scenes
+from navsim_bridge.evaluation.metric_scenes import ScenesFromLogs, recorded_scenes
+from navsim_bridge.evaluation.run import evaluate
 from navsim_bridge.human_filter import HumanFilter
 from navsim_bridge.metric_cache import build_scenes
 from navsim_bridge.metrics.config import EPDMSConfig

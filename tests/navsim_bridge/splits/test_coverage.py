@@ -18,16 +18,11 @@ from dpvla.files import write_json
 from navsim_bridge.agents import constant_velocity
 from navsim_bridge.doctor.data import check_cache, check_split
 from navsim_bridge.doctor.finding import ERROR, OK, WARNING
+from navsim_bridge.evaluation import results
 from navsim_bridge.evaluation import run as evaluation
-from navsim_bridge.evaluation.run import (
-    check_results,
-    describe,
-    evaluate,
-    evaluate_together,
-    identity,
-    scenes_from_cache,
-    write_evaluation,
-)
+from navsim_bridge.evaluation.metric_scenes import scenes_from_cache
+from navsim_bridge.evaluation.results import check_results, describe, identity, write_evaluation
+from navsim_bridge.evaluation.run import evaluate, evaluate_together
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, merge_caches
 from navsim_bridge.splits.coverage import Coverage, coverage_of, usable_scenes
@@ -311,7 +306,7 @@ def test_results_of_other_weights_of_a_run_are_not_overwritten(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def at(step: int) -> Any:
-        monkeypatch.setattr(evaluation, "weights_of", lambda _: (f"/run/checkpoints/step_{step}", "no"))
+        monkeypatch.setattr(results, "weights_of", lambda _: (f"/run/checkpoints/step_{step}", "no"))
         return identity("dpvla", world.split, world.root, {"name": "x"}, 0, None, "/run")
 
     write_json(tmp_path / "summary.json", at(2))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from navsim_bridge.agents import PolicyAgent
-from navsim_bridge.evaluation import run as evaluation
+from navsim_bridge.evaluation import results
 from navsim_bridge.splits import log_folder
 from navsim_bridge.splits.scene_filter import SplitError, load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
@@ -346,7 +346,7 @@ def test_an_agent_with_cameras_plans_nothing_when_images_are_missing(
         evaluate.main([*arguments, *roots])
     agent = SimpleNamespace(refuse_idle_omega=lambda: None, cameras=("CAM_L0", "CAM_F0", "CAM_R0"))
     monkeypatch.setattr(PolicyAgent, "from_checkpoint", lambda *_, **__: agent)
-    monkeypatch.setattr(evaluation, "weights_of", lambda _: ("weights", "no"))
+    monkeypatch.setattr(results, "weights_of", lambda _: ("weights", "no"))
     with pytest.raises(SystemExit, match=r"21 of 21 camera files are missing, for 7 of 7 scenes"):
         evaluate.main([*arguments, *roots])
     assert (world.root / f"navsim_logs/mini/{LOG}.pkl").is_file()

@@ -14,6 +14,7 @@ import io
 import os
 import sys
 import traceback
+import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -86,6 +87,7 @@ def parse(
         arguments = _in_words_of_today(concrete, arguments)  # those of what is chosen
         _refuse_unknown_options(config_class, concrete, arguments)
         _refuse_repeated_lists(concrete, arguments)
+        arguments = _separated(concrete, arguments)
         text = (description or config_class.__doc__ or "").strip()
         text = text.replace("\npython ", "\n\npython ")  # an example a line: the help joins the lines of a paragraph
         text += "\n\nOptions may also stand in a YAML file given with --config FILE; the command line wins. "
@@ -99,7 +101,7 @@ def parse(
     except (ConfigError, RegistryError) as error:
         if error.__cause__ is not None:  # what a user's own module raised
             traceback.print_exception(error.__cause__)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     return config
 
@@ -330,13 +332,35 @@ def _refuse_repeated_lists(config_class: type, arguments: Sequence[str]) -> None
             raise ConfigError(f"{name} is given twice; give all its values behind one {name}")
 
 
-def _list_options(config_class: type, prefix: str = "") -> Iterator[str]:
-    for field, hint in fields_and_types(config_class):
-        group, _ = group_of(hint)
-        if group is not None:
-            yield from _list_options(group, f"{prefix}{field.name}.")
-        elif typing.get_origin(hint) is tuple:
-            yield _option(prefix + field.name)
+def _list_options(config_class: type) -> Iterator[str]:
+    return (_option(path) for path, hint in _options_below(config_class) if _values_of_list(hint) is not None)
+
+
+def _values_of_list(hint: Any) -> Any:
+    """The type of a list's values; None for what is no list."""
+    of = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next((typing.get_args(one)[0] for one in of if typing.get_origin(one) is tuple), None)
+
+
+def _separated(config_class: type, arguments: Sequence[str]) -> list[str]:
+    """The arguments with lists of numbers a word each: ``--omega 0,0.5,1`` is ``--omega 0 0.5 1``."""
+    lists = {_option(path) for path, hint in _options_below(config_class) if _is_number(_values_of_list(hint))}
+    words: list[str] = []
+    inside = False
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if word.startswith("--"):
+            inside = option.replace("_", "-") in lists
+            if not inside or not equals:
+                words.append(word)
+                continue
+            words, word = [*words, option], value
+        words += word.split(",") if inside else [word]
+    return words
+
+
+def _is_number(hint: Any) -> bool:
+    return (typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint) in (int, float)
 
 
 def reporting_errors(main: Callable[..., Result]) -> Callable[..., Result]:

@@ -352,6 +352,15 @@ def write_text(path: Path | str, text: str) -> Path:
     return write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def write_texts_together(texts: Mapping[Path | str, str]) -> list[Path]:
+    """`write_together` of UTF-8 texts."""
+
+    def writing(text: str) -> Callable[[IO[bytes]], object]:
+        return lambda file: file.write(text.encode())
+
+    return write_together({path: writing(text) for path, text in texts.items()})
+
+
 def write_json(path: Path | str, data: Any) -> Path:
     """Write indented JSON atomically; NaN and infinity are refused."""
     return write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")

@@ -1,14 +1,15 @@
-"""Score an agent on a split: scores.csv and summary.json."""
+"""Score an agent on a split: scores.csv and summary.json; a policy under several omegas, too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 from dpvla.cli import parse, reporting_errors
-from dpvla.config import Whole
+from dpvla.config import NotNegative, Range, Whole
 from dpvla.files import check_folder, one_writer
 from navsim_bridge.agents.options import SharedAgentOptions
 from navsim_bridge.files import roots
@@ -21,11 +22,17 @@ from navsim_bridge.splits.scene_filter import load_split
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(SharedAgentOptions, DataAndMapOptions):
-    """Score an agent on a split with the PDM score (NAVSIM v1), EPDMS (v2) or a metric of yours, one plan a scene."""
+    """Score an agent on a split with the PDM score (NAVSIM v1), EPDMS (v2) or a metric of yours, one plan a scene.
+
+    Several omegas share one look at each scene, and their noise. Each has its results in OUT/omega_W, as if it had been
+    evaluated alone, and OUT/omega.csv (.md) has a row for each.
+    """
 
     RENAMED: ClassVar[Mapping[str, str]] = {"human_filter": "metric.human_filter"}
 
     seed: Whole = 0  # dpvla: of the sampling noise
+    omega: tuple[NotNegative, ...] | None = None  # dpvla: greediness of the guided combination; several: 0,0.5,1,2,4
+    samples: Annotated[int, Range(least=1, most=1024)] = 1  # dpvla: plans a scene, each with noise of its own
     split: str  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
     out: str  # folder for scores.csv and summary.json; the same command again replaces its own
     metric: AnyMetric = field(default_factory=PDMSConfig)  # what to score with
@@ -34,12 +41,30 @@ class Evaluate(SharedAgentOptions, DataAndMapOptions):
     allow_failures: bool = False  # count scenes that fail, leave them out of the averages, and go on
     allow_missing: bool = False  # score what there is, and say so, when logs, images or (cached) scenes are missing
 
+    @staticmethod
+    def in_full(data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One omega as a list."""
+        return {**data, "omega": [data["omega"]]} if isinstance(data.get("omega"), int | float) else data
+
+    def __post_init__(self) -> None:
+        if self.omega is not None and not self.omega:
+            raise ValueError("omega needs a number, or several: 0,0.5,1,2,4 (without it: what it was trained with)")
+        if twice := [f"{omega:g}" for omega in self.omegas if self.omegas.count(omega) > 1]:
+            raise ValueError(f"omega names {twice[0]} twice")
+
+    @property
+    def omegas(self) -> tuple[float, ...]:
+        """That are asked for; none: what the policy was trained with."""
+        return tuple(omega + 0.0 for omega in self.omega or ())  # no -0
+
 
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Evaluate, argv)
     from navsim_bridge.evaluation.metric_scenes import LoadScenes, ScenesFromLogs, recorded_scenes, scenes_from_cache
+    from navsim_bridge.evaluation.omegas import folder_of, write_omegas
     from navsim_bridge.evaluation.results import (
+        SAMPLES,
         SCORES,
         SUMMARY,
         Identity,
@@ -49,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         keep_whole,
         write_evaluation,
     )
-    from navsim_bridge.evaluation.run import evaluate_together
+    from navsim_bridge.evaluation.run import evaluate_each, evaluate_together
     from navsim_bridge.metric_cache import MetricCache
     from navsim_bridge.metric_cache.builder import require_scorable
 
-    options.check_agent("seed")
+    options.check_agent("seed", "omega", "samples")
     check_folder(options.out)
     crew = options.crew()
     metric = make_metric(options.metric)
@@ -65,17 +90,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif metric.scene_rules is not None:
         require_scorable(split, metric.scene_rules)
         maps_root = roots.maps_root(options.maps_root)
-    agent = options.open_for(crew, data_root, options.seed)
-    about: Identity = {
-        "agent": options.agent,
-        "split": split,
-        "data_root": data_root,
-        "seed": options.seed,
-        "omega": agent.guidance,
-        "checkpoint": options.checkpoint,
+    agent = options.open_for(crew, data_root, options.seed, options.omegas, options.samples)
+    omegas: Sequence[float | None] = options.omegas or (agent.guidance,)
+    out = Path(options.out)
+    runs: dict[Path, Identity] = {
+        (folder_of(out, omega) if omega is not None and len(omegas) > 1 else out): {
+            "agent": options.agent,
+            "split": split,
+            "data_root": data_root,
+            "seed": options.seed,
+            "omega": omega,
+            "checkpoint": options.checkpoint,
+        }
+        for omega in omegas
     }
-    with one_writer(options.out):
-        check_results(options.out, identity(metric=metric.about, **about), options.overwrite)
+    with ExitStack() as held:
+        for folder in dict.fromkeys([out, *runs]):
+            held.enter_context(one_writer(folder))
+        for folder, about in runs.items():
+            check_results(folder, identity(metric=metric.about, samples=options.samples, **about), options.overwrite)
         records, coverage = usable_scenes(split, data_root, agent.cameras, options.allow_missing)
         load_scenes: LoadScenes
         reads = [data_root, *([Path(options.checkpoint)] if options.checkpoint else [])]
@@ -86,20 +119,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             load_scenes, reads = ScenesFromLogs(records, data_root, maps_root, metric.scene_rules), [*reads, maps_root]
         else:
             load_scenes = recorded_scenes
-        keep_whole(options.out, coverage, options.overwrite)
-        evaluation = evaluate_together(
-            agent.open,
-            records,
-            load_scenes,
-            crew,
-            metric=metric,
-            allow_failures=options.allow_failures,
-            reads=reads,
-        )
-        keep_whole(options.out, coverage.without("failed", len(evaluation.failures)), options.overwrite)
-        summary = write_evaluation(options.out, evaluation, records=records, cache=cache, coverage=coverage, **about)
-    print(describe(summary, metric))
-    print(f"written: {Path(options.out) / SCORES}, {Path(options.out) / SUMMARY}")
+        for folder in runs:
+            keep_whole(folder, coverage, options.overwrite)
+        how: dict[str, Any] = {"metric": metric, "allow_failures": options.allow_failures, "reads": reads}
+        candidates = len(runs) * options.samples
+        if candidates > 1:
+            found = evaluate_each(agent.open_proposer, records, load_scenes, crew, candidates, **how)
+        else:
+            found = [evaluate_together(agent.open, records, load_scenes, crew, **how)]
+        groups = [found[i : i + options.samples] for i in range(0, candidates, options.samples)]
+        what: dict[str, Any] = {"records": records, "cache": cache, "coverage": coverage}
+        if len(runs) > 1:
+            said, paths = write_omegas(
+                out, runs, groups, trained_with=agent.trained_with, overwrite=options.overwrite, **what
+            )
+        else:
+            keep_whole(out, coverage.without("failed", len(found[0].failures)), options.overwrite)
+            said = describe(write_evaluation(out, *groups[0], **what, **runs[out]), metric)
+            paths = [out / name for name in (SCORES, SUMMARY, *([SAMPLES] if options.samples > 1 else []))]
+    print(said)
+    print(f"written: {', '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":

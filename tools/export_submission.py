@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpvla.cli import parse, refuse_given, reporting_errors
-from dpvla.config import Whole
+from dpvla.config import NotNegative, Whole
 from dpvla.files import check_file, one_writer, remove_parts
 from navsim_bridge.agents.crew import plan_together
 from navsim_bridge.agents.options import SharedAgentOptions
@@ -31,6 +31,7 @@ class ExportSubmission(SharedAgentOptions, DataOptions):
     """Plan for every scene of a split and write submission.pkl; or check a file with --validate."""
 
     agent: str = "dpvla"  # dpvla, constant_velocity, stand_still, or one of yours
+    omega: NotNegative | None = None  # dpvla: greediness of the guided combination; default: what it was trained with
     seeds: tuple[Whole, ...] = (0,)  # dpvla: one prediction per seed; the leaderboard encourages three
     split: str | None = None  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
     out: str = "submission.pkl"  # the file to write
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("--split is needed")
     if options.agent == "human":
         raise ValueError("--agent human drives what was recorded, which is no submission; choose another agent")
-    options.check_agent("seeds")
+    options.check_agent("seeds", "omega")
     if not options.seeds or len(set(options.seeds)) < len(options.seeds):
         raise ValueError("--seeds must name at least one seed, and each once")
     team = Team(options.team_name, options.authors, options.email, options.institution, options.country)
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _write(options: ExportSubmission, split: str, team: Team) -> list[str]:
     """Plan and write; the tokens of the scenes."""
     crew, root = options.crew(), data_root(options.data_root)
-    agent = options.open_for(crew, root)
+    agent = options.open_for(crew, root, omegas=() if options.omega is None else (options.omega,))
     records = with_images(_records(options, split), root, agent.cameras, split)
     tokens = [r.token for r in records]
     plans = plan_together(

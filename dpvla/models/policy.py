@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from dpvla.manifest import check_manifest, write_manifest
 from dpvla.models import adapter_files
 from dpvla.models import adapters as adapter_bank
 from dpvla.models.config import DPVLAConfig
-from dpvla.models.head import BASE_POLICY, DiTHead, Policies
+from dpvla.models.head import BASE_POLICY, DiTHead, Policies, PreparedContext
 from dpvla.models.plan_coding import PlanCoding
 from dpvla.models.policy_files import PolicyFiles
 from dpvla.models.sampling import FORMER_ADAPTERS, Sampling, read_sampling, write_sampling
@@ -348,10 +348,25 @@ class DPVLA(nn.Module):
             noise = normal(shape, generator, context.device)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shape}")
-        noise = noise.to(context.device, torch.float32)
         sampling = self.sampling if sampling is None else sampling
-        denoise = self._denoiser(context, sampling, sampling.omega if omega is None else omega)
-        return self.plan_coding.decode(self._solver(sampling.num_steps).sample(denoise, noise), context.ego_status)
+        sampling = sampling if omega is None else replace(sampling, omega=omega)
+        return next(self.sample_each(context, [(sampling, noise)]))
+
+    @torch.no_grad()
+    def sample_each(self, context: SceneContext, draws: Iterable[tuple[Sampling, Tensor]]) -> Iterator[Tensor]:
+        """What ``sample`` gives for each sampling and its noise (scene, candidate, 8, channel), to the bit.
+
+        What depends on scenes and policies alone is computed once for draws of the same policies that follow each
+        other. It takes the memory of one ``sample``.
+        """
+        ready: tuple[Policies, PreparedContext] | None = None
+        for sampling, noise in draws:
+            policies = self._running(sampling)
+            if ready is None or ready[0] != policies:
+                ready = policies, self._prepared(context, policies)
+            denoise = self._denoiser(sampling, ready[1])
+            values = self._solver(sampling.num_steps).sample(denoise, noise.to(context.device, torch.float32))
+            yield self.plan_coding.decode(values, context.ego_status)
 
     @torch.no_grad()
     def sample_chain(
@@ -369,24 +384,29 @@ class DPVLA(nn.Module):
         """
         shape = (len(context), num_candidates, solver.num_steps + 1, NUM_POSES, self.plan_coding.num_channels)
         sampling = self.sampling if sampling is None else sampling
-        denoise = self._denoiser(context, sampling, sampling.omega)
-        chain = solver.sample(denoise, normal(shape, generator, context.device))
+        prepared = self._prepared(context, self._running(sampling))
+        chain = solver.sample(self._denoiser(sampling, prepared), normal(shape, generator, context.device))
         return self.plan_coding.decode(chain.states[:, :, -1], context.ego_status), chain
 
-    def _denoiser(self, context: SceneContext, sampling: Sampling, omega: float) -> Denoiser:
-        """What a solver asks for x0: of the combination of policies, or of one."""
-        guided = sampling.is_guided and omega != 0
-        once = self.runs_equals_once and sampling.policies == self.sampling.policies
-        policies = sampling.policies if guided and not once else sampling.policies[:1]
+    def _prepared(self, context: SceneContext, policies: Policies) -> PreparedContext:
         with self.autocast():
-            prepared = self.head.prepare(context.tokens, context.mask, context.condition, policies)
+            return self.head.prepare(context.tokens, context.mask, context.condition, policies)
+
+    def _running(self, sampling: Sampling) -> Policies:
+        """The policies that have to run: one where the second has no weight, or is equal to the first."""
+        once = self.runs_equals_once and sampling.policies == self.sampling.policies
+        return sampling.policies if sampling.is_guided and sampling.omega != 0 and not once else sampling.policies[:1]
+
+    def _denoiser(self, sampling: Sampling, prepared: PreparedContext) -> Denoiser:
+        """What a solver asks for x0: of the combination of policies, or of one."""
+        guided = sampling.is_guided and sampling.omega != 0
         ratio = self.config.diffusion.clip_ratio
         bound = self.plan_coding.largest * ratio if guided and ratio is not None else None
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             with self.autocast():
                 output = self.head.denoise(x_t, t, prepared).float()
-            mixed = combine(output[0], output[1], omega) if len(policies) > 1 else output[0]
+            mixed = combine(output[0], output[1], sampling.omega) if len(output) > 1 else output[0]
             x0 = self.schedule.convert(mixed, x_t, t, self.config.diffusion.output, "x0")
             return x0 if bound is None else clip_x0(x0, bound)
 

@@ -24,6 +24,16 @@ class Agent(Protocol):
         """(scene, 8, 3) x, y [m], heading [rad] in the ego rear-axle frame, every 0.5 s, the first at 0.5 s."""
 
 
+class Proposer(Agent, Protocol):
+    """An agent that can also give several plans a scene."""
+
+    def propose(self, records: Sequence[SceneRecord], /) -> NDArray[Any]:
+        """(scene, candidate, 8, 3), as an agent's plans; the candidates of all scenes come from the same sources."""
+
+    def require_finite(self, plans: NDArray[Any], candidate: int, /) -> None:
+        """Raise ValueError, which says why, when plans (scene, 8, 3) of a candidate are not finite."""
+
+
 def cameras_of(agent: Agent) -> tuple[str, ...]:
     """Cameras that an agent looks at; none where it does not say."""
     return tuple(getattr(agent, "cameras", ()))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from dpvla.cli import refuse_given
-from dpvla.config import Count, NotNegative, Workers
+from dpvla.config import Count, Workers
 from dpvla.parallel import AnyExecutor, ProcessesConfig, make_executor
 from dpvla.registry import import_plugin
-from navsim_bridge.agents.agent import Agent, Decoder, cameras_of
+from navsim_bridge.agents.agent import Agent, Decoder, Proposer, cameras_of
 from navsim_bridge.agents.crew import Crew
 from navsim_bridge.agents.registry import find_agent
 
@@ -23,7 +24,6 @@ class AgentOptions:
     agent: str  # dpvla, constant_velocity, stand_still, human, or one of yours
     plugin: tuple[str, ...] = ()  # your modules (or .py files) that add agents, metrics, encoders, ...
     checkpoint: str | None = None  # dpvla: checkpoint or model directory
-    omega: NotNegative | None = None  # dpvla: greediness of the guided combination; default: what it was trained with
     batch_size: Count = 64  # dpvla: scenes planned together
     device: str = "auto"  # cpu, cuda, cuda:1, ...
     decoder: Decoder = "cpu"  # dpvla: what decodes JPEGs; nvjpeg: its GPU, which rounds pixels a little otherwise
@@ -33,32 +33,34 @@ class AgentOptions:
         from navsim_bridge.agents.policy_agent import PolicyAgent  # with torch, which options do not need
 
         if find_agent(self.agent) is not PolicyAgent:
-            refuse_given(self, ["checkpoint", *further, "omega", "batch_size", "decoder"], "--agent dpvla")
+            refuse_given(self, ["checkpoint", *further, "batch_size", "decoder"], "--agent dpvla")
         elif not self.checkpoint:
             raise ValueError("--agent dpvla needs --checkpoint")
 
-    def open_agent(self, data_root: Path | str, seed: int = 0) -> Agent:
-        """The agent; a policy's weights are read, its plans vary with ``seed``.
+    def opener(
+        self, data_root: Path | str, device: str, seed: int = 0, omegas: Sequence[float] = (), samples: int = 1
+    ) -> OpenAgent:
+        """What opens the agent on ``device``, in this or another process.
+
+        A policy's plans vary with ``seed``; ``omegas`` (none: its own) and ``samples`` are what it proposes plans from.
+        """
+        return OpenAgent(
+            self.agent, self.plugin, self.checkpoint, Path(data_root), device, tuple(omegas), seed, self.batch_size,
+            self.decoder, samples,
+        )  # fmt: skip
+
+    def open_for(
+        self, crew: Crew, data_root: Path | str, seed: int = 0, omegas: Sequence[float] = (), samples: int = 1
+    ) -> AgentOfCrew:
+        """The agent for each of a crew, which starts from the same weights while a run goes on and writes others.
+
+        Arguments as of `opener`.
 
         Raises FileNotFoundError or ValueError when there is no such checkpoint, or its policy has no use for omega.
         """
-        return self.opener(data_root, self.device, seed)()
-
-    def opener(self, data_root: Path | str, device: str, seed: int = 0) -> OpenAgent:
-        """What opens the agent on ``device``, in this or another process."""
-        return OpenAgent(
-            self.agent, self.plugin, self.checkpoint, Path(data_root), device, self.omega, seed, self.batch_size,
-            self.decoder,
-        )  # fmt: skip
-
-    def open_for(self, crew: Crew, data_root: Path | str, seed: int = 0) -> AgentOfCrew:
-        """The agent for each of a crew, which starts from the same weights while a run goes on and writes others.
-
-        Raises as `open_agent`.
-        """
         from navsim_bridge.agents.policy_agent import weights_path
 
-        opener = self.opener(data_root, crew.device, seed)
+        opener = self.opener(data_root, crew.device, seed, omegas, samples)
         if crew.is_alone:
             agent = opener()
             return AgentOfCrew.of(agent, lambda: agent)
@@ -76,13 +78,14 @@ class OpenAgent:
     checkpoint: str | None
     data_root: Path
     device: str
-    omega: float | None
+    omegas: tuple[float, ...]  # that are asked for; none: what it was trained with
     seed: int
     batch_size: int
     decoder: Decoder = "cpu"
+    samples: int = 1  # that it proposes for each omega
 
     def __call__(self) -> Agent:
-        """The agent; raises as `AgentOptions.open_agent`."""
+        """The agent; raises as `AgentOptions.open_for`."""
         from dpvla.device import usable_device
         from navsim_bridge.agents.policy_agent import PolicyAgent
 
@@ -96,13 +99,13 @@ class OpenAgent:
             self.checkpoint,
             self.data_root,
             usable_device(self.device),
-            omega=self.omega,
+            omega=self.omegas[0] if self.omegas else None,
             seed=self.seed,
             batch_size=self.batch_size,
             decoder=self.decoder,
         )
         policy.refuse_idle_omega()
-        return policy
+        return policy.proposing_each(self.omegas, self.samples)
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,22 @@ class AgentOfCrew:
 
     open: Callable[[], Agent]
     cameras: tuple[str, ...]  # that it looks at
-    guidance: float | None  # omega of a policy that is guided
+    guidance: float | None  # omega of a policy that is guided: the first that is asked for, or its own
+    trained_with: float | None  # its own
+
+    @property
+    def open_proposer(self) -> Callable[[], Proposer]:
+        """``open`` of a policy, which also proposes."""
+        return cast("Callable[[], Proposer]", self.open)
 
     @classmethod
     def of(cls, agent: Agent, opener: Callable[[], Agent]) -> AgentOfCrew:
         """What ``opener`` opens, as ``agent`` tells it."""
         from navsim_bridge.agents.policy_agent import PolicyAgent
 
-        return cls(opener, cameras_of(agent), agent.guidance if isinstance(agent, PolicyAgent) else None)
+        if not isinstance(agent, PolicyAgent) or agent.guidance is None:
+            return cls(opener, cameras_of(agent), None, None)
+        return cls(opener, agent.cameras, agent.guidance, agent.policy.sampling.omega)
 
 
 @dataclass(frozen=True, kw_only=True)

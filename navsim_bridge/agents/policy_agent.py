@@ -1,10 +1,11 @@
-"""A trained DP-VLA as an agent: one sampled plan a scene."""
+"""A trained DP-VLA as an agent: one sampled plan a scene, or several from one look at it."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from navsim_bridge.splits.sensors import camera_names
 
 if TYPE_CHECKING:
     from dpvla.models import DPVLA
+    from dpvla.models.sampling import Sampling
 
 
 def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> DPVLA:
@@ -43,8 +45,19 @@ def weights_path(checkpoint: Path | str) -> str:
     return str(open_start(checkpoint).path)
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a proposed plan is sampled with."""
+
+    sampling: Sampling  # which policies, and the omega that combines them
+    sample: int = 0  # which of a scene's noises: the same for all policies and every omega
+
+
 class PolicyAgent:
-    """Samples plans with noise that depends on the seed and the scene alone, not on batches or their order."""
+    """Samples plans with noise that depends on the seed and the scene alone, not on batches or their order.
+
+    Called it gives one plan a scene; `propose` gives one from each of ``sources``, and looks at a scene once for all.
+    """
 
     def __init__(
         self,
@@ -67,6 +80,7 @@ class PolicyAgent:
         self.policy, self.data_root, self.omega, self.seed = policy, Path(data_root), omega, seed
         self.batch_size, self.image_cache, self.workers, self.decoder = batch_size, image_cache, workers, decoder
         self.weights = weights
+        self._sources: tuple[Source, ...] = ()
         self.cameras = camera_names(policy.encoder.sensors.cameras)
         """NAVSIM's names of the cameras that it looks at."""
 
@@ -91,36 +105,81 @@ class PolicyAgent:
                 "--omega has nothing to combine: the checkpoint has no adapters to guide with (DIPOLE trains two)"
             )
 
+    @property
+    def sampling(self) -> Sampling:
+        """What its one plan a scene is sampled with: the policy's own, with the omega that was asked for."""
+        own = self.policy.sampling
+        return own if self.guidance is None else replace(own, omega=self.guidance)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What plans are proposed from; its one plan, where `proposing` has not said otherwise."""
+        return self._sources or (Source(self.sampling),)
+
     def with_seed(self, seed: int) -> PolicyAgent:
         """The same agent with another seed; the weights are shared."""
         agent = copy.copy(self)
         agent.seed = seed
         return agent
 
+    def proposing(self, sources: Sequence[Source]) -> PolicyAgent:
+        """The same agent that proposes plans from ``sources``; the weights are shared."""
+        agent = copy.copy(self)
+        agent._sources = tuple(sources)
+        return agent
+
+    def proposing_each(self, omegas: Sequence[float], samples: int = 1) -> PolicyAgent:
+        """The same agent that proposes, for each omega (none: its own), so many samples: candidate by candidate."""
+        samplings = [replace(self.sampling, omega=omega) for omega in omegas] or [self.sampling]
+        return self.proposing([Source(sampling, sample) for sampling in samplings for sample in range(samples)])
+
     def __call__(self, records: Sequence[SceneRecord]) -> NDArray[np.float32]:
         """(scene, 8, 3) one plan a scene. Raises ValueError, naming the weights, for one that is not finite."""
+        source = Source(self.sampling)
+        plans = self._sampled(records, [source])[:, 0]
+        self._require_finite(plans, source)
+        return plans
+
+    def propose(self, records: Sequence[SceneRecord]) -> NDArray[np.float32]:
+        """(scene, candidate, 8, 3) a plan from each of ``sources``, to the bit the one that it would give alone.
+
+        What is not finite is not refused here: the other candidates may be of use. `require_finite` does.
+        """
+        return self._sampled(records, self.sources)
+
+    def require_finite(self, plans: NDArray[Any], candidate: int) -> None:
+        """Raise ValueError, naming the weights, when proposed plans (scene, 8, 3) of a candidate are not finite."""
+        self._require_finite(plans, self.sources[candidate])
+
+    def _require_finite(self, plans: NDArray[Any], source: Source) -> None:
+        if not np.isfinite(plans).all():
+            omega = source.sampling.omega if source.sampling.is_guided else 0
+            guided = f", or omega {omega:g} is too large" if omega else ""
+            raise ValueError(f"{self.weights} gives plans that are not finite: its weights are damaged{guided}")
+
+    def _sampled(self, records: Sequence[SceneRecord], sources: Sequence[Source]) -> NDArray[np.float32]:
+        """(scene, source, 8, 3)"""
         dataset = NavsimDataset(records, self.data_root, self.policy.encoder.sensors, workers=self.workers)
         if self.image_cache is not None:
             dataset.cache_images(self.image_cache)
-        plans = [self._plan(dataset, range(i, min(i + self.batch_size, len(dataset))))
+        parts = [self._sample(dataset, range(i, min(i + self.batch_size, len(dataset))), sources)
                  for i in range(0, len(dataset), self.batch_size)]  # fmt: skip
-        return np.concatenate(plans) if plans else np.zeros((0, NUM_POSES, 3), dtype=np.float32)
+        return np.concatenate(parts) if parts else np.zeros((0, len(sources), NUM_POSES, 3), dtype=np.float32)
 
     @torch.no_grad()
-    def _plan(self, dataset: NavsimDataset, rows: range) -> NDArray[np.float32]:
+    def _sample(self, dataset: NavsimDataset, rows: range, sources: Sequence[Source]) -> NDArray[np.float32]:
         device = next(self.policy.parameters()).device
         batch = (dataset.batch(rows, device) if self.decoder == "nvjpeg" else dataset.batch(rows)).to(device)
-        noise = torch.stack([self._noise(token) for token in batch.tokens])
         context = self.policy.encode(batch)
-        plans = self.policy.sample(context, 1, self.omega, noise=noise)
-        found: NDArray[np.float32] = plans[:, 0].float().cpu().numpy()
-        if not np.isfinite(found).all():
-            guided = f", or omega {self.guidance:g} is too large" if self.guidance else ""
-            raise ValueError(f"{self.weights} gives plans that are not finite: its weights are damaged{guided}")
+        numbers = {source.sample for source in sources}
+        noise = {k: torch.stack([self._noise(token, k) for token in batch.tokens]).to(device) for k in numbers}
+        draws = [(source.sampling, noise[source.sample]) for source in sources]
+        found: NDArray[np.float32] = torch.cat([*self.policy.sample_each(context, draws)], dim=1).float().cpu().numpy()
         return found
 
-    def _noise(self, token: str) -> torch.Tensor:
+    def _noise(self, token: str, sample: int = 0) -> torch.Tensor:
         """(1, 8, channel) noise of one scene."""
-        digest = hashlib.sha256(f"{self.seed}/{token}".encode()).digest()
+        name = f"{self.seed}/{token}" + (f"/{sample}" if sample else "")
+        digest = hashlib.sha256(name.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         return torch.randn((1, NUM_POSES, self.policy.plan_coding.num_channels), generator=generator)

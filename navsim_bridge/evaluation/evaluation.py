@@ -126,9 +126,9 @@ class Evaluation:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["token", "valid", *self.columns, "reason"])
         for token, good, row in zip(self.tokens, valid.tolist(), self.values.tolist()):
-            writer.writerow([token, good, *map(_cell, row), reasons.get(token, "")])
+            writer.writerow([token, good, *map(cell, row), reasons.get(token, "")])
         averages = [self.averages[column] for column in self.columns]
-        writer.writerow([self.metric.average_row, whole_split and bool(valid.all()), *map(_cell, averages), ""])
+        writer.writerow([self.metric.average_row, whole_split and bool(valid.all()), *map(cell, averages), ""])
         return text.getvalue()
 
 
@@ -150,6 +150,20 @@ class ScoredPart:
             tuple(self.reasons[i] for i in kept),
             tuple(self.origins[i] for i in kept),
         )
+
+
+def in_order(parts: Sequence[ScoredPart]) -> tuple[ScoredPart, ...]:
+    """The same scenes in the order of the records, as one part; none where there is none."""
+    if not parts:
+        return ()
+    rows = tuple(row for part in parts for row in part.rows)
+    whole = ScoredPart(
+        rows,
+        join([part.terms for part in parts], dim=0),
+        tuple(reason for part in parts for reason in part.reasons),
+        tuple(origin for part in parts for origin in part.origins),
+    )
+    return (whole.only(np.argsort(rows).tolist()),)
 
 
 @dataclass(frozen=True)
@@ -175,7 +189,8 @@ class Origin:
         )
 
 
-def _cell(value: float) -> float | str:
+def cell(value: float) -> float | str:
+    """A number in a CSV file; empty where there is none."""
     return "" if np.isnan(value) else value
 
 

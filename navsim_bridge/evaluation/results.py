@@ -6,18 +6,18 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
-from dpvla.files import FileError, check_folder, read_json, short, write_together
+from dpvla.files import FileError, check_folder, read_json, short, write_texts_together
 from dpvla.manifest import sha256_of
 from dpvla.provenance import made_by
 from navsim_bridge.evaluation.evaluation import Evaluation
+from navsim_bridge.evaluation.samples import describe_samples, over_samples, samples_csv
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.files.odd import odd_lines
 from navsim_bridge.metric_cache.cache import MetricCache
@@ -28,7 +28,7 @@ from navsim_bridge.splits.scene_filter import Split
 from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.token_list import SUFFIXES
 
-SCORES, SUMMARY = "scores.csv", "summary.json"
+SCORES, SUMMARY, SAMPLES = "scores.csv", "summary.json", "samples.csv"
 CHOOSE = "choose another --out, or replace them with --overwrite"
 PDMS_V1 = PDMS()
 
@@ -50,8 +50,7 @@ class ResultsError(ValueError):
 
 def write_evaluation(
     out: Path | str,
-    evaluation: Evaluation,
-    *,
+    *samples: Evaluation,
     agent: str,
     split: Split,
     records: Sequence[SceneRecord],
@@ -61,17 +60,24 @@ def write_evaluation(
     checkpoint: Path | str | None = None,
     cache: MetricCache | None = None,
     coverage: Coverage | None = None,
+    fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """Write ``scores.csv`` and ``summary.json`` to ``out``; returns the summary.
 
+    ``samples``: one evaluation, or several of the same agent with other noise. Then ``samples.csv`` has the scores of
+    all, and the summary what they come to (`over_samples`); ``scores.csv`` and ``averages`` are those of the first: the
+    score of a row is what its sub-scores come to, as readers expect.
+
     ``omega`` and ``checkpoint`` belong to the dpvla agent alone; ``cache`` when the metric scenes came from one;
-    ``coverage``: how much of the split ``records`` are (default: all of it).
+    ``coverage``: how much of the split ``records`` are (default: all of it); ``fingerprint``: `data_fingerprint` of the
+    records, where it is known.
     """
+    evaluation, several = samples[0], len(samples) > 1
     trained_on = training_stages(checkpoint) if checkpoint else []
     precision = weights_of(checkpoint)[1] if checkpoint else None
     part = (coverage or Coverage.whole(len(records))).without("failed", len(evaluation.failures))
     summary = {
-        **identity(agent, split, data_root, evaluation.about, seed, omega, checkpoint),
+        **identity(agent, split, data_root, evaluation.about, seed, omega, checkpoint, len(samples)),
         "precision": precision,
         "scenes": len(evaluation.tokens),
         "scenes_scored": part.used,
@@ -79,26 +85,29 @@ def write_evaluation(
         "failed": len(evaluation.failures),
         "failures": evaluation.failures,
         "odd": evaluation.odd,
-        "averages": {name: None if np.isnan(mean) else mean for name, mean in evaluation.averages.items()},
+        "averages": _or_none(evaluation.averages),
+        "over_samples": over_samples(samples) if several else None,
         "metric": evaluation.about,
         "metric_cache": cache.provenance if cache else None,
-        "data_fingerprint": data_fingerprint(records, data_root),
+        "data_fingerprint": fingerprint or data_fingerprint(records, data_root),
         "trained_on": trained_on,
         "trained_on_evaluation_split": saw_split(trained_on, split, records),
-        "samples_per_scene": 1,  # plans drawn from the agent
-        "candidates_per_scene": 1,  # plans scored
+        "candidates_per_scene": 1,  # plans that a scene's score comes from
         "provenance": made_by(seed, "cpu") | {"device": evaluation.device},
     }
     texts = {
         SUMMARY: json.dumps(summary, indent=2, allow_nan=False) + "\n",  # first: it says which evaluation it is of
         SCORES: evaluation.to_csv(part.is_whole),
+        **({SAMPLES: samples_csv(samples)} if several else {}),
     }
-    write_together({Path(out) / name: partial(_put, text) for name, text in texts.items()})
+    if not several:
+        (Path(out) / SAMPLES).unlink(missing_ok=True)  # of other results, which are replaced
+    write_texts_together({Path(out) / name: text for name, text in texts.items()})
     return summary
 
 
-def _put(text: str, file: IO[bytes]) -> None:
-    file.write(text.encode())
+def _or_none(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
 def identity(
@@ -109,6 +118,7 @@ def identity(
     seed: int,
     omega: float | None = None,
     checkpoint: Path | str | None = None,
+    samples: int = 1,
 ) -> dict[str, Any]:
     """What tells an evaluation from others: two with the same values are the same command. ``metric``: its `about`."""
     return {
@@ -122,6 +132,7 @@ def identity(
         "omega": omega,
         "seed": seed,
         "metric": metric,
+        "samples_per_scene": samples,  # plans drawn from the agent
     }
 
 
@@ -222,8 +233,15 @@ def describe(summary: dict[str, Any], metric: Metric[Any] = PDMS_V1) -> str:
     numbers = "  ".join(column.shown(means[column.name]) for column in columns if means.get(column.name) is not None)
     part = Coverage(summary["scenes_scored"], summary["scenes_in_split"], summary["left_out"])
     lines = [f"{summary['agent']} on {summary['split']} ({part}): {numbers}"]
-    if summary["weights"] is not None:
-        lines.append(f"weights: {summary['weights']}")
+    if summary.get("over_samples"):
+        lines += describe_samples(summary["over_samples"], metric)
+    return "\n".join([*lines, *remarks(summary)])
+
+
+def remarks(summary: dict[str, Any]) -> list[str]:
+    """What must be said beside the numbers of a summary: whose they are, and what they are not."""
+    part = Coverage(summary["scenes_scored"], summary["scenes_in_split"], summary["left_out"])
+    lines = [f"weights: {summary['weights']}"] if summary["weights"] is not None else []
     if not part.is_whole:
         lines.append(f"NOT the score of {summary['split']}, and not to be compared with scores of it: {part.why}.")
     if summary["failed"]:
@@ -240,4 +258,4 @@ def describe(summary: dict[str, Any], metric: Metric[Any] = PDMS_V1) -> str:
         )
     if summary["trained_on_evaluation_split"] is None:
         lines.append("What the weights were trained on is unknown, at least in part: no run.yaml tells it.")
-    return "\n".join(lines)
+    return lines

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla.parallel import run_jobs
 from dpvla.plan import NUM_POSES
 from dpvla.provenance import device_name
 from dpvla.registry import ContractError
-from navsim_bridge.agents import Agent
+from navsim_bridge.agents.agent import Agent, Proposer
 from navsim_bridge.agents.crew import SCENES_AT_ONCE, Crew
 from navsim_bridge.evaluation.evaluation import Evaluation, Origin, ScoredPart
 from navsim_bridge.evaluation.metric_scenes import LoadScenes
@@ -83,28 +84,78 @@ def evaluate_together(
         crew: who shares the scenes.
         reads: what the workers read, see `run_jobs`.
     """
-    parts: list[ScoredPart] = []
-    failures: dict[str, str] = {}
+    return evaluate_each(
+        _OpenOne(open_agent), records, load_scenes, crew, 1,
+        metric=metric, allow_failures=allow_failures, progress=progress, reads=reads,
+    )[0]  # fmt: skip
+
+
+def evaluate_each(
+    open_agent: Callable[[], Proposer],
+    records: Sequence[SceneRecord],
+    load_scenes: LoadScenes,
+    crew: Crew,
+    candidates: int,
+    *,
+    metric: Metric[Any] = PDMS_V1,
+    allow_failures: bool = False,
+    progress: bool = True,
+    reads: Sequence[Path] = (),
+) -> list[Evaluation]:
+    """As `evaluate_together`, of every candidate of an agent that proposes so many plans a scene.
+
+    Each is to the bit what its plans alone would come to: candidates are scored one by one, and fail so.
+    """
+    parts: list[list[ScoredPart]] = [[] for _ in range(candidates)]
+    failures: list[dict[str, str]] = [{} for _ in range(candidates)]
     places = [(first, min(first + SCENES_AT_ONCE, len(records))) for first in range(0, len(records), SCENES_AT_ONCE)]
-    jobs = [(range(*place), allow_failures) for place in places]
+    jobs = [(range(*place), range(candidates), allow_failures) for place in places]
     opener = _OpenJudge(open_agent, load_scenes, metric, crew.device, tuple(records))
     device = "cpu"
     with tqdm(total=len(records), desc="scenes", unit="scene", disable=not progress) as bar:
-        for found, name in run_jobs(
+        for rows, found, name in run_jobs(
             _score_rows, jobs, crew.executor, in_order=True, opener=opener, gpu_each=crew.gpu_each, reads=reads
         ):
             device = name
-            parts += [part for part in found if isinstance(part, ScoredPart)]
-            failures |= {failure.token: failure.why for failure in found if isinstance(failure, _Failure)}
-            bar.update(sum(len(part.rows) if isinstance(part, ScoredPart) else 1 for part in found))
-    return Evaluation(metric, tuple(records), tuple(parts), failures, device)
+            for candidate, those in found.items():
+                parts[candidate] += [part for part in those if isinstance(part, ScoredPart)]
+                failures[candidate] |= {failed.token: failed.why for failed in those if isinstance(failed, _Failure)}
+            bar.update(len(rows))
+    return [Evaluation(metric, tuple(records), tuple(p), f, device) for p, f in zip(parts, failures)]
+
+
+@dataclass(frozen=True)
+class _OnePlan:
+    """An agent's one plan a scene as what it proposes."""
+
+    agent: Agent
+
+    def __call__(self, records: Sequence[SceneRecord]) -> NDArray[Any]:
+        return self.agent(records)
+
+    def propose(self, records: Sequence[SceneRecord]) -> NDArray[Any]:
+        plans = np.asarray(self.agent(records), dtype=np.float64)
+        if plans.shape != (len(records), NUM_POSES, 3):
+            raise ValueError(f"the agent gave plans of shape {plans.shape}, expected {(len(records), NUM_POSES, 3)}")
+        return plans[:, None]
+
+    def require_finite(self, plans: NDArray[Any], candidate: int) -> None:
+        """An agent refuses its own; what it gives nevertheless, scoring refuses."""
+
+
+@dataclass(frozen=True)
+class _OpenOne:
+    open_agent: Callable[[], Agent]
+
+    def __call__(self) -> _OnePlan:
+        return _OnePlan(self.open_agent())
 
 
 @dataclass(frozen=True)
 class _OpenJudge:
     """What a worker scores with."""
 
-    open_agent: Callable[[], Agent]
+    open_agent: Callable[[], Proposer]
     load: LoadScenes
     metric: Metric[Any]
     device: str
@@ -114,62 +165,87 @@ class _OpenJudge:
         return _Judge(self.open_agent(), self.load, self.metric, torch.device(self.device), self.records)
 
 
-def _score_rows(judge: _Judge, rows: range, allow_failures: bool) -> tuple[list[ScoredPart | _Failure], str]:
-    """The scored scenes at ``rows``, and the name of the device."""
-    return list(_score(judge, rows, allow_failures)), device_name(judge.device)
-
-
-@dataclass(frozen=True)
-class _Judge:
-    agent: Agent
-    load: LoadScenes
-    metric: Metric[Any]
-    device: torch.device
-    records: Sequence[SceneRecord]
-
-    def __call__(self, rows: Sequence[int]) -> ScoredPart:
-        records = [self.records[row] for row in rows]
-        plans = np.asarray(self.agent(records), dtype=np.float64)
-        if plans.shape != (len(records), NUM_POSES, 3):
-            raise ValueError(f"the agent gave plans of shape {plans.shape}, expected {(len(records), NUM_POSES, 3)}")
-        scenes = self.load(records)
-        packed = self.metric.pack(scenes).to(self.device)
-        on_device = torch.from_numpy(plans)[:, None].to(self.device)
-        terms = self.metric.judge(packed, on_device)
-        values = self.metric.columns_of(terms, len(records), 1)
-        for record, score in zip(records, values["score"][:, 0].tolist()):
-            if not np.isfinite(score):
-                raise ValueError(f"scene {record.token} got a score that is not finite")
-        reasons = tuple(why[0] for why in self.metric.explain(packed, on_device, terms))
-        terms = mapped(terms, lambda tensor: tensor.cpu())
-        return ScoredPart(tuple(rows), terms, reasons, tuple(map(Origin.of, scenes)))
-
-
 @dataclass(frozen=True)
 class _Failure:
     token: str
     why: str
 
 
-def _score(judge: _Judge, rows: Sequence[int], allow_failures: bool) -> Iterator[ScoredPart | _Failure]:
-    """The scored scenes at ``rows``; when that fails, scene by scene to find out which one."""
-    try:
-        yield judge(rows)
-        return
-    except ContractError:  # of the metric, in whatever scene
-        raise
-    except Exception as error:
-        if len(rows) == 1:
-            record = judge.records[rows[0]]
+_Found = dict[int, list[ScoredPart | _Failure]]
+"""By candidate."""
+
+
+def _score_rows(judge: _Judge, rows: range, candidates: range, allow_failures: bool) -> tuple[range, _Found, str]:
+    """``rows``, what was found there, and the name of the device."""
+    return rows, _score(judge, rows, candidates, allow_failures), device_name(judge.device)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    agent: Proposer
+    load: LoadScenes
+    metric: Metric[Any]
+    device: torch.device
+    records: Sequence[SceneRecord]
+
+    def __call__(self, rows: Sequence[int], candidates: Sequence[int]) -> dict[int, ScoredPart | Exception]:
+        """By candidate its scores, or why there are none. ContractError, of the metric in whatever scene, is raised."""
+        records = [self.records[row] for row in rows]
+        found: dict[int, ScoredPart | Exception] = {}
+        try:
+            plans = np.asarray(self.agent.propose(records), dtype=np.float64)
+            if plans.ndim != 4 or (len(plans), *plans.shape[2:]) != (len(records), NUM_POSES, 3):
+                raise ValueError(f"the agent proposed plans of shape {plans.shape}, expected (scene, candidate, 8, 3)")
+            scenes = self.load(records)
+            packed = self.metric.pack(scenes).to(self.device)
+            origins = tuple(map(Origin.of, scenes))
+        except ContractError:
+            raise
+        except Exception as error:
+            return dict.fromkeys(candidates, error)
+        for candidate in candidates:
+            try:
+                self.agent.require_finite(plans[:, candidate], candidate)
+                terms, reasons = self._terms(records, packed, plans[:, candidate : candidate + 1])
+                found[candidate] = ScoredPart(tuple(rows), terms, reasons, origins)
+            except ContractError:
+                raise
+            except Exception as error:
+                found[candidate] = error
+        return found
+
+    def _terms(self, records: Sequence[SceneRecord], packed: Any, plans: NDArray[Any]) -> tuple[Any, tuple[str, ...]]:
+        """The metric's terms of plans (scene, 1, 8, 3), on the CPU, and what cost the points."""
+        on_device = torch.from_numpy(plans).to(self.device)
+        terms = self.metric.judge(packed, on_device)
+        values = self.metric.columns_of(terms, len(records), 1)
+        for record, score in zip(records, values["score"][:, 0].tolist()):
+            if not np.isfinite(score):
+                raise ValueError(f"scene {record.token} got a score that is not finite")
+        reasons = tuple(why[0] for why in self.metric.explain(packed, on_device, terms))
+        return mapped(terms, lambda tensor: tensor.cpu()), reasons
+
+
+def _score(judge: _Judge, rows: Sequence[int], candidates: Sequence[int], allow_failures: bool) -> _Found:
+    """The scored scenes at ``rows``; of a candidate where that fails, scene by scene to find out which one."""
+    found: _Found = {candidate: [] for candidate in candidates}
+    failed: dict[int, Exception] = {}
+    for candidate, scored in judge(rows, candidates).items():
+        if isinstance(scored, ScoredPart):
+            found[candidate].append(scored)
+        else:
+            failed[candidate] = scored
+    if len(rows) == 1:
+        record = judge.records[rows[0]]
+        for candidate, error in failed.items():
             if not allow_failures:
                 raise SceneFailureError(f"scene {record.token} (log {record.log_name}) failed: {error}") from error
-            yield _Failure(record.token, f"{type(error).__name__}: {error}")
-            return
-        together = error
-    any_failed = False
-    for row in rows:
-        for found in _score(judge, [row], allow_failures):
-            any_failed = any_failed or isinstance(found, _Failure)
-            yield found
-    if not any_failed:  # not one scene's fault, e.g. out of memory
-        raise together
+            found[candidate].append(_Failure(record.token, f"{type(error).__name__}: {error}"))
+    elif failed:
+        for row in rows:
+            for candidate, those in _score(judge, [row], [*failed], allow_failures).items():
+                found[candidate] += those
+        for candidate, error in failed.items():
+            if not any(isinstance(one, _Failure) for one in found[candidate]):  # not one scene's fault: out of memory
+                raise error
+    return found

@@ -27,7 +27,13 @@ class Column:
 
     def shown(self, value: float) -> str:
         """Label and value as text: 'NC 98.5', 'ADE 0.71 m'."""
-        return f"{self.label} {value:.2f} {self.unit}" if self.unit else f"{self.label} {100 * value:.1f}"
+        return f"{self.label} {self.number(value)}"
+
+    def number(self, value: float | None) -> str:
+        """A value as text: '98.5', '0.71 m'; '-' where there is none."""
+        if value is None:
+            return "-"
+        return f"{value:.2f} {self.unit}" if self.unit else f"{100 * value:.1f}"
 
 
 _COLLISIONS = Column("no_at_fault_collisions", "NC", "no collision at fault", multiplies=True)

@@ -98,7 +98,8 @@ def evaluate(policy: DPVLA, source: ScenesInMemory, accelerator: Accelerator) ->
 
 
 def plan_as_agent(policy: DPVLA, source: ScenesInMemory, accelerator: Accelerator) -> None:
-    PolicyAgent(policy, "nowhere")._plan(source, range(2))  # type: ignore[arg-type]
+    agent = PolicyAgent(policy, "nowhere")
+    agent._sample(source, range(2), agent.sources)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

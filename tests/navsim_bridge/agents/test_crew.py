@@ -27,7 +27,7 @@ TWO = Crew(Processes(ProcessesConfig(), 2), "cpu")
 
 @pytest.fixture
 def opener(checkpoint: Path) -> OpenAgent:
-    return OpenAgent("dpvla", (), str(checkpoint), checkpoint, "cpu", None, 3, 2)
+    return OpenAgent("dpvla", (), str(checkpoint), checkpoint, "cpu", (), 3, 2)
 
 
 def test_two_processes_score_as_one(

@@ -44,7 +44,7 @@ class DemoConfig:
 
     out: str = "runs/demo"  # results
     seed: Whole = 0  # of every training stage and of sampling
-    omega: NotNegative = 1.0  # greediness w; fixed here, before any test score is looked at
+    omega: NotNegative | None = None  # greediness w, instead of the recipe's: set before any test score is looked at
     world: DemoWorldConfig = field(default_factory=DemoWorldConfig)  # the demo world
     pretrain_config: str = str(HERE.parent / "configs" / "pretrain_demo.yaml")  # recipe of tools/pretrain.py
     dipole_config: str = str(HERE.parent / "configs" / "dipole_demo.yaml")  # recipe of tools/rl_finetune.py
@@ -123,8 +123,7 @@ def fine_tune(config: DemoConfig, out: Path) -> None:
         *shared_options(config),
         "--checkpoint",
         str(out / "pretrain"),
-        "--algorithm.omega",
-        str(config.omega),
+        *(["--algorithm.omega", str(config.omega)] if config.omega is not None else []),
     ]
     jobs = [
         ["--split", "navtest", "--out", str(out / "dipole_navtest")],
@@ -178,7 +177,7 @@ def methods(config: DemoConfig, out: Path) -> dict[str, Method]:
     return {
         row.name: Method(row.name, seed=config.seed)
         if row.name in AGENTS
-        else Method(row.name, resolve_checkpoint(out / row.name), config.omega, config.seed)
+        else Method(row.name, resolve_checkpoint(out / row.name), seed=config.seed)
         for row in ROWS
     }
 
@@ -208,9 +207,9 @@ def export_submission(config: DemoConfig, out: Path) -> None:
     """The leaderboard file of the model that never saw the test split."""
     launch(
         "export_submission.py", "--checkpoint", str(out / "dipole_navtrain"), "--split", "navtest",
-        "--data-root", config.world.root, "--out", str(out / "submission.pkl"), "--omega", str(config.omega),
-        "--team-name", "dpvla demo", "--authors", "dpvla", "--email", "demo@example.org",
-        "--institution", "demo world", "--country", "none", "--overwrite", *plugins(config),
+        "--data-root", config.world.root, "--out", str(out / "submission.pkl"), "--overwrite",
+        "--team-name", "dpvla demo", "--authors", "dpvla", "--email", "demo@example.org", "--institution",
+        "demo world", "--country", "none", *plugins(config),
     )  # fmt: skip
 
 

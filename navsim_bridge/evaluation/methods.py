@@ -59,31 +59,37 @@ def score_methods(
     records = select_scenes(whole, data_root)
     inside = {r.token for r in select_scenes(part, data_root)}
     jobs = [(method, whole, data_root, plugin) for method in methods]
-    found = dict(tqdm(run_jobs(_score, jobs, workers), total=len(jobs), unit="method"))
+    done = tqdm(run_jobs(_score, jobs, workers), total=len(jobs), unit="method")
+    found = {name: (evaluation, omega) for name, evaluation, omega in done}
     cache = own_metric_cache(part, data_root, data_root / "maps", workers=1)
     scored = {}
     for method in methods:
-        scored[method.name] = found[method.name].restricted(inside), found[method.name]
-        for split, evaluation in zip((part, whole), scored[method.name]):
+        evaluation, omega = found[method.name]
+        scored[method.name] = evaluation.restricted(inside), evaluation
+        for split, of_split in zip((part, whole), scored[method.name]):
             write_evaluation(
                 out / f"{method.name}_{split.name}",
-                evaluation,
+                of_split,
                 agent=method.name if method.checkpoint is None else "dpvla",
                 split=split,
                 records=[r for r in records if r.token in inside or split is whole],
                 data_root=data_root,
                 seed=method.seed,
-                omega=None if method.checkpoint is None else method.omega,
+                omega=omega,
                 checkpoint=method.checkpoint,
                 cache=cache,
             )
     return scored
 
 
-def _score(method: Method, split: Split, data_root: Path, plugin: Sequence[str]) -> tuple[str, Evaluation]:
-    """For a process of its own."""
+def _score(
+    method: Method, split: Split, data_root: Path, plugin: Sequence[str]
+) -> tuple[str, Evaluation, float | None]:
+    """Its name, what it scores, and the omega that it was sampled with; for a process of its own."""
     for module in plugin:
         import_plugin(module)
     cache = own_metric_cache(split, data_root, data_root / "maps", workers=1)
     agent = method.agent(data_root, data_root / "image_cache")
-    return method.name, evaluate(agent, select_scenes(split, data_root), scenes_from_cache(cache), progress=False)
+    omega = agent.guidance if isinstance(agent, PolicyAgent) else None
+    scenes = select_scenes(split, data_root)
+    return method.name, evaluate(agent, scenes, scenes_from_cache(cache), progress=False), omega

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from dpvla.cli import command, parse, refuse_given, reporting_errors
-from dpvla.config import ConfigError, Count, Range, Share, check, from_dict, read_yaml, to_dict
+from dpvla.config import ConfigError, Count, NotNegative, Range, Share, Whole, check, from_dict, read_yaml, to_dict
 from tests.paths import ROOT
 
 
@@ -304,3 +304,41 @@ def test_what_the_surroundings_refuse_is_no_fault_of_the_program(said: str, told
 
     with pytest.raises(SystemExit, match=f"^error: {told}"):
         main([])
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Settings that take several numbers or texts."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    seeds: tuple[Whole, ...] = (0,)
+    omegas: tuple[NotNegative, ...] | None = None
+    names: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["--omegas", "0,0.5,1"], Lists(omegas=(0.0, 0.5, 1.0))),
+    (["--omegas=0,0.5", "--seeds", "1", "2"], Lists(omegas=(0.0, 0.5), seeds=(1, 2))),
+    (["--betas", "0.1,0.2", "--seeds", "1,2", "3"], Lists(betas=(0.1, 0.2), seeds=(1, 2, 3))),
+    (["--names", "a,b", "c"], Lists(names=("a,b", "c"))),
+    (["--omegas"], Lists(omegas=())),
+])  # fmt: skip
+def test_numbers_of_a_list_may_be_separated_by_commas(words: list[str], expected: Lists) -> None:
+    assert parse(Lists, words) == expected
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--omegas", "0,,1"], r"--omegas.*\['0', '', '1'\]"),
+    (["--omegas", "0,-1"], r"omegas must be at least 0 or null, found \(0.0, -1.0\)"),
+    (["--omegas", "1", "--omegas", "2"], "--omegas is given twice"),
+    (["--betas", "0.1,0.2,0.3"], "betas|0.3"),
+    (["--omegas", "1," * 3000], "--omegas"),
+])  # fmt: skip
+def test_lists_that_are_none_are_one_short_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(Lists, words)
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert len(said.splitlines()) == 1 and len(said) < 1000

@@ -14,8 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 
+from dpvla.algorithms.dipole import ADAPTERS
+from dpvla.models import DPVLA, DPVLAConfig
+from navsim_bridge.agents import human
 from navsim_bridge.splits.scene_filter import Split, load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
 from tests.paths import FIXTURES
@@ -54,6 +59,28 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     split_file.write_text(yaml.safe_dump({"data_split": "mini", "scene_filter": rules}))
     split = load_split(split_file)
     return World(root, split_file, split, select_scenes(split, root))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random policy with adapters, and images to look at."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    policy = DPVLA.from_config(DPVLAConfig.tiny())
+    plans = torch.from_numpy(human(world.records)).float()
+    status = torch.tensor(np.array([[*r.velocity, *r.acceleration] for r in world.records]), dtype=torch.float32)
+    policy.plan_coding.fit(plans, status)
+    policy.add_adapters(ADAPTERS, 4, 4)
+    with torch.no_grad():
+        for parameter in policy.head.parameters():  # away from its zero-initialized gates
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    policy.save_pretrained(folder / "model")
+    policy.save_adapters(folder / "adapters")
+    for i, record in enumerate(world.records):
+        for path in record.cameras.values():
+            (folder / "sensor_blobs/mini" / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (192, 108), (20 * i, 100, 100)).save(folder / "sensor_blobs/mini" / path)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toy_recipe(
         "dipole_demo",
         folder / "dipole.yaml",
+        algorithm={"omega": 0.75},
         rollouts={"cycles": 1, "epochs_per_cycle": 1, "scenes_per_cycle": 4, "batch_size": 2, "group_size": 3},
     )
     run(
@@ -55,6 +56,14 @@ def test_the_demo_leaves_a_row_for_every_method_and_split(place: Path) -> None:
     still = next(row for row in rows if row["method"] == "stand still" and row["split"] == "navtest")
     assert human["PDMS"] >= 80 > still["PDMS"]
     assert "| DP-VLA + DIPOLE " in (place / "runs/demo/summary.md").read_text()
+
+
+def test_every_method_was_sampled_with_the_omega_that_it_was_trained_with(place: Path) -> None:
+    recipe = yaml.safe_load((place / "dipole.yaml").read_text())["algorithm"]["omega"]
+    omegas = {path.parent.name: json.loads(path.read_text())["omega"]
+              for path in (place / "runs/demo/evaluation").glob("*_navtest/summary.json")}  # fmt: skip
+    assert omegas["dipole_navtrain_navtest"] == omegas["control_beta0_navtest"] == recipe == 0.75
+    assert omegas["pretrain_navtest"] is omegas["human_navtest"] is None
 
 
 def test_the_control_differs_from_dipole_in_beta_alone(place: Path) -> None:

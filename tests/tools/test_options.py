@@ -90,6 +90,8 @@ def test_a_place_that_cannot_be_written_to_is_told_before_any_work(
 WRITE = ["--agent", "constant_velocity", "--split", "x"]
 IDLE = [
     (evaluate, ["--agent", "human", "--split", "x", "--out", "y", "--omega", "2"], "--omega belongs to --agent dpvla"),
+    (evaluate, ["--agent", "human", "--split", "x", "--out", "y", "--omega", "0,2", "--samples", "3"],
+     "--omega, --samples belong to --agent dpvla"),
     (evaluate, ["--agent", "human", "--split", "x", "--out", "y", "--seed", "7", "--batch-size", "3"],
      "--seed, --batch-size belong to --agent dpvla"),
     (export_submission, [*WRITE, "--seeds", "4", "5", "--omega", "3"], "--seeds, --omega belong to --agent dpvla"),
@@ -116,12 +118,18 @@ def test_an_option_that_would_have_no_effect_is_refused(
     assert not [*tmp_path.iterdir()]
 
 
+EVALUATE = ["--agent", "dpvla", "--split", "x", "--out", "y"]
 REFUSED = [
     ("make_demo_world", ["--cameras", "CAM_X"], "cameras: unknown CAM_X; choose from"),
     ("make_demo_world", ["--image-width", "3"], "image_width must be at least 16, found 3"),
     ("make_demo_world", ["--jpeg-quality", "101"], "jpeg_quality must be at least 1 and at most 100"),
     ("demo", ["--world.cameras", "CAM_X"], "cameras: unknown CAM_X"),
     ("demo", ["--world.log-seconds", "3"], "world.log_seconds must be at least 7"),
+    ("evaluate", [*EVALUATE, "--omega"], "omega needs a number, or several: 0,0.5,1,2,4"),
+    ("evaluate", [*EVALUATE, "--omega", "1,0.5,1.0"], "omega names 1 twice"),
+    ("evaluate", [*EVALUATE, "--omega", "0,-0"], "omega names 0 twice"),
+    ("evaluate", [*EVALUATE, "--omega", "1,nan"], "omega must be a finite number"),
+    ("evaluate", [*EVALUATE, "--samples", "0"], "samples must be at least 1"),
     ("pretrain", ["--model.diffusion.clip-ratio", "0.5"], "model.diffusion.clip_ratio must be at least 1"),
     ("train_state_based", ["--env", "x", "--loop.steps", "5"], "loop.steps has no effect here; use --steps"),
     ("train_state_based", ["--env", "x", "--seeds", "1", "1"], "seeds must differ"),

@@ -11,6 +11,7 @@ import torch
 from dpvla.config import ConfigError
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.models.sampling import FORMER_ADAPTERS, Sampling, read_sampling
+from dpvla.plan import NUM_POSES
 from tests.dpvla.models.tiny_policies import make_batch, make_policy, randomize_adapters
 
 
@@ -44,6 +45,24 @@ def test_any_policy_or_pair_of_policies_is_sampled_kept_and_read_back(
     assert torch.equal(plans(loaded), expected)
     others = [Sampling(("a",)), Sampling(("b", "c"), 1.0)]
     assert not any(torch.equal(plans(policy, other), expected) for other in others)
+
+
+def test_many_samplings_of_one_context_are_those_of_each_alone_to_the_bit(
+    policy: DPVLA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = policy.encode(make_batch(policy.config))
+    shape = (len(context), 1, NUM_POSES, policy.plan_coding.num_channels)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    pair = [Sampling(("a", "b"), omega) for omega in (0.0, 0.5, 4.0)]
+    samplings = [*pair, Sampling(("c",)), Sampling(("b", "a"), 1.0, num_steps=4), Sampling()]
+    draws = [(sampling, one) for sampling in samplings for one in noise]
+    alone = [policy.sample(context, 1, noise=one, sampling=sampling) for sampling, one in draws]
+    prepared = []
+    prepare = policy.head.prepare
+    monkeypatch.setattr(policy.head, "prepare", lambda *given: prepared.append(given[3]) or prepare(*given))
+    for found, expected in zip(policy.sample_each(context, draws), alone, strict=True):
+        assert torch.equal(found, expected) and not found.requires_grad
+    assert prepared == [("a",), ("a", "b"), ("c",), ("b", "a"), (None,)]  # once for those that follow each other
 
 
 def test_steps_are_those_of_the_sampling_and_else_of_the_model(policy: DPVLA) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from navsim_bridge.agents.crew import Crew, plan_together
 from navsim_bridge.agents.options import OpenAgent, SharedAgentOptions
 from navsim_bridge.evaluation import run as evaluation
 from navsim_bridge.evaluation.metric_scenes import scenes_from_cache
-from navsim_bridge.evaluation.run import evaluate_together
+from navsim_bridge.evaluation.run import evaluate_each, evaluate_together
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache
 from tests.navsim_bridge.conftest import World
 from tests.paths import ROOT
@@ -36,13 +37,15 @@ def test_two_processes_score_as_one(
     monkeypatch.setattr(evaluation, "SCENES_AT_ONCE", 2)
     cache = build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False)
     cache.load([world.records[0].token])  # files that are open stay with this process
-    found = [
-        evaluate_together(opener, world.records, scenes_from_cache(cache), who, progress=False)
-        for who in (Crew.alone(), TWO)
-    ]
-    assert found[1].to_csv() == found[0].to_csv()
-    assert found[1].about == found[0].about
-    assert [part.rows for part in found[1].parts] == [(0, 1), (2, 3), (4, 5), (6,)]
+    several = dataclasses.replace(opener, omegas=(0.0, 2.0))
+    load = scenes_from_cache(cache)
+    one, two = (evaluate_each(several, world.records, load, who, 2, progress=False) for who in (Crew.alone(), TWO))
+    for alone, together in zip(one, two, strict=True):
+        assert together.to_csv() == alone.to_csv()
+        assert together.about == alone.about
+        assert [part.rows for part in together.parts] == [(0, 1), (2, 3), (4, 5), (6,)]
+    greedy = dataclasses.replace(opener, omegas=(2.0,))
+    assert evaluate_together(greedy, world.records, load, Crew.alone(), progress=False).to_csv() == two[1].to_csv()
 
 
 def test_shares_of_the_scenes_are_planned_as_the_whole(

@@ -87,6 +87,7 @@ START_DIPOLE = Call(
     ("new", "new/**/*", "tokens", "tokens/*"),
 )
 UNBOUNDED = "a metric of somebody's own may score as it likes"
+IN_RANGE = "a number in its range, under checksums made right again: another model, and nothing tells which was meant"
 STEP = {"pre": "step_00000002", "dip": "step_00000003", "state": "step_00000006"}
 
 
@@ -135,7 +136,8 @@ def everything(
         for name, more, change in texts.changes(source, 3, seed, each, most=most):
             yield case(name, change, more)
         for name, more, change in texts.changes(source, 3, seed + 1, each, reseal, most=most):
-            yield case(f"sealed_{name}", change, more)
+            made = case(f"sealed_{name}", change, more)
+            yield replace(made, accepted=IN_RANGE) if name.endswith("_float") else made
 
 
 def checkpoint(samples: Path) -> Iterator[Case]:

@@ -98,7 +98,7 @@ def test_a_run_of_an_earlier_version_keeps_what_was_no_option_then(
     assert begin(tmp_path / "new", accelerator, today)["config"]["learner"]["floor"] == 0.01
     begin(tmp_path / "old", accelerator, today, at=3)
     for file in (tmp_path / "old").rglob("run.yaml"):
-        file.write_text(file.read_text().replace("  floor: 0.01\n", ""))
+        file.write_text(file.read_text().replace("    floor: 0.01\n", ""))
     assert not capsys.readouterr().out
     for _ in range(2):  # the second time the file says it
         assert begin(tmp_path / "old", accelerator, today)["config"]["learner"]["floor"] == 1e-6

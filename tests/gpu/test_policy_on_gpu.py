@@ -13,8 +13,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
-from dpvla.algorithms.config import Anchor, DipoleConfig
-from dpvla.algorithms.dipole import Dipole
+from dpvla.algorithms.config import (
+    AlgorithmConfig,
+    BestOfGroupConfig,
+    CFGRLConfig,
+    DipoleConfig,
+    WeightedRegressionConfig,
+)
+from dpvla.algorithms.registry import make_algorithm
 from dpvla.batch import DrivingBatch
 from dpvla.diffusion import DPMSolver, VPLinearSchedule
 from dpvla.models.sampling import Sampling
@@ -142,14 +148,24 @@ def test_imitation_evaluation_runs_on_a_gpu() -> None:
     assert found["gpu"] == pytest.approx(found["cpu"], rel=1e-4)
 
 
-@pytest.mark.parametrize("anchor, accumulate", [("none", 1), ("behavior", 1), ("none", 2)])
-def test_a_dipole_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(
-    anchor: Anchor, accumulate: int, tmp_path: Path
+@pytest.mark.parametrize(
+    "algorithm_config, accumulate",
+    [
+        (DipoleConfig(), 1),
+        (DipoleConfig(anchor="behavior"), 1),
+        (DipoleConfig(), 2),
+        (WeightedRegressionConfig(), 1),
+        (CFGRLConfig(), 1),
+        (BestOfGroupConfig(), 1),
+    ],
+)
+def test_a_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(
+    algorithm_config: AlgorithmConfig, accumulate: int, tmp_path: Path
 ) -> None:
-    policy, source = make_policy()
+    algorithm = make_algorithm(algorithm_config)
+    policy, source = make_policy(adapters=algorithm.adapters)
     gpu = PretendedGPU(backward=True)
     config = RolloutConfig(group_size=3, batch_size=2, scenes_per_call=4, epochs_per_cycle=1)
-    algorithm = Dipole(DipoleConfig(anchor=anchor))
     with training_on(gpu) as accelerator:
         policy.to(gpu.device)
         stage = RolloutStage(
@@ -159,7 +175,8 @@ def test_a_dipole_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(
         logged: dict[str, float] = {}
         batch = next(stage.batches(0, lambda step, values: logged.update(values), update.whole_weights))
         assert logged["rollout/score"] > 0
-        assert batch.plans.device == batch.targets["advantages"].device == batch.context.device == gpu.device
+        assert batch.plans.device == batch.context.device == gpu.device
+        assert {target.device for target in batch.targets.values()} == {gpu.device}
         parameters = [value(parameter.detach().clone()) for parameter in policy.adapter_parameters()]
         gpu.forget()
         info = update.step(batch, 1, 1e-3)

@@ -19,7 +19,9 @@ from tests.scenes_in_memory import ScenesInMemory
 STEPS = 2  # of the solver
 
 
-def make_policy(encoder: str = "tiny", clip_ratio: float | None = None) -> tuple[DPVLA, ScenesInMemory]:
+def make_policy(
+    encoder: str = "tiny", clip_ratio: float | None = None, adapters: tuple[str, ...] = ADAPTERS
+) -> tuple[DPVLA, ScenesInMemory]:
     """A policy whose outputs depend on all of it, with adapters, and scenes for it."""
     torch.manual_seed(0)
     config = CONFIGS[encoder]()
@@ -27,7 +29,7 @@ def make_policy(encoder: str = "tiny", clip_ratio: float | None = None) -> tuple
     policy = DPVLA.from_config(config)
     source = ScenesInMemory(6, config.encoder.sensors)
     policy.plan_coding.fit(source.plans(), source.ego_status())
-    policy.add_adapters(ADAPTERS, 4)
+    policy.add_adapters(adapters, 4)
     for parameter in policy.head.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return policy.eval(), source

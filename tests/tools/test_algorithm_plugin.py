@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from dpvla.models.config import LoRAConfig
 from dpvla.models.sampling import Sampling
 from dpvla.training.start import open_start
 from tests.paths import ROOT
@@ -64,6 +65,22 @@ def test_an_algorithm_of_ones_own_is_trained_stopped_and_gone_on_with_exactly(
     with (straight.parents[1] / "metrics.csv").open() as file:
         logged = next(csv.reader(file))
     assert ("rl/chosen" if name == "best" else "rl/largest_weight") in logged and "rollout/reward_spread" in logged
+
+
+def test_a_run_whose_one_adapter_has_the_size_of_an_earlier_version_goes_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(LoRAConfig, "times", staticmethod(lambda names: 1))
+        straight = fine_tune(place, "small_straight", *EXAMPLE)
+        fine_tune(place, "small_stopped", *EXAMPLE, "--loop.stop-after-step", "3", status=(130,))
+    stopped = fine_tune(place, "small_stopped", *EXAMPLE)
+    assert_same_weights(straight, stopped)
+    start = ("--checkpoint", str(stopped), *EXAMPLE, "--out", "runs/small_second")
+    said = refused("rl_finetune.py", "--config", "rl.yaml", *start, cwd=place)
+    assert (
+        "have rank 4 and alpha 4, this run asks for 8 and 8: give --lora.rank 2 --lora.alpha 2, or --adapters" in said
+    )
 
 
 def test_the_whole_head_moves_where_an_algorithm_has_no_adapters_and_the_encoder_does_not(place: Path) -> None:

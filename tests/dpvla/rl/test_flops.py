@@ -7,19 +7,35 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpvla.algorithms.algorithm import RolloutBatch
-from dpvla.algorithms.config import Anchor, DipoleConfig
-from dpvla.algorithms.dipole import Dipole
+from dpvla.algorithms.config import (
+    AlgorithmConfig,
+    BestOfGroupConfig,
+    CFGRLConfig,
+    DipoleConfig,
+    WeightedRegressionConfig,
+)
+from dpvla.algorithms.registry import make_algorithm
 from dpvla.models.flops import count_flops, on_meta
 from dpvla.rl.flops import SceneFlops, scene_flops
 from tests.gpu.tiny_driving import make_policy, numbers
 
 
-@pytest.mark.parametrize("encoder", ["tiny", "tiny_florence"])
-@pytest.mark.parametrize("anchor", ["none", "behavior"])
-def test_counts_without_numbers_are_those_of_real_passes(encoder: str, anchor: Anchor) -> None:
-    policy, source = make_policy(encoder)
+@pytest.mark.parametrize(
+    "encoder, config",
+    [
+        ("tiny", DipoleConfig()),
+        ("tiny", DipoleConfig(anchor="behavior")),
+        ("tiny_florence", DipoleConfig()),
+        ("tiny_florence", DipoleConfig(anchor="behavior")),
+        ("tiny", WeightedRegressionConfig()),
+        ("tiny", CFGRLConfig()),
+        ("tiny", BestOfGroupConfig()),
+    ],
+)
+def test_counts_without_numbers_are_those_of_real_passes(encoder: str, config: AlgorithmConfig) -> None:
+    algorithm = make_algorithm(config)
+    policy, source = make_policy(encoder, adapters=algorithm.adapters)
     policy.freeze_encoder()
-    algorithm = Dipole(DipoleConfig(anchor=anchor))
     policy.sampling = algorithm.sampling()
     found = scene_flops(policy, algorithm, 3)
     with sdpa_kernel(SDPBackend.MATH):  # torch counts nothing of the CPU's own attention
@@ -29,7 +45,8 @@ def test_counts_without_numbers_are_those_of_real_passes(encoder: str, anchor: A
         assert count_flops(lambda: policy.sample(context, 3, generator=numbers())) == found.roll_out
         plans = policy.sample(context, 3, generator=numbers())
         behavior = policy.snapshot_head() if algorithm.needs_behavior else None
-        rolled = RolloutBatch(context, {"plans": plans}, {"advantages": torch.randn(1, 3)}, behavior)
+        targets = algorithm.targets({"score": torch.rand(1, 3, dtype=torch.float64)}, {"plans": plans})
+        rolled = RolloutBatch(context, {"plans": plans}, targets, behavior)
         assert count_flops(lambda: algorithm.loss(policy.train(), rolled)[0].backward()) == found.update
 
 

@@ -15,9 +15,17 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from dpvla.algorithms.config import Anchor, DipoleConfig
-from dpvla.algorithms.dipole import ADAPTERS, Dipole
+from dpvla.algorithms.config import (
+    AlgorithmConfig,
+    Anchor,
+    BestOfGroupConfig,
+    CFGRLConfig,
+    DipoleConfig,
+    WeightedRegressionConfig,
+)
+from dpvla.algorithms.registry import make_algorithm
 from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.models.config import LoRAConfig
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.rl.config import RolloutConfig
 from dpvla.rl.stage import RolloutStage
@@ -58,13 +66,19 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dipole(start: Path, anchor: Anchor = "none") -> Callable[[Accelerator, Path], RolloutStage]:
+    return learning(start, DipoleConfig(anchor=anchor))
+
+
+def learning(
+    start: Path, algorithm_config: AlgorithmConfig, epochs: int = 2
+) -> Callable[[Accelerator, Path], RolloutStage]:
     def make(accelerator: Accelerator, out: Path) -> RolloutStage:
         torch.manual_seed(0)
         policy = DPVLA.from_pretrained(start / "model")
-        policy.add_adapters(ADAPTERS, 4, 4)
-        algorithm = Dipole(DipoleConfig(anchor=anchor))
+        algorithm = make_algorithm(algorithm_config)
+        policy.add_adapters(algorithm.adapters, *LoRAConfig(4, 4).of(algorithm.adapters))
         config = RolloutConfig(
-            group_size=4, cycles=2, epochs_per_cycle=2, scenes_per_cycle=6, batch_size=4, scenes_per_call=5
+            group_size=4, cycles=2, epochs_per_cycle=epochs, scenes_per_cycle=6, batch_size=4, scenes_per_call=5
         )
         source = ScenesInMemory(10, SENSORS)
         return RolloutStage(policy, algorithm, source, prefer_left, config, accelerator, 7, start / "model", describe)
@@ -121,6 +135,18 @@ def test_dipole_stopped_inside_and_between_cycles_ends_bit_for_bit_as_in_one_go(
     assert {"trainer_state/buffer.safetensors", "adapters/positive/adapter_model.safetensors"} <= {
         str(p.relative_to(broken)) for p in broken.rglob("*.safetensors")
     }
+
+
+@pytest.mark.parametrize(
+    "config", [WeightedRegressionConfig(normalize=True), CFGRLConfig(), BestOfGroupConfig(only_when="beats_mean")]
+)
+def test_an_algorithm_stopped_inside_a_cycle_ends_bit_for_bit_as_in_one_go(
+    tmp_path: Path, pretrained: Path, config: AlgorithmConfig
+) -> None:
+    straight = run(learning(pretrained, config, epochs=1), tmp_path / "straight", [])
+    broken = run(learning(pretrained, config, epochs=1), tmp_path / "broken", [3])
+    assert_same_files(straight, broken)
+    assert rows(tmp_path / "straight")[-1] == rows(tmp_path / "broken")[-1]
 
 
 def test_dipole_moves_samples_towards_the_reward(tmp_path: Path, pretrained: Path) -> None:

@@ -46,7 +46,7 @@ def test_another_algorithm_than_the_recipes_has_its_own_defaults_and_the_recipes
         ),
         (
             "--algorithm weighted_regression --algorithm.beta 0",
-            "algorithm.beta must be above 0 and at most 100, found 0",
+            "algorithm.beta must be above 0, found 0",
         ),
         ("--algorithm weighted_regression --algorithm.clip 0", "algorithm.clip must be above 0 or null, found 0"),
         ("--algorithm.beta -1", "algorithm.beta must be at least 0, found -1"),

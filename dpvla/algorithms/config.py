@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from dpvla.config import FormerSwitch, NotNegative, Positive, Range
 
 SPREAD_FLOOR = 0.01
-"""Of the standard deviation of a group's rewards: one point of 100. Of 400 groups of the demo's first roll-outs 24 are
+"""Of the standard deviation of a group's rewards: one point of 100. Of 400 groups of the demo's second cycle 24 are
 flat, 3 more lie below it, and 26 between it and 0.02."""
 
 Anchor = Literal["none", "behavior"]

@@ -31,7 +31,7 @@ class DipoleConfig(AlgorithmConfig):
     }
     FORMERLY: ClassVar[Mapping[str, Any]] = {"spread_floor": 1e-6}
 
-    name: str = "dipole"  # of the algorithm: dipole, or one of a plug-in
+    name: str = "dipole"  # of the algorithm: one of docs/algorithms.md, or of a plug-in
     beta: NotNegative = 1.0  # of sigmoid(beta G + shift); 0: the control (with the anchor its gradient is exactly zero)
     shift: float = 0.0  # k of App. D.2; 0 in driving
     omega: NotNegative = 1.0  # w: greediness of the roll-outs, and of later sampling; not given by the paper

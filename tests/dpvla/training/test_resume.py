@@ -183,6 +183,13 @@ def test_buffer_comes_back_from_its_file(tmp_path: Path) -> None:
     assert all(torch.equal(back.scores[name], value) for name, value in scores.items())
 
 
+def test_groups_below_the_floor_are_counted_and_those_with_one_reward_apart() -> None:
+    scores = {"score": torch.tensor([[0.5, 0.5, 0.5], [0.5, 0.5, 0.51], [0.1, 0.5, 0.9], [0.3, 0.3, 0.4]]).double()}
+    found = RolloutBuffer(0, torch.arange(4), {"plans": torch.zeros(4, 3, 8, 3)}, scores).statistics(0.01)
+    assert found["rollout/zero_spread_groups"] == 0.5
+    assert found["rollout/equal_reward_groups"] == 0.25
+
+
 def terminated_twice(*given: object) -> None:
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -18,11 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpvla.algorithms.advantages import ZERO_SPREAD
 from dpvla.algorithms.config import AlgorithmConfig
 from dpvla.device import to_device
+from dpvla.diffusion.samplers.sde import SDESolver
 from dpvla.models import DPVLA, SceneContext
 from dpvla.models.head import DiTHead
 from dpvla.models.sampling import Sampling
@@ -85,6 +86,14 @@ class Algorithm(ABC):
         """Standard deviation of a group's rewards below which it prefers nothing: that of the config, if it has one."""
         return getattr(self.config, "spread_floor", ZERO_SPREAD)
 
+    def networks(self, policy: DPVLA) -> nn.Module | None:
+        """What it trains beside the head, such as a critic, newly made; None: nothing.
+
+        The stage puts it at ``policy.beside``, trains it with the adapters and goes on with it exactly. It is a run's
+        own: neither exported nor taken over by another run.
+        """
+        return None
+
     def roll_out(
         self, policy: DPVLA, context: SceneContext, candidates: int, generator: RandomRows
     ) -> dict[str, Tensor]:
@@ -99,7 +108,12 @@ class Algorithm(ABC):
             ``plans`` (scene, candidate, 8, 3) and whatever else ``loss`` needs of how they were made, such as the
             denoising chain: (scene, candidate, ...) each.
         """
-        return {"plans": policy.sample(context, candidates, generator=generator)}
+        kind = self.config.roll_out_sampler
+        if kind == "ode":
+            return {"plans": policy.sample(context, candidates, generator=generator)}
+        steps = policy.sampling.num_steps or policy.config.diffusion.num_steps
+        solver = SDESolver(policy.schedule, steps, kind)
+        return {"plans": policy.sample_chain(context, candidates, solver, generator)[0]}
 
     @abstractmethod
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,11 +19,15 @@ ALGORITHMS = Registry(
         "weighted_regression": "dpvla.algorithms.config:WeightedRegressionConfig",
         "cfgrl": "dpvla.algorithms.config:CFGRLConfig",
         "best_of_group": "dpvla.algorithms.config:BestOfGroupConfig",
+        "grpo": "dpvla.algorithms.config:GRPOConfig",
+        "dppo": "dpvla.algorithms.config:DPPOConfig",
     },
     dipole="dpvla.algorithms.dipole:Dipole",
     weighted_regression="dpvla.algorithms.weighted_regression:WeightedRegression",
     cfgrl="dpvla.algorithms.cfgrl:CFGRL",
     best_of_group="dpvla.algorithms.best_of_group:BestOfGroup",
+    grpo="dpvla.algorithms.grpo:GRPO",
+    dppo="dpvla.algorithms.dppo:DPPO",
 )
 
 AnyAlgorithm = Annotated[AlgorithmConfig, OneOf(ALGORITHMS, "algorithm", keeps=False)]

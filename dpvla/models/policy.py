@@ -50,6 +50,8 @@ class DPVLA(nn.Module):
     """What ``sample`` combines where it is not told otherwise; saved and restored with the adapters."""
     precision: Precision
     """What ``encode`` and ``sample`` compute in, as training did; saved and restored with the weights."""
+    beside: nn.Module | None
+    """What an algorithm trains beside the head (``Algorithm.networks``); no part of what is saved as the policy."""
     runs_equals_once: bool
     """Whether ``sample`` may take the two policies it combines for one; see ``knowing_equals``."""
 
@@ -62,6 +64,7 @@ class DPVLA(nn.Module):
         self.plan_coding = PlanCoding(config.plan)
         self.head = DiTHead(config.head, self.plan_coding.num_channels, width_of(encoder))
         self.encoder_frozen = False
+        self.beside: nn.Module | None = None
         self.sampling = Sampling()
         self.precision = "no"
         self.runs_equals_once = False
@@ -118,7 +121,8 @@ class DPVLA(nn.Module):
                 return cls(saved.config, saved.encoder())
 
     def _base_state(self) -> dict[str, Tensor]:
-        return {key: t for key, t in state_of(self).items() if not key.endswith(ADAPTER_WEIGHTS)}
+        kept = state_of(self).items()
+        return {key: t for key, t in kept if not key.endswith(ADAPTER_WEIGHTS) and not key.startswith("beside.")}
 
     # ------------------------------------------------------------------ adapters
 
@@ -185,11 +189,12 @@ class DPVLA(nn.Module):
         return adapter_bank.snapshot(self.head, shared)
 
     def freeze_encoder(self) -> None:
-        """Train the head alone: its adapters where it has any, else all of it.
+        """Train the head alone: its adapters where it has any, else all of it; and what is ``beside`` it.
 
         The encoder stays in eval mode from now on, so that cached tokens are exact.
         """
         trained = self.adapter_parameters() if self.has_adapters else [*self.head.parameters()]
+        trained += [] if self.beside is None else self.beside.parameters()
         trainable = {id(parameter) for parameter in trained}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trainable)

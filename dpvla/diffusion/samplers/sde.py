@@ -4,9 +4,9 @@ A step is Gaussian given the chain so far. With the denoiser's x0 at this state 
 
     mean = of_x x + of_x0 x0 + of_slope (x0 - the x0 before)
 
-``s = eta sigma' / sigma sqrt(1 - alpha^2 / alpha'^2)`` is its deviation, that of DDIM, where alpha' and sigma' are those
-of the next state; ``of_x = sqrt(sigma'^2 - s^2) / sigma`` and ``of_x0 = alpha' - alpha of_x``. ``ddim`` has no slope.
-With eta 1 it is SDE-DPM-Solver++ of order 1, term by term: on a variance-preserving schedule the two are one formula.
+Its deviation is that of DDIM, ``s = eta sigma' / sigma sqrt(1 - alpha^2 / alpha'^2)``, where alpha' and sigma' are of
+the next state; ``of_x = sqrt(sigma'^2 - s^2) / sigma`` and ``of_x0 = alpha' - alpha of_x``. ``ddim`` has no slope. With
+eta 1 it is SDE-DPM-Solver++ of order 1, term by term: on a variance-preserving schedule the two are one formula.
 ``sde`` adds the slope of order 2 (midpoint), ``of_x0 / 2`` times this step's length in log-SNR over that of the step
 before; with eta 1 it is SDE-DPM-Solver++(2M), with eta 0 DPM-Solver++(2M), the sampler of ``dpm``. As there, the first
 step and the last, which goes to zero noise, have no slope.

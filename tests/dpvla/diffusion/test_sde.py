@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -72,7 +73,7 @@ def test_without_noise_ddim_is_the_deterministic_path(num_steps: int) -> None:
     chain = solver.sample(nonlinear, noise)
     x = noise[:, 0].double()
     levels = [*(float(t) for t in solver.times), None]
-    for place, (now, then) in enumerate(zip(levels, levels[1:])):
+    for place, (now, then) in enumerate(pairwise(levels)):
         t = torch.tensor(now, dtype=torch.float64)
         alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
         after = None if then is None else torch.tensor(then, dtype=torch.float64)

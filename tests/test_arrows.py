@@ -21,6 +21,7 @@ KEEP_TO_ORDER = ("dpvla", "navsim_bridge")
 """Packages whose files all do."""
 
 ORDER = (
+    ("navsim_bridge.comparison",),
     ("navsim_bridge.evaluation", "navsim_bridge.demo_world", "navsim_bridge.submission"),
     ("navsim_bridge.doctor", "navsim_bridge.agents"),
     ("navsim_bridge.data",),

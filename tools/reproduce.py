@@ -1,4 +1,6 @@
-"""Run, or go on with, the runs behind a table of the paper, and print ours beside the paper's numbers.
+"""Run, or go on with, the runs behind a table or figure of the paper, and print ours beside the paper's numbers.
+
+State-based track:
 
 python tools/reproduce.py --table 7 --only cube-single-play dipole fql --dry-run   # what is missing, how long it takes
 python tools/reproduce.py --table 7 --only cube-single-play dipole fql --seeds 0 1 2
@@ -7,19 +9,32 @@ python tools/reproduce.py --table small --protocol configs/state_based/protocol_
 
 Leaves OUT/table_<N>.md, OUT/times_<N>.md, and the scores by step as OUT/curves_<N>.csv and .png. Numbers of
 scaled-down runs and of runs on locally generated data are marked.
+
+Driving, which has options of its own (`--table 4 --help`); everything is chosen on the validation split:
+
+python tools/reproduce.py --study selection            # hyperparameters, to OUT/selected.yaml
+python tools/reproduce.py --table 4 --dry-run          # what is missing, how long it takes
+python tools/reproduce.py --table 4                    # all rows on the validation split
+python tools/reproduce.py --study cycles               # plain Eq. 9 and the anchor over one, two and five cycles
+python tools/reproduce.py --figure 5                   # beta and omega, stability of losses; --figure scaling
+python tools/reproduce.py --table 4 --final            # on the test split, once
+python tools/reproduce.py --report docs/results/driving_rl.md
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dpvla.cli import command, refuse_given
+from dpvla.cli import parse, refuse_given, reporting_errors
 from dpvla.files import check_folder, one_writer, write_text
 from dpvla.state_based.paper.config import ReproduceConfig
 from dpvla.state_based.running.paper_tables import read_table
+from navsim_bridge.comparison.config import ComparisonConfig
 
 
 def write_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -34,9 +49,30 @@ def write_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     draw_curves(curve_panels(rows), path.with_suffix(".png"))
 
 
-@command(ReproduceConfig, __doc__)
-def main(config: ReproduceConfig) -> None:
-    """Say what is missing, run it unless it is a dry run, print the table."""
+DRIVING = ("--figure", "--study", "--report")
+"""Options of the driving track; ``--table 4`` is of it, too."""
+
+
+def is_driving(words: Sequence[str]) -> bool:
+    """Whether a command line asks for the driving track."""
+    after_table = [two for one, two in pairwise(words) if one == "--table"]
+    return "4" in after_table or any(w == "--table=4" or w.partition("=")[0] in DRIVING for w in words)
+
+
+@reporting_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Say what is missing, run it unless it is a dry run, print the result."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not is_driving(words):
+        return state_based(parse(ReproduceConfig, argv, __doc__))
+    config = parse(ComparisonConfig, argv, __doc__)
+    from navsim_bridge.comparison.reproduction import reproduce
+
+    reproduce(config, Path(__file__).resolve().parent, shlex.join(["python", "tools/reproduce.py", *words]))
+
+
+def state_based(config: ReproduceConfig) -> None:
+    """A table of the state-based track."""
     from dpvla.state_based.paper.comparison import compare, curves, timings
     from dpvla.state_based.paper.reproduction import Grid
 

@@ -1,0 +1,1 @@
+"""The comparison of RL algorithms on driving: its runs, its tables and figures, and what they are worth."""

@@ -41,18 +41,24 @@ class Cell:
     scores: Mapping[int, Mapping[str, Job]]  # evaluation by seed and metric
 
     @classmethod
-    def of(cls, jobs: Jobs, row: ReadRow, trained_on: str, split: str, seeds: Sequence[int], **evaluate: float) -> Cell:
-        """Ask for what the cell needs."""
+    def of(
+        cls,
+        jobs: Jobs,
+        row: ReadRow,
+        trained_on: str,
+        split: str,
+        seeds: Sequence[int],
+        metrics: Sequence[str],
+        **evaluate: float,
+    ) -> Cell:
+        """Ask for what the cell needs; ``evaluate``: options of tools/evaluate.py."""
         own = seeds if row.is_trained else (NO_SEED,)
         return cls(
             row,
             trained_on if row.is_trained else "",
             split,
             {seed: jobs.train(row, trained_on, seed) for seed in own if row.is_trained},
-            {
-                seed: {m: jobs.score(row, trained_on, split, m, seed, **evaluate) for m in jobs.protocol.metrics}
-                for seed in own
-            },
+            {seed: {m: jobs.score(row, trained_on, split, m, seed, **evaluate) for m in metrics} for seed in own},
         )
 
 

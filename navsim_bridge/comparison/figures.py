@@ -37,11 +37,11 @@ class Figure5:
     def __init__(self, config: ComparisonConfig, jobs: Jobs, rules: Rows) -> None:
         """Asks ``jobs`` for what it needs."""
         what, protocol = rules.figure_5, rules.protocol
-        self.rules, self.what, self.metrics = rules, what, protocol.metrics
+        self.rules, self.what, self.metrics = rules, what, protocol.metrics[:1]
 
         def cell(over: Mapping[str, Any], **evaluate: float) -> Cell:
             row = rules.variant(what.like, {"algorithm": over}, what.like, what.like, "figure_5")
-            return Cell.of(jobs, row, protocol.train, protocol.validation, config.seeds, **evaluate)
+            return Cell.of(jobs, row, protocol.train, protocol.validation, config.seeds, self.metrics, **evaluate)
 
         own = rules.variant(what.like, {}, what.like, what.like, "figure_5").full().algorithm
         self.own_omega = float(getattr(own, "omega", 0.0))
@@ -128,14 +128,16 @@ class ScalingFigure:
     def __init__(self, config: ComparisonConfig, jobs: Jobs, rules: Rows) -> None:
         """Asks ``jobs`` for what it needs."""
         what, protocol = rules.scaling, rules.protocol
-        self.rules, self.metrics, self.like = rules, protocol.metrics, rules.table[what.like].title
+        self.rules, self.metrics, self.like = rules, protocol.metrics[:1], rules.table[what.like].title
         self.series: dict[str, list[Cell]] = {}
         for title, variants in what.series.items():
             where = f"scaling.series.{short(title, 80)}"
             if not isinstance(variants, list) or not all(isinstance(v, dict) for v in variants):
                 raise ConfigError(f"{rules.file}: {where}: expected a list of groups of keys of rollouts")
             rows = [rules.variant(what.like, {"rollouts": v}, what.like, title, where) for v in variants]
-            self.series[title] = [Cell.of(jobs, row, protocol.train, protocol.validation, config.seeds) for row in rows]
+            self.series[title] = [
+                Cell.of(jobs, row, protocol.train, protocol.validation, config.seeds, self.metrics) for row in rows
+            ]
 
     def write(self, results: Results, out: Path) -> str:
         """Write OUT/figure_scaling.csv, .png and .md."""

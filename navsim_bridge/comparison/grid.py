@@ -19,8 +19,8 @@ import yaml
 
 from dpvla.checkpoint_layout import CHECKPOINTS
 from dpvla.config import ConfigError, NotNegative
-from dpvla.files import FileError, read_json, write_json, write_text
-from dpvla.schema import checked
+from dpvla.files import FileError, write_json, write_text
+from dpvla.schema import read_as
 from navsim_bridge.comparison.config import Minutes
 from navsim_bridge.comparison.jobs import EVALUATION, FINETUNE, Job
 from navsim_bridge.evaluation.run import SUMMARY
@@ -58,12 +58,12 @@ class Grid:
 
     def seconds_of(self, jobs: Iterable[Job]) -> dict[str, float]:
         """How long each that is done took."""
-        found = {}
+        found: dict[str, float] = {}
         for job in jobs:
             if self.is_done(job):
                 path = self._note(job)
                 try:
-                    found[job.name] = checked(_Note, read_json(path), str(path))["seconds"]
+                    found[job.name] = read_as(path, _Note)["seconds"]
                 except FileError as error:
                     raise ConfigError(f"{error}: remove it to have {job.name} looked at again") from None
         return found

@@ -90,7 +90,8 @@ class Jobs:
         options = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
         if row.is_trained:
             run = self.train(row, trained_on, seed)
-            folder, needs = run.name.replace("runs/", "scores/", 1), (run.name,)
+            folder = run.name.replace("runs/", "scores/", 1)
+            needs: tuple[str, ...] = (run.name,)
             options = ["--checkpoint", str(self.out / run.name), "--seed", str(seed), *options]
         else:
             folder, needs = f"scores/{row.agent}", ()

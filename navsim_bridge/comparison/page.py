@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -59,7 +60,7 @@ def write_page(out: Path, page: Path) -> list[Path]:
                 continue
             target = page.parent / f"{page.stem}_{path.name}"
             with path.open("rb") as source:
-                write_atomically(target, lambda file, source=source: shutil.copyfileobj(source, file))
+                write_atomically(target, partial(shutil.copyfileobj, source))
             written.append(target)
             mark = "!" if path.suffix == ".png" else ""
             links.append(f"{mark}[{path.stem if mark else path.name}]({target.name})")

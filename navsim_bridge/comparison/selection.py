@@ -30,7 +30,7 @@ class Selection:
             raise ConfigError(f"{rules.file}: no row asked for has a grid to choose from")
         train, validation, seed = rules.protocol.train, rules.protocol.validation, config.seeds[:1]
         self.tried: list[tuple[Mapping[str, Any], Cell]] = [
-            (values, Cell.of(jobs, made, train, validation, seed))
+            (values, Cell.of(jobs, made, train, validation, seed, self.metrics))
             for row in rows
             for values, made in rules.combinations(row)
         ]

@@ -40,11 +40,12 @@ class Table:
         self.rows, protocol = rows, rules.protocol
         rules.refuse_unequal(rows, equal)
         split = protocol.test if config.final else protocol.validation
-        self.base = Cell.of(jobs, rules.table[rules.comparison.baseline], protocol.train, split, config.seeds)
-        self.cells = [Cell.of(jobs, row, protocol.train, split, config.seeds) for row in rows]
+        seeds, metrics, base = config.seeds, protocol.metrics, rules.table[rules.comparison.baseline]
+        self.base = Cell.of(jobs, base, protocol.train, split, seeds, metrics)
+        self.cells = [Cell.of(jobs, row, protocol.train, split, seeds, metrics) for row in rows]
         if config.final and protocol.adapt == split:
             adapted = [row for row in rows if row.options is not None]
-            self.cells += [Cell.of(jobs, row, protocol.adapt, split, config.seeds) for row in adapted]
+            self.cells += [Cell.of(jobs, row, protocol.adapt, split, seeds, metrics) for row in adapted]
 
     def write(self, results: Results, out: Path) -> str:
         """Write what there is to OUT/NAME.md, .csv and .png; returns the Markdown."""

@@ -74,7 +74,7 @@ def draw_bars(bars: Sequence[Bar], score: str, path: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if named - {""}:
-        axes.legend(fontsize=7, loc="lower left")
+        figure.legend(fontsize=7, loc="outside upper right", ncols=len(named), frameon=False)
     _save(figure, path)
 
 

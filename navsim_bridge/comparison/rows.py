@@ -67,12 +67,15 @@ class Rows:
         self.comparison = from_dict(Comparison, read_yaml(Comparison, rows_file), rows_file)
         self._common = self._checked(self.protocol.finetune, protocol_file, "finetune.")
         self._chosen = _read_selected(out / SELECTED)
-        self._given = {key: self._row(key, content, "rows") for key, content in self.comparison.rows.items()}
-        if not self._given:
+        self.table: dict[str, ReadRow] = {}
+        self._untuned: dict[str, ReadRow] = {}
+        for key, content in self.comparison.rows.items():
+            row = self._row(key, content, "rows")
+            self._untuned[key], self.table[key] = self._read(key, row, chosen=False), self._read(key, row)
+        if not self.table:
             raise ConfigError(f"{rows_file}: rows has no row")
-        self.table = {key: self._read(key, row) for key, row in self._given.items()}
         if self.comparison.baseline not in self.table:
-            raise self._unknown("baseline", self.comparison.baseline)
+            raise self._unknown(f"{rows_file}: baseline", self.comparison.baseline)
         self.cycles = {
             key: self._read(key, self._row(key, content, "cycles.rows"))
             for key, content in self.comparison.cycles.rows.items()
@@ -90,12 +93,12 @@ class Rows:
         for word in only:
             if word not in rows:
                 near = difflib.get_close_matches(word, rows, n=1, cutoff=0.0)
-                raise ConfigError(f"{self.file} has no row '{short(word, 80)}' here; nearest valid name: '{near[0]}'")
+                raise ConfigError(f"{self.file} has no row '{word:.80}' here; nearest valid name: '{near[0]}'")
         return [row for key, row in rows.items() if not only or key in only]
 
     def variant(self, like: str, over: Mapping[str, Any], key: str, title: str, where: str) -> ReadRow:
         """A row as ``like``, with ``over`` laid over its options."""
-        base = self._find(like, where)
+        base = self._find(like, f"{self.file}: {where}")
         if base.options is None:
             raise ConfigError(f"{self.file}: {where}: row {like} has no RL run to change")
         options = self._laid(base.options, over, f"{self.file}: {where}")
@@ -103,7 +106,7 @@ class Rows:
 
     def combinations(self, row: ReadRow) -> Iterator[tuple[dict[str, Any], ReadRow]]:
         """Every combination of a row's grid, and the row with it."""
-        untuned = self._read(row.key, self._given[row.key], chosen=False)
+        untuned = self._untuned[row.key]
         for values in itertools.product(*row.grid.values()):
             given = dict(zip(row.grid, values))
             yield given, self._with(untuned, given)
@@ -146,7 +149,7 @@ class Rows:
                 )
 
     def _row(self, key: str, content: Any, group: str) -> Row:
-        where = f"{self.file}: {group}.{short(key, 80)}"
+        where = f"{self.file}: {group}.{str(key)[:80]}"
         if not isinstance(key, str) or not key.replace("_", "").isalnum():
             raise ConfigError(f"{where}: the key of a row is of letters, digits and _")
         row = from_dict(Row, _group(content, where), where)
@@ -160,14 +163,12 @@ class Rows:
         title = row.title or key
         if row.agent is not None:
             if row.own or row.like or row.grid or row.evaluate:
-                raise ConfigError(
-                    f"{where}: agent {short(row.agent, 80)} is not trained: it takes no more than a title"
-                )
+                raise ConfigError(f"{where}: agent '{row.agent:.80}' is not trained: it takes no more than a title")
             if row.agent not in AGENTS or row.agent == POLICY:
                 near = difflib.get_close_matches(row.agent, set(AGENTS) - {POLICY}, n=1, cutoff=0.0)
                 raise ConfigError(f"{where}: unknown agent '{row.agent:.80}'; nearest valid name: '{near[0]}'")
             return ReadRow(key, title, row.agent, None, {}, {})
-        base = self._find(row.like, where, chosen) if row.like else None
+        base = self._find(row.like, where, chosen and not row.grid) if row.like else None
         options: Mapping[str, Any] | None = base.options if base else None
         if row.own:
             if options is None and "name" not in row.algorithm:
@@ -193,14 +194,13 @@ class Rows:
     def _find(self, key: str, where: str, chosen: bool = True) -> ReadRow:
         if key not in self.comparison.rows:
             raise self._unknown(where, key)
-        row = self._given.get(key) or self._row(key, self.comparison.rows[key], "rows")
-        if row.like is not None and self._given.get(row.like, Row()).like is not None:
-            raise ConfigError(f"{self.file}: row {key} is like {row.like}, which is like another: name that one")
-        return self._read(key, row, chosen)
+        if key not in self.table:
+            raise ConfigError(f"{where}: row {key}, which it is like, must stand above it")
+        return self.table[key] if chosen else self._untuned[key]
 
     def _unknown(self, where: str, key: str) -> ConfigError:
         near = difflib.get_close_matches(key, self.comparison.rows, n=1, cutoff=0.0)
-        return ConfigError(f"{where}: there is no row '{short(key, 80)}'; nearest valid name: '{near[0]}'")
+        return ConfigError(f"{where}: there is no row '{key:.80}'; nearest valid name: '{near[0]}'")
 
     def _laid(self, under: Mapping[str, Any], over: Mapping[str, Any], where: str) -> dict[str, Any]:
         """A recipe's keys over others; another algorithm keeps nothing of the former one's."""

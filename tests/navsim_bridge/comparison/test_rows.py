@@ -1,0 +1,162 @@
+"""Rows, grids and protocols: what they come to, and what is refused before anything is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpvla.config import ConfigError
+from navsim_bridge.comparison.config import ComparisonConfig
+from navsim_bridge.comparison.figures import Figure5, ScalingFigure
+from navsim_bridge.comparison.rows import SELECTED
+from navsim_bridge.comparison.selection import Selection
+from navsim_bridge.comparison.tables import all_rows, cycles_and_anchor
+from tests.navsim_bridge.comparison.made import ROWS, jobs_of, write
+
+
+def test_a_row_like_another_changes_what_it_says_alone(tmp_path: Path) -> None:
+    rows, _ = jobs_of(write(tmp_path))
+    dipole, control = rows.table["dipole"], rows.table["control"]
+    assert dipole.full().rollouts == control.full().rollouts and dipole.full().rollouts.scenes_per_cycle == 4
+    assert dipole.options is not None and control.options is not None
+    assert dipole.options["algorithm"] == {"name": "dipole", "beta": 2.0}
+    assert control.options["algorithm"] == {"name": "dipole", "beta": 0.0}
+    assert not control.grid and control.title == "control"
+
+
+def test_runs_of_equal_options_are_shared_and_of_other_ones_never(tmp_path: Path) -> None:
+    same = {"like": "dipole", "algorithm": {"beta": 2.0}}
+    rows, jobs = jobs_of(write(tmp_path, rows={"rows": {**ROWS["rows"], "same": same}}))
+    names = {key: jobs.train(row, "navtrain", 0).name for key, row in rows.table.items() if row.is_trained}
+    assert names["same"] == names["dipole"] and len(set(names.values())) == 3
+    assert jobs.train(rows.table["dipole"], "navtrain", 1).name != names["dipole"]
+    (tmp_path / "pretrain.yaml").write_text("split: navtrain\nloop: {lr: 1.0e-3}\n")
+    rows, jobs = jobs_of(ComparisonConfig(table="4", rows=str(tmp_path / "rows.yaml"), out=str(tmp_path / "out"),
+                                          protocol=str(tmp_path / "protocol.yaml")))  # fmt: skip
+    assert jobs.train(rows.table["dipole"], "navtrain", 0).name != names["dipole"], "it starts from other weights"
+
+
+def test_the_selection_tries_every_combination_and_the_chosen_one_is_the_rows(tmp_path: Path) -> None:
+    grid = {"algorithm.beta": [1, 2, 4], "loop.lr": [1e-3, "2e-3"]}
+    given = write(tmp_path, rows={"rows": {**ROWS["rows"], "dipole": {**ROWS["rows"]["dipole"], "grid": grid}}})
+    rows, jobs = jobs_of(given)
+    tried = Selection(given, jobs, rows).tried
+    assert len({cell.runs[0].name for _, cell in tried}) == len(tried) == 6
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / SELECTED).write_text(yaml.safe_dump({"dipole": {"algorithm.beta": 4, "loop.lr": 1e-3}}))
+    chosen = jobs_of(given)[0].table
+    assert chosen["dipole"].full().loop.lr == 1e-3
+    assert getattr(chosen["dipole"].full().algorithm, "beta") == 4  # noqa: B009
+    assert chosen["control"].full().loop.lr == 1e-3, "a row like it takes what was chosen for it"
+    rows, jobs = jobs_of(given)
+    assert [c.runs[0].name for _, c in Selection(given, jobs, rows).tried] == [c.runs[0].name for _, c in tried]
+
+
+ROW = ROWS["rows"]
+BAD_ROWS: list[tuple[dict[str, Any], str]] = [
+    ({"rows": {}}, "rows has no row"),
+    ({"rows": {"a b": {}}}, "rows.a b: the key of a row"),
+    ({"rows": [1]}, "rows must be a group of keys"),
+    ({"rows": {**ROW, "x": 3}}, "rows.x: expected a group of keys, found 3"),
+    ({"rows": {**ROW, "x": {"titel": "x"}}}, "rows.x: unknown key 'titel'; nearest valid name: 'title'"),
+    ({"rows": {**ROW, "x": {"agent": "humam"}}}, "row x: unknown agent 'humam'; nearest valid name: 'human'"),
+    ({"rows": {**ROW, "x": {"agent": "human", "loop": {"lr": 1}}}}, "row x: agent 'human' is not trained"),
+    ({"rows": {**ROW, "x": {"like": "dipol"}}}, "there is no row 'dipol'; nearest valid name: 'dipole'"),
+    ({"rows": {"x": {"like": "dipole"}, **ROW}}, "row x: row dipole, which it is like, must stand above it"),
+    ({"rows": {**ROW, "x": {"algorithm": {"beta": 1}}}}, "row x: algorithm.name is missing"),
+    ({"rows": {**ROW, "x": {"algorithm": {"name": "dipol"}}}}, "dipol"),
+    ({"rows": {**ROW, "x": {"algorithm": {"name": "dipole", "bta": 1}}}}, "row x: unknown key 'algorithm.bta'"),
+    ({"rows": {**ROW, "x": {"algorithm": {"name": "dipole", "beta": -1}}}}, "row x: algorithm.beta"),
+    ({"rows": {**ROW, "x": {"algorithm": {"name": "dipole"}, "rollouts": {"group_size": 1}}}}, "group_size"),
+    ({"rows": {**ROW, "x": {"algorithm": {"name": "dipole"}, "grid": {"algorithm.beta": []}}}}, "expected a list"),
+    ({"rows": {**ROW, "x": {"algorithm": {"name": "dipole"}, "grid": {"algorithm.bta": [1]}}}}, "algorithm.bta"),
+    ({"rows": {**ROW, "x": {"algorithm": {"name": "dipole"}, "grid": {"loop.lr": [-1]}}}}, "loop.lr"),
+    ({"rows": {**ROW, "x": {"grid": {"loop.lr": [1]}}}}, "row x: a grid belongs to a row with an algorithm"),
+    ({"baseline": "imitatoin"}, "baseline: there is no row 'imitatoin'; nearest valid name: 'imitation'"),
+    ({"equal": ["steps"]}, "equal must be one of plans, updates, parameters"),
+    ({"figure_6": {}}, "unknown key 'figure_6'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_ROWS)
+def test_rows_that_cannot_be_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        jobs_of(write(tmp_path, rows=change))
+    assert str(tmp_path / "rows.yaml") in str(refused.value)
+    assert len(str(refused.value)) < 800 and not (tmp_path / "out").exists()
+
+
+BAD_PROTOCOLS: list[tuple[dict[str, Any], str]] = [
+    ({"trian": "x"}, "unknown key 'trian'; nearest valid name: 'train'"),
+    ({"finetune": {"rollouts": {"group": 3}}}, "unknown key 'finetune.rollouts.group'"),
+    ({"metrics": []}, "metrics must be given and differ"),
+    ({"metrics": ["pdm"]}, "metrics"),
+    ({"validation": "navtest"}, "validation is navtest, which is trained on or tested on as well"),
+    ({"minutes": {"imitation": -1}}, "minutes.imitation"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_PROTOCOLS)
+def test_protocols_that_cannot_be_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        jobs_of(write(tmp_path, protocol=change))
+    assert str(tmp_path / "protocol.yaml") in str(refused.value)
+
+
+def test_a_row_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
+    rows, _ = jobs_of(write(tmp_path))
+    with pytest.raises(ConfigError, match="no row 'dipol' here; nearest valid name: 'dipole'"):
+        rows.chosen_from(rows.table, ["dipol"])
+    assert [row.key for row in rows.chosen_from(rows.table, ["control", "still"])] == ["still", "control"]
+
+
+@pytest.mark.parametrize(
+    ("own", "what"),
+    [
+        ({"rollouts": {"group_size": 3}}, "plans"),
+        ({"rollouts": {"epochs_per_cycle": 2}}, "updates"),
+        ({"loop": {"steps": 7}}, "updates"),
+        ({"lora": {"rank": 4}}, "parameters"),
+    ],
+)
+def test_rows_told_to_spend_unequally_are_refused(own: dict[str, Any], what: str, tmp_path: Path) -> None:
+    more = {"like": "dipole", **own}
+    given = write(tmp_path, rows={"rows": {**ROW, "more": more}})
+    rows, jobs = jobs_of(given)
+    with pytest.raises(ConfigError, match=f"rows are told to spend {what} unequally .*dipole .*more"):
+        all_rows(given, jobs, rows)
+    others = [name for name in ("plans", "updates", "parameters") if name != what]
+    equal = [name for name in others if not (what == "plans" and name == "parameters")]
+    given = write(tmp_path, rows={"rows": {**ROW, "more": more}, "equal": equal})
+    rows, jobs = jobs_of(given)
+    assert len(all_rows(given, jobs, rows).cells) == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "give one of --table 4, --figure, --study and --report, found 0"),
+        ({"table": "4", "figure": "5"}, "found 2 of them"),
+        ({"table": "4", "seeds": ()}, "seeds must be given and differ"),
+        ({"table": "4", "seeds": (1, 1)}, "seeds must be given and differ"),
+        ({"study": "cycles", "final": True}, "final belongs to --table 4"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ComparisonConfig(**asked)
+
+
+def test_the_shipped_comparison_is_whole_and_spends_equally(tmp_path: Path) -> None:
+    given = ComparisonConfig(table="4", out=str(tmp_path))
+    rows, jobs = jobs_of(given)
+    keys = {cell.row.key for cell in all_rows(given, jobs, rows).cells}
+    assert {"stand_still", "constant_velocity", "human", "imitation", "dipole_plain", "dipole_anchored"} <= keys
+    cells = cycles_and_anchor(given, jobs, rows).cells
+    assert {cell.row.full().rollouts.cycles for cell in cells} == {1, 2, 5}
+    assert Selection(given, jobs, rows).tried and Figure5(given, jobs, rows).trained
+    assert len(ScalingFigure(given, jobs, rows).series) >= 2
+    assert all(set(job.needs) <= set(jobs.asked) for job in jobs.asked.values())

@@ -127,6 +127,7 @@ class FollowedLoss:
 
     like: str  # row
     key: str = "algorithm.beta"  # dotted key of a recipe that beta is given to
+    algorithm: dict[str, Any] = field(default_factory=dict)  # keys of `algorithm` laid over the row's
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dpvla.files import short, write_text
 from dpvla.report.comparison import Field, Panel, draw_fields, draw_lines
 from dpvla.report.table import markdown_table
 from navsim_bridge.comparison.cells import Cell, Found, Results, csv_text, label_of
-from navsim_bridge.comparison.config import ComparisonConfig, nested
+from navsim_bridge.comparison.config import ComparisonConfig, nested, overlaid
 from navsim_bridge.comparison.jobs import Job, Jobs
 from navsim_bridge.comparison.records import logged
 from navsim_bridge.comparison.rows import Rows
@@ -51,20 +51,13 @@ class Figure5:
             for b in what.betas
             for w in what.later_omegas
         }
-        self.losses: dict[str, dict[float, list[Job]]] = {
-            title: {
-                beta: [
-                    jobs.train(
-                        rules.variant(loss.like, nested(loss.key, beta), loss.like, title, f"figure_5.losses.{title}"),
-                        protocol.train,
-                        seed,
-                    )
-                    for seed in config.seeds
-                ]
-                for beta in what.betas
-            }
-            for title, loss in rules.losses().items()
-        }
+        self.losses: dict[str, dict[float, list[Job]]] = {}
+        for title, loss in rules.losses().items():
+            for beta in what.betas:
+                over = overlaid({"algorithm": loss.algorithm}, nested(loss.key, beta))
+                row = rules.variant(loss.like, over, loss.like, title, f"figure_5.losses.{title}")
+                runs = [jobs.train(row, protocol.train, seed) for seed in config.seeds]
+                self.losses.setdefault(title, {})[beta] = runs
 
     def write(self, results: Results, out: Path) -> str:
         """Write OUT/figure_5.csv, .png and .md, and the same of figure_5_losses."""

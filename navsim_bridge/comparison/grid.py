@@ -23,7 +23,7 @@ from dpvla.files import FileError, write_json, write_text
 from dpvla.schema import read_as
 from navsim_bridge.comparison.config import Minutes
 from navsim_bridge.comparison.jobs import EVALUATION, FINETUNE, Job
-from navsim_bridge.evaluation.run import SUMMARY
+from navsim_bridge.evaluation.results import SUMMARY
 
 LONGEST_REASON = 400
 

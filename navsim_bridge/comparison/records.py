@@ -21,7 +21,7 @@ from dpvla.schema import read_as
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 from dpvla.training.tracking import read_rows
 from navsim_bridge.comparison.jobs import Job
-from navsim_bridge.evaluation.run import SCORES, SUMMARY
+from navsim_bridge.evaluation.results import SCORES, SUMMARY
 
 REWARD = "rollout/score"
 """Column of metrics.csv that has a value for every time plans were rolled out and scored."""

@@ -56,7 +56,7 @@ def reproduce(config: ComparisonConfig, tools: Path, command: str) -> None:
             load_split(split, data_root)  # one that is not there is told now
     jobs = Jobs(config, rules, data_root, maps_root)
     name, asked = _asked(config, jobs, rules)
-    if config.final and isinstance(asked, Table):
+    if config.final and not config.dry_run and isinstance(asked, Table):
         look_at_test_split(asked, out)
 
     def cache_of(split: str, metric: str) -> Path:

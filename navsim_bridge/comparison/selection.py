@@ -24,7 +24,7 @@ class Selection:
 
     def __init__(self, config: ComparisonConfig, jobs: Jobs, rules: Rows) -> None:
         """Asks ``jobs`` for what it needs."""
-        self.rules, self.metrics = rules, rules.protocol.metrics
+        self.rules, self.metrics = rules, rules.protocol.metrics[:1]
         rows = [row for row in rules.chosen_from(rules.table, config.only) if row.grid]
         if not rows:
             raise ConfigError(f"{rules.file}: no row asked for has a grid to choose from")

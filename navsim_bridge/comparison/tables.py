@@ -132,8 +132,7 @@ def look_at_test_split(table: Table, out: Path) -> None:
             f"{path}: the test split was scored with other options of {', '.join(other)}; what is chosen after that "
             "look needs another test split: take the options back, or choose another --out"
         )
-    if not table.config.dry_run:
-        write_json(path, {"options": {**before, **now}})
+    write_json(path, {"options": {**before, **now}})
 
 
 def _listed(values: Mapping[str, Any] | None) -> str:

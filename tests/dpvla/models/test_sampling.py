@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,12 @@ def test_many_samplings_of_one_context_are_those_of_each_alone_to_the_bit(
     alone = [policy.sample(context, 1, noise=one, sampling=sampling) for sampling, one in draws]
     prepared = []
     prepare = policy.head.prepare
-    monkeypatch.setattr(policy.head, "prepare", lambda *given: prepared.append(given[3]) or prepare(*given))
+
+    def counted(*given: Any) -> Any:
+        prepared.append(given[3])
+        return prepare(*given)
+
+    monkeypatch.setattr(policy.head, "prepare", counted)
     for found, expected in zip(policy.sample_each(context, draws), alone, strict=True):
         assert torch.equal(found, expected) and not found.requires_grad
     assert prepared == [("a",), ("a", "b"), ("c",), ("b", "a"), (None,)]  # once for those that follow each other

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from dpvla.parallel import Processes, ProcessesConfig
 from dpvla.parallel.ray_cluster import RayCluster, RayConfig
 from dpvla.parallel.registry import EXECUTORS
 from navsim_bridge.agents import crew
+from navsim_bridge.agents.agent import Proposer
 from navsim_bridge.agents.crew import Crew, plan_together
 from navsim_bridge.agents.options import OpenAgent, SharedAgentOptions
 from navsim_bridge.evaluation import run as evaluation
@@ -37,7 +39,7 @@ def test_two_processes_score_as_one(
     monkeypatch.setattr(evaluation, "SCENES_AT_ONCE", 2)
     cache = build_metric_cache(world.root, world.maps, world.split, tmp_path, progress=False)
     cache.load([world.records[0].token])  # files that are open stay with this process
-    several = dataclasses.replace(opener, omegas=(0.0, 2.0))
+    several = cast("Callable[[], Proposer]", dataclasses.replace(opener, omegas=(0.0, 2.0)))
     load = scenes_from_cache(cache)
     one, two = (evaluate_each(several, world.records, load, who, 2, progress=False) for who in (Crew.alone(), TWO))
     for alone, together in zip(one, two, strict=True):

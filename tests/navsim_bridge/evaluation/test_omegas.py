@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from dpvla.batch import DrivingBatch
 from dpvla.models import DPVLA
+from dpvla.models.scene_context import SceneContext
 from navsim_bridge.agents import constant_velocity, stand_still
 from navsim_bridge.agents.crew import Crew
 from navsim_bridge.evaluation import run as evaluating
@@ -69,9 +71,14 @@ def test_several_omegas_equal_separate_evaluations_to_the_bit_and_share_the_enco
     score: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evaluating, "SCENES_AT_ONCE", 4)
-    looks = []
+    looks: list[str] = []
     encode = DPVLA.encode
-    monkeypatch.setattr(DPVLA, "encode", lambda policy, batch: looks.extend(batch.tokens) or encode(policy, batch))
+
+    def counted(policy: DPVLA, batch: DrivingBatch) -> SceneContext:
+        looks.extend(batch.tokens)
+        return encode(policy, batch)
+
+    monkeypatch.setattr(DPVLA, "encode", counted)
     score(tmp_path / "all", "--omega", "0,0.5,4")
     assert len(looks) == len(set(looks)) == 7
     said = capsys.readouterr().out

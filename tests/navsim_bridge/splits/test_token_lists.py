@@ -345,6 +345,7 @@ def test_an_agent_with_cameras_plans_nothing_when_images_are_missing(
     with pytest.raises(SystemExit, match="no checkpoint at"):  # a wrong checkpoint is told before logs are read
         evaluate.main([*arguments, *roots])
     agent = SimpleNamespace(refuse_idle_omega=lambda: None, cameras=("CAM_L0", "CAM_F0", "CAM_R0"))
+    agent.proposing_each = lambda *_: agent
     monkeypatch.setattr(PolicyAgent, "from_checkpoint", lambda *_, **__: agent)
     monkeypatch.setattr(results, "weights_of", lambda _: ("weights", "no"))
     with pytest.raises(SystemExit, match=r"21 of 21 camera files are missing, for 7 of 7 scenes"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,13 @@ def mix(*numbers: int) -> int:
         state = (state ^ state >> 27) * 0x94D049BB133111EB & _WORD
         state ^= state >> 31
     return state >> 1
+
+
+def scene_noise(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise (*shape) of a scene in evaluations: of its name and the seed alone."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.randn(shape, generator=generator)
 
 
 class RandomRows(torch.Generator):

@@ -77,6 +77,22 @@ def adapter_size(head: DiTHead) -> tuple[int, float]:
     return rank, layer.adapter_scale * rank
 
 
+def update_sizes(head: DiTHead) -> dict[str, float]:
+    """``|scale B A| / |W|`` of every adapter, Frobenius norms over all layers that have one. Waits for the device."""
+    updates, base = [], []
+    with torch.no_grad():
+        for layer in adaptable_layers(head).values():
+            down, up = (part.double() for part in layer.stacked(tuple(range(len(head.adapters)))))
+            # |B A|^2 is the trace of (B'B)(AA'), which is as small as the rank.
+            inner = (up.transpose(1, 2) @ up) * (down @ down.transpose(1, 2))
+            updates.append(inner.sum(dim=(1, 2)) * layer.adapter_scale**2)
+            base.append(layer.weight.double().square().sum())
+        if not base:
+            return {}
+        found = (torch.stack(updates).sum(0) / torch.stack(base).sum()).clamp_min(0).sqrt().tolist()
+    return dict(zip(head.adapters, found))
+
+
 def snapshot(head: DiTHead, shared: bool = True) -> DiTHead:
     """The head as it is now, without gradients: what is trained is copied, the rest shared, or copied as well."""
     with torch.device("meta"):

@@ -32,6 +32,16 @@ def check_targets(algorithm: Algorithm, given: Any, scenes: int, candidates: int
     _refuse_not_finite(where, given)
 
 
+def check_weights(algorithm: Algorithm, given: Any, scenes: int, candidates: int) -> None:
+    """(scene, candidate) each, finite and not negative."""
+    where = _of(algorithm, "weights")
+    _check_group(where, given, (scenes, candidates))
+    _refuse_not_finite(where, given)
+    for name, value in given.items():
+        if value.dim() != 2 or (value < 0).any():
+            raise ContractError(f"{where} gave {name!r} as {shown(value)}, not (scene, candidate) numbers from 0 on")
+
+
 def check_loss(algorithm: Algorithm, given: Any) -> None:
     """A number to descend, and numbers to log; whether they are finite is the loop's to see."""
     where = _of(algorithm, "loss")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.batch import RewardFunction, SceneSource
@@ -19,16 +20,21 @@ from dpvla.device import to_device
 from dpvla.manifest import MANIFEST, write_manifest
 from dpvla.models import DPVLA
 from dpvla.models.adapter_files import load_adapters, save_adapters
+from dpvla.models.adapters import update_sizes
 from dpvla.models.flops import on_meta
 from dpvla.models.head import DiTHead
 from dpvla.random_rows import RandomRows, mix
 from dpvla.rl.buffer import RolloutBuffer
-from dpvla.rl.checks import check_loss, check_targets
+from dpvla.rl.checks import check_loss, check_targets, check_weights
 from dpvla.rl.config import RolloutConfig, TokensConfig
 from dpvla.rl.flops import scene_flops
+from dpvla.rl.held_out import HeldOut
+from dpvla.rl.measures import effective_share
 from dpvla.rl.rollout import collect
+from dpvla.rl.time_split import TimeSplit
 from dpvla.rl.token_cache import TokenCache
 from dpvla.rl.token_files import TokenFiles
+from dpvla.rl.watching import Watch
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, link_tree
 from dpvla.training.order import lane_batches, permutation, steps_per_epoch
@@ -71,12 +77,15 @@ class RolloutStage:
         model_directory: Path | None,
         describe: Callable[[Path], None],
         tokens: TokensConfig | None = None,
+        watch: Watch | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         """``policy`` carries the algorithm's adapters already; ``describe`` writes ``run.yaml``.
 
         Args:
             model_directory: files of the model, where there are any and only adapters are trained.
             tokens: how encoded scenes are read.
+            watch: looks at the roll-outs. held_out: scenes that ``evaluate`` scores.
         """
         check(config, "rollouts")
         processes = accelerator.num_processes
@@ -102,10 +111,13 @@ class RolloutStage:
         self.module: nn.Module = RolloutStep(policy, algorithm)
         self.accelerator, self.model_directory, self.describe = accelerator, model_directory, describe
         self.tokens = tokens or TokensConfig()
+        self.watch, self.held_out = watch, held_out
         self.token_files = None
         self._shapes = on_meta(policy)  # before a strategy divides the weights
         self._rolled_out_once: bool | None = None
         """Whether the cycle's roll-outs took equal policies for one; None where they were not made here."""
+        self._spent: TimeSplit | None = None
+        """Where the cycle's time goes; None where its roll-outs were not made here."""
         self.buffer: RolloutBuffer | None = None
         self._tokens: TokenCache | None = None
         self._behavior: DiTHead | None = None
@@ -131,12 +143,14 @@ class RolloutStage:
         step, device = first_step, self.accelerator.device
         while True:
             cycle, place = divmod(step, self.steps_per_cycle)
+            watched: dict[str, float] | None = None
             if place == 0 or self.buffer is None or self.buffer.cycle != cycle:
                 with whole_weights():
-                    self.buffer = self._roll_out(cycle)
-                track(step, self.buffer.statistics(self.algorithm.spread_floor))
+                    self.buffer, watched = self._roll_out(cycle)
             targets = self.algorithm.targets(self.buffer.scores, self.buffer.roll_outs)
             check_targets(self.algorithm, targets, *self.buffer.scores["score"].shape)
+            if watched is not None:
+                track(step, {**watched, **self._effective_sizes(targets)})
             order = lane_batches(self._scenes, self.config.batch_size, place, self.seed, cycle)
             processes, idle = self.accelerator.num_processes, int(self._mine[0])
             shares = [
@@ -154,8 +168,10 @@ class RolloutStage:
                     context = next(contexts)
                 waited += time.perf_counter() - before
                 if (step + 1) % self.steps_per_cycle == 0:
-                    share_waited = waited / (time.perf_counter() - began)
-                    track(step + 1, {"speed/token_wait": share_waited, **self._cost(tokens)})
+                    torch.zeros((), device=device).item()  # waits for the updates before, once a cycle
+                    passed = time.perf_counter() - began
+                    times = {"speed/token_wait": waited / passed, **self._finished(cycle, passed, len(shares))}
+                    track(step + 1, {**times, **self._cost(tokens)})
                 yield RolloutBatch(
                     context,
                     {name: to_device(value[rows], device) for name, value in self.buffer.roll_outs.items()},
@@ -167,8 +183,8 @@ class RolloutStage:
                 step += 1
 
     def evaluate(self, step: int) -> Mapping[str, float]:
-        """Nothing beyond the roll-outs' own scores; ``tools/evaluate.py`` scores the result."""
-        return {}
+        """Sub-scores of the held-out scenes, where there are any."""
+        return {} if self.held_out is None else self.held_out.score(self.policy)
 
     def save(self, directory: Path) -> None:
         """``model/`` (linked where it is unchanged), ``adapters/``, ``run.yaml``, and the buffer of this cycle."""
@@ -206,7 +222,7 @@ class RolloutStage:
             )
         cycle = (checkpoint_step(directory) - 1) // self.steps_per_cycle
         buffer.refuse_other(layout.buffer, cycle, self._of_cycle(cycle), self.config.group_size)
-        self.buffer, self._tokens = buffer, None
+        self.buffer, self._tokens, self._spent = buffer, None, None
         if self.algorithm.needs_behavior:
             self._behavior = self._snapshot()
             load_adapters(self._behavior, self.algorithm.adapters, layout.behavior)
@@ -222,13 +238,18 @@ class RolloutStage:
         """The scenes of a cycle, in the order of its buffer."""
         return torch.as_tensor(permutation(len(self.source), self.seed, cycle)[: self._scenes])
 
-    def _roll_out(self, cycle: int) -> RolloutBuffer:
+    def _roll_out(self, cycle: int) -> tuple[RolloutBuffer, dict[str, float]]:
+        """The roll-outs of a cycle, and what is logged of them."""
+        spent = self._spent = TimeSplit()
         if self.algorithm.needs_behavior:
             self._behavior = self._snapshot()
+        if self.watch is not None:
+            self.watch.begin()
         indices = self._of_cycle(cycle)
         self._tokens = self._encoded(indices[self._mine], cycle)
+        spent.lap("encode")
         with self.policy.knowing_equals() as self._rolled_out_once:
-            return collect(
+            buffer = collect(
                 self.algorithm,
                 self.policy,
                 self._tokens,
@@ -238,7 +259,32 @@ class RolloutStage:
                 group_size=self.config.group_size,
                 seed=mix(self.seed, cycle),
                 progress=self.accelerator.is_main_process,
+                watch=self.watch,
+                spent=spent,
             ).gathered(self.accelerator, self._mine)
+        values = buffer.statistics(self.algorithm.spread_floor)
+        if self.policy.has_adapters:
+            values |= {f"rl/update_size_{name}": size for name, size in update_sizes(self.policy.head).items()}
+        if self.watch is not None:
+            values |= self.watch.values(cycle)
+        spent.lap("watch")
+        return buffer, values | {f"speed/{what}_s": seconds for what, seconds in spent.seconds.items()}
+
+    def _effective_sizes(self, targets: Mapping[str, Tensor]) -> dict[str, float]:
+        """Of the cycle's weights, by adapter."""
+        assert self.buffer is not None
+        weights = self.algorithm.weights(targets)
+        check_weights(self.algorithm, weights, *self.buffer.scores["score"].shape)
+        return {f"rl/ess_{name}": effective_share(value) for name, value in weights.items()}
+
+    def _finished(self, cycle: int, passed: float, updates: int) -> dict[str, float]:
+        """The time of a cycle's updates, of which the last is not made yet: it counts as the others do."""
+        if self._spent is None or updates < 2:
+            return {}
+        self._spent.seconds["train"] = passed * updates / (updates - 1)
+        if self.accelerator.is_main_process:
+            tqdm.write(f"cycle {cycle + 1} of {self.config.cycles}: {self._spent}")
+        return {"speed/train_s": self._spent.seconds["train"]}
 
     def _encoded(self, indices: Tensor, cycle: int) -> TokenCache:
         config = self.config

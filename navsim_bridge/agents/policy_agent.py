@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpvla.plan import NUM_POSES
+from dpvla.random_rows import scene_noise
 from navsim_bridge.agents.agent import Decoder
 from navsim_bridge.data.dataset import NavsimDataset
 from navsim_bridge.splits.scenes import SceneRecord
@@ -179,7 +179,5 @@ class PolicyAgent:
 
     def _noise(self, token: str, sample: int = 0) -> torch.Tensor:
         """(1, 8, channel) noise of one scene."""
-        name = f"{self.seed}/{token}" + (f"/{sample}" if sample else "")
-        digest = hashlib.sha256(name.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        return torch.randn((1, NUM_POSES, self.policy.plan_coding.num_channels), generator=generator)
+        name = f"{token}/{sample}" if sample else token
+        return scene_noise(self.seed, name, (1, NUM_POSES, self.policy.plan_coding.num_channels))

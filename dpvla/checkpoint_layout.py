@@ -1,6 +1,7 @@
 """Where things stand in a checkpoint and in a run; nothing else spells these names.
 
-A run holds ``run.yaml``, ``metrics.csv`` and ``checkpoints/step_N``. A checkpoint holds ``model/`` (``config.json``,
+A run holds ``run.yaml``, ``metrics.csv`` and ``checkpoints/step_N``; where held-out scenes are scored, ``best``, a link
+to one of these; after RL, ``run.png``. A checkpoint holds ``model/`` (``config.json``,
 ``model.safetensors``), ``adapters/`` (a folder each, and ``sampling.json``: what later sampling must know),
 ``trainer_state/`` (what is resumed) and ``run.yaml``.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 MODEL, ADAPTERS, TRAINER_STATE = "model", "adapters", "trainer_state"
 CONFIG_FILE, WEIGHTS_FILE, SAMPLING_FILE = "config.json", "model.safetensors", "sampling.json"
 RUN_FILE, METRICS_FILE, TRACKING, CHECKPOINTS = "run.yaml", "metrics.csv", "tracking", "checkpoints"
+BEST, PICTURE = "best", "run.png"
 
 
 @dataclass(frozen=True)

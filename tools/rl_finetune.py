@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.registry import AnyAlgorithm, make_algorithm
-from dpvla.checkpoint_layout import ADAPTERS, MODEL, CheckpointLayout
+from dpvla.checkpoint_layout import ADAPTERS, BEST, MODEL, CheckpointLayout
 from dpvla.cli import parse, reporting_errors
 from dpvla.costs.options import PLAN_KEYS, PlanOptions
 from dpvla.models.config import LoRAConfig
-from dpvla.rl.config import RolloutConfig, TokensConfig
+from dpvla.rl.config import HeldoutConfig, RolloutConfig, TokensConfig, WatchConfig
 from dpvla.training.config import LoopConfig, WhatOfAdapters
 from navsim_bridge.data.config import DataConfig
 
@@ -52,6 +52,8 @@ class FinetuneConfig(PlanOptions, DataConfig):
     tokens: TokensConfig = field(default_factory=TokensConfig)  # where the frozen encoder's tokens lie
     yes: bool = False  # write a token cache of more than tokens.limit_gb
     lora: LoRAConfig = field(default_factory=LoRAConfig)  # size of the algorithm's adapters
+    watch: WatchConfig = field(default_factory=WatchConfig)  # what is looked at beside the reward
+    heldout: HeldoutConfig = field(default_factory=HeldoutConfig)  # scenes that are scored and not learned from
     loop: LoopConfig = field(default_factory=LoopConfig)  # optimizer, logging, checkpoints
 
 
@@ -67,15 +69,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dpvla.costs.plan import outlined_from, require_room
     from dpvla.models import DPVLA
     from dpvla.models.adapter_files import saved_size
+    from dpvla.rl.held_out import SCORE, HeldOut
+    from dpvla.rl.picture import draw_run
     from dpvla.rl.stage import RolloutStage
     from dpvla.rl.token_store import open_tokens
+    from dpvla.rl.watching import Watch
+    from dpvla.training.best import FallenError, Judge
     from dpvla.training.launch import make_accelerator
     from dpvla.training.loop import train
     from dpvla.training.run_directory import FREE, open_run
     from dpvla.training.start import StartingPoint, open_start, refuse_other_start, starting_point
     from navsim_bridge.data.training_data import open_training_data
+    from navsim_bridge.data.watching import open_watching, refuse_vain_heldout, watched_metrics
     from navsim_bridge.demo_world import make_demo_world_if_needed
 
+    refuse_vain_heldout(config, config.heldout)
+    watched_metrics(config, config.watch)
     config = replace(config, out=config.out or f"runs/{config.algorithm.name}_{Path(config.split).stem}")
     accelerator = make_accelerator(config.loop, str(config.out))
     with open_run(str(config.out), config, config.restart, accelerator, free=(*FREE, *PLAN_KEYS, "checkpoint")) as run:
@@ -106,6 +115,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             accelerator,
             str(config.out),
         )
+        watched, scenes = open_watching(config, config.watch, config.heldout, data, policy.encoder.sensors, accelerator)
+        held_out = judge = None
+        if scenes is not None:
+            visits = config.rollouts.cycles // config.heldout.every + 2
+            held_out = HeldOut(scenes.source, scenes.metrics, config.rollouts, config.tokens, accelerator, visits)
+            judge = Judge(SCORE, scenes.what, config.heldout.stop_below)
         stage = RolloutStage(
             policy,
             algorithm,
@@ -117,8 +132,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             first.model,
             run.describe,
             config.tokens,
+            Watch(config.watch, watched, accelerator, seed),
+            held_out,
         )
-        loop = config.loop if config.loop.steps else replace(config.loop, steps=stage.steps)
+        loop = replace(
+            config.loop,
+            steps=config.loop.steps or stage.steps,
+            evaluate_every=config.loop.evaluate_every or config.heldout.every * stage.steps_per_cycle,
+        )
         if run.step < loop.steps:
             portion = config.rollouts.scenes_per_call
             stage.token_files = open_tokens(config.tokens, policy, data.source, accelerator, portion, config.yes)
@@ -128,7 +149,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         if run.last is None:
             before = f" (sampled with omega {first.about['omega']:g} before)" if "omega" in first.about else ""
             accelerator.print(f"start: {first.about['path']}; adapters: {first.about['adapters']}{before}")
-        accelerator.print(f"checkpoint: {train(stage, loop, run.path, accelerator)}")
+        draws = config.watch.picture and accelerator.is_main_process
+        try:
+            last = train(stage, loop, run.path, accelerator, judge=judge)
+        except (KeyboardInterrupt, FallenError, FloatingPointError):
+            if draws:
+                draw_run(run.path)
+            raise
+        if draws:
+            draw_run(run.path)
+        accelerator.print(f"checkpoint: {last}")
+        if judge is not None and judge.best is not None:
+            accelerator.print(f"best: {run.path / BEST} (step {judge.best_step}, {judge.score} {judge.best:.4f})")
 
 
 def print_plan(config: FinetuneConfig) -> None:

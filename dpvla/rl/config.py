@@ -47,6 +47,7 @@ class WatchConfig:
     still_m: Positive = 1.0  # [m] a plan whose way is shorter than this stands still
     rise: Share = 0.1  # alarm: share of plans that reverse or stand still, above the pretrained policy's
     fall: Share = 0.1  # alarm: loss of comfort, below the pretrained policy's
+    picture: bool = True  # draw run.png when the run ends or stops
     alike: Share = 0.25  # alarm: distance between plans of a scene, as a share of the pretrained policy's
 
 

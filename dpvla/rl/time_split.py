@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 
 
 class TimeSplit:
@@ -13,7 +13,7 @@ class TimeSplit:
     """
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._last = time.perf_counter()
 
     def lap(self, what: str) -> None:
@@ -24,5 +24,5 @@ class TimeSplit:
 
     def __str__(self) -> str:
         """'encode 12 %, sample 30 %, score 3 %, train 55 %'."""
-        total = self.seconds.total() or 1.0
+        total = sum(self.seconds.values()) or 1.0
         return ", ".join(f"{what} {spent / total:.0%}" for what, spent in self.seconds.items())

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dpvla.checkpoint_layout import CHECKPOINTS, CONFIG_FILE, MODEL, CheckpointLayout
+from dpvla.checkpoint_layout import BEST, CHECKPOINTS, CONFIG_FILE, MODEL, CheckpointLayout
 from dpvla.config import Range
 from dpvla.files import flush_folder, write_json
 from dpvla.manifest import MANIFEST, ManifestError, read_manifest, require_manifest, write_manifest
@@ -26,11 +26,12 @@ _NAME = re.compile(r"step_\d+")
 
 
 @contextmanager
-def writing(run_dir: Path, step: int, keep: int, accelerator: Accelerator) -> Iterator[Path]:
+def writing(run_dir: Path, step: int, keep: int, accelerator: Accelerator, best: bool = False) -> Iterator[Path]:
     """A temporary directory that all processes fill; then it is renamed to ``checkpoints/step_N``.
 
-    Its manifest is the last file in it. Only when all of it is on disk under its name, older checkpoints go: the last
-    ``keep`` stay. Where filling it fails, nothing is left of it, and they all stay.
+    Its manifest is the last file in it. Only when all of it is on disk under its name, it is marked where it is the
+    ``best`` one, and older checkpoints go: the last ``keep`` stay, and the one marked. Where filling it fails, nothing
+    is left of it, and they all stay.
     """
     final = place(run_dir, step)
     temporary = final.parent / f"{_WRITING}{final.name}"
@@ -53,15 +54,42 @@ def writing(run_dir: Path, step: int, keep: int, accelerator: Accelerator) -> It
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if accelerator.is_main_process:
+        if best:
+            mark_best(run_dir, step)
         prune(run_dir, keep, final)
     accelerator.wait_for_everyone()
 
 
 def prune(run_dir: Path, keep: int, whole: Path) -> None:
-    """Remove all but the last ``keep`` checkpoints; never ``whole``, which is known to be good."""
+    """Remove all but the last ``keep`` checkpoints; never ``whole``, which is known to be good, nor the best."""
     for old in checkpoints(run_dir)[:-keep]:
-        if old != whole:
+        if old not in (whole, marked_best(run_dir)):
             discard(old)
+
+
+def mark_best(run_dir: Path, step: int) -> None:
+    """Have the link ``best`` lead to the checkpoint of ``step``; it changes by one rename.
+
+    Step 0 is none: then a link goes whose checkpoint is gone. Raises CheckpointError where something else has its name.
+    """
+    link, fresh, target = run_dir / BEST, run_dir / f".{BEST}", place(Path(), step)
+    if link.exists() and marked_best(run_dir) is None:
+        raise CheckpointError(f"{link} is no link to a checkpoint of its run, which has that name here: move it away")
+    fresh.unlink(missing_ok=True)
+    if not step:
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+    elif marked_best(run_dir) != run_dir / target:
+        fresh.symlink_to(target)
+        fresh.rename(link)
+        flush_folder(run_dir)
+
+
+def marked_best(run_dir: Path) -> Path | None:
+    """The checkpoint that ``best`` leads to, be it there or not; None where there is no link, or to elsewhere."""
+    link = run_dir / BEST
+    target = Path(os.readlink(link)) if link.is_symlink() else Path()
+    return run_dir / target if target.parent == Path(CHECKPOINTS) and _NAME.fullmatch(target.name) else None
 
 
 def _known(directory: Path) -> dict[str, str]:
@@ -126,8 +154,11 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
-    """A checkpoint directory from itself, from a run directory (its newest), or from a bare ``model/`` directory."""
+    """A checkpoint directory from itself, from a run directory (its newest), from a run's ``best``, or from a bare
+    ``model/`` directory."""
     path = Path(path)
+    if path.name == BEST and (best := marked_best(path.parent)) is not None:
+        path = best
     if (path / MODEL / CONFIG_FILE).is_file():
         return path
     if path.name == MODEL and (path / CONFIG_FILE).is_file():
@@ -218,6 +249,16 @@ class _Step(TypedDict):
     step: Annotated[int, Range(least=0)]  # updates behind it
 
 
+class Judged(TypedDict):
+    """What evaluations have said so far."""
+
+    what: str  # was scored, in words: other scenes make other scores
+    start: float | None  # before the first update
+    best: float | None  # after one
+    best_step: Annotated[int, Range(least=0)]
+    last: float | None
+
+
 class LoopState(_Step, total=False):
     """``loop.json``: the loop's own numbers. Checkpoints of earlier versions have ``step`` alone."""
 
@@ -225,6 +266,7 @@ class LoopState(_Step, total=False):
     logged: dict[str, float]  # sums since the last logged row
     counts: dict[str, Annotated[int, Range(least=1)]]  # of what is summed
     manifest: bool  # whether the checkpoint has one
+    judged: Judged  # where scores of evaluations are kept
 
 
 def write_state(path: Path, state: LoopState) -> None:

@@ -24,6 +24,7 @@ from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.config import to_dict
 from dpvla.registry import ContractError
 from dpvla.training import checkpoint
+from dpvla.training.best import Judge
 from dpvla.training.config import LoopConfig, learning_rate
 from dpvla.training.order import step_seed
 from dpvla.training.stage import Stage
@@ -39,16 +40,24 @@ MakeStrategy = Callable[[nn.Module, LoopConfig, Accelerator], Strategy]
 
 
 def train(
-    stage: Stage, config: LoopConfig, out: Path, accelerator: Accelerator, make: MakeStrategy = make_strategy
+    stage: Stage,
+    config: LoopConfig,
+    out: Path,
+    accelerator: Accelerator,
+    make: MakeStrategy = make_strategy,
+    judge: Judge | None = None,
 ) -> Path:
     """Run ``stage`` to ``config.steps``, going on from the newest checkpoint in ``out``; returns the last one.
 
     ``make`` gives what changes the weights; by default it is ``config.strategy``. SIGINT and SIGTERM save a checkpoint
     after the current step and raise KeyboardInterrupt. What is not finite is never saved: FloatingPointError names it
     and the last checkpoint.
+
+    ``judge`` looks at evaluations, of which there is one more before the first update. The best of them is saved and
+    marked, and FallenError ends the run, after all is saved, when they fall too far below it.
     """
     with Stopper(accelerator, config) as stopper, ExitStack() as ending:
-        return _train(stage, config, out, accelerator, make(stage.module, config, accelerator), stopper, ending)
+        return _train(stage, config, out, accelerator, make(stage.module, config, accelerator), stopper, ending, judge)
 
 
 def _train(
@@ -59,14 +68,17 @@ def _train(
     strategy: Strategy,
     stopper: Stopper,
     ending: ExitStack,
+    judge: Judge | None,
 ) -> Path:
     _check_stride(config, getattr(strategy, "stride", None))
 
-    def save(step: int) -> Path:
+    def save(step: int, best: bool) -> Path:
         now = checkpoint.LoopState(
             step=step, rows=tracker.flushed(), logged=_sums(accelerator, sums), counts=dict(counts), manifest=True
         )
-        with checkpoint.writing(out, step, config.keep_checkpoints, accelerator) as directory:
+        if judge is not None:
+            now["judged"] = judge.state()
+        with checkpoint.writing(out, step, config.keep_checkpoints, accelerator, best) as directory:
             layout = CheckpointLayout(directory)
             strategy.save(layout.trainer_state)
             with strategy.whole_weights(averaged=True):
@@ -75,6 +87,18 @@ def _train(
                     stage.save(directory)
         return checkpoint.place(out, step)
 
+    def evaluate(step: int) -> bool:
+        """Whether it is the best of those that are judged."""
+        stage.module.eval()
+        with strategy.whole_weights(averaged=True):
+            values = dict(stage.evaluate(step))
+        if values:
+            tracker.log(step, values)
+            if accelerator.is_main_process:
+                shown = values if judge is None else judge.shown(values)
+                bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+        return judge is not None and judge.note(step, values)
+
     first, last, state = 0, checkpoint.latest_checkpoint(out), checkpoint.LoopState(step=0)
     if last is not None:
         state = checkpoint.read_state(last)
@@ -82,9 +106,15 @@ def _train(
         strategy.load(CheckpointLayout(last).trainer_state, first)
         with strategy.whole_weights():
             stage.restore(last)
+        if judge is not None and (changed := judge.restore(state.get("judged"), out)):
+            accelerator.print(changed)
         if accelerator.is_main_process:  # a run may have been killed before it did so
+            if judge is not None:
+                checkpoint.mark_best(out, judge.best_step)
             checkpoint.prune(out, config.keep_checkpoints, last)
         accelerator.print(f"going on from step {first} of {config.steps} in {out}")
+        if judge is not None:
+            judge.refuse_fall(out)
     if last is not None and first >= config.steps:
         return last
     if accelerator.is_main_process and config.trackers:
@@ -105,6 +135,8 @@ def _train(
     device = accelerator.device
     sums = {name: torch.tensor(value, device=device) for name, value in state.get("logged", {}).items()}
     counts = Counter(state.get("counts", {}))
+    if judge is not None and last is None:
+        evaluate(0)
     summed, waited, began = 0, 0.0, time.perf_counter()
 
     for step in range(first + strategy.stride, config.steps + 1, strategy.stride):
@@ -120,10 +152,11 @@ def _train(
 
         done, stop = step == config.steps, stopper.asked(step)
         saves = done or stop or step % config.save_every == 0
-        if step % config.log_every == 0 or saves:
+        evaluates = done or bool(config.evaluate_every and step % config.evaluate_every == 0)
+        if step % config.log_every == 0 or saves or evaluates:
             means = _means(accelerator, sums, counts)
             wrong = [name for name, value in means.items() if not math.isfinite(value)]
-            wrong = wrong or (strategy.not_finite() if saves else [])
+            wrong = wrong or (strategy.not_finite() if saves or evaluates else [])
             if wrong:
                 raise FloatingPointError(_what_to_do(wrong, step, checkpoint.latest_checkpoint(out)))
         if step % config.log_every == 0 or done:
@@ -133,17 +166,16 @@ def _train(
             bar.set_postfix_str(f"loss {means['train/loss']:.4f}, data wait {waited / elapsed:.0%}", refresh=False)
             sums, counts, summed, waited, began = {}, Counter(), 0, 0.0, time.perf_counter()
         bar.update(strategy.stride)
-        if done or (config.evaluate_every and step % config.evaluate_every == 0):
-            stage.module.eval()
-            with strategy.whole_weights(averaged=True):
-                values = dict(stage.evaluate(step))
-            if values:
-                tracker.log(step, values)
-                if accelerator.is_main_process:
-                    bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        best = False
+        if evaluates:
+            best = evaluate(step)
             began = time.perf_counter()
-        if saves:
-            last = save(step)
+        if saves or best or (judge is not None and judge.has_fallen):
+            last = save(step, best)
+        if judge is not None and judge.has_fallen:
+            bar.close()
+            accelerator.end_training()
+            judge.refuse_fall(out)
         if stop and not done:
             bar.close()
             accelerator.end_training()

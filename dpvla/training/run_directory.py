@@ -15,9 +15,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from dpvla.checkpoint_layout import (
     ADAPTERS,
+    BEST,
     CHECKPOINTS,
     METRICS_FILE,
     MODEL,
+    PICTURE,
     RUN_FILE,
     TRACKING,
     TRAINER_STATE,
@@ -35,6 +37,8 @@ FREE = (
     "allow_missing", "imitation.num_workers", "imitation.validation_scenes", "rollouts.context_cache_gb", "plugin",
     "loop.log_every", "loop.evaluate_every", "loop.save_every", "loop.keep_checkpoints", "loop.trackers",
     "loop.stop_after_step", "tokens.limit_gb", "tokens.verify", "tokens.ahead", "tokens.workers", "yes",
+    "watch.metrics", "watch.metric_caches", "watch.scenes", "watch.reverse_mps", "watch.still_m", "watch.rise",
+    "watch.fall", "watch.alike", "watch.picture", "heldout.split", "heldout.scenes", "heldout.every", "heldout.stop_below",
 )  # fmt: skip
 """Options that change nothing of what is computed (data may move; their content is compared apart)."""
 
@@ -187,7 +191,7 @@ def _clearing(path: Path, restart: bool) -> Iterator[None]:
     """
     if not restart or not (path / RUN_FILE).exists():
         for left in path.iterdir():
-            if (left.name in (TRACKING, METRICS_FILE) or _ours(left)) and left.name != LOCK:
+            if (left.name in (TRACKING, METRICS_FILE, BEST, PICTURE) or _ours(left)) and left.name != LOCK:
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         yield
         return

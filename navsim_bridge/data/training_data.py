@@ -186,15 +186,8 @@ def own_metric_cache(
     Args:
         made: that has just been done by another process of this run: it need not be looked at again.
     """
-    own, of = root / "metric_cache", split
-    path = own / f"{split.name}{rules.suffix}"
-    whole = own / f"{split.name}_all{rules.suffix}"
-    if not is_named(split, root):  # lists of the same name, such as scores.csv, must not replace each other's
-        content = hashlib.sha256(repr((split.data_split, split.scene_filter)).encode()).hexdigest()[:12]
-        path = own / f"{split.name}-{content}{rules.suffix}"
-    elif (whole / "index.json").is_file():  # the demo world keeps one cache for a filtered and its unfiltered split
-        path, of = whole, load_split(f"{split.name}_all", root)
-    if path == whole or made:
+    path, of = own_cache_place(split, root, rules)
+    if of is not split or made:
         try:
             cache = MetricCache(path)
             if not made:
@@ -203,6 +196,19 @@ def own_metric_cache(
         except CacheError as error:
             print(f"making {path} again: {error}")
     return build_metric_cache(root, maps, of, path, workers, allow_missing, rules=rules, wait=True)
+
+
+def own_cache_place(split: Split, root: Path, rules: SceneRules) -> tuple[Path, Split]:
+    """Where the cache of a split's scenes lies below ``root``, there or not, and of which split that one is."""
+    own = root / "metric_cache"
+    path = own / f"{split.name}{rules.suffix}"
+    whole = own / f"{split.name}_all{rules.suffix}"
+    if not is_named(split, root):  # lists of the same name, such as scores.csv, must not replace each other's
+        content = hashlib.sha256(repr((split.data_split, split.scene_filter)).encode()).hexdigest()[:12]
+        return own / f"{split.name}-{content}{rules.suffix}", split
+    if (whole / "index.json").is_file():  # the demo world keeps one cache for a filtered and its unfiltered split
+        return whole, load_split(f"{split.name}_all", root)
+    return path, split
 
 
 def hold_out(records: list[SceneRecord], logs: int) -> tuple[list[SceneRecord], list[SceneRecord]]:

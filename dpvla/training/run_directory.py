@@ -38,7 +38,8 @@ FREE = (
     "loop.log_every", "loop.evaluate_every", "loop.save_every", "loop.keep_checkpoints", "loop.trackers",
     "loop.stop_after_step", "tokens.limit_gb", "tokens.verify", "tokens.ahead", "tokens.workers", "yes",
     "watch.metrics", "watch.metric_caches", "watch.scenes", "watch.reverse_mps", "watch.still_m", "watch.rise",
-    "watch.fall", "watch.alike", "watch.picture", "heldout.split", "heldout.scenes", "heldout.every", "heldout.stop_below",
+    "watch.fall", "watch.alike", "watch.picture", "heldout.split", "heldout.scenes", "heldout.every",
+    "heldout.stop_below",
 )  # fmt: skip
 """Options that change nothing of what is computed (data may move; their content is compared apart)."""
 

@@ -1,7 +1,7 @@
 """Looking at the roll-outs of a cycle: further metrics, the distance to the pretrained policy, alarms.
 
-The pretrained policy is the head without adapters: what the run began with. It plans in some scenes of every cycle, and
-so is its own standard: what it does there itself, such as waiting at a red light, is no alarm.
+The pretrained policy is the head without adapters. It and the policy of the cycle plan in some scenes from the same
+noise, as later sampling does: what the pretrained one does there, too, such as waiting at a red light, is no alarm.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Watch:
         self._add_measures(self._means, "rollout/", plans)
         metrics, found = {"": reward}, {"": scores}
         for name, metric in self.watched.metrics.items():
-            metrics[f"{name}/"], found[f"{name}/"] = metric, _on_cpu(metric(names, plans))
+            metrics[f"{name}/"], found[f"{name}/"] = metric, metric(names, plans)
             for column, value in found[f"{name}/"].items():
-                self._means.add(f"rollout/{name}/{column}", value)
+                self._means.add(f"rollout/{name}/{column}", value.cpu())
         count = min(self._left, len(scenes))
         if not count or not policy.has_adapters:
             return
@@ -83,14 +83,13 @@ class Watch:
         compared = context.select(to_device(torch.arange(count), context.device))
         own, base = self._plans(policy, compared, scenes[:count])
         self._means.add("rollout/from_pretrained_m", displacement(own, base))
-        self._add_measures(self._own, "", plans[:count])
-        self._add_measures(self._base, "", base)
-        for prefix, metric in metrics.items():
-            guarded = [column for column in self.watched.guarded if column in found[prefix]]
-            of_base = _on_cpu(metric(names[:count], base)) if guarded else {}
-            for column in guarded:
-                self._own.add(prefix + column, found[prefix][column][:count])
-                self._base.add(prefix + column, of_base[column])
+        for means, made in ((self._own, own), (self._base, base)):
+            self._add_measures(means, "", made)
+            for prefix, metric in metrics.items():
+                guarded = [column for column in self.watched.guarded if column in found[prefix]]
+                made_scores = metric(names[:count], made) if guarded else {}
+                for column in guarded:
+                    means.add(prefix + column, made_scores[column].cpu())
 
     def values(self, cycle: int) -> dict[str, float]:
         """What the cycle comes to, over all processes; says new alarms."""
@@ -126,7 +125,3 @@ class Watch:
         pretrained = Sampling(num_steps=policy.sampling.num_steps)
         own, base = (policy.sample(context, PLANS, noise=noise, sampling=s) for s in (policy.sampling, pretrained))
         return own.cpu(), base.cpu()
-
-
-def _on_cpu(scores: Scores) -> dict[str, Tensor]:
-    return {column: value.cpu() for column, value in scores.items()}

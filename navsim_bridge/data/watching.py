@@ -89,6 +89,8 @@ def open_watching(
             for name, metric in metrics.items()
             if (scorer := finder.scorer(metric, split, data.source, watch.metrics is not None)) is not None
         }
+        if watch.metrics is None:  # what cannot be had of the roll-outs is not asked for again
+            metrics = {name: metrics[name] for name in found}
         held_out = _held_out(config, heldout, data, split, metrics, finder, sensors, watch.metrics is not None)
         finder.refuse_idle()
     if found:
@@ -175,8 +177,8 @@ def _held_out(
             records, _ = finder.own.usable(records, data.coverage, config.allow_missing)
     else:
         return None
-    if heldout.scenes:
-        records = records[:: -(-len(records) // heldout.scenes)]
+    if heldout.scenes and len(records) > heldout.scenes:
+        records = [records[i * len(records) // heldout.scenes] for i in range(heldout.scenes)]
     if not records:
         raise ConfigError(f"heldout.split {heldout.split} has no scenes")
     source = NavsimDataset(records, finder.root, sensors)

@@ -49,10 +49,6 @@ class Dipole(Algorithm):
         """The two of Eq. 9."""
         return dict(zip(ADAPTERS, dichotomous_weights(targets["advantages"], self.config.beta, self.config.shift)))
 
-    def weights(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The two of Eq. 9."""
-        return dict(zip(ADAPTERS, dichotomous_weights(targets["advantages"], self.config.beta, self.config.shift)))
-
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted denoising for both adapters (Eq. 9) at one random noise level a plan; one backward reaches both.
 

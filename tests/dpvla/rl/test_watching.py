@@ -19,7 +19,7 @@ from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.dipole import ADAPTERS, Dipole
 from dpvla.batch import Scores
 from dpvla.models import DPVLA
-from dpvla.models.adapters import update_sizes
+from dpvla.models.adapters import adaptable_layers, update_sizes
 from dpvla.registry import ContractError
 from dpvla.rl.checks import check_weights
 from dpvla.rl.config import RolloutConfig, WatchConfig
@@ -101,12 +101,14 @@ def test_weights_that_cannot_be_are_the_fault_of_their_algorithm(given_: object)
 
 def test_the_size_of_an_update_is_that_of_its_matrix() -> None:
     policy, _ = make_policy()
-    layers = [module for module in policy.head.modules() if getattr(module, "adapter_down", None) is not None]
+    layers = adaptable_layers(policy.head).values()
+    bases = [layer.weight for layer in layers]
     expected = []
     for index in range(2):
-        updates = [layer.adapter_scale * layer.adapter_up[index] @ layer.adapter_down[index] for layer in layers]  # type: ignore[operator, index, union-attr]
+        stacks = [(layer.adapter_scale, *layer.stacked((index,))) for layer in layers]
+        updates = [scale * up[0] @ down[0] for scale, down, up in stacks]
         norms = [sum(float(matrix.detach().double().square().sum()) for matrix in found) ** 0.5
-                 for found in (updates, [layer.weight for layer in layers])]  # type: ignore[misc]  # fmt: skip
+                 for found in (updates, bases)]  # fmt: skip
         expected.append(norms[0] / norms[1])
     assert update_sizes(policy.head) == pytest.approx(dict(zip(ADAPTERS, expected)), rel=1e-5)
 

@@ -99,11 +99,10 @@ class PolicyAgent:
         return self.policy.sampling.omega if self.omega is None else self.omega
 
     def refuse_idle_omega(self) -> None:
-        """Raise ValueError when an omega was asked for and there are no adapters."""
+        """Raise ValueError when an omega was asked for and there are no two policies that it could combine."""
         if self.omega is not None and self.guidance is None:
-            raise ValueError(
-                "--omega has nothing to combine: the checkpoint has no adapters to guide with (DIPOLE trains two)"
-            )
+            found = "is sampled from one policy alone" if self.policy.has_adapters else "has no adapters to guide with"
+            raise ValueError(f"--omega has nothing to combine: the checkpoint {found} (DIPOLE trains two)")
 
     @property
     def sampling(self) -> Sampling:

@@ -96,6 +96,10 @@ def test_nvjpeg_without_a_gpu_is_refused_not_replaced(world: World, checkpoint: 
 def test_an_omega_without_adapters_is_refused_by_the_tools(world: World, checkpoint: Path, tmp_path: Path) -> None:
     PolicyAgent.from_checkpoint(checkpoint, checkpoint, omega=0.25).refuse_idle_omega()
     PolicyAgent.from_checkpoint(checkpoint / "model", checkpoint).refuse_idle_omega()
+    alone = PolicyAgent.from_checkpoint(checkpoint, checkpoint, omega=0.25)
+    alone.policy.sampling = Sampling(("positive",))
+    with pytest.raises(ValueError, match="the checkpoint is sampled from one policy alone"):
+        alone.refuse_idle_omega()
     common = ["--agent", "dpvla", "--split", "small", "--data-root", str(world.root), "--checkpoint",
               str(checkpoint / "model"), "--omega", "5"]  # fmt: skip
     team = ["--team-name", "a", "--authors", "b", "--email", "c", "--institution", "d", "--country", "e"]

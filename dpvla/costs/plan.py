@@ -11,17 +11,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
+from dpvla.batch import DrivingBatch
 from dpvla.config import ConfigError, one_line
 from dpvla.costs.memory import fake_policy, forward_peak, update_peak, without_numbers
 from dpvla.costs.options import GPUS, SCENES, PlanOptions
 from dpvla.encoders.registry import encoder_class
 from dpvla.files import write_json
-from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.models import DPVLA, DPVLAConfig, SceneContext
 from dpvla.models.config import LoRAConfig
 from dpvla.models.flops import count_flops, on_meta
 from dpvla.models.policy_files import PolicyFiles
+from dpvla.random_rows import RandomRows
 from dpvla.rl.config import RolloutConfig, TokensConfig
 from dpvla.rl.flops import scene_flops
 from dpvla.tensors import empty_parameters
@@ -186,6 +189,8 @@ def plan_fine_tuning(
     """Of RL fine-tuning of ``policy``, which is ``outlined`` and put on tensors without numbers here."""
     if algorithm.adapters:
         policy.add_adapters(algorithm.adapters, *lora.of(algorithm.adapters))
+    with empty_parameters():
+        policy.beside = algorithm.networks(policy)
     policy.freeze_encoder()
     policy.sampling = algorithm.sampling()
     parameters = _parameters(policy)
@@ -198,17 +203,23 @@ def plan_fine_tuning(
     call = policy.encoder.fake_batch(rollouts.scenes_per_call)
     with without_numbers():
         fake_policy(policy.eval())
-        rolling = forward_peak(policy, lambda: policy.sample(policy.encode(call), rollouts.group_size))
+        group = rollouts.group_size
+
+        def roll_out(batch: DrivingBatch) -> tuple[SceneContext, dict[str, Tensor]]:
+            context = policy.encode(batch)
+            with policy.autocast():
+                return context, algorithm.roll_out(policy, context, group, RandomRows(range(len(batch))))
+
+        rolling = forward_peak(policy, lambda: roll_out(call))
         with torch.no_grad():
-            context = policy.encode(policy.encoder.fake_batch(here))
-        shape = (here, rollouts.group_size)
-        plans = {"plans": torch.zeros(*shape, 8, 3)}
-    made = algorithm.targets({"score": torch.rand(shape, dtype=torch.float64)}, {"plans": torch.zeros(*shape, 8, 3)})
+            context, roll_outs = roll_out(policy.encoder.fake_batch(here))
+    zeros = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in roll_outs.items()}
+    made = algorithm.targets({"score": torch.rand(here, group, dtype=torch.float64)}, zeros)
     with without_numbers():
         targets = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in made.items()}
         behavior = policy.snapshot_head() if algorithm.needs_behavior else None
         apply_layer_options(policy, loop.recompute, False)
-        batch = RolloutBatch(context, plans, targets, behavior)
+        batch = RolloutBatch(context, roll_outs, targets, behavior)
         updating = update_peak(policy.train(), lambda: algorithm.loss(policy, batch)[0])
     parts = _parts(policy, loop, options.gpus, max(rolling, updating))
     rolled = min(rollouts.scenes_per_cycle or scenes, scenes)
@@ -220,6 +231,7 @@ def plan_fine_tuning(
     disk = {
         "model": weights / GB,
         "checkpoints": (loop.keep_checkpoints + 1) * 4 * _trained_bytes(policy) / GB,
+        "roll-outs": (loop.keep_checkpoints + 1) * rolled * sum(value[0].nbytes for value in zeros.values()) / GB,
         "tokens": scenes * token_bytes / GB if tokens.directory else 0.0,
     }
     total = rollouts.cycles * rolled * cycle

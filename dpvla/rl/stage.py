@@ -101,8 +101,9 @@ class RolloutStage:
             )
         if algorithm.needs_behavior and not algorithm.adapters:
             raise ConfigError(f"algorithm {algorithm.config.name} needs the head that rolled out, so it needs adapters")
-        policy.beside = algorithm.networks(policy)
-        policy.to(policy.plan_coding.mean.device).freeze_encoder()
+        with torch.device(policy.plan_coding.mean.device):
+            policy.beside = algorithm.networks(policy)
+        policy.freeze_encoder()
         if policy.has_adapters and model_directory is not None:  # else checkpoints would hold rounded weights
             policy.hold_frozen()
         policy.sampling = algorithm.sampling()

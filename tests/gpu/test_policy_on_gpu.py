@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,11 +19,14 @@ from dpvla.algorithms.config import (
     BestOfGroupConfig,
     CFGRLConfig,
     DipoleConfig,
+    DPPOConfig,
+    GRPOConfig,
     WeightedRegressionConfig,
 )
 from dpvla.algorithms.registry import make_algorithm
 from dpvla.batch import DrivingBatch
 from dpvla.diffusion import DPMSolver, VPLinearSchedule
+from dpvla.diffusion.samplers.sde import SDESolver
 from dpvla.models.sampling import Sampling
 from dpvla.rl.config import RolloutConfig
 from dpvla.rl.stage import RolloutStage
@@ -101,6 +105,20 @@ def test_the_solver_sends_nothing_to_the_gpu_and_waits_for_nothing(num_steps: in
     assert torch.equal(value(samples), expected)
 
 
+@pytest.mark.parametrize("kind", ["sde", "ddim"])
+def test_a_stochastic_solver_sends_nothing_to_the_gpu_and_waits_for_nothing(kind: Literal["sde", "ddim"]) -> None:
+    solver, noise = SDESolver(VPLinearSchedule(), 5, kind), torch.randn(2, 3, 6, 8, 4, generator=numbers())
+    expected = solver.sample(lambda x, t: torch.tanh(x) * t, noise)
+    gpu = PretendedGPU()
+    with gpu():
+        moved = noise.to(gpu.device)
+        gpu.forget()
+        chain = solver.sample(lambda x, t: torch.tanh(x) * t, moved)
+        assert chain.states.device == chain.log_probs.device == gpu.device
+        assert not gpu.syncs and gpu.copies_in == 0, gpu.syncs
+    assert torch.equal(value(chain.states), expected.states)
+
+
 def test_sampling_without_a_generator_draws_on_the_gpu() -> None:
     policy, source = make_policy()
     gpu = PretendedGPU()
@@ -157,6 +175,8 @@ def test_imitation_evaluation_runs_on_a_gpu() -> None:
         (WeightedRegressionConfig(), 1),
         (CFGRLConfig(), 1),
         (BestOfGroupConfig(), 1),
+        (GRPOConfig(), 1),
+        (DPPOConfig(num_steps=3, steps_per_update=1, baseline="critic"), 2),
     ],
 )
 def test_a_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(
@@ -176,13 +196,15 @@ def test_a_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(
         batch = next(stage.batches(0, lambda step, values: logged.update(values), update.whole_weights))
         assert logged["rollout/score"] > 0
         assert batch.plans.device == batch.context.device == gpu.device
-        assert {target.device for target in batch.targets.values()} == {gpu.device}
-        parameters = [value(parameter.detach().clone()) for parameter in policy.adapter_parameters()]
+        assert {held.device for held in (*batch.targets.values(), *batch.roll_outs.values())} == {gpu.device}
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        before = [value(parameter.detach().clone()) for parameter in trained]
         gpu.forget()
         info = update.step(batch, 1, 1e-3)
         assert not gpu.syncs and not gpu.pageable, (gpu.syncs, gpu.pageable)  # noise goes in, from pinned memory
     assert value(info["train/loss"]).isfinite()
-    assert all(not torch.equal(value(new), old) for new, old in zip(policy.adapter_parameters(), parameters))
+    moved = [not torch.equal(value(new), old) for new, old in zip(trained, before, strict=True)]
+    assert all(moved[: len(policy.adapter_parameters())]) and moved[-1]  # of a new critic, the last layer alone
 
 
 def test_the_agent_plans_on_a_gpu_what_it_plans_on_the_cpu() -> None:

@@ -75,7 +75,8 @@ class SDESolver:
         self.times = torch.tensor([step.t for step in self.steps])  # (step,) float32 from 1 down to t_min
         self.sampled = [max(step.std, min_sampling_std) for step in self.steps]
         judged = [max(step.std, min_logprob_std) for step in self.steps]
-        self.table = torch.tensor([(*step[1:4], s, math.log(s)) for step, s in zip(self.steps, judged)])
+        self._rows = [(*step[1:4], std, math.log(std)) for step, std in zip(self.steps, judged)]
+        self.table = torch.tensor(self._rows)
         """(step, 5) float32: what ``log_probs`` needs of every step."""
 
     @torch.no_grad()
@@ -83,7 +84,7 @@ class SDESolver:
         """The chain that ``noise`` (..., step + 1, pose, channel), standard normal, decides; in float32 at least."""
         drawn = (noise if noise.dtype == torch.float64 else noise.float()).unbind(-3)
         states, log_probs, before = [drawn[0]], [], None
-        for t, std, numbers, z in zip(self.times, self.sampled, self.table.tolist(), drawn[1:], strict=True):
+        for t, std, numbers, z in zip(self.times, self.sampled, self._rows, drawn[1:], strict=True):
             x0 = denoise(states[-1], t)
             if x0.dtype != states[-1].dtype:
                 raise TypeError(f"the denoiser returned {x0.dtype} for {noise.dtype}: the chain would lose precision")

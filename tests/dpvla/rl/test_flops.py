@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpvla.algorithms.algorithm import RolloutBatch
@@ -12,12 +13,15 @@ from dpvla.algorithms.config import (
     BestOfGroupConfig,
     CFGRLConfig,
     DipoleConfig,
+    DPPOConfig,
+    GRPOConfig,
     WeightedRegressionConfig,
 )
 from dpvla.algorithms.registry import make_algorithm
 from dpvla.models.flops import count_flops, on_meta
+from dpvla.random_rows import RandomRows
 from dpvla.rl.flops import SceneFlops, scene_flops
-from tests.gpu.tiny_driving import make_policy, numbers
+from tests.gpu.tiny_driving import make_policy
 
 
 @pytest.mark.parametrize(
@@ -30,11 +34,15 @@ from tests.gpu.tiny_driving import make_policy, numbers
         ("tiny", WeightedRegressionConfig()),
         ("tiny", CFGRLConfig()),
         ("tiny", BestOfGroupConfig()),
+        ("tiny", DipoleConfig(roll_out_sampler="sde")),
+        ("tiny", GRPOConfig(num_steps=4)),
+        ("tiny", DPPOConfig(num_steps=5, steps_per_update=2, baseline="critic")),
     ],
 )
 def test_counts_without_numbers_are_those_of_real_passes(encoder: str, config: AlgorithmConfig) -> None:
     algorithm = make_algorithm(config)
     policy, source = make_policy(encoder, adapters=algorithm.adapters)
+    policy.beside = algorithm.networks(policy)
     policy.freeze_encoder()
     policy.sampling = algorithm.sampling()
     found = scene_flops(policy, algorithm, 3)
@@ -42,11 +50,13 @@ def test_counts_without_numbers_are_those_of_real_passes(encoder: str, config: A
         batch = source.batch([0])
         assert count_flops(lambda: policy.encode(batch)) == found.encode
         context = policy.encode(batch)
-        assert count_flops(lambda: policy.sample(context, 3, generator=numbers())) == found.roll_out
-        plans = policy.sample(context, 3, generator=numbers())
+        roll_outs: dict[str, Tensor] = {}
+        with torch.no_grad():
+            made = count_flops(lambda: roll_outs.update(algorithm.roll_out(policy, context, 3, RandomRows([0]))))
+        assert made == found.roll_out
         behavior = policy.snapshot_head() if algorithm.needs_behavior else None
-        targets = algorithm.targets({"score": torch.rand(1, 3, dtype=torch.float64)}, {"plans": plans})
-        rolled = RolloutBatch(context, {"plans": plans}, targets, behavior)
+        targets = algorithm.targets({"score": torch.rand(1, 3, dtype=torch.float64)}, roll_outs)
+        rolled = RolloutBatch(context, roll_outs, targets, behavior, RandomRows([0]))
         assert count_flops(lambda: algorithm.loss(policy.train(), rolled)[0].backward()) == found.update
 
 

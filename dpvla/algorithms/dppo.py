@@ -45,9 +45,9 @@ class DPPO(ChainAlgorithm):
         _, flat = preferred(rewards, self.config.spread_floor)
         if "values" in roll_outs:
             advantages = rewards - roll_outs["values"]
-        else:
-            advantages = torch.where(flat[:, None], 0.0, rewards - rewards.mean(-1, keepdim=True))
-        centered = advantages - advantages.mean()
+            centered = advantages - advantages.mean()
+        else:  # their mean is 0
+            centered = torch.where(flat[:, None], 0.0, rewards - rewards.mean(-1, keepdim=True))
         return {"advantages": (centered / centered.square().mean().sqrt()).float(), "returns": rewards.float()}
 
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -174,13 +174,26 @@ def test_drawn_steps_are_successive_and_every_step_is_drawn_equally_often() -> N
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([*MAKE]), st.sampled_from([0, 2]), st.floats(0, 1), st.integers(0, 99), st.booleans())
-def test_equal_rewards_move_nothing(name: str, some: int, reward: float, seed: int, moved: bool) -> None:
+def test_scenes_whose_plans_have_equal_rewards_move_nothing(
+    name: str, some: int, reward: float, seed: int, moved: bool
+) -> None:
     algorithm, policy = MAKE[name](steps_per_update=some), OneMean(0.1)
-    batch = rolled(algorithm, policy, 3, lambda plans: torch.full(plans.shape[:2], reward), seed)
+
+    def one_of_three(plans: Tensor) -> Tensor:
+        rewards = torch.full(plans.shape[:2], reward)
+        rewards[2, 0] = 1 - reward / 2 if reward < 0.6 else 0.0
+        return rewards
+
+    batch = rolled(algorithm, policy, 3, one_of_three, seed)
+    equal = replace(batch, roll_outs=rows(batch.roll_outs), targets=rows(batch.targets), random=RandomRows([1, 2]))
     if moved:
         policy.mean = torch.tensor(0.3, requires_grad=True)
-    loss_of(algorithm, policy, batch)[0].backward()
+    loss_of(algorithm, policy, equal)[0].backward()
     assert policy.mean.grad is not None and float(policy.mean.grad) == 0
+
+
+def rows(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value[:2] for name, value in values.items()}
 
 
 def test_imitating_own_chains_moves_nothing_on_average() -> None:
@@ -262,7 +275,7 @@ def test_the_reference_is_the_head_without_adapters() -> None:
         seen.append(given[3])
         return torch.zeros(4, 1, 5)
 
-    algorithm.log_probs = log_probs  # type: ignore[method-assign]
+    algorithm.log_probs = log_probs  # type: ignore[assignment]
     algorithm._reference_loss(policy, RolloutBatch(context, {}, {}, random=RandomRows(range(4))), solver)
     expected = policy.sample_chain(context, 1, solver, RandomRows(range(4)), Sampling())[1].states
     moved = policy.sample_chain(context, 1, solver, RandomRows(range(4)))[1].states

@@ -52,6 +52,15 @@ SMALL_WORLD = as_typed(
 WORKS: dict[str, Work] = {
     "pretrain": _work(options.NEW_PRETRAIN, "new"),
     "rl_finetune": _work(replace(training.START_DIPOLE, needs=training.DIPOLE_NEEDS), "new", "tokens"),
+    "rl_finetune held out": _work(
+        Call(
+            "rl_finetune",
+            ("--config", "held_out.yaml", "--out", "new"),
+            (*training.TRAIN, "held_out.yaml", "runs/pre"),
+            ("new/**/*",),
+        ),
+        "new",
+    ),
     "cache_metrics": _work(driving.CACHE, "out"),
     "pack_images": _work(driving.PACK, "out"),
     "merge": _work(Call("cache_metrics", ("--merge", "shards", "--out", "out"), ("shards",), ("out/*",)), "out"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from tests.faults.server import Ended, Job, Server
-from tests.paths import FIXTURES
+from tests.paths import FIXTURES, ROOT
 
 MODEL = {
     "encoder": {"name": "timm:test_convnext", "pretrained": False, "image_width": 48, "image_height": 24, "stride": 12,
@@ -26,7 +26,15 @@ DIPOLE = {
     "checkpoint": "runs/pre",
     "rollouts": {"group_size": 2, "cycles": 2, "epochs_per_cycle": 1, "batch_size": 2},
     "lora": {"rank": 2, "alpha": 2},
+    "watch": {"picture": False},
     "loop": {"lr": 1e-2, "save_every": 1, "log_every": 1, "trackers": []},
+}  # fmt: skip
+HELD_OUT = {key: value for key, value in DIPOLE.items() if key != "metric_cache"} | {
+    "split": "navtrain_all", "validation_logs": 1,
+    "plugin": [str(ROOT / "examples" / "metric.py")], "metric": {"name": "ade", "scale": 20.0},
+    "rollouts": {"group_size": 2, "cycles": 3, "epochs_per_cycle": 1, "scenes_per_cycle": 2, "batch_size": 2},
+    "watch": {"metrics": [], "scenes": 1, "picture": False},
+    "loop": {"lr": 1e-2, "save_every": 1, "log_every": 1, "keep_checkpoints": 1, "trackers": []},
 }  # fmt: skip
 STATE = {
     "env": "pointmaze-medium-navigate-singletask-v0", "agent": "dipole", "seeds": [0, 1], "data": "ogbench", "steps": 4,
@@ -80,7 +88,7 @@ def make(server: Server, place: Path) -> Path:
         return place
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    for name, recipe in (("pretrain", PRETRAIN), ("dipole", DIPOLE), ("state", STATE)):
+    for name, recipe in (("pretrain", PRETRAIN), ("dipole", DIPOLE), ("held_out", HELD_OUT), ("state", STATE)):
         (place / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     for tool, argv in SAMPLES:
         said = place.with_name("said")

@@ -17,6 +17,7 @@ DIPOLE = {
     "checkpoint": "runs/pre",
     "dipole": {"group_size": 3, "cycles": 1, "epochs_per_cycle": 1, "scenes_per_cycle": 4, "batch_size": 2, "rank": 4,
                "alpha": 4, "omega": 2.0},
+    "watch": {"picture": False},
     "loop": {"lr": 1e-2, "log_every": 1, "trackers": []},
 }  # fmt: skip
 

@@ -43,9 +43,9 @@ def test_held_out_scores_are_those_of_an_evaluation_of_the_best_checkpoint(place
     assert list(held) == [0, 4, 6]  # the start, the second cycle, and the last
     best = max((step for step in held if step), key=held.__getitem__)
     assert f"best: runs/ade/best (step {best}, heldout/score {held[best]:.4f})" in said
-    call("evaluate.py", "--agent", "dpvla", "--checkpoint", "runs/ade/best", "--split", "navtest_all", "--out", "ade",
-         "--plugin", str(ROOT / "examples" / "metric.py"), "--metric", "ade", "--metric.scale", "20",
-         cwd=place)  # fmt: skip
+    plugin = ("--plugin", str(ROOT / "examples" / "metric.py"), "--metric", "ade", "--metric.scale", "20")
+    options = ("--agent", "dpvla", "--checkpoint", "runs/ade/best", "--split", "navtest_all", "--out", "ade")
+    call("evaluate.py", *options, *plugin, cwd=place)
     summary = json.loads((place / "ade" / "summary.json").read_text())
     assert summary["averages"]["score"] == pytest.approx(held[best], rel=1e-5)
     assert summary["weights"].endswith(f"runs/ade/checkpoints/step_{best:08d}")

@@ -101,16 +101,17 @@ def test_weights_that_cannot_be_are_the_fault_of_their_algorithm(given_: object)
 
 def test_the_size_of_an_update_is_that_of_its_matrix() -> None:
     policy, _ = make_policy()
-    layers = adaptable_layers(policy.head).values()
-    bases = [layer.weight for layer in layers]
-    expected = []
-    for index in range(2):
-        stacks = [(layer.adapter_scale, *layer.stacked((index,))) for layer in layers]
-        updates = [scale * up[0] @ down[0] for scale, down, up in stacks]
-        norms = [sum(float(matrix.detach().double().square().sum()) for matrix in found) ** 0.5
-                 for found in (updates, bases)]  # fmt: skip
-        expected.append(norms[0] / norms[1])
-    assert update_sizes(policy.head) == pytest.approx(dict(zip(ADAPTERS, expected)), rel=1e-5)
+    layers = [*adaptable_layers(policy.head).values()]
+    weights = norm([layer.weight for layer in layers])
+    expected = {}
+    for index, name in enumerate(ADAPTERS):
+        pairs = [(layer.adapter_scale, *layer.stacked((index,))) for layer in layers]
+        expected[name] = norm([scale * up[0] @ down[0] for scale, down, up in pairs]) / weights
+    assert update_sizes(policy.head) == pytest.approx(expected, rel=1e-5)
+
+
+def norm(matrices: Sequence[Tensor]) -> float:
+    return sum(float(matrix.detach().double().square().sum()) for matrix in matrices) ** 0.5
 
 
 def comfort(tokens: Sequence[str], plans: Tensor) -> Scores:

@@ -19,11 +19,12 @@ from dpvla.config import ConfigError
 from dpvla.manifest import renew_manifests
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.tensors import CheckpointError
-from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
+from dpvla.training.checkpoint import checkpoint_step, checkpoints, latest_checkpoint, marked_best
 from dpvla.training.loop import train
 from dpvla.training.order import lane_batches, permutation
 from dpvla.training.shares import share
 from tests.dpvla.training.test_resume import LOOP, assert_same_files, dipole, imitation
+from tests.dpvla.training.two_processes import watched
 from tests.paths import ROOT
 
 
@@ -48,6 +49,20 @@ def newest(run: Path) -> Path:
 @pytest.mark.parametrize("stage", ["imitation", "dipole"])
 def test_a_stopped_run_of_two_processes_ends_bit_for_bit_as_in_one_go(runs: Path, stage: str) -> None:
     assert_same_files(newest(runs / stage / "straight"), newest(runs / stage / "broken"))
+
+
+def test_what_two_processes_see_is_what_one_sees(runs: Path, tmp_path: Path) -> None:
+    with (runs / "dipole/straight/metrics.csv").open(newline="") as file:
+        found = [row for row in csv.DictReader(file) if row["heldout/score"] or row["rollout/score"]]
+    accelerator = Accelerator(cpu=True)
+    stage = watched(newest(runs / "imitation" / "straight"))(accelerator, tmp_path)
+    _, values = stage._roll_out(0)
+    expected = values | dict(stage.evaluate(0))
+    for name in ("heldout/score", "rollout/from_pretrained_m", "rollout/other/score", "rollout/reversing"):
+        first = next(float(row[name]) for row in found if row[name])
+        assert first == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
+    assert [row["step"] for row in found if row["heldout/score"]] == ["0", "4", "8"]
+    assert marked_best(runs / "dipole" / "straight") in checkpoints(runs / "dipole" / "straight")
 
 
 def test_every_scene_is_rolled_out_once_and_stands_where_one_process_has_it(runs: Path) -> None:

@@ -7,9 +7,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from dpvla.rl.config import WatchConfig
+from dpvla.rl.held_out import SCORE, HeldOut
+from dpvla.rl.stage import RolloutStage
+from dpvla.rl.watching import Watch, Watched
+from dpvla.training.best import Judge
 from dpvla.training.loop import train
 from dpvla.training.stage import Stage
-from tests.dpvla.training.test_resume import LOOP, dipole, imitation, replace
+from tests.dpvla.training.test_resume import LOOP, SENSORS, dipole, imitation, replace
+from tests.scenes_in_memory import ScenesInMemory, prefer_left
 
 
 def run(make: Callable[[Accelerator, Path], Stage], out: Path, stops: list[int]) -> Path:
@@ -19,14 +25,30 @@ def run(make: Callable[[Accelerator, Path], Stage], out: Path, stops: list[int])
         accelerator.end_training = lambda: None  # it would close the process group, which the next run needs
         stage = make(accelerator, out)
         config = replace(LOOP, steps=stage.steps, stop_after_step=stop)  # type: ignore[attr-defined]
+        judge = None
+        if getattr(stage, "held_out", None) is not None:
+            judge, config = Judge(SCORE, "scenes"), replace(config, evaluate_every=stage.steps_per_cycle)  # type: ignore[attr-defined]
         try:
-            last = train(stage, config, out, accelerator)
+            last = train(stage, config, out, accelerator, judge=judge)
         except KeyboardInterrupt:
             accelerator.wait_for_everyone()
     weights = torch.cat([p.detach().flatten() for p in stage.module.parameters() if p.requires_grad])
     both = accelerator.gather(weights).view(2, -1)
     assert torch.equal(both[0], both[1]), "the processes ended with different weights"
     return last
+
+
+def watched(start: Path) -> Callable[[Accelerator, Path], RolloutStage]:
+    """DIPOLE, looked at in all ways."""
+
+    def make(accelerator: Accelerator, out: Path) -> RolloutStage:
+        stage = dipole(start, "behavior")(accelerator, out)
+        stage.watch = Watch(WatchConfig(scenes=2), Watched({"other": prefer_left}, ("score",)), accelerator, 7)
+        source = ScenesInMemory(5, SENSORS, seed=1)
+        stage.held_out = HeldOut(source, {"": prefer_left}, stage.config, stage.tokens, accelerator)
+        return stage
+
+    return make
 
 
 class Number(torch.nn.Module):
@@ -65,7 +87,7 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     model = run(lambda a, o: imitation(a, o, scenes=9), out / "imitation" / "straight", [])
     run(lambda a, o: imitation(a, o, scenes=9), out / "imitation" / "broken", [3, 4])
-    run(dipole(model, "behavior"), out / "dipole" / "straight", [])
+    run(watched(model), out / "dipole" / "straight", [])  # which changes nothing of it
     run(dipole(model, "behavior"), out / "dipole" / "broken", [1, 3])
     accelerator = Accelerator(cpu=True)
     accelerator.end_training = lambda: None

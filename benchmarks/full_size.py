@@ -268,7 +268,7 @@ def _status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _nothing(*_: Any) -> None:
+def _nothing(*_: Any, **__: Any) -> None:
     """Neither logs nor describes."""
 
 

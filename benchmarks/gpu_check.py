@@ -561,7 +561,7 @@ def _finite(infos: Sequence[dict[str, Tensor]]) -> list[float]:
     return losses
 
 
-def _nothing(*_: Any) -> None:
+def _nothing(*_: Any, **__: Any) -> None:
     """Neither logs nor describes."""
 
 

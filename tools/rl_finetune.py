@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from dpvla.algorithms.config import DipoleConfig
+from dpvla.algorithms.config import OMEGA, DipoleConfig
 from dpvla.algorithms.registry import AnyAlgorithm, make_algorithm
 from dpvla.checkpoint_layout import ADAPTERS, BEST, MODEL, CheckpointLayout
 from dpvla.cli import parse, reporting_errors
@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from navsim_bridge.data.training_data import open_training_data
     from navsim_bridge.data.watching import open_watching, refuse_vain_heldout, watched_metrics
     from navsim_bridge.demo_world import make_demo_world_if_needed
+    from navsim_bridge.metrics.registry import make_metric
 
     refuse_vain_heldout(config, config.heldout)
     watched_metrics(config, config.watch)
@@ -95,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             start = open_start(config.checkpoint)
             model = start.model
             first = starting_point(start, config.adapters, algorithm.adapters, config.lora)
+            run = run.following("algorithm.omega", first.about.get("omega", OMEGA))
+            config, algorithm = run.config, make_algorithm(run.config.algorithm)
         else:
             refuse_other_start(run, "checkpoint", config.checkpoint)
             model = CheckpointLayout(run.last).model
@@ -134,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config.tokens,
             Watch(config.watch, watched, accelerator, seed),
             held_out,
+            first.about.get("cycles", 0),
         )
         loop = replace(
             config.loop,
@@ -144,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             portion = config.rollouts.scenes_per_call
             stage.token_files = open_tokens(config.tokens, policy, data.source, accelerator, portion, config.yes)
         moved = ADAPTERS if algorithm.adapters else MODEL
-        trained_on = replace(data.trained_on(config.algorithm.name), weights=moved)
+        trained_on = replace(data.trained_on(config.algorithm.name, make_metric(config.metric).title), weights=moved)
         run.begin(seed, [*first.trained_on, trained_on], loop.steps, data.about, first.about)
         if run.last is None:
             before = f" (sampled with omega {first.about['omega']:g} before)" if "omega" in first.about else ""

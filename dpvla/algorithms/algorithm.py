@@ -21,7 +21,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from dpvla.algorithms.advantages import ZERO_SPREAD
-from dpvla.algorithms.config import AlgorithmConfig
+from dpvla.algorithms.config import OMEGA, AlgorithmConfig
 from dpvla.device import to_device
 from dpvla.diffusion.samplers.sde import SDESolver
 from dpvla.models import DPVLA, SceneContext
@@ -75,6 +75,12 @@ class Algorithm(ABC):
     @abstractmethod
     def sampling(self) -> Sampling:
         """Which policies plans are sampled from, in roll-outs and later: saved beside the adapters, obeyed by all."""
+
+    @property
+    def omega(self) -> float:
+        """Greediness of the combination of two policies: the config's, or where it has none 1."""
+        given: float | None = getattr(self.config, "omega", None)
+        return OMEGA if given is None else given
 
     @property
     def needs_behavior(self) -> bool:

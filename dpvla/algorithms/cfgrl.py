@@ -29,7 +29,7 @@ class CFGRL(Algorithm):
 
     def sampling(self) -> Sampling:
         """``null + w (positive - null)`` with w = 1 + omega."""
-        return Sampling(self.adapters, self.config.omega)
+        return Sampling(self.adapters, self.omega)
 
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Group-normalized advantages (scene, candidate); 0, and so positive by default, in groups below the floor."""

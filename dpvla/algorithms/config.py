@@ -12,6 +12,9 @@ SPREAD_FLOOR = 0.01
 """Of the standard deviation of a group's rewards: one point of 100. Of 400 groups of the demo's second cycle 24 are
 flat, 3 more lie below it, and 26 between it and 0.02."""
 
+OMEGA = 1.0
+"""Where none is given; the paper names none for driving."""
+
 Anchor = Literal["none", "behavior"]
 
 
@@ -35,7 +38,9 @@ class DipoleConfig(AlgorithmConfig):
     name: str = "dipole"  # of the algorithm: one of docs/algorithms.md, or of a plug-in
     beta: NotNegative = 1.0  # of sigmoid(beta G + shift); 0: the control (with the anchor its gradient is exactly zero)
     shift: float = 0.0  # k of App. D.2; 0 in driving
-    omega: NotNegative = 1.0  # w: greediness of the roll-outs, and of later sampling; not given by the paper
+    omega: NotNegative | None = (
+        None  # w: greediness of roll-outs and later sampling; default: as before, or 1
+    )
     anchor: Anchor = "none"  # none: Eq. 9 as written; behavior: the two policies mix to the one that rolled out
     spread_floor: Positive = SPREAD_FLOOR  # a group whose rewards have a smaller standard deviation prefers nothing
 
@@ -57,7 +62,7 @@ class CFGRLConfig(AlgorithmConfig):
 
     name: str = "cfgrl"  # of the algorithm
     threshold: float = 0.0  # plans whose advantage is at least this are positive (published: 0)
-    omega: NotNegative = 1.0  # guidance w is 1 + omega (published: w of 1, 1.5, 2 and 3 are tried)
+    omega: NotNegative | None = None  # guidance w is 1 + omega (published: 1, 1.5, 2, 3); default: as before, or 1
     spread_floor: Positive = SPREAD_FLOOR  # a group whose rewards have a smaller standard deviation has advantages of 0
 
 

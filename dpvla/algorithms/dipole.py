@@ -33,7 +33,7 @@ class Dipole(Algorithm):
 
     def sampling(self) -> Sampling:
         """``(1 + w) positive - w negative`` (Eq. 10)."""
-        return Sampling(ADAPTERS, self.config.omega)
+        return Sampling(ADAPTERS, self.omega)
 
     @property
     def needs_behavior(self) -> bool:
@@ -85,7 +85,7 @@ class Dipole(Algorithm):
         if batch.behavior is None:
             return None
         output, _ = policy.denoise_plans(batch.context, batch.plans, t, noise, ADAPTERS, batch.behavior)
-        return combine(output[0], output[1], self.config.omega)
+        return combine(output[0], output[1], self.omega)
 
 
 def delta_squared(missed: Tensor, t: Tensor) -> Tensor:

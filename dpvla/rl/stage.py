@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +45,13 @@ from dpvla.training.stage import Track, WholeWeights
 from dpvla.training.strategies.saving import is_sharded
 
 
+class Describe(Protocol):
+    """Puts ``run.yaml`` into a checkpoint."""
+
+    def __call__(self, directory: Path, *, cycles: int) -> None:
+        """``cycles``: of roll-outs behind its weights, in all rounds."""
+
+
 class RolloutStep(nn.Module):
     """The differentiable part of an update; ``forward`` is what accelerate wraps."""
 
@@ -75,17 +83,19 @@ class RolloutStage:
         accelerator: Accelerator,
         seed: int,
         model_directory: Path | None,
-        describe: Callable[[Path], None],
+        describe: Describe,
         tokens: TokensConfig | None = None,
         watch: Watch | None = None,
         held_out: HeldOut | None = None,
+        cycles_before: int = 0,
     ) -> None:
-        """``policy`` carries the algorithm's adapters already; ``describe`` writes ``run.yaml``.
+        """``policy`` carries the algorithm's adapters already; ``describe`` writes ``run.yaml`` and counts cycles.
 
         Args:
             model_directory: files of the model, where there are any and only adapters are trained.
             tokens: how encoded scenes are read.
             watch: looks at the roll-outs. held_out: scenes that ``evaluate`` scores.
+            cycles_before: of earlier rounds behind the weights; a new round draws other scenes and noise than they did.
         """
         check(config, "rollouts")
         processes = accelerator.num_processes
@@ -108,7 +118,8 @@ class RolloutStage:
             policy.hold_frozen()
         policy.sampling = algorithm.sampling()
         self.policy, self.algorithm, self.source, self.reward = policy, algorithm, source, reward
-        self.config, self.seed = config, seed
+        self.config, self.cycles_before = config, cycles_before
+        self.seed = mix(seed, cycles_before) if cycles_before else seed
         self.module: nn.Module = RolloutStep(policy, algorithm)
         self.accelerator, self.model_directory, self.describe = accelerator, model_directory, describe
         self.tokens = tokens or TokensConfig()
@@ -199,7 +210,7 @@ class RolloutStage:
             self.policy.save_pretrained(layout.model)
         if self.policy.has_adapters:
             self.policy.save_adapters(layout.adapters)
-        self.describe(directory)
+        self.describe(directory, cycles=self.cycles_before + (0 if self.buffer is None else self.buffer.cycle + 1))
         if self.buffer is not None:
             self.buffer.save(layout.buffer)
         if self._behavior is not None:
@@ -263,7 +274,7 @@ class RolloutStage:
                 watch=self.watch,
                 spent=spent,
             ).gathered(self.accelerator, self._mine)
-        values = buffer.statistics(self.algorithm.spread_floor)
+        values = buffer.statistics(self.algorithm.spread_floor) | {"rollout/cycle": self.cycles_before + cycle + 1.0}
         if self.policy.has_adapters:
             values |= {f"rl/update_size_{name}": size for name, size in update_sizes(self.policy.head).items()}
         if self.watch is not None:

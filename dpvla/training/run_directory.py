@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -52,6 +53,9 @@ NOTED = (
 )  # fmt: skip
 """Options of which a run may go on with other values; run.yaml keeps the old ones and when they changed."""
 
+FOLLOWED = ("algorithm.omega",)
+"""Options that, where they are not given, are what they were in the run that goes on."""
+
 SCHEDULE = {"imitation.epochs", "rollouts.cycles", "loop.steps", "loop.lr_schedule", "loop.warmup_steps"}
 """Those of them that move the learning rate's schedule."""
 
@@ -72,6 +76,7 @@ class TrainedOn:
     logs: tuple[str, ...]  # their logs
     of: int | None = None  # how many scenes the split names, where some were left out
     weights: str = MODEL  # what the stage moved: model or adapters
+    reward: str | None = None  # what its plans were rewarded by: the metric with its options
 
     @classmethod
     def unknown(cls) -> TrainedOn:
@@ -91,6 +96,13 @@ class Run:
     changed: Mapping[str, tuple[Any, Any]]  # NOTED options with their old and new values
     restart: bool = False
     _content: dict[str, Any] = field(default_factory=dict)
+
+    def following(self, key: str, value: Any) -> Run:
+        """With ``value`` at a dotted key of the config that is there and was not given (None)."""
+        found: Any = self.config
+        for name in key.split("."):
+            found = getattr(found, name, value)
+        return self if found is not None else dataclasses.replace(self, config=replaced(self.config, key, value))
 
     @property
     def step(self) -> int:
@@ -159,11 +171,18 @@ class Run:
                     self.describe(self.path)
         self.accelerator.wait_for_everyone()
 
-    def describe(self, directory: Path, also: Sequence[TrainedOn] = ()) -> None:
-        """Put ``run.yaml`` into a checkpoint directory; ``also``: what its weights have seen since the run began."""
+    def describe(self, directory: Path, also: Sequence[TrainedOn] = (), *, cycles: int | None = None) -> None:
+        """Put ``run.yaml`` into a checkpoint directory.
+
+        Args:
+            also: what its weights have seen since the run began.
+            cycles: of roll-outs behind its weights, in all rounds.
+        """
         if not self._content:
             raise RuntimeError("begin the run before anything of it is saved")
         content = {**self._content, "trained_on": [*self._content["trained_on"], *map(_plain, also)]}
+        if cycles is not None:
+            content["cycles"] = cycles
         if directory != self.path:
             content["manifest"] = True
         write_text(directory / RUN_FILE, yaml.safe_dump(content, sort_keys=False))
@@ -287,11 +306,14 @@ def open_run(
 
 
 def _kept(config: Any, theirs: Mapping[str, Any], accelerator: Accelerator) -> Any:
-    """``config`` with what a run of an earlier version computes with, where that was no option and none is given.
+    """``config`` with what the run computes with where none is given: FOLLOWED options, and what was none formerly.
 
     ``theirs``: the run's own config.
     """
     differing = {key: (mine, other) for key, mine, other in _differences(to_dict(config), theirs)}
+    for key in FOLLOWED:
+        if differing.get(key, (0, 0))[0] is None:
+            config = replaced(config, key, differing[key][1])
     for key, before, default in former_defaults(config):
         if differing.get(key) == (default, before):
             accelerator.print(
@@ -358,6 +380,7 @@ class _StageNeeded(TypedDict):
 
 class _Stage(_StageNeeded, total=False):
     of: Whole | None
+    reward: str | None
     weights: Literal["model", "adapters"]
 
 
@@ -375,6 +398,7 @@ class _Start(TypedDict, total=False):
     weights_sha256: str
     adapters: str
     omega: NotNegative
+    cycles: Whole  # of roll-outs behind the weights
 
 
 class _Resumed(TypedDict):
@@ -389,6 +413,7 @@ class _RunFile(_RunNeeded, total=False):
     start: _Start | None
     provenance: dict[str, Any] | None
     resumed: list[_Resumed] | None
+    cycles: Whole  # of roll-outs behind the weights of a checkpoint, in all rounds
     manifest: bool  # of a checkpoint: whether it has one
 
 

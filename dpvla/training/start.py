@@ -33,6 +33,7 @@ class Start:
     model: Path
     adapters: Path | None
     trained_on: tuple[TrainedOn, ...]  # every stage behind these weights, oldest first; one unknown stage: nobody knows
+    cycles: int = 0  # of roll-outs behind them, as far as they are counted
 
     def load(self, device: torch.device | str = "cpu") -> DPVLA:
         """The policy, in eval mode, with its adapters and what sampling needs to know of them."""
@@ -84,7 +85,8 @@ def open_start(path: Path | str) -> Start:
             f"{adapters} is not there, although {found / RUN_FILE} says that they were trained: get the whole "
             f"checkpoint, or give {found / MODEL} for the model without them"
         )
-    return Start(found, found / MODEL, adapters if adapters.is_dir() else None, trained_on)
+    cycles = read_run(found).get("cycles", 0) if (found / RUN_FILE).is_file() else 0
+    return Start(found, found / MODEL, adapters if adapters.is_dir() else None, trained_on, cycles)
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,14 @@ def starting_point(start: Start, adapters: WhatOfAdapters, names: Sequence[str],
         bare = start.without_adapters()
         return StartingPoint(bare.load(), bare.trained_on, about | {"adapters": "new, its own discarded"}, start.model)
     policy = start.load()
-    about["omega"] = policy.sampling.omega
+    about["cycles"] = start.cycles
+    guided = policy.sampling.is_guided
+    if guided:
+        about["omega"] = policy.sampling.omega
     if adapters == "merge":
         policy.merge_adapters()
         merged = tuple(replace(stage, weights=MODEL) for stage in start.trained_on)
-        about["adapters"] = f"new, its own merged into the model with omega {about['omega']:g}"
+        about["adapters"] = "new, its own merged into the model" + (f" with omega {about['omega']:g}" if guided else "")
         return StartingPoint(policy, merged, about, None)
     if policy.head.adapters != tuple(names):
         raise ConfigError(

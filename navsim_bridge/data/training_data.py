@@ -44,11 +44,11 @@ class TrainingData:
     coverage: Coverage  # how much of the split source and validation are together
     learns_from: str | None = None  # hash of what the metric scenes whose scores are learned from were made of, if any
 
-    def trained_on(self, stage: str) -> TrainedOn:
-        """What to keep with weights that learn from ``source``."""
+    def trained_on(self, stage: str, reward: str | None = None) -> TrainedOn:
+        """What to keep with weights that learn from ``source``; ``reward``: of what they learn from."""
         logs = tuple(sorted({r.log_name for r in self.source.records}))
         of = None if self.coverage.is_whole else self.coverage.in_split
-        return TrainedOn(stage, self.split, len(self.source), logs, of)
+        return TrainedOn(stage, self.split, len(self.source), logs, of, reward=reward)
 
     @cached_property
     def about(self) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def test_a_pretraining_update_waits_for_nothing(encoder: str, accumulate: int) -
     with training_on(gpu) as accelerator:
         config = ImitationConfig(batch_size=3, noise_draws=2, color_jitter=0.2)
         policy.to(gpu.device)
-        stage = ImitationStage(policy, source, config, accelerator, 0, lambda directory: None)
+        stage = ImitationStage(policy, source, config, accelerator, 0, lambda directory, cycles: None)
         update = make_strategy(stage.module, replace(LOOP, accumulate=accumulate), accelerator)
         batch = next(stage.batches(0, lambda step, values: None, update.whole_weights))
         before = value(policy.head.output.weight.detach().clone())
@@ -189,7 +189,7 @@ def test_a_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(
     with training_on(gpu) as accelerator:
         policy.to(gpu.device)
         stage = RolloutStage(
-            policy, algorithm, source, prefer_left, config, accelerator, 0, tmp_path, lambda directory: None
+            policy, algorithm, source, prefer_left, config, accelerator, 0, tmp_path, lambda directory, cycles: None
         )
         update = make_strategy(stage.module, replace(LOOP, ema_decay=0.0, accumulate=accumulate), accelerator)
         logged: dict[str, float] = {}

@@ -109,7 +109,7 @@ def test_a_dipole_cycle_in_bf16_moves_both_adapters(anchor: Anchor, accelerator:
     config = RolloutConfig(group_size=4, batch_size=3, scenes_per_call=4)
     algorithm = Dipole(DipoleConfig(anchor=anchor))
     stage = RolloutStage(
-        policy, algorithm, source, prefer_left, config, accelerator, 0, tmp_path, lambda directory: None
+        policy, algorithm, source, prefer_left, config, accelerator, 0, tmp_path, lambda directory, cycles: None
     )
     update = make_strategy(stage.module, LOOP, accelerator)
     before = [parameter.detach().clone() for parameter in policy.adapter_parameters()]

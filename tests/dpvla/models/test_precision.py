@@ -128,7 +128,7 @@ def test_checkpoints_of_a_bf16_run_hold_the_model_in_float32(linked: bool, tmp_p
         Accelerator(cpu=True),
         0,
         tmp_path / "start" if linked else None,
-        lambda directory: None,
+        lambda directory, cycles: None,
     )
     assert (torch.bfloat16 in {p.dtype for p in policy.parameters()}) == linked
     stage.save(tmp_path / "run/checkpoints/step_00000001")

@@ -81,7 +81,7 @@ LOOP = LoopConfig(lr=3e-3, warmup_steps=2, ema_decay=0.9, seed=7, log_every=1, s
 SCENES, BATCH = 11, 4  # an epoch's last update has 3 scenes
 
 
-def describe(directory: Path) -> None:
+def describe(directory: Path, cycles: int | None = None) -> None:
     write_run(directory, LOOP, 7, ())
 
 

@@ -44,7 +44,7 @@ LOOP = LoopConfig(lr=3e-3, warmup_steps=2, lr_schedule="cosine", ema_decay=0.9, 
                   trackers=())  # fmt: skip
 
 
-def describe(directory: Path) -> None:
+def describe(directory: Path, cycles: int | None = None) -> None:
     write_run(directory, LOOP, 7, ())
 
 

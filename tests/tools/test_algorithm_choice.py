@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dpvla.algorithms.config import BestOfGroupConfig, CFGRLConfig, DipoleConfig, WeightedRegressionConfig
+from dpvla.algorithms.config import CFGRLConfig, DipoleConfig, WeightedRegressionConfig
+from dpvla.algorithms.registry import ALGORITHMS
 from dpvla.cli import parse
+from dpvla.registry import look_up_config
 from tools.rl_finetune import DEMO, FinetuneConfig
 
 
@@ -19,13 +21,9 @@ def test_another_algorithm_than_the_recipes_has_its_own_defaults_and_the_recipes
     recipe = parsed()
     assert recipe.algorithm == DipoleConfig(beta=2.0, anchor="behavior")
     assert parsed("--algorithm", "dipole", "--algorithm.beta", "3").algorithm == DipoleConfig(beta=3, anchor="behavior")
-    for name, config in (
-        ("weighted_regression", WeightedRegressionConfig()),
-        ("cfgrl", CFGRLConfig()),
-        ("best_of_group", BestOfGroupConfig()),
-    ):
+    for name in {*ALGORITHMS.configs} - {"dipole"}:
         other = parsed("--algorithm", name)
-        assert other.algorithm == config
+        assert other.algorithm == look_up_config(ALGORITHMS, name, "algorithm")()
         assert (other.rollouts, other.loop) == (recipe.rollouts, recipe.loop)
     (tmp_path / "a.yaml").write_text("algorithm: cfgrl")
     (tmp_path / "b.yaml").write_text("algorithm: {omega: 3}")

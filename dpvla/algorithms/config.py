@@ -38,9 +38,7 @@ class DipoleConfig(AlgorithmConfig):
     name: str = "dipole"  # of the algorithm: one of docs/algorithms.md, or of a plug-in
     beta: NotNegative = 1.0  # of sigmoid(beta G + shift); 0: the control (with the anchor its gradient is exactly zero)
     shift: float = 0.0  # k of App. D.2; 0 in driving
-    omega: NotNegative | None = (
-        None  # w: greediness of roll-outs and later sampling; default: as before, or 1
-    )
+    omega: NotNegative | None = None  # w: greediness of roll-outs and later sampling; default: as before, or 1
     anchor: Anchor = "none"  # none: Eq. 9 as written; behavior: the two policies mix to the one that rolled out
     spread_floor: Positive = SPREAD_FLOOR  # a group whose rewards have a smaller standard deviation prefers nothing
 

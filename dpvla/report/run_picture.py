@@ -40,7 +40,7 @@ def draw_rows(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     rolled = logged.get(ROLLED + SCORE)
     if rolled is None:
         return
-    panels, last = _panels(logged), max(int(row["step"]) for row in rows)
+    panels, last = _panels(logged), max(1, *(int(row["step"]) for row in rows))
     height = -(-len(panels) // COLUMNS)
     figure = Figure(figsize=(PANEL[0] * COLUMNS, PANEL[1] * height), layout="constrained", facecolor="white")
     for place, axes in enumerate(figure.subplots(height, COLUMNS, squeeze=False).flat):

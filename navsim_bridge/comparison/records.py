@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from dpvla.checkpoint_layout import METRICS_FILE, RUN_FILE, CheckpointLayout
-from dpvla.config import ConfigError, Count
+from dpvla.config import ConfigError, Count, modern
 from dpvla.files import FileError, read_text, short
 from dpvla.schema import read_as
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint
 from dpvla.training.tracking import read_rows
+from navsim_bridge.comparison.config import RunOptions
 from navsim_bridge.comparison.jobs import Job
 from navsim_bridge.evaluation.results import SCORES, SUMMARY
 
@@ -56,7 +57,8 @@ def spent_by(out: Path, job: Job) -> Spent:
     run = out / job.name
     content = read_as(run / RUN_FILE, _RunFile)
     assert job.recipe is not None
-    _refuse_other(run, content["config"], job.recipe[1])
+    told = {key: content["config"].get(key, {}) for key in job.recipe[1]}
+    _refuse_other(run, modern(RunOptions, told, str(run / RUN_FILE)), job.recipe[1])
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         raise ConfigError(f"{run} has no checkpoint: remove {out / 'jobs' / job.name}.json to have it made again")

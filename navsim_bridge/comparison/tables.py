@@ -120,8 +120,8 @@ def look_at_test_split(table: Table, out: Path) -> None:
     unchosen = [row.key for row in table.rows if row.grid and row.chosen is None]
     if unchosen:
         raise ConfigError(
-            f"the test split is scored once, when all is chosen, and {', '.join(unchosen)} have a grid of which "
-            "nothing is: run --study selection first"
+            f"the test split is scored once, when all is chosen, and nothing is of {', '.join(unchosen)}, "
+            "which have a grid: run --study selection first"
         )
     path = out / FINAL
     before: Mapping[str, Any] = read_as(path, _Final)["options"] if path.exists() else {}

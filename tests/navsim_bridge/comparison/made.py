@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from navsim_bridge.comparison.cells import SHOWN
 from navsim_bridge.comparison.config import ComparisonConfig
 from navsim_bridge.comparison.jobs import Jobs
 from navsim_bridge.comparison.rows import Rows
@@ -83,8 +84,16 @@ def scored(folder: Path, scores: dict[str, float], fingerprint: str = "same") ->
     """An evaluation as ``tools/evaluate.py`` leaves it: the score alone."""
     folder.mkdir(parents=True, exist_ok=True)
     mean = sum(scores.values()) / len(scores)
-    summary = {"scenes": len(scores), "averages": {"score": mean}, "split": "navval", "data_fingerprint": fingerprint,
-               "provenance": {"git_commit": "abc"}}  # fmt: skip
+    columns = [*SHOWN, "score"]
+    summary = {
+        "scenes": len(scores),
+        "averages": dict.fromkeys(columns, mean),
+        "split": "navval",
+        "data_fingerprint": fingerprint,
+        "provenance": {"git_commit": "abc"},
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
-    lines = ["token,valid,score,reason", *(f"{t},True,{s},because" for t, s in scores.items()), f"average,True,{mean},"]
+    lines = [f"token,valid,{','.join(columns)},reason"]
+    for token, score in {**scores, "average_all_frames": mean}.items():
+        lines.append(f"{token},True,{','.join([str(score)] * len(columns))},because")
     (folder / "scores.csv").write_text("\n".join(lines) + "\n")

@@ -11,7 +11,7 @@ from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.registry import AnyAlgorithm
 from dpvla.config import ConfigError, Count, NotNegative, Whole, Workers
 from dpvla.models.config import LoRAConfig
-from dpvla.rl.config import RolloutConfig
+from dpvla.rl.config import RolloutConfig, WatchConfig
 from dpvla.training.config import LoopConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "driving"
@@ -59,6 +59,7 @@ class RunOptions:
     algorithm: AnyAlgorithm = field(default_factory=DipoleConfig)  # what is learned from the roll-outs
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)  # cycles and batches
     lora: LoRAConfig = field(default_factory=LoRAConfig)  # size of the adapters
+    watch: WatchConfig = field(default_factory=WatchConfig)  # what is looked at beside the reward
     loop: LoopConfig = field(default_factory=LoopConfig)  # optimizer, logging, checkpoints
 
 

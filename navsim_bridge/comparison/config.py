@@ -48,6 +48,8 @@ class ComparisonConfig:
             raise ConfigError(f"give one of --table 4, --figure, --study and --report, found {len(asked)} of them")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds must be given and differ, found {list(self.seeds)}")
+        if self.only and self.table is None and self.study is None:
+            raise ConfigError("only belongs to --table 4 and --study")
         if self.final and self.table is None:
             raise ConfigError("final belongs to --table 4: whatever is chosen is chosen on the validation split")
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from dpvla.config import ConfigError
 from dpvla.files import check_folder, one_writer
 from dpvla.parallel import available_cores
 from dpvla.registry import import_plugin
@@ -100,8 +99,6 @@ def reproduce(config: ComparisonConfig, tools: Path, command: str) -> None:
 
 def _asked(config: ComparisonConfig, jobs: Jobs, rules: Rows) -> tuple[str, _Result]:
     """The result that the options ask for, and the name of its files; ``jobs`` knows afterwards what it needs."""
-    if config.figure is not None and config.only:
-        raise ConfigError("only belongs to --table 4 and --study")
     if config.figure == "5":
         return "figure_5", Figure5(config, jobs, rules)
     if config.figure == "scaling":

@@ -142,6 +142,7 @@ def test_rows_told_to_spend_unequally_are_refused(own: dict[str, Any], what: str
         ({"table": "4", "figure": "5"}, "found 2 of them"),
         ({"table": "4", "seeds": ()}, "seeds must be given and differ"),
         ({"table": "4", "seeds": (1, 1)}, "seeds must be given and differ"),
+        ({"figure": "5", "only": ("x",)}, "only belongs to --table 4 and --study"),
         ({"study": "cycles", "final": True}, "final belongs to --table 4"),
     ],
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dpvla.algorithms.advantages import preferred
+from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.algorithms.config import SPREAD_FLOOR, AlgorithmConfig
 from dpvla.algorithms.registry import ALGORITHMS
@@ -41,7 +41,7 @@ class Weighted(Algorithm):
 
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights (scene, candidate) that sum to 1 in every group."""
-        advantages, _ = preferred(scores["score"], self.config.spread_floor)
+        advantages, _ = group_advantages(scores["score"], self.config.spread_floor)
         return {"weights": (advantages / self.config.temperature).softmax(dim=-1).float()}
 
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpvla.config import ConfigError
-
 ZERO_SPREAD = 1e-6
 """A group whose rewards all lie within this standard deviation carries no preference, whatever its scale."""
 
@@ -32,20 +30,3 @@ def group_advantages(rewards: Tensor, spread_floor: float = ZERO_SPREAD) -> tupl
     spread = centered.pow(2).mean(-1, keepdim=True).sqrt()
     flat = spread < spread_floor
     return torch.where(flat, 0.0, centered / spread.clamp_min(spread_floor)), flat.squeeze(-1)
-
-
-def preferred(rewards: Tensor, spread_floor: float) -> tuple[Tensor, Tensor]:
-    """``group_advantages`` of a cycle, for an algorithm that learns from preferences alone.
-
-    Raises ConfigError where no group of the cycle has any: its updates would be spent for nothing.
-    """
-    advantages, flat = group_advantages(rewards, spread_floor)
-    if bool(flat.all()):
-        largest = float(rewards.std(-1, unbiased=False).max())
-        raise ConfigError(
-            f"there is nothing to learn: in each of the {len(rewards)} scenes of this cycle the plans have nearly the "
-            f"same reward (standard deviation up to {largest:.2g}, algorithm.spread_floor is {spread_floor:g}; mean "
-            f"reward {float(rewards.mean()):.4g}): see that --metric is the one you mean, and that the policy is "
-            "pretrained; or take more plans a scene, or a lower floor"
-        )
-    return advantages, flat

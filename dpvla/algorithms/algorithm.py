@@ -88,6 +88,11 @@ class Algorithm(ABC):
         return False
 
     @property
+    def learns_from_rewards(self) -> bool:
+        """Whether rewards change what is learned, so that one that is the same for all plans is refused."""
+        return True
+
+    @property
     def spread_floor(self) -> float:
         """Standard deviation of a group's rewards below which it prefers nothing: that of the config, if it has one."""
         return getattr(self.config, "spread_floor", ZERO_SPREAD)

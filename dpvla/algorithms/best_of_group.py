@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpvla.algorithms.advantages import preferred
+from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.algorithms.config import BestOfGroupConfig
 from dpvla.algorithms.weighted import weighted_denoising
@@ -32,7 +32,7 @@ class BestOfGroup(Algorithm):
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights (scene, candidate) whose mean over a group is 1, or 0 where it teaches nothing."""
         rewards = scores["score"]
-        _, flat = preferred(rewards, self.config.spread_floor)
+        _, flat = group_advantages(rewards, self.config.spread_floor)
         highest, teaches = rewards.amax(dim=-1, keepdim=True), ~flat[:, None]
         if self.config.only_when == "beats_mean":
             teaches = teaches & (highest > rewards.mean())

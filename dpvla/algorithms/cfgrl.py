@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpvla.algorithms.advantages import preferred
+from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.algorithms.config import CFGRLConfig
 from dpvla.algorithms.weighted import weighted_denoising
@@ -33,7 +33,7 @@ class CFGRL(Algorithm):
 
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Group-normalized advantages (scene, candidate); 0, and so positive by default, in groups below the floor."""
-        return {"advantages": preferred(scores["score"], self.config.spread_floor)[0].float()}
+        return {"advantages": group_advantages(scores["score"], self.config.spread_floor)[0].float()}
 
     def weights(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """1 for what an adapter learns, else 0."""

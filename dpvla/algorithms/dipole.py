@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpvla.algorithms.advantages import group_advantages, preferred
+from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.weighted import weighted_errors
@@ -40,10 +40,14 @@ class Dipole(Algorithm):
         """For the anchor."""
         return self.config.anchor == "behavior"
 
+    @property
+    def learns_from_rewards(self) -> bool:
+        """Not the control."""
+        return self.config.beta > 0
+
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Group-normalized advantages (scene, candidate), Eq. 17."""
-        advantages_of = preferred if self.config.beta else group_advantages  # the control needs no preferences
-        return {"advantages": advantages_of(scores["score"], self.config.spread_floor)[0].float()}
+        return {"advantages": group_advantages(scores["score"], self.config.spread_floor)[0].float()}
 
     def weights(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The two of Eq. 9."""

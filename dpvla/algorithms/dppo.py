@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dpvla.algorithms.advantages import preferred
+from dpvla.algorithms.advantages import ZERO_SPREAD, group_advantages
 from dpvla.algorithms.algorithm import RolloutBatch
 from dpvla.algorithms.chain import ChainAlgorithm
 from dpvla.algorithms.config import DPPOConfig
@@ -42,13 +42,14 @@ class DPPO(ChainAlgorithm):
         And ``returns``, the rewards, which the critic learns.
         """
         rewards = scores["score"]
-        _, flat = preferred(rewards, self.config.spread_floor)
+        _, flat = group_advantages(rewards, self.config.spread_floor)
         if "values" in roll_outs:
             advantages = rewards - roll_outs["values"]
             centered = advantages - advantages.mean()
         else:  # their mean is 0
             centered = torch.where(flat[:, None], 0.0, rewards - rewards.mean(-1, keepdim=True))
-        return {"advantages": (centered / centered.square().mean().sqrt()).float(), "returns": rewards.float()}
+        spread = centered.square().mean().sqrt().clamp_min(ZERO_SPREAD)
+        return {"advantages": (centered / spread).float(), "returns": rewards.float()}
 
     def loss(self, policy: DPVLA, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The clipped ratio's, and half the squared error of the critic, where there is one."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dpvla.algorithms.advantages import preferred
+from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.chain import ChainAlgorithm
 from dpvla.algorithms.config import GRPOConfig
 
@@ -19,7 +19,7 @@ class GRPO(ChainAlgorithm):
 
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Advantages (scene, candidate): ``(r - mean) / std`` of the group."""
-        return {"advantages": preferred(scores["score"], self.config.spread_floor)[0].float()}
+        return {"advantages": group_advantages(scores["score"], self.config.spread_floor)[0].float()}
 
     def clip_widths(self, num_steps: int) -> list[float]:
         """The same for all steps."""

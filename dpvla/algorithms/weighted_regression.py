@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dpvla.algorithms.advantages import preferred
+from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.algorithms.config import WeightedRegressionConfig
 from dpvla.algorithms.weighted import weighted_denoising
@@ -31,7 +31,7 @@ class WeightedRegression(Algorithm):
 
     def targets(self, scores: Mapping[str, Tensor], roll_outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights (scene, candidate) of Eq. 4. Raises ConfigError where unclipped ones are too large for float32."""
-        advantages, _ = preferred(scores["score"], self.config.spread_floor)
+        advantages, _ = group_advantages(scores["score"], self.config.spread_floor)
         weights = (self.config.beta * advantages).exp()
         if self.config.clip is not None:
             weights = weights.clamp_max(self.config.clip)

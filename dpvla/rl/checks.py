@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from dpvla.algorithms.advantages import ZERO_SPREAD
 from dpvla.algorithms.algorithm import Algorithm
+from dpvla.batch import RewardFunction
+from dpvla.config import ConfigError
 from dpvla.plan import NUM_POSES
 from dpvla.registry import ContractError
 from dpvla.tensors import not_finite, shown
@@ -30,6 +34,24 @@ def check_targets(algorithm: Algorithm, given: Any, scenes: int, candidates: int
     where = _of(algorithm, "targets")
     _check_group(where, given, (scenes, candidates))
     _refuse_not_finite(where, given)
+
+
+def refuse_constant(reward: RewardFunction, names: Sequence[str], scores: Tensor, flat: Tensor) -> None:
+    """Raise ConfigError for a reward that tells no plans apart, before updates are spent on it.
+
+    Args:
+        names: of scenes that are looked at. scores: (scene, candidate) of their plans. flat: (scene,) of all scenes of
+            the first cycle, whether the plans of a group have the same reward.
+    """
+    if not flat.all():
+        return
+    standing = reward(names, torch.zeros(len(names), 1, NUM_POSES, 3))["score"].cpu()
+    if bool(((standing - scores).abs() < ZERO_SPREAD).all()):
+        raise ConfigError(
+            f"in all {len(flat)} scenes the reward is the same for all plans, even for standing still (such as "
+            f"{float(scores[0, 0]):g} in scene {names[0]}): nothing can be learned from it. See that --metric is the "
+            "one you mean"
+        )
 
 
 def check_weights(algorithm: Algorithm, given: Any, scenes: int, candidates: int) -> None:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.algorithm import Algorithm, RolloutBatch
 from dpvla.batch import RewardFunction, SceneSource
 from dpvla.checkpoint_layout import CheckpointLayout
@@ -26,7 +27,7 @@ from dpvla.models.flops import on_meta
 from dpvla.models.head import DiTHead
 from dpvla.random_rows import RandomRows, mix
 from dpvla.rl.buffer import RolloutBuffer
-from dpvla.rl.checks import check_loss, check_targets, check_weights
+from dpvla.rl.checks import check_loss, check_targets, check_weights, refuse_constant
 from dpvla.rl.config import RolloutConfig, TokensConfig
 from dpvla.rl.flops import scene_flops
 from dpvla.rl.held_out import HeldOut
@@ -274,6 +275,8 @@ class RolloutStage:
                 watch=self.watch,
                 spent=spent,
             ).gathered(self.accelerator, self._mine)
+        if cycle == 0 and self.algorithm.learns_from_rewards:
+            self._refuse_constant(buffer)
         values = buffer.statistics(self.algorithm.spread_floor) | {"rollout/cycle": self.cycles_before + cycle + 1.0}
         if self.policy.has_adapters:
             values |= {f"rl/update_size_{name}": size for name, size in update_sizes(self.policy.head).items()}
@@ -281,6 +284,12 @@ class RolloutStage:
             values |= self.watch.values(cycle)
         spent.lap("watch")
         return buffer, values | {f"speed/{what}_s": seconds for what, seconds in spent.seconds.items()}
+
+    def _refuse_constant(self, buffer: RolloutBuffer) -> None:
+        looked_at = buffer.indices[: self.config.scenes_per_call].tolist()
+        scores = buffer.scores["score"]
+        _, flat = group_advantages(scores)
+        refuse_constant(self.reward, [self.source.tokens[i] for i in looked_at], scores[: len(looked_at)], flat)
 
     def _effective_sizes(self, targets: Mapping[str, Tensor]) -> dict[str, float]:
         """Of the cycle's weights, by adapter."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -23,7 +24,12 @@ def titles(rows: list[dict[str, str]], path: Path, monkeypatch: pytest.MonkeyPat
     """Of the panels that are drawn, without the time that it takes to make pixels of them."""
     drawn: list[Figure] = []
     monkeypatch.setattr(run_picture, "write_atomically", lambda path, write: None)
-    monkeypatch.setattr(run_picture, "Figure", lambda **options: drawn.append(Figure(**options)) or drawn[-1])
+
+    def draw(**options: Any) -> Figure:
+        drawn.append(Figure(**options))
+        return drawn[-1]
+
+    monkeypatch.setattr(run_picture, "Figure", draw)
     draw_rows(rows, path)
     return [axes.get_title(loc="left") for figure in drawn for axes in figure.axes if axes.axison]
 

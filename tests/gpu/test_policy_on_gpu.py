@@ -137,7 +137,7 @@ def test_a_pretraining_update_waits_for_nothing(encoder: str, accumulate: int) -
     with training_on(gpu) as accelerator:
         config = ImitationConfig(batch_size=3, noise_draws=2, color_jitter=0.2)
         policy.to(gpu.device)
-        stage = ImitationStage(policy, source, config, accelerator, 0, lambda directory, cycles: None)
+        stage = ImitationStage(policy, source, config, accelerator, 0, lambda directory: None)
         update = make_strategy(stage.module, replace(LOOP, accumulate=accumulate), accelerator)
         batch = next(stage.batches(0, lambda step, values: None, update.whole_weights))
         before = value(policy.head.output.weight.detach().clone())

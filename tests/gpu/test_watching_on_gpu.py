@@ -28,8 +28,21 @@ def watched(
     config, tokens = RolloutConfig(group_size=3, epochs_per_cycle=2, batch_size=4, scenes_per_call=4), TokensConfig()
     watch = Watch(WatchConfig(scenes=3), Watched({"other": prefer_left}, ("score",)), accelerator, 0)
     held_out = HeldOut(source, {"": prefer_left, "other": prefer_left}, config, tokens, accelerator)
-    stage = RolloutStage(policy, Dipole(DipoleConfig()), source, prefer_left, config, accelerator, 0, None, lambda directory, cycles: None,
-                         tokens, watch, held_out)  # fmt: skip
+    algorithm = Dipole(DipoleConfig())
+    stage = RolloutStage(
+        policy,
+        algorithm,
+        source,
+        prefer_left,
+        config,
+        accelerator,
+        0,
+        None,
+        lambda directory, cycles: None,
+        tokens,
+        watch,
+        held_out,
+    )
     tracked: dict[str, float] = {}
     batches = stage.batches(0, lambda step, values: tracked.update(values), nullcontext)
     if gpu is not None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpvla.algorithms.advantages import group_advantages, preferred
+from dpvla.algorithms.advantages import group_advantages
 from dpvla.algorithms.best_of_group import BestOfGroup
 from dpvla.algorithms.cfgrl import CFGRL
 from dpvla.algorithms.config import BestOfGroupConfig, CFGRLConfig, DipoleConfig, WeightedRegressionConfig
@@ -32,15 +32,11 @@ def test_a_group_below_the_floor_prefers_nothing_and_one_at_it_does() -> None:
     torch.testing.assert_close(advantages[0], torch.tensor([-1.0, 1, 1, -1]).double())
     assert not group_advantages(REWARDS, 0.0025)[1].any()
     assert group_advantages(REWARDS, 0.0025)[0][1, 3] == pytest.approx(sqrt(3))
-    with pytest.raises(ConfigError, match=r"each of the 3 scenes .* up to 0\.2, algorithm\.spread_floor is 0\.3; mean"):
-        preferred(REWARDS, 0.3)
+    assert group_advantages(REWARDS, 0.3)[1].all()
 
 
-def test_the_control_needs_no_preferences() -> None:
-    same = {"score": torch.full((2, 3), 0.5, dtype=torch.float64)}
-    assert Dipole(DipoleConfig(beta=0)).targets(same, {})["advantages"].tolist() == [[0.0] * 3] * 2
-    with pytest.raises(ConfigError, match="nothing to learn"):
-        Dipole(DipoleConfig()).targets(same, {})
+def test_the_control_alone_learns_from_any_reward() -> None:
+    assert Dipole(DipoleConfig()).learns_from_rewards and not Dipole(DipoleConfig(beta=0)).learns_from_rewards
 
 
 def test_regression_weights_are_exponential_clipped_and_normalized_as_asked() -> None:

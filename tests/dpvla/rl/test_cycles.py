@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +13,13 @@ from unittest.mock import patch
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
+from dpvla.algorithms.algorithm import RolloutBatch
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.dipole import ADAPTERS, Dipole
+from dpvla.batch import RewardFunction
+from dpvla.config import ConfigError
 from dpvla.models import DPVLA
 from dpvla.models.head import DiTHead
 from dpvla.rl.config import RolloutConfig, TokensConfig
@@ -164,3 +168,24 @@ def test_images_decoded_by_a_thread_or_by_processes_are_the_same(workers: int) -
         batches = stage.batches(0, lambda step, values: None, nullcontext)
         found.append([next(batches).context.tokens for _ in range(stage.steps)])
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_a_reward_that_tells_no_plans_apart_is_refused_before_the_first_update() -> None:
+    def of_scenes(tokens: Sequence[str], plans: Tensor) -> dict[str, Tensor]:
+        value = torch.tensor([float(len(token)) for token in tokens], dtype=torch.float64)
+        return {"score": value[:, None].expand(plans.shape[:2])}
+
+    def of_standing(tokens: Sequence[str], plans: Tensor) -> dict[str, Tensor]:
+        return {"score": (plans == 0).all(-1).all(-1).double()}
+
+    def first(beta: float, reward: RewardFunction) -> RolloutBatch:
+        policy, source = make_policy()
+        config = RolloutConfig(group_size=3, epochs_per_cycle=1, batch_size=4, scenes_per_call=4)
+        algorithm = Dipole(DipoleConfig(beta=beta))
+        stage = RolloutStage(policy, algorithm, source, reward, config, Accelerator(cpu=True), 7, None, describe)
+        return next(stage.batches(0, lambda step, values: None, nullcontext))
+
+    with pytest.raises(ConfigError, match=r"same for all plans, even for standing still .*--metric"):
+        first(1.0, of_scenes)
+    assert not first(0.0, of_scenes).targets["advantages"].any()  # the control
+    assert not first(1.0, of_standing).targets["advantages"].any()  # a policy that is no good yet

@@ -18,7 +18,7 @@ PROTOCOL: dict[str, Any] = {
     "test": "navtest_all",
     "metrics": ["pdms"],
     "finetune": {
-        "rollouts": {"group_size": 2, "cycles": 1, "epochs_per_cycle": 1, "scenes_per_cycle": 2, "batch_size": 2},
+        "rollouts": {"group_size": 6, "cycles": 1, "epochs_per_cycle": 1, "scenes_per_cycle": 6, "batch_size": 6},
         "loop": {"trackers": [], "log_every": 1},
     },
     "minutes": {"imitation": 3, "finetune": 2, "evaluation": 1},
@@ -40,7 +40,7 @@ def test_two_rows_from_nothing_to_the_table_and_not_twice(toy_place: Path, tmp_p
     assert "4 of 4 runs and evaluations missing; about 7 CPU minutes" in said
     assert not (tmp_path / "out" / "runs").exists()
     said = call("reproduce.py", "--table", "4", *asked, cwd=tmp_path)
-    assert "4 plans scored, 1 updates" in said
+    assert "36 plans scored, 1 updates" in said
     table = (tmp_path / "out" / "table_4_navtest.md").read_text()
     assert table in said and "| DIPOLE " in table
     with (tmp_path / "out" / "table_4_navtest.csv").open() as file:

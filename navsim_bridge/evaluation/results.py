@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from dpvla.files import FileError, check_folder, read_json, short, write_texts_together
+from dpvla.files import FileError, check_file, check_folder, read_json, short, write_texts_together
 from dpvla.manifest import sha256_of
 from dpvla.provenance import made_by
 from navsim_bridge.evaluation.evaluation import Evaluation
@@ -143,6 +143,8 @@ def check_results(out: Path | str, wanted: dict[str, Any], overwrite: bool = Fal
     """
     folder = Path(out)
     check_folder(folder)
+    for name in (SCORES, SUMMARY, SAMPLES):
+        check_file(folder / name)
     if overwrite or not any((folder / name).exists() for name in (SCORES, SUMMARY)):
         return
     try:

@@ -23,7 +23,7 @@ from navsim_bridge.evaluation import run as evaluating
 from navsim_bridge.evaluation.evaluation import Evaluation
 from navsim_bridge.evaluation.metric_scenes import scenes_from_cache
 from navsim_bridge.evaluation.omegas import folder_of, write_omegas
-from navsim_bridge.evaluation.results import Identity, ResultsError, write_evaluation
+from navsim_bridge.evaluation.results import Identity, ResultsError, check_results, write_evaluation
 from navsim_bridge.evaluation.run import SceneFailureError, evaluate, evaluate_each
 from navsim_bridge.evaluation.samples import oracle
 from navsim_bridge.metric_cache import MetricCache, build_metric_cache
@@ -256,3 +256,13 @@ def test_a_sample_without_any_scene_has_no_summary(world: World, cache: MetricCa
         write_evaluation(tmp_path, *found, agent="x", split=world.split, records=world.records, data_root=world.root,
                          seed=0)  # fmt: skip
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "summary.json", "samples.csv"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_in_the_place_of_a_result_is_named_before_anything_is_scored(
+    tmp_path: Path, name: str, overwrite: bool
+) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match=f"{name} is a folder"):
+        check_results(tmp_path, {"metric": {}}, overwrite)

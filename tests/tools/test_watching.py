@@ -41,6 +41,8 @@ def test_held_out_scores_are_those_of_an_evaluation_of_the_best_checkpoint(place
     said = finetune(place, "ade", "--heldout.scenes", "0", "--rollouts.cycles", "3", "--heldout.every", "2")
     held = {int(row["step"]): float(row["heldout/score"]) for row in rows(place, "ade") if row["heldout/score"]}
     assert list(held) == [0, 4, 6]  # the start, the second cycle, and the last
+    assert "watched beside the reward: pdms" in said  # whose scenes are cached
+    assert rows(place, "ade")[0]["heldout/pdms/score"] and rows(place, "ade")[1]["rollout/pdms/ego_progress"]
     best = max((step for step in held if step), key=held.__getitem__)
     assert f"best: runs/ade/best (step {best}, heldout/score {held[best]:.4f})" in said
     plugin = ("--plugin", str(ROOT / "examples" / "metric.py"), "--metric", "ade", "--metric.scale", "20")
@@ -62,9 +64,6 @@ def test_metrics_whose_scenes_are_cached_are_watched_and_others_are_named(place:
     assert len(logged) == 2
     for name in ("rollout/comfort", "rollout/from_pretrained_m", "rl/ess_positive", "alarm/reversing", "speed/score_s"):
         assert all(row[name] for row in logged), name
-    said = finetune(place, "both", "--rollouts.cycles", "1")
-    assert "watched beside the reward: pdms" in said
-    assert rows(place, "both")[0]["heldout/pdms/score"] and rows(place, "both")[1]["rollout/pdms/ego_progress"]
 
 
 def test_a_fall_stops_the_run_with_one_line_and_the_picture_shows_it(place: Path) -> None:
@@ -78,7 +77,6 @@ def test_a_fall_stops_the_run_with_one_line_and_the_picture_shows_it(place: Path
     assert [path.name for path in (place / "runs/fallen/checkpoints").iterdir()] == ["step_00000002"]
     again = finetune(place, "fallen", *options, status=(1,))
     assert error(again) == line
-    finetune(place, "fallen", *options, "--heldout.stop-below", "99")
 
 
 def error(said: str) -> str:

@@ -76,7 +76,7 @@ def rows(out: Path) -> list[tuple[str, str]]:
 
 
 scores_ = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.8]), min_size=5, max_size=5)
-SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @SLOW

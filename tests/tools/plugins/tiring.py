@@ -1,4 +1,4 @@
-"""A metric by which every plan is worse than all before it: a run that learns from it falls."""
+"""A metric by which plans get worse from call to call: a run that is judged by it falls."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Tiring(Metric[TiringConfig]):
         return RecordedPlans.of(scenes)
 
     def terms(self, scenes: RecordedPlans, plans: Tensor) -> Fatigue:
-        return Fatigue(torch.full(plans.shape[:2], -float(next(self.calls)), dtype=torch.float64))
+        places = torch.arange(plans.shape[1], dtype=torch.float64)
+        return Fatigue((-next(self.calls) - 0.1 * places).expand(plans.shape[:2]))
 
     def values(self, terms: Fatigue) -> dict[str, Tensor]:
         return {"score": terms.found}

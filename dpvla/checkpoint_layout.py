@@ -15,6 +15,8 @@ MODEL, ADAPTERS, TRAINER_STATE = "model", "adapters", "trainer_state"
 CONFIG_FILE, WEIGHTS_FILE, SAMPLING_FILE = "config.json", "model.safetensors", "sampling.json"
 RUN_FILE, METRICS_FILE, TRACKING, CHECKPOINTS = "run.yaml", "metrics.csv", "tracking", "checkpoints"
 BEST, PICTURE = "best", "run.png"
+KEPT_ROLL_OUTS = "roll_outs"
+"""Folder of a run with what ``rl.kept`` keeps."""
 
 
 @dataclass(frozen=True)

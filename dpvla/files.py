@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import reprlib
+import shutil
 import stat
 import sys
 import tempfile
@@ -364,6 +365,13 @@ def write_texts_together(texts: Mapping[Path | str, str]) -> list[Path]:
 def write_json(path: Path | str, data: Any) -> Path:
     """Write indented JSON atomically; NaN and infinity are refused."""
     return write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def free_bytes(path: Path | str) -> int:
+    """Room for files at ``path``, which need not exist."""
+    return shutil.disk_usage(
+        next(p for p in (Path(path).absolute(), *Path(path).absolute().parents) if p.exists())
+    ).free
 
 
 def check_folder(path: Path | str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dpvla.algorithms.config import OMEGA, DipoleConfig
 from dpvla.algorithms.registry import AnyAlgorithm, make_algorithm
-from dpvla.checkpoint_layout import ADAPTERS, BEST, MODEL, CheckpointLayout
+from dpvla.checkpoint_layout import ADAPTERS, BEST, KEPT_ROLL_OUTS, MODEL, CheckpointLayout
 from dpvla.cli import parse, reporting_errors
 from dpvla.costs.options import PLAN_KEYS, PlanOptions
 from dpvla.models.config import LoRAConfig
@@ -150,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         moved = ADAPTERS if algorithm.adapters else MODEL
         trained_on = replace(data.trained_on(config.algorithm.name, make_metric(config.metric).title), weights=moved)
         run.begin(seed, [*first.trained_on, trained_on], loop.steps, data.about, first.about)
+        if config.rollouts.keep:
+            stage.keep_roll_outs(run.path / KEPT_ROLL_OUTS, make_metric(config.metric).rule)
         if run.last is None:
             before = f" (sampled with omega {first.about['omega']:g} before)" if "omega" in first.about else ""
             accelerator.print(f"start: {first.about['path']}; adapters: {first.about['adapters']}{before}")

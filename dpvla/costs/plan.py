@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from dpvla.config import ConfigError, one_line
 from dpvla.costs.memory import fake_policy, forward_peak, update_peak, without_numbers
 from dpvla.costs.options import GPUS, SCENES, PlanOptions
 from dpvla.encoders.registry import encoder_class
-from dpvla.files import write_json
+from dpvla.files import free_bytes, write_json
 from dpvla.models import DPVLA, DPVLAConfig, SceneContext
 from dpvla.models.config import LoRAConfig
 from dpvla.models.flops import count_flops, on_meta
@@ -124,8 +123,7 @@ def report(plan: Plan, options: PlanOptions, out: Path | str) -> None:
 
 def free_disk_gb(path: Path | str) -> float:
     """Room for files at ``path``, which need not exist, in GB."""
-    there = next(parent for parent in (Path(path).absolute(), *Path(path).absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free / GB
+    return free_bytes(path) / GB
 
 
 def held_gb(folder: Path | str) -> float:

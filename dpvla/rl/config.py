@@ -18,6 +18,7 @@ class RolloutConfig:
     scenes_per_cycle: Whole = 0  # at most so many scenes are rolled out in a cycle; 0: all of the split
     batch_size: Count = 56  # scenes in an update over all processes, each with its whole group (paper: 56 on each of 8)
     scenes_per_call: Count = 64  # scenes encoded, sampled and scored together
+    keep: bool = False  # keep every cycle's plans and sub-scores in OUT/roll_outs, for tools/train_selector.py
     context_cache_gb: NotNegative = 8.0  # encoded scenes of a cycle stay in memory up to this size, else made anew
 
 

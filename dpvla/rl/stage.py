@@ -32,11 +32,13 @@ from dpvla.rl.config import RolloutConfig, TokensConfig
 from dpvla.rl.flops import scene_flops
 from dpvla.rl.held_out import HeldOut
 from dpvla.rl.measures import effective_share
+from dpvla.rl.kept import KeptRollOuts
 from dpvla.rl.rollout import collect
 from dpvla.rl.time_split import TimeSplit
 from dpvla.rl.token_cache import TokenCache
-from dpvla.rl.token_files import TokenFiles
+from dpvla.rl.token_files import Maker, TokenFiles
 from dpvla.rl.watching import Watch
+from dpvla.sub_scores import ScoringRule
 from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, link_tree
 from dpvla.training.order import lane_batches, permutation, steps_per_epoch
@@ -126,6 +128,7 @@ class RolloutStage:
         self.tokens = tokens or TokensConfig()
         self.watch, self.held_out = watch, held_out
         self.token_files = None
+        self._kept: KeptRollOuts | None = None
         self._shapes = on_meta(policy)  # before a strategy divides the weights
         self._rolled_out_once: bool | None = None
         """Whether the cycle's roll-outs took equal policies for one; None where they were not made here."""
@@ -151,6 +154,16 @@ class RolloutStage:
         """Updates of all cycles."""
         return self.config.cycles * self.steps_per_cycle
 
+    def keep_roll_outs(self, folder: Path, rule: ScoringRule) -> None:
+        """Have every cycle's plans and scores written to ``folder``, of the reward that ``rule`` states.
+
+        Called before training, on all processes. Raises OSError where the folder cannot be made, or has not the room,
+        which is found out before anything is written.
+        """
+        self._kept = KeptRollOuts(folder, Maker.of(self.policy).as_dict(), rule, tuple(self.source.tokens))
+        if self.accelerator.is_main_process:
+            print(self._kept.begin(self.config.cycles, self._scenes, self.config.group_size))
+
     def batches(self, first_step: int, track: Track, whole_weights: WholeWeights) -> Iterator[RolloutBatch]:
         """Batches from ``first_step`` on; a new cycle rolls out with the weights of that moment."""
         step, device = first_step, self.accelerator.device
@@ -160,6 +173,8 @@ class RolloutStage:
             if place == 0 or self.buffer is None or self.buffer.cycle != cycle:
                 with whole_weights():
                     self.buffer, watched = self._roll_out(cycle)
+                if self._kept is not None and self.accelerator.is_main_process:
+                    self._kept.write(self.buffer)
             targets = self.algorithm.targets(self.buffer.scores, self.buffer.roll_outs)
             check_targets(self.algorithm, targets, *self.buffer.scores["score"].shape)
             if watched is not None:

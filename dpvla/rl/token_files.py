@@ -86,7 +86,9 @@ class Maker:
         return found
 
 
-class _Maker(TypedDict):
+class MakerOnDisk(TypedDict):
+    """``Maker.as_dict``, to check a file against."""
+
     encoder: dict[str, Any]
     architecture: str
     weights: str
@@ -95,7 +97,7 @@ class _Maker(TypedDict):
 
 class _Description(TypedDict):
     format: int
-    maker: _Maker
+    maker: MakerOnDisk
     scenes: list[str]
     scenes_per_shard: Count
     tokens: tuple[Count, Count]

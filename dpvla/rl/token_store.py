@@ -6,7 +6,6 @@ it has; the next one with the same encoder goes on.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from dpvla.batch import SceneSource
 from dpvla.config import ConfigError
-from dpvla.files import DirectoryInUseError, check_folder, one_writer
+from dpvla.files import DirectoryInUseError, check_folder, free_bytes, one_writer
 from dpvla.models import DPVLA, SceneContext
 from dpvla.provenance import made_by
 from dpvla.rl.config import TokensConfig
@@ -220,7 +219,7 @@ class _Opening:
                 "give --yes to write it, or leave --tokens.directory out"
             )
         check_folder(self.folder)
-        free = shutil.disk_usage(next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())).free
+        free = free_bytes(self.folder)
         if size + SPARE_BYTES > free:
             raise OSError(
                 f"the token cache needs {_shown(size)} and {_shown(SPARE_BYTES)} to spare, {_shown(free)} are free "

@@ -18,6 +18,7 @@ from dpvla.checkpoint_layout import (
     ADAPTERS,
     BEST,
     CHECKPOINTS,
+    KEPT_ROLL_OUTS,
     METRICS_FILE,
     MODEL,
     PICTURE,
@@ -211,7 +212,7 @@ def _clearing(path: Path, restart: bool) -> Iterator[None]:
     """
     if not restart or not (path / RUN_FILE).exists():
         for left in path.iterdir():
-            if (left.name in (TRACKING, METRICS_FILE, BEST, PICTURE) or _ours(left)) and left.name != LOCK:
+            if (left.name in (TRACKING, METRICS_FILE, BEST, PICTURE, KEPT_ROLL_OUTS) or _ours(left)) and left.name != LOCK:
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         yield
         return

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpvla.registry import ContractError
+from dpvla.sub_scores import ScoringRule, SubScore
 from navsim_bridge.metrics.config import MetricConfig
 from navsim_bridge.metrics.scene_rules import SceneRules
 from navsim_bridge.pdm import formula
@@ -160,6 +161,13 @@ class Metric(ABC, Generic[Options]):
     def about(self) -> dict[str, Any]:
         """Version and options, for provenance."""
         return {"name": self.version, **self.options}
+
+    @property
+    def rule(self) -> ScoringRule:
+        """What plans of one scene are scored by: columns that hang on other frames are left out, as in a reward."""
+        kept = [c for c in self.columns[:-1] if not c.optional]
+        about = {"metric": self.config.name, **self.about}
+        return ScoringRule(about, tuple(SubScore(c.name, c.multiplies, c.weight) for c in kept))
 
     @property
     def title(self) -> str:

@@ -1,4 +1,4 @@
-"""What the PDM scores are made of: their sub-scores, what each counts for, and the one way they make a total.
+"""What the PDM scores are made of: their sub-scores and what each counts for; ``total`` makes the score of them.
 
 It stands here and not with the metrics, which state it as their columns: the scorer and PDM-Closed lie below them and
 total by it as well.
@@ -6,11 +6,9 @@ total by it as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
+from dpvla.sub_scores import total as total
 
 
 @dataclass(frozen=True)
@@ -63,29 +61,3 @@ EXTENDED_PDM_SCORE = (
     Column("two_frame_extended_comfort", "EC", "moves as planned a frame before", weight=2.0, optional=True),
 )
 """Sub-scores of NAVSIM v2 in the devkit's order."""
-
-
-def total(columns: Sequence[Column], values: Mapping[str, Tensor]) -> Tensor:
-    """The multipliers' product times the weighted mean of the others; one stands for a mean of none.
-
-    Args:
-        columns: in the order of the sums.
-        values: by name of column, all of one shape; optional ones may be left out.
-    """
-    product: Any = 1.0
-    weighted: Any = 0.0
-    weights: Any = 0.0
-    for column in columns:
-        if column.optional and column.name not in values:
-            continue
-        if column.multiplies:
-            product = product * values[column.name]
-        elif column.optional:
-            known = ~values[column.name].isnan()
-            weighted = weighted + column.weight * values[column.name].nan_to_num(0.0)
-            weights = weights + column.weight * known
-        elif column.weight:
-            weighted = weighted + column.weight * values[column.name]
-            weights = weights + column.weight
-    result: Tensor = product if isinstance(weighted, float) else product * weighted / weights
-    return result

@@ -383,7 +383,7 @@ def test_too_little_room_is_found_out_before_anything_is_written(
 ) -> None:
     usage = type("Usage", (), {"free": 10**9})
     with (
-        patch.object(token_store.shutil, "disk_usage", lambda path: usage),
+        patch("shutil.disk_usage", lambda path: usage),
         pytest.raises(OSError, match=r"needs 0.06 MB and 1.00 GB to spare, 1.00 GB are free at .*: nothing is written"),
     ):
         opened(*made, tmp_path / "new")

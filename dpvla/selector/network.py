@@ -1,0 +1,125 @@
+"""Scene tokens and plans to predicted scores: a transformer over a plan's poses that looks at the scene."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dpvla.batch import COMMANDS
+from dpvla.layers.blocks import Block
+from dpvla.models import SceneContext
+from dpvla.plan import HISTORY_POSES, NUM_POSES, POSE_INTERVAL
+from dpvla.selector.config import SelectorConfig
+
+STATUS = 4
+CONDITION = len(COMMANDS) + STATUS + 3 * HISTORY_POSES
+SCALES = (10.0, 5.0, 5.0, 5.0)
+"""Typical sizes of the ego status: m/s, m/s, m/s^2, m/s^2."""
+PAST_SCALES = (10.0, 5.0, 1.0)
+"""Of past poses: m, m, rad."""
+SPEED, ACCELERATION, JERK, YAW_RATE, YAW_ACCELERATION = 10.0, 3.0, 5.0, 0.5, 1.0
+"""Of a plan's motion: m/s, m/s^2, m/s^3, rad/s, rad/s^2."""
+FEATURES = 16
+
+
+class SelectorNetwork(nn.Module):
+    """Logits or normalized values of every predicted score, each plan as if it were alone in its scene."""
+
+    def __init__(self, config: SelectorConfig, context_width: int, outputs: int) -> None:
+        super().__init__()
+        width = config.width
+        self.context_width = context_width
+        self.token_norm = nn.LayerNorm(context_width, elementwise_affine=False)
+        self.context = nn.Linear(context_width, width)
+        self.condition = nn.Sequential(nn.Linear(CONDITION, width), nn.SiLU(), nn.Linear(width, width))
+        self.status_embedding = nn.Parameter(torch.zeros(width))
+        self.pose_embedding = nn.Parameter(torch.zeros(NUM_POSES, width))
+        self.input = nn.Sequential(nn.Linear(FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(
+            Block(("self", "cross", "mlp"), True, width, config.heads, width, config.mlp_ratio)
+            for _ in range(config.layers)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(NUM_POSES * width)
+        self.output = nn.Sequential(nn.Linear(NUM_POSES * width, width), nn.SiLU(), nn.Linear(width, outputs))
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Xavier linears; every modulation starts at zero (adaLN-Zero), the last layer small."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.pose_embedding, std=0.02)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            nn.init.zeros_(block.modulation.weight)
+        last = self.output[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+
+    def forward(self, context: SceneContext, plans: Tensor) -> Tensor:
+        """(scene, candidate, output) of plans (scene, candidate, 8, 3) in meters and radians, ego frame; float32."""
+        dtype = self.pose_embedding.dtype
+        status = self.condition(conditions(context).to(dtype))
+        tokens = self.context(self.dropout(self.token_norm(context.tokens.to(dtype))))
+        tokens = torch.cat([tokens, (status + self.status_embedding)[:, None].to(tokens.dtype)], dim=1)
+        mask = context.mask
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)[:, None, None]
+        x = self.input(motion(plans, context.ego_status).to(dtype)) + self.pose_embedding
+        vector = F.silu(status)[:, None]
+        x = x[None]
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            x = block(x, vector, block.keys_values(tokens, None), mask)
+        return self.output(self.dropout(self.norm(x[0].flatten(-2)))).float()
+
+
+def conditions(context: SceneContext) -> Tensor:
+    """(scene, number) command, ego status and past poses, about of size one."""
+    command = F.one_hot(context.command, len(COMMANDS)).float()
+    status = context.ego_status.float() / context.ego_status.new_tensor(SCALES)
+    history = (context.history.float() / context.history.new_tensor(PAST_SCALES)).flatten(1)
+    return torch.cat([command, status, history], dim=-1)
+
+
+def motion(plans: Tensor, ego_status: Tensor) -> Tensor:
+    """(scene, candidate, 8, number) where plans lead and how they move, about of size one.
+
+    Poses, what they are off a constant speed straight ahead, and speed, acceleration and jerk along and across the
+    heading, from the state at t = 0 on: comfort is a matter of these, and a network would have to learn to subtract.
+
+    Args:
+        plans: (scene, candidate, 8, 3) m, m, rad. ego_status: (scene, 4) m/s, m/s^2.
+    """
+    plans, status = plans.float(), ego_status.float()[:, None, None]
+    x, y, heading = plans.unbind(-1)
+    start = torch.zeros_like(plans[..., :1, :])
+    step = torch.diff(torch.cat([start, plans], dim=-2), dim=-2)
+    turned = torch.atan2(step[..., 2].sin(), step[..., 2].cos())
+    middle = heading - turned / 2  # between two poses, where the step is taken
+    along = (middle.cos() * step[..., 0] + middle.sin() * step[..., 1]) / POSE_INTERVAL
+    across = (middle.cos() * step[..., 1] - middle.sin() * step[..., 0]) / POSE_INTERVAL
+    yaw_rate = turned / POSE_INTERVAL
+
+    def change(values: Tensor, first: Tensor) -> Tensor:
+        before = torch.cat([first.expand(*values.shape[:-1], 1), values[..., :-1]], dim=-1)
+        return (values - before) / POSE_INTERVAL
+
+    acceleration = change(along, status[..., 0])
+    jerk = change(acceleration, status[..., 2])
+    yaw_acceleration = change(yaw_rate, yaw_rate[..., :1])
+    times = POSE_INTERVAL * torch.arange(1, NUM_POSES + 1, device=plans.device)
+    ahead = torch.linalg.vector_norm(status[..., :2], dim=-1) * times
+    return torch.stack(
+        [
+            x / 20, y / 5, heading.cos(), heading.sin(), (x - ahead) / 5, y,
+            along / SPEED, across, acceleration / ACCELERATION, jerk / JERK,
+            yaw_rate / YAW_RATE, yaw_acceleration / YAW_ACCELERATION, along * yaw_rate / ACCELERATION,
+            change(along * yaw_rate, along[..., :1] * yaw_rate[..., :1]) / JERK,
+            (acceleration / ACCELERATION).square(), (yaw_rate / YAW_RATE).square(),
+        ],
+        dim=-1,
+    )  # fmt: skip

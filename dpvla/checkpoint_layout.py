@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODEL, ADAPTERS, TRAINER_STATE = "model", "adapters", "trainer_state"
+SELECTOR, SELECTOR_WEIGHTS = "selector", "selector.safetensors"
+"""Folder of a trained selector in a checkpoint, and its weights beside its ``config.json``."""
 CONFIG_FILE, WEIGHTS_FILE, SAMPLING_FILE = "config.json", "model.safetensors", "sampling.json"
 RUN_FILE, METRICS_FILE, TRACKING, CHECKPOINTS = "run.yaml", "metrics.csv", "tracking", "checkpoints"
 BEST, PICTURE = "best", "run.png"
@@ -34,6 +36,11 @@ class CheckpointLayout:
     def adapters(self) -> Path:
         """A folder for every adapter, and how to sample with them."""
         return self.path / ADAPTERS
+
+    @property
+    def selector(self) -> Path:
+        """What chooses among plans, in a checkpoint of its own."""
+        return self.path / SELECTOR
 
     @property
     def run(self) -> Path:

@@ -8,17 +8,18 @@ with their checksums. A cycle that is rolled out again after a kill replaces its
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 from dpvla.checkpoint_layout import KEPT_ROLL_OUTS
 from dpvla.files import FileError, check_folder, free_bytes, write_json
-from dpvla.manifest import MANIFEST, check_manifest, read_manifest, write_manifest
+from dpvla.manifest import MANIFEST, check_manifest, read_manifest, sha256_of, write_manifest
+from dpvla.models import DPVLA
 from dpvla.plan import NUM_POSES
 from dpvla.rl.buffer import RolloutBuffer
-from dpvla.rl.token_files import MakerOnDisk
+from dpvla.rl.token_files import Maker, MakerOnDisk
 from dpvla.schema import read_as
 from dpvla.sub_scores import SCORE, RuleOnDisk, ScoringRule
 from dpvla.tensors import CheckpointError
@@ -91,6 +92,27 @@ class KeptRollOuts:
         if not check_manifest(folder, [DESCRIPTION]):
             raise FileError(f"{folder / MANIFEST} is missing: the run was stopped before its first cycle was kept")
         return cls(folder, found["maker"], ScoringRule.of(found["rule"]), tuple(found["scenes"]))
+
+    def refuse_other_encoder(self, policy: DPVLA, where: str) -> None:
+        """Raise FileError unless they were made with the encoder of ``policy``. Reads all of its weights once."""
+        if differing := Maker.of(policy).differences(self.maker):
+            raise FileError(
+                f"the roll-outs of {where} were made with another encoder ({'; '.join(differing)}): give the "
+                "--checkpoint that their run started from, or the run itself"
+            )
+
+    def require_scenes(self, scenes: Sequence[str], where: str, split: str) -> None:
+        """Raise FileError where they are of scenes that are not among ``scenes``, the ones of ``split``."""
+        there = set(scenes)
+        if missing := [name for name in self.scenes if name not in there]:
+            raise FileError(
+                f"the roll-outs of {where} are of {len(missing)} scenes that {split} does not hold, first "
+                f"{missing[0]:.80}: give the split that they were made on"
+            )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the checksums of all that is kept."""
+        return sha256_of(self.folder / MANIFEST)
 
     def cycles(self) -> list[RolloutBuffer]:
         """All that are kept, in order, read and checked.

@@ -31,8 +31,8 @@ from dpvla.rl.checks import check_loss, check_targets, check_weights, refuse_con
 from dpvla.rl.config import RolloutConfig, TokensConfig
 from dpvla.rl.flops import scene_flops
 from dpvla.rl.held_out import HeldOut
-from dpvla.rl.measures import effective_share
 from dpvla.rl.kept import KeptRollOuts
+from dpvla.rl.measures import effective_share
 from dpvla.rl.rollout import collect
 from dpvla.rl.time_split import TimeSplit
 from dpvla.rl.token_cache import TokenCache

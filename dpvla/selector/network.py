@@ -1,6 +1,8 @@
-"""Scene tokens and plans to predicted scores: a transformer over a plan's poses that looks at the scene."""
+"""Scene tokens and plans to predicted scores: each plan asks the tokens, and knows where it lies among the others."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +16,21 @@ from dpvla.selector.config import SelectorConfig
 
 STATUS = 4
 CONDITION = len(COMMANDS) + STATUS + 3 * HISTORY_POSES
-SCALES = (10.0, 5.0, 5.0, 5.0)
+STATUS_SCALE = (10.0, 5.0, 5.0, 5.0)
 """Typical sizes of the ego status: m/s, m/s, m/s^2, m/s^2."""
-PAST_SCALES = (10.0, 5.0, 1.0)
+HISTORY_SCALE = (10.0, 5.0, 1.0)
 """Of past poses: m, m, rad."""
 SPEED, ACCELERATION, JERK, YAW_RATE, YAW_ACCELERATION = 10.0, 3.0, 5.0, 0.5, 1.0
 """Of a plan's motion: m/s, m/s^2, m/s^3, rad/s, rad/s^2."""
-FEATURES = 16
+FEATURES = 16 + 8
+"""Of a pose: its motion, and where it lies among the others."""
 
 
 class SelectorNetwork(nn.Module):
-    """Logits or normalized values of every predicted score, each plan as if it were alone in its scene."""
+    """Logits or normalized values of every predicted score, of each plan among those of its scene."""
+
+    status_scale: Tensor  # (4,)
+    history_scale: Tensor  # (3,)
 
     def __init__(self, config: SelectorConfig, context_width: int, outputs: int) -> None:
         super().__init__()
@@ -34,55 +40,81 @@ class SelectorNetwork(nn.Module):
         self.context = nn.Linear(context_width, width)
         self.condition = nn.Sequential(nn.Linear(CONDITION, width), nn.SiLU(), nn.Linear(width, width))
         self.status_embedding = nn.Parameter(torch.zeros(width))
-        self.pose_embedding = nn.Parameter(torch.zeros(NUM_POSES, width))
-        self.input = nn.Sequential(nn.Linear(FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(
-            Block(("self", "cross", "mlp"), True, width, config.heads, width, config.mlp_ratio)
-            for _ in range(config.layers)
-        )
         self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(NUM_POSES * width)
-        self.output = nn.Sequential(nn.Linear(NUM_POSES * width, width), nn.SiLU(), nn.Linear(width, outputs))
+        self.input = nn.Sequential(
+            nn.Linear(NUM_POSES * FEATURES, 2 * width), nn.SiLU(), self.dropout, nn.Linear(2 * width, width)
+        )
+        self.blocks = nn.ModuleList(
+            Block(("cross", "mlp"), True, width, config.heads, width, config.mlp_ratio) for _ in range(config.layers)
+        )
+        self.output = nn.Sequential(
+            nn.LayerNorm(width), self.dropout, nn.Linear(width, width), nn.SiLU(), nn.Linear(width, outputs)
+        )
+        self.register_buffer("status_scale", torch.tensor(STATUS_SCALE), persistent=False)
+        self.register_buffer("history_scale", torch.tensor(HISTORY_SCALE), persistent=False)
         self._initialize()
 
     def _initialize(self) -> None:
-        """Xavier linears; every modulation starts at zero (adaLN-Zero), the last layer small."""
+        """Xavier linears; every modulation (adaLN-Zero) and the last layer start at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.pose_embedding, std=0.02)
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            nn.init.zeros_(block.modulation.weight)
-        last = self.output[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
+        zeros: list[Any] = [block.modulation for block in self.blocks]
+        for layer in (*zeros, self.output[-1]):
+            nn.init.zeros_(layer.weight)
 
     def forward(self, context: SceneContext, plans: Tensor) -> Tensor:
         """(scene, candidate, output) of plans (scene, candidate, 8, 3) in meters and radians, ego frame; float32."""
-        dtype = self.pose_embedding.dtype
-        status = self.condition(conditions(context).to(dtype))
+        dtype = self.status_embedding.dtype
+        status = self.condition(self._known(context).to(dtype))
         tokens = self.context(self.dropout(self.token_norm(context.tokens.to(dtype))))
         tokens = torch.cat([tokens, (status + self.status_embedding)[:, None].to(tokens.dtype)], dim=1)
         mask = context.mask
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)[:, None, None]
-        x = self.input(motion(plans, context.ego_status).to(dtype)) + self.pose_embedding
+        features = torch.cat([motion(plans, context.ego_status), among(plans)], dim=-1)
+        x = self.input(features.flatten(-2).to(dtype))[None, ..., None, :]  # each plan as a sequence of one
         vector = F.silu(status)[:, None]
-        x = x[None]
         for block in self.blocks:
             assert isinstance(block, Block)
             x = block(x, vector, block.keys_values(tokens, None), mask)
-        return self.output(self.dropout(self.norm(x[0].flatten(-2)))).float()
+        raw: Tensor = self.output(x[0, ..., 0, :]).float()
+        return raw
+
+    def _known(self, context: SceneContext) -> Tensor:
+        """(scene, number) command, ego status and past poses, about of size one."""
+        command = F.one_hot(context.command, len(COMMANDS)).float()
+        status = context.ego_status.float() / self.status_scale
+        return torch.cat([command, status, (context.history.float() / self.history_scale).flatten(1)], dim=-1)
 
 
-def conditions(context: SceneContext) -> Tensor:
-    """(scene, number) command, ego status and past poses, about of size one."""
-    command = F.one_hot(context.command, len(COMMANDS)).float()
-    status = context.ego_status.float() / context.ego_status.new_tensor(SCALES)
-    history = (context.history.float() / context.history.new_tensor(PAST_SCALES)).flatten(1)
-    return torch.cat([command, status, history], dim=-1)
+def among(plans: Tensor) -> Tensor:
+    """(scene, candidate, 8, number) where each plan lies among those of its scene, about of size one.
+
+    What is off the middle of all, along and across its heading, in meters and in spreads, and how far plans spread.
+    Plans of one policy scatter about what it means to do: the nearest to the middle is a better choice than most, and
+    slower or faster than the others says more than slow or fast.
+
+    Args:
+        plans: (scene, candidate, 8, 3) m, m, rad.
+    """
+    plans = plans.float()
+    off = plans - plans.mean(dim=1, keepdim=True)
+    sin, cos = (wave(plans[..., 2]).mean(dim=1, keepdim=True) for wave in (torch.sin, torch.cos))
+    heading = torch.atan2(sin, cos)
+    along = heading.cos() * off[..., 0] + heading.sin() * off[..., 1]
+    across = heading.cos() * off[..., 1] - heading.sin() * off[..., 0]
+    turned = plans[..., 2] - heading
+    turned = torch.atan2(turned.sin(), turned.cos())
+    long, wide = (values.square().mean(dim=1, keepdim=True).sqrt().expand_as(values) for values in (along, across))
+    return torch.stack(
+        [
+            along / 2, across, 5 * turned, along / (long + 0.2), across / (wide + 0.1),
+            torch.linalg.vector_norm(off[..., :2], dim=-1) / 2, long / 2, wide,
+        ],
+        dim=-1,
+    )  # fmt: skip
 
 
 def motion(plans: Tensor, ego_status: Tensor) -> Tensor:

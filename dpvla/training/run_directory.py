@@ -204,6 +204,10 @@ class Run:
             )
 
 
+OF_A_RUN = (TRACKING, METRICS_FILE, BEST, PICTURE, KEPT_ROLL_OUTS)
+"""What a run writes beside ``run.yaml`` and its checkpoints."""
+
+
 @contextmanager
 def _clearing(path: Path, restart: bool) -> Iterator[None]:
     """Around what writes a new ``run.yaml``: removes what --restart discards, or what a start left without checkpoint.
@@ -212,7 +216,7 @@ def _clearing(path: Path, restart: bool) -> Iterator[None]:
     """
     if not restart or not (path / RUN_FILE).exists():
         for left in path.iterdir():
-            if (left.name in (TRACKING, METRICS_FILE, BEST, PICTURE, KEPT_ROLL_OUTS) or _ours(left)) and left.name != LOCK:
+            if (left.name in OF_A_RUN or _ours(left)) and left.name != LOCK:
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         yield
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,9 +47,13 @@ class TrainingData:
 
     def trained_on(self, stage: str, reward: str | None = None) -> TrainedOn:
         """What to keep with weights that learn from ``source``; ``reward``: of what they learn from."""
-        logs = tuple(sorted({r.log_name for r in self.source.records}))
+        logs = self.logs_of(range(len(self.source)))
         of = None if self.coverage.is_whole else self.coverage.in_split
         return TrainedOn(stage, self.split, len(self.source), logs, of, reward=reward)
+
+    def logs_of(self, rows: Iterable[int]) -> tuple[str, ...]:
+        """Names of the logs of some scenes of ``source``."""
+        return tuple(sorted({self.source.records[row].log_name for row in rows}))
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def open_training_data(
 
     Args:
         sensors: what the policy looks at.
-        reward_on: 'source' or 'validation': the scenes whose plans will be scored.
+        reward_on: 'source', 'validation' or 'nothing': the scenes whose plans will be scored.
 
     Raises:
         FileNotFoundError, ValueError: missing or bad data; the message says which and what to do.
@@ -149,7 +154,7 @@ def open_training_data(
                 dataset.use_store(store)
             elif config.image_cache is not None and dataset is not None:
                 dataset.cache_images(config.image_cache, progress=accelerator.is_main_process)
-        scored = source if reward_on == "source" else validation
+        scored = {"source": source, "validation": validation, "nothing": None}[reward_on]
         if scored is not None:
             scenes: ScoredScenes
             if metric.scene_rules is None:

@@ -28,6 +28,7 @@ OUT = {
     "pretrain": ["--out"],
     "reproduce": ["--table", "7", "--out"],
     "rl_finetune": ["--out"],
+    "train_selector": ["--out"],
     "train_state_based": ["--env", f"{MAZE}-singletask-v0", "--out"],
 }  # fmt: skip
 """How each tool is told where to write."""

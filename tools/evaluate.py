@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from dpvla.cli import parse, reporting_errors
-from dpvla.config import NotNegative, Range, Whole
+from dpvla.cli import parse, refuse_given, reporting_errors
+from dpvla.config import ConfigError, NotNegative, Range, Whole
 from dpvla.files import check_folder, one_writer
 from navsim_bridge.agents.options import SharedAgentOptions
 from navsim_bridge.files import roots
@@ -33,6 +33,7 @@ class Evaluate(SharedAgentOptions, DataAndMapOptions):
     seed: Whole = 0  # dpvla: of the sampling noise
     omega: tuple[NotNegative, ...] | None = None  # dpvla: greediness of the guided combination; several: 0,0.5,1,2,4
     samples: Annotated[int, Range(least=1, most=1024)] = 1  # dpvla: plans a scene, each with noise of its own
+    select_oracle: bool = False  # with --select: score also all that is chosen among, and the oracle's choice
     split: str  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
     out: str  # folder for scores.csv and summary.json; the same command again replaces its own
     metric: AnyMetric = field(default_factory=PDMSConfig)  # what to score with
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from navsim_bridge.metric_cache import MetricCache
     from navsim_bridge.metric_cache.builder import require_scorable
 
-    options.check_agent("seed", "omega", "samples")
+    options.check_agent("seed", "omega", "samples", "select_oracle")
+    _check_selection(options)
     check_folder(options.out)
     crew = options.crew()
     metric = make_metric(options.metric)
@@ -101,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "seed": options.seed,
             "omega": omega,
             "checkpoint": options.checkpoint,
+            "selection": agent.selection,
         }
         for omega in omegas
     }
@@ -111,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_results(folder, identity(metric=metric.about, samples=options.samples, **about), options.overwrite)
         records, coverage = usable_scenes(split, data_root, agent.cameras, options.allow_missing)
         load_scenes: LoadScenes
-        reads = [data_root, *([Path(options.checkpoint)] if options.checkpoint else [])]
+        reads = [data_root, *(Path(path) for path in (options.checkpoint, options.selector) if path)]
         if cache is not None:
             records, coverage = cache.usable(records, coverage, options.allow_missing)
             load_scenes, reads = scenes_from_cache(cache), [*reads, cache.path]
@@ -122,12 +125,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for folder in runs:
             keep_whole(folder, coverage, options.overwrite)
         how: dict[str, Any] = {"metric": metric, "allow_failures": options.allow_failures, "reads": reads}
-        candidates = len(runs) * options.samples
+        proposals = options.select if options.select_oracle else 0
+        candidates = len(runs) * options.samples + proposals
         if candidates > 1:
             found = evaluate_each(agent.open_proposer, records, load_scenes, crew, candidates, **how)
         else:
             found = [evaluate_together(agent.open, records, load_scenes, crew, **how)]
-        groups = [found[i : i + options.samples] for i in range(0, candidates, options.samples)]
+        found, chosen_among = found[: candidates - proposals], found[candidates - proposals :]
+        groups = [found[i : i + options.samples] for i in range(0, len(found), options.samples)]
         what: dict[str, Any] = {"records": records, "cache": cache, "coverage": coverage}
         if len(runs) > 1:
             said, paths = write_omegas(
@@ -135,10 +140,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         else:
             keep_whole(out, coverage.without("failed", len(found[0].failures)), options.overwrite)
-            said = describe(write_evaluation(out, *groups[0], **what, **runs[out]), metric)
+            summary = write_evaluation(out, *groups[0], chosen_among=chosen_among, **what, **runs[out])
+            said = describe(summary, metric)
             paths = [out / name for name in (SCORES, SUMMARY, *([SAMPLES] if options.samples > 1 else []))]
     print(said)
     print(f"written: {', '.join(map(str, paths))}")
+
+
+def _check_selection(options: Evaluate) -> None:
+    """ConfigError where a choice among plans and several of them are asked for together."""
+    if not options.select:
+        return refuse_given(options, ["select_oracle"], "--select K")
+    if options.samples > 1 or len(options.omegas) > 1:
+        raise ConfigError(
+            "--select scores one plan a scene, the chosen one: leave --samples out, and give several omegas to choose "
+            "among with --select-omegas"
+        )
 
 
 if __name__ == "__main__":

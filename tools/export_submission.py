@@ -20,7 +20,8 @@ from navsim_bridge.splits.sensors import with_images
 from navsim_bridge.submission.v1 import Team, validate_submission, write_submission
 
 WRITING = (
-    "checkpoint", "seeds", "omega", "batch_size", "agent", "out", "overwrite", "team_name", "authors", "email",
+    "checkpoint", "seeds", "omega", "select", "selector", "select_from", "select_omegas", "batch_size", "agent",
+    "out", "overwrite", "team_name", "authors", "email",
     "institution", "country", "device", "decoder", "workers", "executor",
 )  # fmt: skip
 """Options that --validate has no use for."""
@@ -87,7 +88,7 @@ def _write(options: ExportSubmission, split: str, team: Team) -> list[str]:
         crew,
         seeds=options.seeds,
         batch_size=options.batch_size,
-        reads=[root, *([Path(options.checkpoint)] if options.checkpoint else [])],
+        reads=[root, *(Path(path) for path in (options.checkpoint, options.selector) if path)],
     )
     write_submission(options.out, team, [dict(zip(tokens, of_seed)) for of_seed in plans])
     return tokens

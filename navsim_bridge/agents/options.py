@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from dpvla.cli import refuse_given
 from dpvla.config import Count, Workers
@@ -15,10 +15,13 @@ from dpvla.registry import import_plugin
 from navsim_bridge.agents.agent import Agent, Decoder, Proposer, cameras_of
 from navsim_bridge.agents.crew import Crew
 from navsim_bridge.agents.registry import find_agent
+from navsim_bridge.agents.selection import Selection, SelectOptions
+
+SELECTING = tuple(field.name for field in fields(SelectOptions))
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentOptions:
+class AgentOptions(SelectOptions):
     """Who drives."""
 
     agent: str  # dpvla, constant_velocity, stand_still, human, or one of yours
@@ -33,9 +36,10 @@ class AgentOptions:
         from navsim_bridge.agents.policy_agent import PolicyAgent  # with torch, which options do not need
 
         if find_agent(self.agent) is not PolicyAgent:
-            refuse_given(self, ["checkpoint", *further, "batch_size", "decoder"], "--agent dpvla")
+            refuse_given(self, ["checkpoint", *further, "batch_size", "decoder", *SELECTING], "--agent dpvla")
         elif not self.checkpoint:
             raise ValueError("--agent dpvla needs --checkpoint")
+        self.selection()
 
     def opener(
         self, data_root: Path | str, device: str, seed: int = 0, omegas: Sequence[float] = (), samples: int = 1
@@ -46,7 +50,7 @@ class AgentOptions:
         """
         return OpenAgent(
             self.agent, self.plugin, self.checkpoint, Path(data_root), device, tuple(omegas), seed, self.batch_size,
-            self.decoder, samples,
+            self.decoder, samples, self.selection(),
         )  # fmt: skip
 
     def open_for(
@@ -66,6 +70,8 @@ class AgentOptions:
             return AgentOfCrew.of(agent, lambda: agent)
         if self.checkpoint is not None:
             opener = replace(opener, checkpoint=weights_path(self.checkpoint))
+        if opener.selection is not None:
+            opener = replace(opener, selection=opener.selection.fixed())
         return AgentOfCrew.of(replace(opener, device="cpu")(), opener)
 
 
@@ -83,6 +89,7 @@ class OpenAgent:
     batch_size: int
     decoder: Decoder = "cpu"
     samples: int = 1  # that it proposes for each omega
+    selection: Selection | None = None  # instead: what the plan that it drives is chosen among
 
     def __call__(self) -> Agent:
         """The agent; raises as `AgentOptions.open_for`."""
@@ -105,6 +112,10 @@ class OpenAgent:
             decoder=self.decoder,
         )
         policy.refuse_idle_omega()
+        if self.selection is not None:
+            from navsim_bridge.agents.selecting_agent import SelectingAgent
+
+            return SelectingAgent.of(policy, self.selection)
         return policy.proposing_each(self.omegas, self.samples)
 
 
@@ -116,6 +127,7 @@ class AgentOfCrew:
     cameras: tuple[str, ...]  # that it looks at
     guidance: float | None  # omega of a policy that is guided: the first that is asked for, or its own
     trained_with: float | None  # its own
+    selection: dict[str, Any] | None = None  # what a result must say of the choice, where its plan is chosen
 
     @property
     def open_proposer(self) -> Callable[[], Proposer]:
@@ -127,9 +139,10 @@ class AgentOfCrew:
         """What ``opener`` opens, as ``agent`` tells it."""
         from navsim_bridge.agents.policy_agent import PolicyAgent
 
-        if not isinstance(agent, PolicyAgent) or agent.guidance is None:
+        if not isinstance(agent, PolicyAgent):
             return cls(opener, cameras_of(agent), None, None)
-        return cls(opener, agent.cameras, agent.guidance, agent.policy.sampling.omega)
+        own = agent.policy.sampling.omega if agent.guidance is not None else None
+        return cls(opener, agent.cameras, agent.guidance, own, agent.about_selection)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dpvla.plan import NUM_POSES
 from dpvla.random_rows import scene_noise
@@ -20,7 +21,7 @@ from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.sensors import camera_names
 
 if TYPE_CHECKING:
-    from dpvla.models import DPVLA
+    from dpvla.models import DPVLA, SceneContext
     from dpvla.models.sampling import Sampling
 
 
@@ -115,6 +116,11 @@ class PolicyAgent:
         """What plans are proposed from; its one plan, where `proposing` has not said otherwise."""
         return self._sources or (Source(self.sampling),)
 
+    @property
+    def about_selection(self) -> dict[str, Any] | None:
+        """What a result must say of how its one plan is chosen; None where it is drawn."""
+        return None
+
     def with_seed(self, seed: int) -> PolicyAgent:
         """The same agent with another seed; the weights are shared."""
         agent = copy.copy(self)
@@ -173,8 +179,13 @@ class PolicyAgent:
         numbers = {source.sample for source in sources}
         noise = {k: torch.stack([self._noise(token, k) for token in batch.tokens]).to(device) for k in numbers}
         draws = [(source.sampling, noise[source.sample]) for source in sources]
-        found: NDArray[np.float32] = torch.cat([*self.policy.sample_each(context, draws)], dim=1).float().cpu().numpy()
+        plans = torch.cat([*self.policy.sample_each(context, draws)], dim=1).float()
+        found: NDArray[np.float32] = self._offered(context, plans).cpu().numpy()
         return found
+
+    def _offered(self, context: SceneContext, plans: Tensor) -> Tensor:
+        """What is given of sampled plans (scene, source, 8, 3): (scene, candidate, 8, 3)."""
+        return plans
 
     def _noise(self, token: str, sample: int = 0) -> torch.Tensor:
         """(1, 8, channel) noise of one scene."""

@@ -16,6 +16,7 @@ import numpy as np
 from dpvla.files import FileError, check_file, check_folder, read_json, short, write_texts_together
 from dpvla.manifest import sha256_of
 from dpvla.provenance import made_by
+from navsim_bridge.evaluation.chosen import describe_choice, over_choice
 from navsim_bridge.evaluation.evaluation import Evaluation
 from navsim_bridge.evaluation.samples import describe_samples, over_samples, samples_csv
 from navsim_bridge.files.logs import log_path
@@ -33,15 +34,19 @@ CHOOSE = "choose another --out, or replace them with --overwrite"
 PDMS_V1 = PDMS()
 
 
-class Identity(TypedDict):
-    """What is evaluated on what, as `identity` and `write_evaluation` take it."""
-
+class _Identity(TypedDict):
     agent: str
     split: Split
     data_root: Path | str
     seed: int
     omega: float | None
     checkpoint: Path | str | None
+
+
+class Identity(_Identity, total=False):
+    """What is evaluated on what, as `identity` and `write_evaluation` take it."""
+
+    selection: Mapping[str, Any] | None  # how a plan is chosen among several
 
 
 class ResultsError(ValueError):
@@ -61,6 +66,8 @@ def write_evaluation(
     cache: MetricCache | None = None,
     coverage: Coverage | None = None,
     fingerprint: str | None = None,
+    selection: Mapping[str, Any] | None = None,
+    chosen_among: Sequence[Evaluation] = (),
 ) -> dict[str, Any]:
     """Write ``scores.csv`` and ``summary.json`` to ``out``; returns the summary.
 
@@ -70,14 +77,17 @@ def write_evaluation(
 
     ``omega`` and ``checkpoint`` belong to the dpvla agent alone; ``cache`` when the metric scenes came from one;
     ``coverage``: how much of the split ``records`` are (default: all of it); ``fingerprint``: `data_fingerprint` of the
-    records, where it is known.
+    records, where it is known. ``selection``: how the plan was chosen, as its agent says; ``chosen_among``: of all
+    plans that it was chosen among, where they were scored, too.
     """
     evaluation, several = samples[0], len(samples) > 1
     trained_on = training_stages(checkpoint) if checkpoint else []
+    if selection is not None and trained_on is not None:
+        trained_on = [*trained_on, *(s for s in stages_of_selector(selection["selector"]) if s not in trained_on)]
     precision = weights_of(checkpoint)[1] if checkpoint else None
     part = (coverage or Coverage.whole(len(records))).without("failed", len(evaluation.failures))
     summary = {
-        **identity(agent, split, data_root, evaluation.about, seed, omega, checkpoint, len(samples)),
+        **identity(agent, split, data_root, evaluation.about, seed, omega, checkpoint, len(samples), selection),
         "precision": precision,
         "scenes": len(evaluation.tokens),
         "scenes_scored": part.used,
@@ -87,6 +97,7 @@ def write_evaluation(
         "odd": evaluation.odd,
         "averages": _or_none(evaluation.averages),
         "over_samples": over_samples(samples) if several else None,
+        "chosen_among": over_choice(evaluation, chosen_among) if chosen_among else None,
         "metric": evaluation.about,
         "metric_cache": cache.provenance if cache else None,
         "data_fingerprint": fingerprint or data_fingerprint(records, data_root),
@@ -119,6 +130,7 @@ def identity(
     omega: float | None = None,
     checkpoint: Path | str | None = None,
     samples: int = 1,
+    selection: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What tells an evaluation from others: two with the same values are the same command. ``metric``: its `about`."""
     return {
@@ -133,6 +145,7 @@ def identity(
         "seed": seed,
         "metric": metric,
         "samples_per_scene": samples,  # plans drawn from the agent
+        "selection": dict(selection) if selection is not None else None,
     }
 
 
@@ -208,6 +221,16 @@ def training_stages(checkpoint: Path | str) -> list[dict[str, Any]] | None:
     return [dataclasses.asdict(stage) | {"logs": list(stage.logs)} for stage in stages]
 
 
+def stages_of_selector(folder: Path | str) -> list[dict[str, Any]]:
+    """Stage, split, scenes and logs behind a selector; an unknown one where no ``run.yaml`` beside it says."""
+    from dpvla.checkpoint_layout import RUN_FILE
+    from dpvla.training.run_directory import TrainedOn, read_trained_on
+
+    beside = Path(folder).parent
+    stages = read_trained_on(beside) if (beside / RUN_FILE).is_file() else [TrainedOn.unknown()]
+    return [dataclasses.asdict(stage) | {"logs": list(stage.logs)} for stage in stages]
+
+
 def saw_split(trained_on: Sequence[dict[str, Any]] | None, split: Split, records: Sequence[SceneRecord]) -> bool | None:
     """Whether any stage trained on the split or on a log that it holds; None when that is unknown."""
     from dpvla.training.run_directory import UNKNOWN
@@ -237,6 +260,8 @@ def describe(summary: dict[str, Any], metric: Metric[Any] = PDMS_V1) -> str:
     lines = [f"{summary['agent']} on {summary['split']} ({part}): {numbers}"]
     if summary.get("over_samples"):
         lines += describe_samples(summary["over_samples"], metric)
+    if summary.get("selection"):
+        lines += describe_choice(summary["selection"], summary["chosen_among"], metric)
     return "\n".join([*lines, *remarks(summary)])
 
 

@@ -26,6 +26,7 @@ from dpvla.models.policy_files import PolicyFiles
 from dpvla.random_rows import RandomRows
 from dpvla.rl.config import RolloutConfig, TokensConfig
 from dpvla.rl.flops import scene_flops
+from dpvla.rl.kept import kept_bytes
 from dpvla.tensors import empty_parameters
 from dpvla.training.config import ImitationConfig, LoopConfig
 from dpvla.training.strategies.layer_options import apply_layer_options
@@ -231,6 +232,7 @@ def plan_fine_tuning(
         "checkpoints": (loop.keep_checkpoints + 1) * 4 * _trained_bytes(policy) / GB,
         "roll-outs": (loop.keep_checkpoints + 1) * rolled * sum(value[0].nbytes for value in zeros.values()) / GB,
         "tokens": scenes * token_bytes / GB if tokens.directory else 0.0,
+        "roll_outs": kept_bytes(rollouts.cycles, rolled, rollouts.group_size) / GB if rollouts.keep else 0.0,
     }
     total = rollouts.cycles * rolled * cycle
     return _plan(options, parameters, parts, flops.update * rollouts.batch_size, cycle, updates, disk, total)

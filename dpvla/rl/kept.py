@@ -29,6 +29,11 @@ DESCRIPTION = "description.json"
 _CYCLE = re.compile(r"cycle_(\d{5})\.safetensors")
 
 
+def kept_bytes(cycles: int, scenes: int, candidates: int, scores: int = 7) -> int:
+    """What roll-outs of so many cycles take: plans in float32, each of the scores (PDMS: 7) in float64."""
+    return cycles * scenes * candidates * (4 * 3 * NUM_POSES + 8 * scores)
+
+
 class _Description(TypedDict):
     format: int
     maker: MakerOnDisk
@@ -51,7 +56,7 @@ class KeptRollOuts:
         Raises OSError where it cannot be, or where there is not the room.
         """
         check_folder(self.folder)
-        needed = cycles * scenes * candidates * (4 * 3 * NUM_POSES + 8 * (len(self.rule.sub_scores) + 1))
+        needed = kept_bytes(cycles, scenes, candidates, len(self.rule.sub_scores) + 1)
         if needed > (free := free_bytes(self.folder)):
             raise OSError(
                 f"roll-outs of {cycles} cycles take {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free at "

@@ -31,7 +31,7 @@ class SelectorTrainingConfig:
 
     epochs: Count = 10  # passes over the scenes
     batch_size: Count = 32  # scenes in an update, over all processes
-    plans_per_scene: Annotated[Count, Range(least=2)] = 16  # drawn for each scene of an update, among all that it has
+    plans_per_scene: Annotated[Count, Range(least=2)] = 10  # for each scene of an update, of one of its groups (RL's g)
     ranking: NotNegative = 0.5  # weight of telling the plans of a scene apart, beside predicting each score
     temperature: Positive = 0.1  # score difference that a preference between two plans of a scene begins at
     scenes_per_call: Count = 64  # scenes encoded together

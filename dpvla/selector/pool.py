@@ -30,13 +30,15 @@ class Group:
 
 @dataclass(frozen=True)
 class PlanPool:
-    """All kept plans of the scenes of a source, which differ in how many they have."""
+    """All kept plans of the scenes of a source, in groups that were sampled together; scenes differ in how many."""
 
     names: tuple[str, ...]  # of the scores; the last is ``score``
     held_out: tuple[Group, ...]  # of the scenes that are held out, as they were rolled out
-    plans: Tensor  # (plan, 8, 3) float32, by scene
+    plans: Tensor  # (plan, 8, 3) float32, by scene and group
     scores: Tensor  # (plan, score) float32
-    first: Tensor  # (scene + 1,) int64: the plans of scene i are those from first[i] to before first[i + 1]
+    begins: Tensor  # (group,) int64, by scene: where its plans begin
+    sizes: Tensor  # (group,) int64: how many they are
+    first: Tensor  # (scene + 1,) int64: the groups of scene i are those from first[i] to before first[i + 1]
 
     @classmethod
     def of(cls, runs: Sequence[KeptRollOuts], scenes: Sequence[str], held_out: Sequence[int] = ()) -> PlanPool:
@@ -44,24 +46,26 @@ class PlanPool:
 
         Raises as ``KeptRollOuts.cycles``.
         """
-        apart = torch.tensor([*held_out], dtype=torch.int64)
         names = (*(one.name for one in runs[0].rule.sub_scores), SCORE)
-        rows = {name: row for row, name in enumerate(scenes)}
-        groups = [Group(torch.zeros(0).long(), torch.zeros(0, 1, NUM_POSES, 3), torch.zeros(0, 1, len(names)))]
+        rows, apart = {name: row for row, name in enumerate(scenes)}, torch.tensor([*held_out], dtype=torch.int64)
+        found = [Group(torch.zeros(0).long(), torch.zeros(0, 1, NUM_POSES, 3), torch.zeros(0, 1, len(names)))]
         for run in runs:
             places = torch.tensor([rows.get(name, -1) for name in run.scenes])
             for buffer in run.cycles():
-                chosen = places[buffer.indices] >= 0
-                scores = torch.stack([buffer.scores[name] for name in names], dim=-1)[chosen]
-                plans = buffer.roll_outs["plans"][chosen]
-                groups.append(Group(places[buffer.indices[chosen]], plans.float(), scores.float()))
-        of = torch.cat([group.scenes.repeat_interleave(group.plans.shape[1]) for group in groups])
+                scores = torch.stack([buffer.scores[name] for name in names], dim=-1)
+                group = Group(places[buffer.indices], buffer.roll_outs["plans"].float(), scores.float())
+                found.append(group.only(group.scenes >= 0))
+        of = torch.cat([group.scenes for group in found])
+        sizes = torch.cat([torch.full((len(group.scenes),), group.plans.shape[1]) for group in found])
         order = of.argsort(stable=True)
+        of_plan = of.repeat_interleave(sizes).argsort(stable=True)
         return cls(
             names,
-            tuple(part for group in groups if len((part := group.only(torch.isin(group.scenes, apart))).scenes)),
-            torch.cat([group.plans.flatten(0, 1) for group in groups])[order],
-            torch.cat([group.scores.flatten(0, 1) for group in groups])[order],
+            tuple(part for group in found if len((part := group.only(torch.isin(group.scenes, apart))).scenes)),
+            torch.cat([group.plans.flatten(0, 1) for group in found])[of_plan],
+            torch.cat([group.scores.flatten(0, 1) for group in found])[of_plan],
+            sizes[order].cumsum(0) - sizes[order],
+            sizes[order],
             torch.cat([torch.zeros(1).long(), of.bincount(minlength=len(scenes)).cumsum(0)]),
         )
 
@@ -71,29 +75,31 @@ class PlanPool:
         return self.first.diff().nonzero().flatten()
 
     @property
-    def learned_scores(self) -> Tensor:
-        """(plan, score) of the scenes that are not held out."""
-        return self.scores[~torch.isin(self.rows, self.held_out_rows).repeat_interleave(self.first.diff()[self.rows])]
-
-    @property
     def held_out_rows(self) -> Tensor:
         """(scene,) int64, those of them that are held out."""
         rows = [group.scenes for group in self.held_out]
         return torch.cat(rows).unique() if rows else torch.zeros(0, dtype=torch.int64)
 
-    def draw(self, rows: Tensor, count: int, random: RandomRows) -> tuple[Tensor, Tensor]:
-        """Some plans of each scene with their scores, (scene, count, 8, 3) and (scene, count, score).
+    @property
+    def learned_scores(self) -> Tensor:
+        """(plan, score) of the scenes that are not held out."""
+        of = torch.arange(len(self.first) - 1).repeat_interleave(self.first.diff()).repeat_interleave(self.sizes)
+        return self.scores[~torch.isin(of, self.held_out_rows)]
 
-        All different while the scene has so many; else some come several times.
+    def draw(self, rows: Tensor, count: int, random: RandomRows) -> tuple[Tensor, Tensor]:
+        """Some plans of one group of each scene with their scores, (scene, count, 8, 3) and (scene, count, score).
+
+        All different while the group has so many; else some come several times.
 
         Args:
             rows: (scene,) int64, of scenes that have plans. random: of these scenes.
         """
-        many = self.first.diff()
-        keys = random.uniform(int(many.max()))
-        keys[torch.arange(keys.shape[1]) >= many[rows, None]] = torch.inf
-        order = keys.argsort(dim=-1)
-        chosen = self.first[rows, None] + order.gather(1, torch.arange(count) % many[rows, None])
+        many = self.first.diff()[rows]
+        group = self.first[rows] + (random.uniform(1)[:, 0].double() * many).long()
+        sizes = self.sizes[group, None]
+        keys = random.uniform(int(self.sizes.max()))
+        keys[torch.arange(keys.shape[1]) >= sizes] = torch.inf
+        chosen = self.begins[group, None] + keys.argsort(dim=-1).gather(1, torch.arange(count) % sizes)
         return self.plans[chosen], self.scores[chosen]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,16 +28,15 @@ CONFIGS: dict[str, ChainConfig] = {
 }
 
 
-def make(config: ChainConfig, **more: int) -> Callable[[Accelerator, Path], RolloutStage]:
+def make(config: ChainConfig, **more: Any) -> Callable[[Accelerator, Path], RolloutStage]:
     def stage(accelerator: Accelerator, out: Path) -> RolloutStage:
         policy, source = make_policy()
         algorithm = make_algorithm(config)
         with torch.no_grad():
             policy.merge_adapters()
         policy.add_adapters(algorithm.adapters, 4)
-        rollouts = RolloutConfig(
-            **({"group_size": 4, "cycles": 2, "epochs_per_cycle": 2, "batch_size": 4, "scenes_per_call": 4} | more)
-        )
+        usual = RolloutConfig(group_size=4, cycles=2, epochs_per_cycle=2, batch_size=4, scenes_per_call=4)
+        rollouts = replace(usual, **more)
         return RolloutStage(policy, algorithm, source, prefer_left, rollouts, accelerator, 7, None, describe)
 
     return stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from dpvla.config import BelowOne, Count, NotNegative, Positive, Range, Size, check, refuse_size
+from dpvla.config import BelowOne, Count, NotNegative, Range, Size, check, refuse_size
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,6 @@ class SelectorTrainingConfig:
     epochs: Count = 10  # passes over the scenes
     batch_size: Count = 32  # scenes in an update, over all processes
     plans_per_scene: Annotated[Count, Range(least=2)] = 10  # for each scene of an update, of one of its groups (RL's g)
-    ranking: NotNegative = 0.5  # weight of telling the plans of a scene apart, beside predicting each score
-    temperature: Positive = 0.1  # score difference that a preference between two plans of a scene begins at
     scenes_per_call: Count = 64  # scenes encoded together
     context_cache_gb: NotNegative = 8.0  # encoded scenes stay in memory up to this size, else are made anew
 

@@ -1,4 +1,4 @@
-"""Training a selector on kept roll-outs: predict every score of a plan, and tell the plans of a scene apart."""
+"""Training a selector on kept roll-outs: it learns to predict every score of a plan."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from dpvla.selector.config import SelectorTrainingConfig
 from dpvla.selector.held_out import quality
 from dpvla.selector.pool import PlanPool
 from dpvla.selector.selector import Selector
-from dpvla.sub_scores import SCORE
 from dpvla.training.order import lane_batches, steps_per_epoch
 from dpvla.training.shares import share, weighted
 from dpvla.training.stage import Track, WholeWeights
@@ -50,34 +49,21 @@ class PlanBatch:
 class SelectorStep(nn.Module):
     """The differentiable part of an update; ``forward`` is what accelerate wraps."""
 
-    def __init__(self, selector: Selector, config: SelectorTrainingConfig) -> None:
+    def __init__(self, selector: Selector) -> None:
         super().__init__()
-        self.selector, self.config = selector, config
+        self.selector = selector
 
     def forward(self, batch: PlanBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Errors of all predicted scores, and of the order among a scene's plans."""
+        """The mean error of all predicted scores.
+
+        Nothing is asked of the order among a scene's plans: a ranking loss beside it made choices worse.
+        """
         raw = self.selector(batch.context, batch.plans)
         errors = [output.error(raw[..., i], batch.scores[..., i]) for i, output in enumerate(self.selector.outputs)]
-        predicting = torch.stack(errors).mean()
-        chosen_by = self.selector.predicted(raw)[SCORE]
-        ranking = ranking_loss(chosen_by, batch.scores[..., -1], self.config.temperature)
-        loss = predicting + self.config.ranking * ranking
-        info = {"selector/predicting": predicting.detach(), "selector/ranking": ranking.detach()}
-        return weighted(batch, loss, info)
-
-
-def ranking_loss(predicted: Tensor, scores: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of choosing a scene's plan by the predicted score, against choosing it by the true one.
-
-    A choice is ``softmax(score / temperature)`` over a scene's plans (ListNet, Cao et al. 2007). Less the entropy of
-    the true one, so that 0 is perfect.
-
-    Args:
-        predicted, scores: (scene, plan).
-    """
-    wanted = (scores / temperature).log_softmax(dim=-1)
-    found = (predicted / temperature).log_softmax(dim=-1)
-    return (wanted.exp() * (wanted - found)).sum(dim=-1).mean()
+        named = {
+            f"selector/{output.name}": error.detach().mean() for output, error in zip(self.selector.outputs, errors)
+        }
+        return weighted(batch, torch.stack(errors).mean(), named)
 
 
 class SelectorStage:
@@ -122,7 +108,7 @@ class SelectorStage:
         policy.eval()
         self.selector, self.policy, self.source, self.pool = selector, policy, source, pool
         self.config, self.seed, self.accelerator, self.describe = config, seed, accelerator, describe
-        self.module: nn.Module = SelectorStep(selector, config)
+        self.module: nn.Module = SelectorStep(selector)
         self._tokens_config, self._token_files = tokens or TokensConfig(), token_files
         places = torch.arange(len(self._rows)) % config.batch_size  # of an update's scenes, see order.lane_batches
         self._mine = (places % processes == accelerator.process_index).nonzero().flatten()

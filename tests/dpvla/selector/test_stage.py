@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from dpvla.checkpoint_layout import KEPT_ROLL_OUTS
@@ -23,7 +21,7 @@ from dpvla.rl.token_files import Maker
 from dpvla.selector.config import SelectorConfig, SelectorTrainingConfig
 from dpvla.selector.pool import PlanPool, same_rule
 from dpvla.selector.selector import Output, Selector
-from dpvla.selector.stage import SelectorStage, ranking_loss
+from dpvla.selector.stage import SelectorStage
 from dpvla.sub_scores import ScoringRule
 from dpvla.training.loop import train
 from tests.dpvla.training.test_resume import LOOP, assert_same_files, describe
@@ -103,6 +101,14 @@ def stage_on(roll_outs: KeptRollOuts, held_out: tuple[int, ...]) -> SelectorStag
     return SelectorStage(selector, policy, source, pool, TRAINING, Accelerator(cpu=True), 7, describe)
 
 
+def test_the_loss_is_the_mean_error_of_all_scores(roll_outs: KeptRollOuts) -> None:
+    """A selector that has learned nothing says one half: ln 2 of a share."""
+    stage = make_stage(roll_outs)
+    batch = next(stage.batches(0, lambda step, values: None, nullcontext))
+    loss, info = stage.module(batch)
+    assert float(loss) == pytest.approx(0.6931472, rel=1e-5) == float(info["selector/score"])
+
+
 def test_nothing_of_held_out_scenes_is_drawn(roll_outs: KeptRollOuts) -> None:
     stage = make_stage(roll_outs, epochs=1)
     assert not set(stage.scenes.tolist()) & set(HELD_OUT)
@@ -131,22 +137,6 @@ def test_plans_of_one_group_are_drawn_with_their_scores_each_once_while_there_ar
 def sorted_(buffer: RolloutBuffer) -> list[Tensor]:
     """The groups of a cycle, the plans of each in an order that does not depend on its own."""
     return [group.flatten(1).unique(dim=0) for group in buffer.roll_outs["plans"]]
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=5), st.floats(0.05, 2))
-def test_the_ranking_loss_is_least_where_scores_differ_as_true_ones(scores: list[float], temperature: float) -> None:
-    true = torch.tensor([scores], dtype=torch.float64)
-    assert float(ranking_loss(true + 3, true, temperature)) == pytest.approx(0, abs=1e-12)
-    other = torch.linspace(1, 0, len(scores), dtype=torch.float64)[None]
-    assert float(ranking_loss(other, true, temperature)) >= 0
-
-
-def test_the_ranking_loss_is_as_by_hand() -> None:
-    """Two plans, one better by ln 3 times the temperature, which nothing tells: KL of (3/4, 1/4) from (1/2, 1/2)."""
-    true = torch.tensor([[0.2 * 1.0986123, 0.0]])
-    found = float(ranking_loss(torch.zeros(1, 2), true, 0.2))
-    assert found == pytest.approx(0.75 * 0.4054651 - 0.25 * 0.6931472, rel=1e-5)
 
 
 def test_roll_outs_of_other_scenes_encoders_and_metrics_are_refused(roll_outs: KeptRollOuts, tmp_path: Path) -> None:

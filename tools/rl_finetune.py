@@ -26,6 +26,10 @@ from navsim_bridge.data.config import DataConfig
 if TYPE_CHECKING:
     from dpvla.costs.plan import Plan
     from dpvla.models import DPVLA
+    from dpvla.rl.stage import RolloutStage
+    from dpvla.training.best import Judge
+    from dpvla.training.run_directory import Run
+    from dpvla.training.start import StartingPoint
 
 DEMO = Path(__file__).parent.parent / "configs" / "dipole_demo.yaml"
 OF_ROLLOUTS = (
@@ -64,109 +68,130 @@ def main(argv: Sequence[str] | None = None) -> None:
     config.check_plan()
     if config.plan:
         return print_plan(config)
-    import torch
-
-    from dpvla.costs.plan import outlined_from, require_room
-    from dpvla.models import DPVLA
-    from dpvla.models.adapter_files import saved_size
-    from dpvla.rl.held_out import SCORE, HeldOut
-    from dpvla.rl.picture import draw_run
-    from dpvla.rl.stage import RolloutStage
-    from dpvla.rl.token_store import open_tokens
-    from dpvla.rl.watching import Watch
-    from dpvla.training.best import FallenError, Judge
     from dpvla.training.launch import make_accelerator
-    from dpvla.training.loop import train
     from dpvla.training.run_directory import FREE, open_run
-    from dpvla.training.start import StartingPoint, open_start, refuse_other_start, starting_point
-    from navsim_bridge.data.training_data import open_training_data
-    from navsim_bridge.data.watching import open_watching, refuse_vain_heldout, watched_metrics
-    from navsim_bridge.demo_world import make_demo_world_if_needed
-    from navsim_bridge.metrics.registry import make_metric
+    from navsim_bridge.data.watching import refuse_vain_heldout, watched_metrics
 
     refuse_vain_heldout(config, config.heldout)
     watched_metrics(config, config.watch)
     config = replace(config, out=config.out or f"runs/{config.algorithm.name}_{Path(config.split).stem}")
     accelerator = make_accelerator(config.loop, str(config.out))
     with open_run(str(config.out), config, config.restart, accelerator, free=(*FREE, *PLAN_KEYS, "checkpoint")) as run:
-        config = run.config
-        seed, algorithm = config.loop.seed, make_algorithm(config.algorithm)
-        size: tuple[int, float] = config.lora.of(algorithm.adapters)
-        if run.last is None:
-            start = open_start(config.checkpoint)
-            model = start.model
-            first = starting_point(start, config.adapters, algorithm.adapters, config.lora)
-            run = run.following("algorithm.omega", first.about.get("omega", OMEGA))
-            config, algorithm = run.config, make_algorithm(run.config.algorithm)
-        else:
-            refuse_other_start(run, "checkpoint", config.checkpoint)
-            model = CheckpointLayout(run.last).model
-            if algorithm.adapters:  # an earlier version gave one alone the size of each of two
-                size = saved_size(CheckpointLayout(run.last).adapters, algorithm.adapters)
-            first = StartingPoint(DPVLA.from_pretrained(model), (), run.before.get("start") or {}, model)
-        policy = first.policy.to(accelerator.device)
-        policy.precision = config.loop.precision
-        if accelerator.is_main_process:
-            make_demo_world_if_needed(config.data_root, config.maps_root)
-        data = open_training_data(config, policy.encoder.sensors, accelerator, reward_on="source")
-        assert data.reward is not None
-        torch.manual_seed(seed)
-        if algorithm.adapters and not policy.has_adapters:
-            policy.add_adapters(algorithm.adapters, *size)
-        require_room(
-            lambda options: planned(config, outlined_from(model), options, len(data.source)),
-            accelerator,
-            str(config.out),
-        )
-        watched, scenes = open_watching(config, config.watch, config.heldout, data, policy.encoder.sensors, accelerator)
-        held_out = judge = None
-        if scenes is not None:
-            visits = config.rollouts.cycles // config.heldout.every + 2
-            held_out = HeldOut(scenes.source, scenes.metrics, config.rollouts, config.tokens, accelerator, visits)
-            judge = Judge(SCORE, scenes.what, config.heldout.stop_below)
-        stage = RolloutStage(
-            policy,
-            algorithm,
-            data.source,
-            data.reward,
-            config.rollouts,
-            accelerator,
-            seed,
-            first.model,
-            run.describe,
-            config.tokens,
-            Watch(config.watch, watched, accelerator, seed),
-            held_out,
-            first.about.get("cycles", 0),
-        )
-        loop = replace(
-            config.loop,
-            steps=config.loop.steps or stage.steps,
-            evaluate_every=config.loop.evaluate_every or config.heldout.every * stage.steps_per_cycle,
-        )
-        if run.step < loop.steps:
-            portion = config.rollouts.scenes_per_call
-            stage.token_files = open_tokens(config.tokens, policy, data.source, accelerator, portion, config.yes)
-        moved = ADAPTERS if algorithm.adapters else MODEL
-        trained_on = replace(data.trained_on(config.algorithm.name, make_metric(config.metric).title), weights=moved)
-        run.begin(seed, [*first.trained_on, trained_on], loop.steps, data.about, first.about)
-        if config.rollouts.keep:
-            stage.keep_roll_outs(run.path / KEPT_ROLL_OUTS, make_metric(config.metric).rule)
-        if run.last is None:
-            before = f" (sampled with omega {first.about['omega']:g} before)" if "omega" in first.about else ""
-            accelerator.print(f"start: {first.about['path']}; adapters: {first.about['adapters']}{before}")
-        draws = config.watch.picture and accelerator.is_main_process
-        try:
-            last = train(stage, loop, run.path, accelerator, judge=judge)
-        except (KeyboardInterrupt, FallenError, FloatingPointError):
-            if draws:
-                draw_run(run.path)
-            raise
+        run, first = weights_before(run)
+        fine_tune(run, first)
+
+
+def weights_before(run: Run) -> tuple[Run, StartingPoint]:
+    """The policy that the run starts or goes on with, with adapters, on its device; and the run, which follows it."""
+    import torch
+
+    from dpvla.models import DPVLA
+    from dpvla.models.adapter_files import saved_size
+    from dpvla.training.start import StartingPoint, open_start, refuse_other_start, starting_point
+
+    config: FinetuneConfig = run.config
+    algorithm = make_algorithm(config.algorithm)
+    size: tuple[int, float] = config.lora.of(algorithm.adapters)
+    if run.last is None:
+        first = starting_point(open_start(config.checkpoint), config.adapters, algorithm.adapters, config.lora)
+        run = run.following("algorithm.omega", first.about.get("omega", OMEGA))
+    else:
+        refuse_other_start(run, "checkpoint", config.checkpoint)
+        layout = CheckpointLayout(run.last)
+        if algorithm.adapters:  # an earlier version gave one alone the size of each of two
+            size = saved_size(layout.adapters, algorithm.adapters)
+        first = StartingPoint(DPVLA.from_pretrained(layout.model), (), run.before.get("start") or {}, layout.model)
+    policy = first.policy.to(run.accelerator.device)
+    torch.manual_seed(config.loop.seed)
+    if algorithm.adapters and not policy.has_adapters:
+        policy.add_adapters(algorithm.adapters, *size)
+    return run, first
+
+
+def fine_tune(run: Run, first: StartingPoint) -> None:
+    """Open what is learned from, check it all, then train."""
+    from dpvla.costs.plan import outlined_from, require_room
+    from dpvla.rl.held_out import SCORE, HeldOut
+    from dpvla.rl.stage import RolloutStage
+    from dpvla.rl.token_store import open_tokens
+    from dpvla.rl.watching import Watch
+    from dpvla.training.best import Judge
+    from dpvla.training.start import open_start
+    from navsim_bridge.data.training_data import open_training_data
+    from navsim_bridge.data.watching import open_watching
+    from navsim_bridge.demo_world import make_demo_world_if_needed
+    from navsim_bridge.metrics.registry import make_metric
+
+    config: FinetuneConfig = run.config
+    accelerator, seed, metric = run.accelerator, config.loop.seed, make_metric(config.metric)
+    algorithm, policy = make_algorithm(config.algorithm), first.policy
+    policy.precision = config.loop.precision
+    if accelerator.is_main_process:
+        make_demo_world_if_needed(config.data_root, config.maps_root)
+    data = open_training_data(config, policy.encoder.sensors, accelerator, reward_on="source")
+    assert data.reward is not None
+    model = open_start(config.checkpoint).model if run.last is None else CheckpointLayout(run.last).model
+    require_room(
+        lambda options: planned(config, outlined_from(model), options, len(data.source)), accelerator, str(config.out)
+    )
+    watched, scenes = open_watching(config, config.watch, config.heldout, data, policy.encoder.sensors, accelerator)
+    held_out = judge = None
+    if scenes is not None:
+        visits = config.rollouts.cycles // config.heldout.every + 2
+        held_out = HeldOut(scenes.source, scenes.metrics, config.rollouts, config.tokens, accelerator, visits)
+        judge = Judge(SCORE, scenes.what, config.heldout.stop_below)
+    stage = RolloutStage(
+        policy,
+        algorithm,
+        data.source,
+        data.reward,
+        config.rollouts,
+        accelerator,
+        seed,
+        first.model,
+        run.describe,
+        config.tokens,
+        Watch(config.watch, watched, accelerator, seed),
+        held_out,
+        first.about.get("cycles", 0),
+    )
+    loop = replace(
+        config.loop,
+        steps=config.loop.steps or stage.steps,
+        evaluate_every=config.loop.evaluate_every or config.heldout.every * stage.steps_per_cycle,
+    )
+    if run.step < loop.steps:
+        portion = config.rollouts.scenes_per_call
+        stage.token_files = open_tokens(config.tokens, policy, data.source, accelerator, portion, config.yes)
+    moved = ADAPTERS if algorithm.adapters else MODEL
+    trained_on = replace(data.trained_on(config.algorithm.name, metric.title), weights=moved)
+    run.begin(seed, [*first.trained_on, trained_on], loop.steps, data.about, first.about)
+    if config.rollouts.keep:
+        stage.keep_roll_outs(run.path / KEPT_ROLL_OUTS, metric.rule)
+    if run.last is None:
+        before = f" (sampled with omega {first.about['omega']:g} before)" if "omega" in first.about else ""
+        accelerator.print(f"start: {first.about['path']}; adapters: {first.about['adapters']}{before}")
+    train_and_draw(stage, loop, run, judge)
+
+
+def train_and_draw(stage: RolloutStage, loop: LoopConfig, run: Run, judge: Judge | None) -> None:
+    """Train; the picture is drawn however it ends, as far as rows are logged."""
+    from dpvla.rl.picture import draw_run
+    from dpvla.training.best import FallenError
+    from dpvla.training.loop import train
+
+    draws = run.config.watch.picture and run.accelerator.is_main_process
+    try:
+        last = train(stage, loop, run.path, run.accelerator, judge=judge)
+    except (KeyboardInterrupt, FallenError, FloatingPointError):
         if draws:
             draw_run(run.path)
-        accelerator.print(f"checkpoint: {last}")
-        if judge is not None and judge.best is not None:
-            accelerator.print(f"best: {run.path / BEST} (step {judge.best_step}, {judge.score} {judge.best:.4f})")
+        raise
+    if draws:
+        draw_run(run.path)
+    run.accelerator.print(f"checkpoint: {last}")
+    if judge is not None and judge.best is not None:
+        run.accelerator.print(f"best: {run.path / BEST} (step {judge.best_step}, {judge.score} {judge.best:.4f})")
 
 
 def print_plan(config: FinetuneConfig) -> None:

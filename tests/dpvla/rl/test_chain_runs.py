@@ -35,13 +35,8 @@ def make(config: ChainConfig, **more: Any) -> Callable[[Accelerator, Path], Roll
         with torch.no_grad():
             policy.merge_adapters()
         policy.add_adapters(algorithm.adapters, 4)
-<<<<<<< HEAD
         usual = RolloutConfig(group_size=4, cycles=2, epochs_per_cycle=2, batch_size=4, scenes_per_call=4)
         rollouts = replace(usual, **more)
-=======
-        rollouts = RolloutConfig(group_size=4, cycles=2, epochs_per_cycle=2, batch_size=4, scenes_per_call=4)
-        rollouts = replace(rollouts, **more)  # type: ignore[arg-type]
->>>>>>> cc12e78 (Headers of recipes and the page of algorithms keep their width)
         return RolloutStage(policy, algorithm, source, prefer_left, rollouts, accelerator, 7, None, describe)
 
     return stage

@@ -61,6 +61,15 @@ WORKS: dict[str, Work] = {
         ),
         "new",
     ),
+    "train_selector": _work(
+        Call(
+            "train_selector",
+            ("--config", "selector.yaml", "--out", "new"),
+            (*training.DIPOLE_NEEDS, "selector.yaml", "runs/dip"),
+            ("new/**/*",),
+        ),
+        "new",
+    ),
     "cache_metrics": _work(driving.CACHE, "out"),
     "pack_images": _work(driving.PACK, "out"),
     "merge": _work(Call("cache_metrics", ("--merge", "shards", "--out", "out"), ("shards",), ("out/*",)), "out"),

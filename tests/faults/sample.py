@@ -24,7 +24,7 @@ PRETRAIN = {
 DIPOLE = {
     "data_root": "world", "maps_root": "world/maps", "split": "navtest_all", "metric_cache": "cache",
     "checkpoint": "runs/pre",
-    "rollouts": {"group_size": 2, "cycles": 2, "epochs_per_cycle": 1, "batch_size": 2},
+    "rollouts": {"group_size": 2, "cycles": 2, "epochs_per_cycle": 1, "batch_size": 2, "keep": True},
     "lora": {"rank": 2, "alpha": 2},
     "watch": {"picture": False},
     "loop": {"lr": 1e-2, "save_every": 1, "log_every": 1, "trackers": []},
@@ -35,6 +35,13 @@ HELD_OUT = {key: value for key, value in DIPOLE.items() if key != "metric_cache"
     "rollouts": {"group_size": 2, "cycles": 3, "epochs_per_cycle": 1, "scenes_per_cycle": 2, "batch_size": 2},
     "watch": {"metrics": [], "scenes": 1, "picture": False},
     "loop": {"lr": 1e-2, "save_every": 1, "log_every": 1, "keep_checkpoints": 1, "trackers": []},
+}  # fmt: skip
+SELECTOR = {
+    "data_root": "world", "maps_root": "world/maps", "split": "navtest_all", "metric_cache": "cache",
+    "roll_outs": ["runs/dip"], "checkpoint": "runs/pre", "validation_logs": 0,
+    "selector": {"width": 16, "heads": 2, "layers": 1},
+    "training": {"epochs": 2, "batch_size": 2, "plans_per_scene": 2},
+    "loop": {"lr": 1e-3, "save_every": 1, "log_every": 1, "trackers": []},
 }  # fmt: skip
 STATE = {
     "env": "pointmaze-medium-navigate-singletask-v0", "agent": "dipole", "seeds": [0, 1], "data": "ogbench", "steps": 4,
@@ -88,7 +95,8 @@ def make(server: Server, place: Path) -> Path:
         return place
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    for name, recipe in (("pretrain", PRETRAIN), ("dipole", DIPOLE), ("held_out", HELD_OUT), ("state", STATE)):
+    for name, recipe in (("pretrain", PRETRAIN), ("dipole", DIPOLE), ("held_out", HELD_OUT), ("selector", SELECTOR),
+                         ("state", STATE)):  # fmt: skip
         (place / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     for tool, argv in SAMPLES:
         said = place.with_name("said")

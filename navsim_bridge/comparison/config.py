@@ -72,6 +72,7 @@ class Minutes:
     imitation: NotNegative = 0.0  # a run of tools/pretrain.py
     finetune: NotNegative = 0.0  # a run of tools/rl_finetune.py
     evaluation: NotNegative = 0.0  # a run of tools/evaluate.py
+    selector: NotNegative = 0.0  # a run of tools/train_selector.py
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Protocol:
     """What all runs have in common."""
 
     pretrain: str  # recipe of tools/pretrain.py, beside this file
+    selector: str | None = None  # recipe of tools/train_selector.py, beside this file
     finetune: dict[str, Any] = field(default_factory=dict)  # keys of a recipe of tools/rl_finetune.py, for every row
     train: str = "navtrain"  # split of imitation and of RL
     adapt: str | None = "navtest"  # split of the setting that is scored on what it was trained on; null: none
@@ -106,6 +108,7 @@ class Row:
     lora: dict[str, Any] = field(default_factory=dict)  # keys of `lora`
     loop: dict[str, Any] = field(default_factory=dict)  # keys of `loop`
     evaluate: dict[str, Any] = field(default_factory=dict)  # further options of tools/evaluate.py
+    select: Whole = 0  # plans that a selector chooses from, which learned from the run's own roll-outs; 0: one plan
     # dotted key of a recipe -> values, of which the selection tries every combination
     grid: dict[str, Any] = field(default_factory=dict)
 

@@ -22,7 +22,7 @@ from dpvla.config import ConfigError, NotNegative
 from dpvla.files import FileError, write_json, write_text
 from dpvla.schema import read_as
 from navsim_bridge.comparison.config import Minutes
-from navsim_bridge.comparison.jobs import EVALUATION, FINETUNE, Job
+from navsim_bridge.comparison.jobs import EVALUATION, FINETUNE, SELECTOR, Job
 from navsim_bridge.evaluation.results import SUMMARY
 
 LONGEST_REASON = 400
@@ -76,7 +76,8 @@ class Grid:
             job = by_name[name]
             for kind in {job.kind, job.kind.partition(" ")[0]}:
                 measured.setdefault(kind, []).append(seconds / job.work)
-        said = {"imitation": minutes.imitation, FINETUNE: minutes.finetune, EVALUATION: minutes.evaluation}
+        said = {"imitation": minutes.imitation, FINETUNE: minutes.finetune, EVALUATION: minutes.evaluation,
+                SELECTOR: minutes.selector}  # fmt: skip
         found = {}
         for job in jobs:
             general = job.kind.partition(" ")[0]

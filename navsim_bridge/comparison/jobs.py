@@ -18,7 +18,7 @@ from dpvla.files import read_yaml
 from navsim_bridge.comparison.config import ComparisonConfig, RunOptions
 from navsim_bridge.comparison.rows import ReadRow, Rows
 
-IMITATION, FINETUNE, EVALUATION = "imitation", "finetune", "evaluation"
+IMITATION, FINETUNE, EVALUATION, SELECTOR = "imitation", "finetune", "evaluation", "selector"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Job:
     """One call of a tool."""
 
     name: str  # folder of what it makes, below --out
-    kind: str  # `IMITATION`, `EVALUATION`, or `FINETUNE` and the algorithm
+    kind: str  # `IMITATION`, `EVALUATION`, `SELECTOR`, or `FINETUNE` and the algorithm
     tool: str
     arguments: tuple[str, ...]
     needs: tuple[str, ...] = ()  # names of jobs that come before it
@@ -83,6 +83,21 @@ class Jobs:
             )
         )  # fmt: skip
 
+    def selector(self, row: ReadRow, split: str, seed: int) -> Job:
+        """What learned to choose among plans from the roll-outs of a row's run."""
+        run, recipe = self.train(row, split, seed), self.rows.selector
+        key = f"selector-{_digest({'run': run.name, 'recipe': read_yaml(recipe)})}"
+        return self._add(
+            Job(
+                f"runs/{key}/{split}/seed_{seed}",
+                SELECTOR,
+                "train_selector.py",
+                ("--config", recipe, "--roll-outs", str(self.out / run.name), "--checkpoint",
+                 str(self.out / run.needs[0]), "--split", split, *self._shared(seed)),
+                (run.name,),
+            )
+        )  # fmt: skip
+
     def score(self, row: ReadRow, trained_on: str, split: str, metric: str, seed: int, **evaluate: float | str) -> Job:
         """A row's run, or its agent, on ``split``; ``evaluate``: further options over those of the row."""
         given = {**row.evaluate, **evaluate}
@@ -93,6 +108,10 @@ class Jobs:
             folder = run.name.replace("runs/", "scores/", 1)
             needs: tuple[str, ...] = (run.name,)
             options = ["--checkpoint", str(self.out / run.name), "--seed", str(seed), *options]
+            if row.select:
+                chooser = self.selector(row, trained_on, seed)
+                name, needs = f"{name}_{chooser.name.split('/')[1]}-{row.select}", (*needs, chooser.name)
+                options += ["--select", str(row.select), "--selector", str(self.out / chooser.name)]
         else:
             folder, needs = f"scores/{row.agent}", ()
         return self._add(

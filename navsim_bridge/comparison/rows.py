@@ -40,6 +40,7 @@ class ReadRow:
     options: Mapping[str, Any] | None  # keys of a recipe of tools/rl_finetune.py, given ones alone
     evaluate: Mapping[str, Any]  # further options of tools/evaluate.py
     grid: Mapping[str, Sequence[Any]]
+    select: int = 0  # plans that a selector chooses from
     chosen: Mapping[str, Any] | None = None  # values that the selection gave the keys of the grid
 
     @property
@@ -84,7 +85,17 @@ class Rows:
     @property
     def pretrain(self) -> str:
         """Path of the recipe of imitation."""
-        path = Path(self.protocol_file).parent / self.protocol.pretrain
+        return self._recipe(self.protocol.pretrain)
+
+    @property
+    def selector(self) -> str:
+        """Path of the recipe of a selector. Raises ConfigError where the protocol has none."""
+        if self.protocol.selector is None:
+            raise ConfigError(f"{self.protocol_file}: selector, the recipe of rows with 'select', is missing")
+        return self._recipe(self.protocol.selector)
+
+    def _recipe(self, name: str) -> str:
+        path = Path(self.protocol_file).parent / name
         read_any_yaml(path)  # what cannot be read is told before the work
         return str(path)
 
@@ -162,7 +173,7 @@ class Rows:
         where = f"{self.file}: row {key}"
         title = row.title or key
         if row.agent is not None:
-            if row.own or row.like or row.grid or row.evaluate:
+            if row.own or row.like or row.grid or row.evaluate or row.select:
                 raise ConfigError(f"{where}: agent '{row.agent:.80}' is not trained: it takes no more than a title")
             if row.agent not in AGENTS or row.agent == POLICY:
                 near = difflib.get_close_matches(row.agent, set(AGENTS) - {POLICY}, n=1, cutoff=0.0)
@@ -174,7 +185,15 @@ class Rows:
             if options is None and "name" not in row.algorithm:
                 raise ConfigError(f"{where}: algorithm.name is missing")
             options = self._laid(self._common if options is None else options, row.own, where)
-        read = ReadRow(key, title, POLICY, options, {**(base.evaluate if base else {}), **row.evaluate}, row.grid)
+        select = row.select or (base.select if base else 0)
+        evaluate = {**(base.evaluate if base else {}), **row.evaluate}
+        read = ReadRow(key, title, POLICY, options, evaluate, row.grid, select)
+        if select and (select == 1 or options is None or not read.full().rollouts.keep):
+            raise ConfigError(
+                f"{where}: select needs at least 2 plans, and an RL run that keeps its roll-outs (rollouts.keep: true)"
+            )
+        if select:
+            _ = self.selector  # its recipe is there
         if read.options is not None:
             read.full()
         elif row.grid:

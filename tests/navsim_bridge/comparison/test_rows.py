@@ -55,6 +55,21 @@ def test_the_selection_tries_every_combination_and_the_chosen_one_is_the_rows(tm
     assert [c.runs[0].name for _, c in Selection(given, jobs, rows).tried] == [c.runs[0].name for _, c in tried]
 
 
+def test_a_row_with_a_selector_is_the_same_run_and_another_evaluation(tmp_path: Path) -> None:
+    kept = {"like": "dipole", "rollouts": {"keep": True}}
+    rows = {"rows": {**ROWS["rows"], "kept": kept, "selected": {"like": "kept", "select": 16}}}
+    with pytest.raises(ConfigError, match=r"protocol.yaml: selector, the recipe of rows with 'select', is missing"):
+        jobs_of(write(tmp_path, rows=rows))
+    (tmp_path / "selector.yaml").write_text("training: {epochs: 2}\n")
+    read, jobs = jobs_of(write(tmp_path, protocol={"selector": "selector.yaml"}, rows=rows))
+    plain, selected = (jobs.score(read.table[key], "navtrain", "navval", "pdms", 0) for key in ("kept", "selected"))
+    run, chooser = selected.needs
+    assert plain.needs == (run,) and plain.name != selected.name
+    assert jobs.asked[chooser].tool == "train_selector.py" and jobs.asked[chooser].needs == (run,)
+    at = selected.arguments.index("--select")
+    assert selected.arguments[at : at + 4] == ("--select", "16", "--selector", str(tmp_path / "out" / chooser))
+
+
 ROW = ROWS["rows"]
 BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"rows": {}}, "rows has no row"),
@@ -75,6 +90,9 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"rows": {**ROW, "x": {"algorithm": {"name": "dipole"}, "grid": {"algorithm.bta": [1]}}}}, "algorithm.bta"),
     ({"rows": {**ROW, "x": {"algorithm": {"name": "dipole"}, "grid": {"loop.lr": [-1]}}}}, "loop.lr"),
     ({"rows": {**ROW, "x": {"grid": {"loop.lr": [1]}}}}, "row x: a grid belongs to a row with an algorithm"),
+    ({"rows": {**ROW, "x": {"select": 4}}}, "row x: select needs at least 2 plans, and an RL run that keeps"),
+    ({"rows": {**ROW, "x": {"like": "dipole", "select": 4}}}, "row x: select needs at least 2 plans, and an RL run"),
+    ({"rows": {**ROW, "x": {"agent": "human", "select": 4}}}, "row x: agent 'human' is not trained"),
     ({"baseline": "imitatoin"}, "baseline: there is no row 'imitatoin'; nearest valid name: 'imitation'"),
     ({"equal": ["steps"]}, "equal must be one of plans, updates, parameters"),
     ({"figure_6": {}}, "unknown key 'figure_6'"),

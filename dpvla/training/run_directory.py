@@ -317,7 +317,8 @@ def _kept(config: Any, theirs: Mapping[str, Any], accelerator: Accelerator) -> A
     """
     differing = {key: (mine, other) for key, mine, other in _differences(to_dict(config), theirs)}
     for key in FOLLOWED:
-        if differing.get(key, (0, 0))[0] is None:
+        group = key.rpartition(".")[0]
+        if differing.get(key, (0, 0))[0] is None and f"{group}.name" not in differing:
             config = replaced(config, key, differing[key][1])
     for key, before, default in former_defaults(config):
         if differing.get(key) == (default, before):

@@ -175,6 +175,7 @@ def test_what_the_pretrained_policy_does_not_do_is_an_alarm_and_is_said_once(
     plan: Tensor, raised: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage = make_stage({"fall": 0.2})
+    stage.algorithm = Dipole(DipoleConfig(beta=0.0))  # learns from no reward: this one tells none of these plans apart
     with torch.no_grad():  # the pretrained policy goes to the right and ahead, as far as it can be told
         stage.policy.plan_coding.mean += torch.tensor([5.0, -3.0, 0, 0])
     always(stage.policy, plan)

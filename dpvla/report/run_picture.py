@@ -146,7 +146,8 @@ def _draw_sub_scores(axes: Axes, logged: Mapping[str, Curve], metric: str, colum
         )
         if (held := logged.get(HELD_OUT + prefix + column)) is not None:
             axes.plot(*held, "--", color=color, linewidth=1, alpha=0.8)
-    axes.plot([], [], "--", color="gray", linewidth=1, label="held-out scenes")
+    if any(name.startswith(HELD_OUT) for name in logged):
+        axes.plot([], [], "--", color="gray", linewidth=1, label="held-out scenes")
 
 
 def _draw(axes: Axes, curves: Mapping[str, Curve]) -> None:

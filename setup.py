@@ -41,7 +41,7 @@ setup(
         "safetensors>=0.8",
         "scipy>=1.13",
         "shapely>=2.0.4",
-        "tensorboard>=2.16",
+        "tensorboard>=2.18",
         "timm>=1.0.26",  # below it a checkpoint's path could run code: it unpickled without weights_only
         "tokenizers>=0.23.1",
         "torch>=2.10",  # below it torch.load(weights_only=True) could run code (CVE-2025-32434, CVE-2026-24747)

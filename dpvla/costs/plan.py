@@ -166,6 +166,7 @@ def plan_pretraining(
     batch = policy.encoder.fake_batch(here)
     with without_numbers():
         fake_policy(policy.train())
+        _never_drop_layers(policy)
         apply_layer_options(policy, loop.recompute, False)
         peak = update_peak(policy, lambda: policy.imitation_loss(batch, draws=imitation.noise_draws)[0])
     parts = _parts(policy, loop, options.gpus, peak)
@@ -173,6 +174,13 @@ def plan_pretraining(
     weights = _bytes(policy)
     kept = (loop.keep_checkpoints + 1) * (weights + _trained_bytes(policy) * (3 + bool(loop.ema_decay)))
     return _plan(options, parameters, parts, flops * imitation.batch_size, None, updates, {"checkpoints": kept / GB})
+
+
+def _never_drop_layers(policy: DPVLA) -> None:
+    """transformers 5.17 draws a number for every layer that might be dropped, and looks at it; here there is none."""
+    for module in policy.modules():
+        if hasattr(module, "layerdrop"):
+            module.training = False  # of itself alone: what is in it keeps its dropout
 
 
 def plan_fine_tuning(

@@ -9,6 +9,14 @@ from torch.nn import functional as F
 from dpvla.layers.adaptable import Active, AdaptableLinear
 
 
+def initialize_linears(module: nn.Module) -> None:
+    """Xavier weights and zero biases of every linear layer inside."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
 class SelfAttention(nn.Module):
     """Attention among the poses of one candidate."""
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dpvla.batch import COMMANDS
 from dpvla.layers.adaptable import BASE, Active
 from dpvla.layers.block_text import parse_blocks
-from dpvla.layers.blocks import Block
+from dpvla.layers.blocks import Block, initialize_linears
 from dpvla.models.config import HeadConfig
 from dpvla.plan import HISTORY_POSES, NUM_POSES
 
@@ -27,6 +27,10 @@ BASE_POLICY: Policies = (None,)
 FREQUENCIES = 256
 STATUS = 4
 HISTORY = 3 * HISTORY_POSES
+STATUS_SCALE = (10.0, 5.0, 5.0, 5.0)
+"""Typical sizes of the ego status: m/s, m/s, m/s^2, m/s^2."""
+HISTORY_SCALE = (10.0, 5.0, 1.0)
+"""Of past poses: m, m, rad."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,8 @@ class DiTHead(nn.Module):
         self.output_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.output_modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, channels)
-        scales = torch.tensor([10.0, 5.0, 5.0, 5.0])  # typical ranges: m/s, m/s, m/s^2, m/s^2
-        self.register_buffer("status_scale", scales, persistent=False)
-        history_scales = torch.tensor([10.0, 5.0, 1.0])  # typical ranges: m, m, rad
-        self.register_buffer("history_scale", history_scales, persistent=False)
+        self.register_buffer("status_scale", torch.tensor(STATUS_SCALE), persistent=False)
+        self.register_buffer("history_scale", torch.tensor(HISTORY_SCALE), persistent=False)
         half = FREQUENCIES // 2
         frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half, dtype=torch.float32) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
@@ -96,10 +98,7 @@ class DiTHead(nn.Module):
 
     def _initialize(self) -> None:
         """Xavier linears; every modulation and the output start at zero (adaLN-Zero)."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialize_linears(self)
         nn.init.normal_(self.pose_embedding, std=0.02)
         zeros = [self.output, self.output_modulation]
         zeros += [block.modulation for block in self.blocks if isinstance(block, Block) and block.modulated]

@@ -43,7 +43,7 @@ from dpvla.tensors import CheckpointError
 from dpvla.training.checkpoint import checkpoint_step, latest_checkpoint, link_tree
 from dpvla.training.order import lane_batches, permutation, steps_per_epoch
 from dpvla.training.run_directory import read_run
-from dpvla.training.shares import share, weighted
+from dpvla.training.shares import lanes, refuse_uneven, share, weighted
 from dpvla.training.stage import Track, WholeWeights
 from dpvla.training.strategies.saving import is_sharded
 
@@ -102,11 +102,7 @@ class RolloutStage:
         """
         check(config, "rollouts")
         processes = accelerator.num_processes
-        if config.batch_size % processes:
-            raise ConfigError(
-                f"rollouts.batch_size {config.batch_size} cannot be shared by {processes} processes: it counts the "
-                "scenes of an update over all of them, take a multiple"
-            )
+        refuse_uneven("rollouts.batch_size", config.batch_size, processes)
         if policy.head.adapters != algorithm.adapters:
             raise ConfigError(
                 f"algorithm {algorithm.config.name} trains {', '.join(algorithm.adapters) or 'the whole head'}, the "
@@ -140,8 +136,7 @@ class RolloutStage:
         self._scenes = min(config.scenes_per_cycle or len(source), len(source))
         if self._scenes < processes:
             raise ConfigError(f"{self._scenes} scenes cannot be shared by {processes} processes: take fewer processes")
-        places = torch.arange(self._scenes) % config.batch_size  # of an update's scenes, see order.lane_batches
-        self._mine = (places % processes == accelerator.process_index).nonzero().flatten()
+        self._mine = lanes(self._scenes, config.batch_size, accelerator.process_index, processes)
         """Rows of a cycle's buffer that this process rolls out and learns from."""
 
     @property

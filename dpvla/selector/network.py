@@ -9,17 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpvla.batch import COMMANDS
-from dpvla.layers.blocks import Block
+from dpvla.layers.blocks import Block, initialize_linears
 from dpvla.models import SceneContext
-from dpvla.plan import HISTORY_POSES, NUM_POSES, POSE_INTERVAL
+from dpvla.models.head import HISTORY, HISTORY_SCALE, STATUS, STATUS_SCALE
+from dpvla.plan import NUM_POSES, POSE_INTERVAL
 from dpvla.selector.config import SelectorConfig
 
-STATUS = 4
-CONDITION = len(COMMANDS) + STATUS + 3 * HISTORY_POSES
-STATUS_SCALE = (10.0, 5.0, 5.0, 5.0)
-"""Typical sizes of the ego status: m/s, m/s, m/s^2, m/s^2."""
-HISTORY_SCALE = (10.0, 5.0, 1.0)
-"""Of past poses: m, m, rad."""
+CONDITION = len(COMMANDS) + STATUS + HISTORY
 SPEED, ACCELERATION, JERK, YAW_RATE, YAW_ACCELERATION = 10.0, 3.0, 5.0, 0.5, 1.0
 """Of a plan's motion: m/s, m/s^2, m/s^3, rad/s, rad/s^2."""
 FEATURES = 16 + 8
@@ -56,10 +52,7 @@ class SelectorNetwork(nn.Module):
 
     def _initialize(self) -> None:
         """Xavier linears; every modulation (adaLN-Zero) and the last layer start at zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialize_linears(self)
         zeros: list[Any] = [block.modulation for block in self.blocks]
         for layer in (*zeros, self.output[-1]):
             nn.init.zeros_(layer.weight)

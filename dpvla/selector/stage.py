@@ -24,7 +24,7 @@ from dpvla.selector.held_out import quality
 from dpvla.selector.pool import PlanPool
 from dpvla.selector.selector import Selector
 from dpvla.training.order import lane_batches, steps_per_epoch
-from dpvla.training.shares import share, weighted
+from dpvla.training.shares import lanes, refuse_uneven, share, weighted
 from dpvla.training.stage import Track, WholeWeights
 
 
@@ -92,11 +92,7 @@ class SelectorStage:
         """
         check(config, "training")
         processes = accelerator.num_processes
-        if config.batch_size % processes:
-            raise ConfigError(
-                f"training.batch_size {config.batch_size} cannot be shared by {processes} processes: it counts the "
-                "scenes of an update over all of them, take a multiple"
-            )
+        refuse_uneven("training.batch_size", config.batch_size, processes)
         self._held_out = pool.held_out_rows
         self._rows = pool.rows[~torch.isin(pool.rows, self._held_out)]
         if len(self._rows) < processes:
@@ -110,8 +106,7 @@ class SelectorStage:
         self.config, self.seed, self.accelerator, self.describe = config, seed, accelerator, describe
         self.module: nn.Module = SelectorStep(selector)
         self._tokens_config, self._token_files = tokens or TokensConfig(), token_files
-        places = torch.arange(len(self._rows)) % config.batch_size  # of an update's scenes, see order.lane_batches
-        self._mine = (places % processes == accelerator.process_index).nonzero().flatten()
+        self._mine = lanes(len(self._rows), config.batch_size, accelerator.process_index, processes)
         self._tokens_held_out: TokenCache | None = None
 
     @property

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from dpvla.batch import DrivingBatch, RewardFunction, SceneSource
 from dpvla.checkpoint_layout import CheckpointLayout
-from dpvla.config import ConfigError, check
+from dpvla.config import check
 from dpvla.models import DPVLA
 from dpvla.random_rows import RandomRows
 from dpvla.training.augmentation import jitter_colors
 from dpvla.training.config import ImitationConfig
 from dpvla.training.order import epoch_batches, steps_per_epoch
 from dpvla.training.reading import batches_ahead
-from dpvla.training.shares import share, weighted
+from dpvla.training.shares import refuse_uneven, share, weighted
 from dpvla.training.stage import Track, WholeWeights
 
 
@@ -54,11 +54,7 @@ class ImitationStage:
     ) -> None:
         """``describe`` writes ``run.yaml``; ``validation`` is scored with ``reward`` when both are given."""
         check(config, "imitation")
-        if config.batch_size % accelerator.num_processes:
-            raise ConfigError(
-                f"imitation.batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes: "
-                "it counts the scenes of an update over all of them, take a multiple"
-            )
+        refuse_uneven("imitation.batch_size", config.batch_size, accelerator.num_processes)
         self.policy, self.source, self.config, self.seed = policy, source, config, seed
         self.module: nn.Module = ImitationStep(policy, config)
         self.accelerator, self.describe = accelerator, describe

@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from dpvla.config import ConfigError
+
 
 class Sharable(Protocol):
     """A batch that can be divided."""
@@ -29,6 +31,21 @@ class Sharable(Protocol):
 
 
 AnyBatch = TypeVar("AnyBatch", bound=Sharable)
+
+
+def refuse_uneven(option: str, batch_size: int, processes: int) -> None:
+    """Raise ConfigError for a batch size, named as ``option``, that the processes cannot share equally."""
+    if batch_size % processes:
+        raise ConfigError(
+            f"{option} {batch_size} cannot be shared by {processes} processes: it counts the scenes of an update over "
+            "all of them, take a multiple"
+        )
+
+
+def lanes(scenes: int, batch_size: int, process: int, processes: int) -> Tensor:
+    """(scene,) int64: of so many scenes those that a process has in all updates of ``order.lane_batches``."""
+    places = torch.arange(scenes) % batch_size
+    return (places % processes == process).nonzero().flatten()
 
 
 def share(rows: Sequence[int], process: int, processes: int, idle: int) -> tuple[list[int], float]:

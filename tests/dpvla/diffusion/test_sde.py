@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from dpvla.diffusion import DPMSolver, VPLinearSchedule
+from dpvla.diffusion.samplers.dpm import diffusers_scheduler
 from dpvla.diffusion.samplers.sde import Chain, SDESolver, steps_of
 from tests.dpvla.diffusion.test_dpm import SCHEDULE, gaussian_denoiser
 
@@ -169,3 +170,18 @@ def test_settings_without_a_density_are_refused(wrong: dict[str, float]) -> None
 
 def test_the_steps_are_made_once() -> None:
     assert SDESolver(SCHEDULE, 7).steps is SDESolver(VPLinearSchedule(), 7).steps is steps_of(SCHEDULE, 7, "sde", 1.0)
+
+
+@pytest.mark.parametrize("kind, order", [("ddim", 1), ("sde", 2)])
+def test_the_chain_is_that_of_diffusers_sde_dpm_solver(kind: Kind, order: int) -> None:
+    """With eta 1: at the same states, x0 and noise."""
+    solver = SDESolver(SCHEDULE, 10, kind)
+    noise = noise_of(solver, 4, (2, 3), seed=3)
+    chain = solver.sample(gaussian_denoiser(0.3, 0.5), noise).states
+    scheduler = diffusers_scheduler(SCHEDULE, 10)
+    scheduler.register_to_config(algorithm_type="sde-dpmsolver++", solver_order=order)
+    x = noise[:, 0]
+    for i, (t, rounded) in enumerate(zip(solver.times, scheduler.timesteps)):
+        x0 = gaussian_denoiser(0.3, 0.5)(x, t)
+        x = scheduler.step(x0, rounded, x, variance_noise=noise[:, i + 1]).prev_sample
+        torch.testing.assert_close(x, chain[:, i + 1], atol=2e-4, rtol=2e-4)

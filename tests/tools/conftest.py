@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +23,16 @@ def no_data_roots() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def toy_place(tmp_path_factory: pytest.TempPathFactory, no_data_roots: None) -> Path:
-    """A working directory with a toy world, the recipe pretrain.yaml and its run runs/pre."""
-    folder = tmp_path_factory.mktemp("toy_place")
+def made_toy_place(tmp_path_factory: pytest.TempPathFactory, no_data_roots: None) -> Path:
+    folder = tmp_path_factory.mktemp("made_toy_place")
     call("make_demo_world.py", *TOY_WORLD, cwd=folder)
     (folder / "pretrain.yaml").write_text(yaml.safe_dump(PRETRAIN))
     call("pretrain.py", "--config", "pretrain.yaml", "--out", "runs/pre", cwd=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def toy_place(made_toy_place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a toy world, the recipe pretrain.yaml and its run runs/pre; each file of tests has its own,
+    so that none finds another's runs."""
+    return shutil.copytree(made_toy_place, tmp_path_factory.mktemp("toy_place"), dirs_exist_ok=True)

@@ -38,7 +38,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: setup.py pyproject.toml | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --editable .
+	$(RUN) -m pip install --quiet --editable '.[native]'
 	@touch $@
 
 $(VENV)/.installed-dev: setup.py pyproject.toml | $(VENV)/bin/python

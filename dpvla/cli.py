@@ -43,6 +43,7 @@ from dpvla.config import (
 )
 from dpvla.files import FileError
 from dpvla.files import read_yaml as read_yaml_file
+from dpvla.recipes import recipe_file
 from dpvla.registry import RegistryError, import_plugin
 
 DEBUG = "--debug"
@@ -69,7 +70,7 @@ def parse(
     try:
         files: list[Path | str] = []
         while (path := _take_option(arguments, "--config")) is not None:
-            files.append(path)
+            files.append(recipe_file(path))
         if not files and default_config is not None:
             if not {"-h", "--help"} & {*arguments} and os.environ.get("RANK", "0") == "0":
                 print(f"no --config given: using {default_config}", file=sys.stderr)

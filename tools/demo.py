@@ -21,6 +21,7 @@ from dpvla.cli import parse, reporting_errors
 from dpvla.config import ConfigError, NotNegative, Whole
 from dpvla.files import check_folder, read_yaml, short, write_json, write_text
 from dpvla.parallel import available_cores
+from dpvla.recipes import RECIPES
 from dpvla.report.table import markdown_table
 from navsim_bridge.agents import AGENTS
 from navsim_bridge.demo_world import DemoWorldConfig, make_demo_world
@@ -46,8 +47,8 @@ class DemoConfig:
     seed: Whole = 0  # of every training stage and of sampling
     omega: NotNegative | None = None  # greediness w, instead of the recipe's: set before any test score is looked at
     world: DemoWorldConfig = field(default_factory=DemoWorldConfig)  # the demo world
-    pretrain_config: str = str(HERE.parent / "configs" / "pretrain_demo.yaml")  # recipe of tools/pretrain.py
-    dipole_config: str = str(HERE.parent / "configs" / "dipole_demo.yaml")  # recipe of tools/rl_finetune.py
+    pretrain_config: str = str(RECIPES / "pretrain_demo.yaml")  # recipe of tools/pretrain.py
+    dipole_config: str = str(RECIPES / "dipole_demo.yaml")  # recipe of tools/rl_finetune.py
     pictures: Whole = 8  # scenes drawn where imitation failed and DIPOLE succeeded
     plugin: tuple[str, ...] = ()  # modules of yours that add encoders, ...: names or .py files
 

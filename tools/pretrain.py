@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpvla.checkpoint_layout import CheckpointLayout
@@ -16,6 +15,7 @@ from dpvla.cli import parse, reporting_errors
 from dpvla.config import ConfigError
 from dpvla.costs.options import PLAN_KEYS, PlanOptions
 from dpvla.models.config import DPVLAConfig
+from dpvla.recipes import RECIPES
 from dpvla.training.config import ImitationConfig, LoopConfig
 from navsim_bridge.data.config import DataConfig
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dpvla.training.run_directory import Run
     from dpvla.training.start import Start
 
-DEMO = Path(__file__).parent.parent / "configs" / "pretrain_demo.yaml"
+DEMO = RECIPES / "pretrain_demo.yaml"
 
 
 @dataclass(frozen=True)

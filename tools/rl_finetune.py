@@ -19,6 +19,7 @@ from dpvla.checkpoint_layout import ADAPTERS, BEST, KEPT_ROLL_OUTS, MODEL, Check
 from dpvla.cli import parse, reporting_errors
 from dpvla.costs.options import PLAN_KEYS, PlanOptions
 from dpvla.models.config import LoRAConfig
+from dpvla.recipes import RECIPES
 from dpvla.rl.config import HeldoutConfig, RolloutConfig, TokensConfig, WatchConfig
 from dpvla.training.config import LoopConfig, WhatOfAdapters
 from navsim_bridge.data.config import DataConfig
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from dpvla.training.run_directory import Run
     from dpvla.training.start import StartingPoint
 
-DEMO = Path(__file__).parent.parent / "configs" / "dipole_demo.yaml"
+DEMO = RECIPES / "dipole_demo.yaml"
 OF_ROLLOUTS = (
     "group_size", "cycles", "epochs_per_cycle", "scenes_per_cycle", "batch_size", "scenes_per_call", "context_cache_gb",
 )  # fmt: skip

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpvla.checkpoint_layout import CheckpointLayout
 from dpvla.cli import parse, reporting_errors
 from dpvla.config import ConfigError, Whole
+from dpvla.recipes import RECIPES
 from dpvla.rl.config import TokensConfig
 from dpvla.selector.config import SelectorConfig, SelectorTrainingConfig
 from dpvla.training.config import LoopConfig
@@ -24,7 +24,7 @@ from navsim_bridge.data.config import DataConfig
 if TYPE_CHECKING:
     from dpvla.rl.kept import KeptRollOuts
 
-DEMO = Path(__file__).parent.parent / "configs" / "selector_demo.yaml"
+DEMO = RECIPES / "selector_demo.yaml"
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from dpvla.algorithms.config import DipoleConfig
 from dpvla.algorithms.registry import AnyAlgorithm
 from dpvla.config import ConfigError, Count, NotNegative, Whole, Workers
 from dpvla.models.config import LoRAConfig
+from dpvla.recipes import RECIPES as BUNDLED
 from dpvla.rl.config import RolloutConfig, WatchConfig
 from dpvla.training.config import LoopConfig
 
-RECIPES = Path(__file__).resolve().parents[2] / "configs" / "driving"
+RECIPES = BUNDLED / "driving"
 
 Budget = Literal["plans", "updates", "parameters"]
 """What rows of a table spend alike: plans scored, updates made, adapter parameters trained."""

@@ -33,6 +33,8 @@ def made_toy_place(tmp_path_factory: pytest.TempPathFactory, no_data_roots: None
 
 @pytest.fixture(scope="module")
 def toy_place(made_toy_place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a toy world, the recipe pretrain.yaml and its run runs/pre; each file of tests has its own,
-    so that none finds another's runs."""
+    """A working directory with a toy world, the recipe pretrain.yaml and its run runs/pre.
+
+    Each file of tests has its own, so that none finds another's runs.
+    """
     return shutil.copytree(made_toy_place, tmp_path_factory.mktemp("toy_place"), dirs_exist_ok=True)

@@ -13,7 +13,7 @@ import tyro
 from dpvla import cli
 from tools import cache_metrics, doctor, evaluate, export_submission, reproduce
 
-TOOLS = sorted(path.stem for path in Path(evaluate.__file__).parent.glob("*.py"))
+TOOLS = sorted(path.stem for path in Path(evaluate.__file__).parent.glob("[a-z]*.py"))
 MAZE = "pointmaze-medium-navigate"
 TEAM = ["--team-name", "a", "--authors", "b", "--email", "c", "--institution", "d", "--country", "e"]
 OUT = {

@@ -8,11 +8,12 @@ from typing import Any
 
 from dpvla.config import ConfigError, from_dict, modern, to_dict
 from dpvla.files import read_yaml
+from dpvla.recipes import RECIPES as BUNDLED
 from dpvla.schema import checked
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.registry import agent_class
 
-RECIPES = Path(__file__).resolve().parents[3] / "configs" / "state_based"
+RECIPES = BUNDLED / "state_based"
 
 
 def load_recipe(name: str, task: str, folder: Path = RECIPES) -> AgentConfig:
@@ -29,7 +30,7 @@ def load_recipe(name: str, task: str, folder: Path = RECIPES) -> AgentConfig:
     """
     config_class = agent_class(name).Config
     if not folder.is_dir():
-        raise ConfigError(f"{folder} does not exist: the recipes come with the source tree")
+        raise ConfigError(f"{folder} does not exist: the installation is not whole: install it again")
     path = folder / f"{name}.yaml"
     if not path.exists():
         return config_class()

@@ -31,6 +31,27 @@ ODD_THINGS = "odd"
 
 
 @dataclass(frozen=True)
+class TrafficInputs:
+    """What vehicles need to react to a plan, from t = 0 and the map alone, so that scoring needs no map.
+
+    Tracks are those of the scene (`MetricScene.track_tokens`); where they are at t = 0 and what is replayed stands in
+    its object frames. A follower is a vehicle that the devkit's IDM policy moves along the base line of one lane.
+    Global frame, meters, seconds, radians.
+    """
+
+    present: NDArray[np.bool_]  # (track,) annotated at t = 0; others are in frame 0 of a recording, but not of traffic
+    vehicle_track: Int  # (vehicle,) tracks that are vehicles at t = 0, as the devkit lists them: in the log's order
+    vehicle_velocity: Float  # (vehicle, 2) at t = 0, global axes [m/s]
+    parked: NDArray[np.bool_]  # (vehicle,) no follower, and stays where it is unless another box is there
+    follower: Int  # (follower,) index into the vehicles, in the order in which they move
+    follower_pose: Float  # (follower, 3) x, y, heading at t = 0, moved onto the base line
+    follower_progress: Float  # (follower,) [m] along the line at t = 0; may lie beyond the end of its path
+    follower_limit: Float  # (follower,) [m/s] speed on a free road
+    line_offsets: Int  # (follower + 1,) follower -> points of its base line
+    line_points: Float  # (point, 2) of the whole line, as the map has it
+
+
+@dataclass(frozen=True)
 class EPDMSInputs:
     """What EPDMS (NAVSIM v2) reads of a scene beyond the PDM score v1.
 
@@ -45,6 +66,7 @@ class EPDMSInputs:
     ring_offsets: Int  # (ring + 1,) ring -> vertices
     vertices: Float  # (vertex, 2) global frame
     light_red: NDArray[np.bool_]  # (41, light) whether the light is red at each 0.1 s
+    traffic: TrafficInputs | None = None  # None: of a cache that was made without; recorded traffic alone can be asked
 
 
 @dataclass(frozen=True)

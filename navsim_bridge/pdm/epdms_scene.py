@@ -18,8 +18,10 @@ from navsim_bridge.pdm.geometry import boxes_intersect, ego_center
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES, NUM_FRAMES, EPDMSInputs, MetricScene
 from navsim_bridge.pdm.packing import check_finite, check_offsets, pack_map, scene_error
 from navsim_bridge.pdm.scene import SceneBatch, concatenate_padded
+from navsim_bridge.pdm.traffic_scene import TrafficBatch
 
 _PAST_STEP_US = 100_000
+_PARTS = ("scenes", "traffic")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class EPDMSBatch:
     chain_light: Tensor  # (scene, chain) int64
     light_red: Tensor  # (scene, 41, light) bool
     object_is_light: Tensor  # (scene, object) bool, tracks whose token makes the devkit take them for a red light
+    traffic: TrafficBatch  # what traffic that is not recorded needs
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -59,7 +62,7 @@ class EPDMSBatch:
 
     def to(self, device: torch.device | str) -> EPDMSBatch:
         """The same scenes on another device."""
-        return self._map(self.scenes.to(device), lambda tensor: tensor.to(device))
+        return self._map(self.scenes.to(device), self.traffic.to(device), lambda tensor: tensor.to(device))
 
     def select(self, index: Sequence[int] | NDArray[np.int64] | Tensor) -> EPDMSBatch:
         """The scenes at ``index`` (may repeat)."""
@@ -67,8 +70,10 @@ class EPDMSBatch:
             index = index.cpu().numpy()
         index = np.asarray(index, dtype=np.int64).reshape(-1)
         rows = torch.from_numpy(index).to(self.device)
-        picked = self._map(self.scenes.select(index), lambda tensor: tensor.index_select(0, rows))
-        objects = picked.scenes.object_track.shape[1]
+        scenes = self.scenes.select(index)
+        objects = scenes.object_track.shape[1]
+        traffic = self.traffic.select(index, rows, objects)
+        picked = self._map(scenes, traffic, lambda tensor: tensor.index_select(0, rows))
         return dataclasses.replace(picked, object_is_light=picked.object_is_light[:, :objects])
 
     @classmethod
@@ -79,17 +84,21 @@ class EPDMSBatch:
                 [getattr(part, field.name) for part in parts], torch.inf if field.name == "light_chains" else 0
             )
             for field in dataclasses.fields(cls)
-            if field.name != "scenes"
+            if field.name not in _PARTS
         }
-        return cls(scenes=SceneBatch.concatenate([part.scenes for part in parts]), **tensors)
+        return cls(
+            scenes=SceneBatch.concatenate([part.scenes for part in parts]),
+            traffic=TrafficBatch.concatenate([part.traffic for part in parts]),
+            **tensors,
+        )
 
-    def _map(self, scenes: SceneBatch, function: Callable[[Tensor], Tensor]) -> EPDMSBatch:
+    def _map(self, scenes: SceneBatch, traffic: TrafficBatch, function: Callable[[Tensor], Tensor]) -> EPDMSBatch:
         tensors: dict[str, Any] = {
             field.name: function(getattr(self, field.name))
             for field in dataclasses.fields(self)
-            if field.name != "scenes"
+            if field.name not in _PARTS
         }
-        return dataclasses.replace(self, scenes=scenes, **tensors)
+        return dataclasses.replace(self, scenes=scenes, traffic=traffic, **tensors)
 
     @classmethod
     def from_scenes(cls, scenes: Sequence[MetricScene]) -> EPDMSBatch:
@@ -99,8 +108,9 @@ class EPDMSBatch:
             ValueError: no scenes, a scene without ``v2``, or with NaN, missing or inconsistent arrays; names it.
         """
         extras = [_checked(scene) for scene in scenes]
-        scenes = [_with_empty_tail(_without_overlapping(scene)) for scene in scenes]
-        batch = SceneBatch.from_scenes(scenes)
+        scenes = [_with_empty_tail(scene) for scene in scenes]
+        everything = SceneBatch.from_scenes(scenes)
+        batch = _without_overlapping(everything)
         past = [_sample_past(extra) for extra in extras]
         count = np.array([len(rows) for rows in past], dtype=np.int64)
         padded = np.zeros((len(scenes), int(count.max()), 3))
@@ -127,6 +137,7 @@ class EPDMSBatch:
             chain_light=torch.from_numpy(lights["chain_polygon"]),
             light_red=torch.from_numpy(red),
             object_is_light=torch.from_numpy(is_light),
+            traffic=TrafficBatch.of(scenes, everything),
         )
 
 
@@ -162,26 +173,15 @@ def _checked(scene: MetricScene) -> EPDMSInputs:
     return extra
 
 
-def _without_overlapping(scene: MetricScene) -> MetricScene:
-    """The scene without the tracks that touch the ego box at t = 0."""
-    first = slice(int(scene.frame_offsets[0]), int(scene.frame_offsets[1]))
-    rows = torch.as_tensor(np.array(scene.object_boxes[first], dtype=np.float64))
-    if len(rows) == 0:
-        return scene
-    ego = torch.as_tensor(np.array(scene.ego_state[:3], dtype=np.float64))
-    rows[:, :2] -= ego[:2]
-    ego = torch.stack((torch.zeros_like(ego[0]), torch.zeros_like(ego[0]), ego[2])).expand(len(rows), 3)
-    touching = boxes_intersect(ego_center(ego), ego[:, 2], HALF_EGO, rows[:, :2], rows[:, 2], rows[:, 3:] * 0.5)
-    gone = np.unique(np.asarray(scene.object_track[first])[touching.numpy()])
-    if len(gone) == 0:
-        return scene
-    keep = ~np.isin(scene.object_track, gone)
-    return dataclasses.replace(
-        scene,
-        frame_offsets=np.concatenate([[0], np.cumsum(keep)])[scene.frame_offsets],
-        object_track=scene.object_track[keep],
-        object_boxes=scene.object_boxes[keep],
-    )
+def _without_overlapping(batch: SceneBatch) -> SceneBatch:
+    """The scenes without the tracks that touch the ego box at t = 0."""
+    scene, column = batch.object_mask[:, 0].nonzero(as_tuple=True)
+    box, ego = batch.object_boxes[scene, 0, column], batch.ego_state[scene]
+    touching = boxes_intersect(ego_center(ego), ego[:, 2], HALF_EGO, box[:, :2], box[:, 2], box[:, 3:])
+    gone = torch.zeros_like(batch.track_skipped)
+    gone[scene[touching], batch.object_track[scene, column][touching]] = True
+    gone = gone.gather(1, batch.object_track)
+    return dataclasses.replace(batch, object_mask=batch.object_mask & ~gone[:, None])
 
 
 def _with_empty_tail(scene: MetricScene) -> MetricScene:

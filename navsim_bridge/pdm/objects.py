@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -29,6 +31,9 @@ class Objects(Protocol):
     @property
     def track_skipped(self) -> Tensor: ...  # (scene, object) bool
 
+    @property
+    def object_counts(self) -> NDArray[np.int64]: ...  # (scene,) columns that may hold an object, on the CPU
+
 
 @dataclass(frozen=True)
 class ObjectBatch:
@@ -40,3 +45,9 @@ class ObjectBatch:
     track_is_agent: Tensor  # (scene, object) bool
     track_stopped: Tensor  # (scene, object) bool
     track_skipped: Tensor  # (scene, object) bool
+    dead_ends: Tensor  # (scene,) int64 how often a vehicle had no way left, on which the devkit stops with an error
+
+    @property
+    def object_counts(self) -> NDArray[np.int64]:
+        """As in `Objects`: all."""
+        return np.full(len(self.object_mask), self.object_mask.shape[2], dtype=np.int64)

@@ -33,6 +33,7 @@ from navsim_bridge.pdm.terms.progress import (
     progress_along_centerline,
 )
 from navsim_bridge.pdm.terms.ttc import LOOKAHEAD, time_to_collision
+from navsim_bridge.pdm.traffic_scene import TrafficBatch
 from navsim_bridge.pdm_closed.forecast import FRAME_STEP, Forecast
 from navsim_bridge.pdm_closed.inputs import PlannerScene
 
@@ -135,4 +136,5 @@ def _with_lights(batch: SceneBatch, scenes: Sequence[MetricScene], lights: Seque
         chain_light=torch.from_numpy(packed["chain_polygon"]),
         light_red=red[:, None].expand(-1, EPDMS_FRAMES, -1),
         object_is_light=torch.zeros_like(batch.track_is_agent),
+        traffic=TrafficBatch.of(scenes, batch),
     )

@@ -10,16 +10,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from navsim_bridge.files.logs import Annotations, to_global
+from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.metric_scene import AGENT_TYPES, OBJECT_TYPES
+from navsim_bridge.pdm.objects import ObjectBatch
+from navsim_bridge.traffic.policy import TrafficPolicy, repeated
 
 STEPS = 5
 """Frames of 0.1 s from one key frame to the next."""
 _AGENTS = [OBJECT_TYPES.index(name) for name in AGENT_TYPES]
+
+
+class LogReplay(TrafficPolicy):
+    """Everything is where it was recorded, whatever the ego does; what overlaps the ego at t = 0 is not there."""
+
+    as_recorded: ClassVar[bool] = True
+
+    def simulate(self, scenes: EPDMSBatch, states: Tensor) -> ObjectBatch:
+        batch, candidates = scenes.scenes, states.shape[1]
+        names = ("object_boxes", "object_mask", "object_track", "track_is_agent", "track_stopped", "track_skipped")
+        return ObjectBatch(
+            **{name: repeated(getattr(batch, name), candidates) for name in names},
+            dead_ends=torch.zeros(len(batch) * candidates, dtype=torch.int64, device=batch.device),
+        )
 
 
 @dataclass(frozen=True)

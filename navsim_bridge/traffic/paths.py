@@ -100,7 +100,8 @@ class Paths:
         coordinates[ranges(begin + 1, middle)] = self.points[np.repeat(path, middle), ranges(first, middle), :2]
         if ends is not None:
             coordinates[begin + total - 1] = ends
-        return np.asarray(shapely.linestrings(coordinates, indices=np.repeat(np.arange(len(path)), total)), dtype=object)
+        lines = shapely.linestrings(coordinates, indices=np.repeat(np.arange(len(path)), total))
+        return np.asarray(lines, dtype=object)
 
 
 def _path(line: Float) -> tuple[Float, Float]:

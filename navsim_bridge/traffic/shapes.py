@@ -26,8 +26,8 @@ def rectangles(boxes: Float) -> Shapes:
     left = np.stack([np.cos(heading + np.pi / 2), np.sin(heading + np.pi / 2)], axis=-1)
     along, across = (length / 2)[..., None] * forward, (width / 2)[..., None] * left
     center = np.stack([x, y], axis=-1)
-    corners = [center + (across + along), center + (across - along), center + (-across - along), center + (-across + along)]
-    return np.asarray(shapely.polygons(np.stack(corners, axis=-2)))
+    corners = np.stack([across + along, across - along, -across - along, -across + along], axis=-2)
+    return np.asarray(shapely.polygons(center[..., None, :] + corners))
 
 
 def strips(lines: Shapes, half_widths: Float) -> Shapes:

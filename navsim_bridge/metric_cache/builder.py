@@ -5,6 +5,7 @@ Objects, route, centerline, drivable area and the plan of the reference planner 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from navsim_bridge.pdm_closed.route import MAP_RADIUS, OfficialRoute, official_r
 from navsim_bridge.splits.scene_filter import Split, require_future
 from navsim_bridge.splits.scenes import SceneRecord, by_log
 from navsim_bridge.traffic.log_replay import observe
+from navsim_bridge.traffic.starts import traffic_inputs
 
 WHOLE_ROUTE = "lanes of the corrected route to its end"
 LONGEST = "longest chain of lanes of the corrected route"
@@ -169,7 +171,16 @@ class SceneBuilder:
                 "centerline": WHOLE_ROUTE if route.reaches_end else LONGEST,
                 **({ODD_THINGS: " ".join(odd)} if odd else {}),
             },
-            v2=inputs and inputs(self._log, self._maps[record.location], record, route.given_lanes),
+            v2=inputs
+            and dataclasses.replace(
+                inputs(self._log, self._maps[record.location], record, route.given_lanes),
+                traffic=traffic_inputs(
+                    observation.track_tokens,
+                    **vars(scene.present),
+                    ego_pose=scene.ego_state[:3],
+                    vector_map=self._maps[record.location],
+                ),
+            ),
         )
 
 

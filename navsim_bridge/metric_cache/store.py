@@ -1,8 +1,9 @@
 """Many `MetricScene`s in one file: flat arrays with offsets, nothing lost and little stored twice.
 
-All scenes of a file have the same number of object frames, and either all have the inputs of NAVSIM v2 or none.
+All scenes of a file have the same number of object frames, and either all have the inputs of NAVSIM v2 or none, and
+of these either all or none have those of traffic.
 
-Scenes of one log share most map polygons and centerlines, so each distinct one is stored once. Objects are stored as
+Scenes of one log share most map polygons and lines, so each distinct one is stored once. Objects are stored as
 `tracks` codes them; sizes once per track where they do not change; text as UTF-8; indexes in as few bytes as they
 need; columns of coordinates as `fixed_point` packs them. What is read back equals what was written, bit by bit.
 """
@@ -22,9 +23,9 @@ from dpvla.plan import NUM_POSES
 from navsim_bridge.files.ragged import ranges
 from navsim_bridge.metric_cache import contents
 from navsim_bridge.metric_cache.container import CacheError, Expect, map_arrays, write_arrays
-from navsim_bridge.metric_cache.contents import COORDINATES, COORDINATES_OF_V2
 from navsim_bridge.metric_cache.fixed_point import pack_column
 from navsim_bridge.metric_cache.tracks import KeyFrames, code, constant_sizes, mask_lengths, positions
+from navsim_bridge.metric_cache.traffic_table import TrafficTable, pack_traffic
 from navsim_bridge.pdm.epdms_scene import lights_as_map
 from navsim_bridge.pdm.metric_scene import (
     EPDMS_FRAMES,
@@ -48,21 +49,28 @@ def write_scenes(path: Path | str, scenes: Sequence[MetricScene], source: str) -
         ValueError: scenes made by different rules.
     """
     for scene in scenes:
-        if (scene.v2 is None) != (scenes[0].v2 is None) or len(scene.frame_offsets) != len(scenes[0].frame_offsets):
+        if _kind(scene) != _kind(scenes[0]):
             raise ValueError(
                 f"scene {scene.token} was made by other rules than scene {scenes[0].token}: one file holds scenes "
                 "of one metric"
             )
     arrays = _pack(scenes)
-    exponents = _pack_columns(arrays)
+    has_v2, has_traffic, _ = _kind(scenes[0]) if scenes else (False, False, 0)
+    exponents = _pack_columns(arrays, contents.layout_of(has_v2, has_traffic).coordinates)
     header = {
         "format": FORMAT,
-        "epdms": bool(scenes) and scenes[0].v2 is not None,  # what the format calls the inputs of v2
+        "epdms": has_v2,  # what the format calls the inputs of v2
+        "traffic": has_traffic,
         "source": source,
         "provenance": _distinct([s.provenance for s in scenes])[0],
         "exponents": exponents,
     }
     return write_arrays(path, header, arrays)
+
+
+def _kind(scene: MetricScene) -> tuple[bool, bool, int]:
+    """Whether it has the inputs of v2 and of traffic, and its frames: what scenes of a file have in common."""
+    return scene.v2 is not None, scene.v2 is not None and scene.v2.traffic is not None, len(scene.frame_offsets)
 
 
 class SceneFile:
@@ -77,10 +85,11 @@ class SceneFile:
             raise CacheError(f"{self.path}: format {found}, expected {FORMAT}; make the cache again")
         expect = Expect(self.path)
         self._provenance = contents.provenances_of(header, expect)
-        self.source, self._has_v2 = header["source"], header["epdms"]
-        self.num_bytes = contents.unpack_columns(self._arrays, header.get("exponents"), self._has_v2, expect)
+        self.source, self._layout = header["source"], contents.layout_in(header, expect)
+        self._has_v2 = bool(header["epdms"])
+        self.num_bytes = contents.unpack_columns(self._arrays, header.get("exponents"), self._layout, expect)
         self._texts = contents.texts_of(self._arrays, expect)  # the rest is mapped
-        contents.check(self._arrays, self._texts, len(self._provenance), self._has_v2, expect)
+        contents.check(self._arrays, self._texts, len(self._provenance), self._layout, expect)
         self._num_frames = self._arrays["frame_count"].shape[1]
         self._index()
 
@@ -98,10 +107,9 @@ class SceneFile:
         self._key_frames = KeyFrames.of(self._mask, self._num_frames)
         self._resized = a["track_size_varies"].astype(bool)
         # where each scene's part of an array begins and ends
-        names = ["reference", "scene_polygon", "route_lane", "object", "track", "free_xy", "free_size"]
-        if self._has_v2:
-            names += ["past", "light_polygon"]
-        self._parts = {name: _offsets(a[f"{name}_count"].astype(np.int64)).tolist() for name in names}
+        counted = self._layout.counted
+        self._parts = {name: _offsets(a[f"{name}_count"].astype(np.int64)).tolist() for name in counted}
+        self._traffic = TrafficTable(a) if "follower" in counted else None
         self._centerlines = _offsets(a["centerline_count"].astype(np.int64)).tolist()
 
     @property
@@ -168,6 +176,7 @@ class SceneFile:
             ring_offsets=vertex_of_ring,
             vertices=vertices,
             light_red=np.ascontiguousarray(a["light_red"][lights].T).astype(bool),
+            traffic=self._traffic.inputs(part("track"), part("vehicle"), part("follower")) if self._traffic else None,
         )
 
     def _boxes(
@@ -224,8 +233,10 @@ def _pack(scenes: Sequence[MetricScene]) -> dict[str, NDArray[Any]]:
         "light_polygon_count": _small([len(rows) for rows in light_rows]),
         "light_red": joined((np.asarray(v.light_red, dtype=np.uint8).T for v in inputs), EPDMS_FRAMES),
     }
+    traffic = [v.traffic for v in inputs if v.traffic is not None]
     return {
         **(further if inputs else {}),
+        **(pack_traffic(traffic) if traffic else {}),
         **polygon_table,
         "token": _text(s.token for s in scenes),
         "log_name": _text(s.log_name for s in scenes),
@@ -261,10 +272,10 @@ def _pack(scenes: Sequence[MetricScene]) -> dict[str, NDArray[Any]]:
     }
 
 
-def _pack_columns(arrays: dict[str, NDArray[Any]]) -> dict[str, list[int | None]]:
+def _pack_columns(arrays: dict[str, NDArray[Any]], names: Iterable[str]) -> dict[str, list[int | None]]:
     """Replace coordinates by packed columns where that is possible; the exponents say where."""
     exponents: dict[str, list[int | None]] = {}
-    for name in (name for name in (*COORDINATES, *COORDINATES_OF_V2) if name in arrays):
+    for name in names:
         table = arrays.pop(name)
         exponents[name] = []
         for column in range(table.shape[1]):

@@ -8,14 +8,14 @@ import numpy as np
 
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES
 from navsim_bridge.pdm.traffic_scene import SceneTraffic
-from navsim_bridge.traffic.policy import Float, Int, TrafficPolicy, VehicleFrames
+from navsim_bridge.traffic.policy import Float, Int, MovedVehicles, VehicleFrames
 from navsim_bridge.traffic.tables import table
 
 STEP = 0.1
 """[s]"""
 
 
-class ConstantVelocity(TrafficPolicy):
+class ConstantVelocity(MovedVehicles):
     """Every vehicle at t = 0 goes on as it is; nothing else is moved."""
 
     def move(self, scenes: Sequence[SceneTraffic], scene: Int, ego: Float) -> VehicleFrames:

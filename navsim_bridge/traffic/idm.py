@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES
 from navsim_bridge.pdm.traffic_scene import SceneTraffic
 from navsim_bridge.traffic.following import Followers, Motion, follow
-from navsim_bridge.traffic.policy import Float, Int, TrafficPolicy, VehicleFrames
+from navsim_bridge.traffic.policy import Float, Int, MovedVehicles, VehicleFrames
 from navsim_bridge.traffic.shapes import rectangles
 from navsim_bridge.traffic.tables import table
 
 Bool = NDArray[np.bool_]
 
 
-class IDM(TrafficPolicy):
+class IDM(MovedVehicles):
     """Vehicles follow their lanes and brake for what is ahead."""
 
     def move(self, scenes: Sequence[SceneTraffic], scene: Int, ego: Float) -> VehicleFrames:

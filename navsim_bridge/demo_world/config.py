@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dpvla.config import Count, NotNegative, Range, Size, Whole, Workers, check
-from navsim_bridge.files.logs import ALL_CAMERAS
+from navsim_bridge.files.frames import ALL_CAMERAS
 from navsim_bridge.files.roots import DEMO_WORLD
 from navsim_bridge.splits.scene_filter import SceneFilter
 

@@ -12,7 +12,8 @@ from dpvla.files import read_json
 from dpvla.parallel import available_cores
 from navsim_bridge.doctor.finding import ERROR, OK, WARNING, Finding, verdict
 from navsim_bridge.files import roots
-from navsim_bridge.files.logs import MAP_LOCATIONS, list_logs
+from navsim_bridge.files.frames import MAP_LOCATIONS
+from navsim_bridge.files.logs import list_logs
 from navsim_bridge.files.odd import odd_lines
 from navsim_bridge.splits.scene_filter import DEVKIT_ROOT, devkit_splits, load_split
 from navsim_bridge.splits.scenes import find_scenes

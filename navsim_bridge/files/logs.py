@@ -7,7 +7,7 @@ merely odd (`odd.ODD`) is kept, with the frames that it concerns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,26 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.files import short
+from navsim_bridge.files.frames import Annotated, Annotations, Calibration, Frame
 from navsim_bridge.files.odd import Frames, odd_steps, unlikely_boxes, unlikely_motion
 from navsim_bridge.files.pickles import load_plain_pickle
 from navsim_bridge.files.roots import LOGS
 
-ALL_CAMERAS = ("CAM_F0", "CAM_L0", "CAM_R0", "CAM_L1", "CAM_R1", "CAM_L2", "CAM_R2", "CAM_B0")
-OBJECT_NAMES = (
-    "vehicle", "pedestrian", "bicycle", "traffic_cone", "barrier", "czone_sign", "generic_object", "ego",
-)  # fmt: skip
-"""Annotation names in the devkit's type order (the order of `metric_scene.OBJECT_TYPES`)."""
-MAP_LOCATIONS = ("sg-one-north", "us-ma-boston", "us-nv-las-vegas-strip", "us-pa-pittsburgh-hazelwood")
-
-REQUIRED_KEYS = (
-    "token", "timestamp", "map_location", "roadblock_ids", "ego2global_translation", "ego2global_rotation",
-    "ego_dynamic_state", "driving_command", "cams",
-)  # fmt: skip
-ANNOTATION_KEYS = ("gt_boxes", "gt_names", "gt_velocity_3d", "instance_tokens", "track_tokens")
-CALIBRATION_KEYS = ("cam_intrinsic", "sensor2lidar_rotation", "sensor2lidar_translation")
-
-LAST_TIME = 4_102_444_800_000_000
-"""The year 2100 [us]."""
 MEDIAN_STEP = (0.05, 5.0)
 """Seconds that frames, 0.5 s apart, may be apart in the median."""
 LONGEST_DRIVE = 86_400.0
@@ -47,33 +32,6 @@ UTM_LIMITS = (1e6, 1e7)
 """Meters east and north that no UTM position exceeds."""
 BOX_LIMITS = (1e4, 1e3, 1e3)
 """[m] from the ego, [m] of size and [m/s] that no annotated box exceeds."""
-LONGEST_NAME = 200
-"""Characters of a token."""
-_STATIC = ("traffic_cone", "barrier", "czone_sign", "generic_object")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A pinhole camera on the car. Axes: x right, y down, z forward; ego frame: rear axle, z = 0 on the ground."""
-
-    intrinsic: NDArray[np.float64]  # (3, 3) for the camera's own image size [pixel]
-    rotation: NDArray[np.float64]  # (3, 3) camera to ego
-    translation: NDArray[np.float64]  # (3,) camera center in the ego frame [m]
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """Boxes of one frame, in the order of the log."""
-
-    boxes: NDArray[np.float64]  # (box, 7) x, y, z, length, width, height, yaw; ego rear-axle frame
-    types: NDArray[np.int64]  # (box,) index into OBJECT_NAMES
-    velocities: NDArray[np.float64]  # (box, 2) in the ground plane, ego axes, not relative to the ego's motion [m/s]
-    track_tokens: tuple[str, ...]  # (box,)
-
-    @property
-    def speeds(self) -> NDArray[np.float64]:
-        """(box,) norm of the velocities [m/s]."""
-        return np.linalg.norm(self.velocities, axis=1)
 
 
 @dataclass(frozen=True)
@@ -123,10 +81,20 @@ def read_log(path: Path | str) -> Log:
         ValueError: naming file, frame and key of the first value that is not as the format says.
     """
     path = Path(path)
+    frames = raw_frames(path)
+    return log_of([Frame(path, index, frame) for index, frame in enumerate(frames)], path.stem)
+
+
+def raw_frames(path: Path) -> list[dict[str, Any]]:
+    """The frames of a log's pickle, as they are; errors as `read_log`."""
     frames = load_plain_pickle(path)
     if not isinstance(frames, list) or not frames or not all(isinstance(f, dict) for f in frames):
         raise ValueError(f"{path}: expected a non-empty list of frames (dicts), found {type(frames).__name__}")
-    read = [_Frame(path, index, frame) for index, frame in enumerate(frames)]
+    return frames
+
+
+def log_of(read: Sequence[Frame], name: str) -> Log:
+    """The log made of frames, of which there are some; raises ValueError as `read_log`."""
     times = np.array([frame.time() for frame in read], dtype=np.int64)
     _check_times(read, times)
     tokens = tuple(frame.name("token") for frame in read)
@@ -139,17 +107,17 @@ def read_log(path: Path | str) -> Log:
         if location != locations[0]:
             raise frame.error("map_location", f"{locations[0]}, where the log begins", location)
     cameras = tuple(frame.camera_paths() for frame in read)
-    annotations = tuple(frame.annotations() for frame in read)
+    annotations = [frame.annotations() for frame in read]
     shared = [i for i, paths in enumerate(cameras) if len(set(paths.values())) < len(paths)]
     odd = {
         "uneven_times": odd_steps(times),
         "unlikely_motion": unlikely_motion(times, poses, dynamics[:, :2]),
         "shared_images": np.array(shared, dtype=np.int64),
-        **_odd_boxes(read, annotations),
+        **odd_boxes(annotations, poses, lambda index: read[index].box_error),
     }
     return Log(
-        name=path.stem,
-        path=path,
+        name=name,
+        path=read[0].path,
         tokens=tokens,
         times_us=times,
         poses=poses,
@@ -159,14 +127,14 @@ def read_log(path: Path | str) -> Log:
         locations=locations,
         routes=tuple(frame.route() for frame in read),
         cameras=cameras,
-        calibrations=tuple(frame.calibrations(paths) for frame, paths in zip(read, cameras)),
+        calibrations=tuple(frame.calibrations() for frame in read),
         annotations=tuple(None if found is None else found.annotations for found in annotations),
         red_lights=tuple(frame.red_lights() for frame in read),
         odd={cause: found for cause, found in odd.items() if len(found)},
     )
 
 
-def _check_times(read: Sequence[_Frame], times: NDArray[np.int64]) -> None:
+def _check_times(read: Sequence[Frame], times: NDArray[np.int64]) -> None:
     """Raise ValueError where times do not increase, or are not those of one drive in microseconds."""
     steps = np.diff(times)
     late = np.flatnonzero(steps <= 0)
@@ -182,12 +150,10 @@ def _check_times(read: Sequence[_Frame], times: NDArray[np.int64]) -> None:
         raise read[far].error("timestamp", "frames of one drive", f"{steps[far - 1] / 1e6:g} s since the frame before")
 
 
-def _checked_motion(
-    read: Sequence[_Frame], times: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _checked_motion(read: Sequence[Frame], times: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(frame, 3) poses and (frame, 4) velocity and acceleration of the ego, which are those of a car on the earth."""
     poses = np.stack([frame.pose() for frame in read])
-    dynamics = np.stack([frame.numbers("ego_dynamic_state", 4) for frame in read])
+    dynamics = np.stack([frame.dynamics() for frame in read])
     for columns, most, unit in ((slice(0, 2), MOST_SPEED, "m/s"), (slice(2, 4), MOST_ACCELERATION, "m/s^2")):
         size = _length(dynamics[:, columns])
         if (size > most).any():
@@ -211,29 +177,39 @@ def _length(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.hypot(vectors[:, 0], vectors[:, 1])
 
 
-def _odd_boxes(read: Sequence[_Frame], annotations: Sequence[_Annotated | None]) -> dict[str, Frames]:
-    """Frames with odd boxes by cause; raises ValueError for boxes that cannot be."""
+def odd_boxes(
+    annotations: Sequence[Annotated | None],
+    poses: NDArray[np.float64],
+    errors: Callable[[int], Callable[[int, str], ValueError]],
+) -> dict[str, Frames]:
+    """Frames with odd boxes by cause; raises ValueError for boxes that cannot be.
+
+    Args:
+        annotations: of the frames.
+        poses: (frame, 3) of the ego.
+        errors: gives what makes the error of a frame, see `Frame.box_error`.
+    """
     found = [(index, a) for index, a in enumerate(annotations) if a is not None]
     if not found:
         return {}
-    boxes = np.concatenate([a.annotations.boxes for _, a in found])
+    boxes = np.concatenate([a.annotations.around(poses[index]) for index, a in found])
     velocities = np.concatenate([a.annotations.velocities for _, a in found])
-    counts = [len(a.annotations.types) for _, a in found]
-    frame = np.repeat([index for index, _ in found], counts)
+    frame = np.repeat([index for index, _ in found], [len(a.annotations.types) for _, a in found])
     distance, size, speed = BOX_LIMITS
     wrong = {
-        "gt_boxes": (np.abs(boxes[:, :3]) > distance).any(axis=1)
+        0: (np.abs(boxes[:, :3]) > distance).any(axis=1)
         | (boxes[:, 3:6] < 0).any(axis=1)
         | (boxes[:, 3:6] > size).any(axis=1),
-        "gt_velocity_3d": _length(velocities) > speed,
+        2: _length(velocities) > speed,
     }
-    for key, rows in wrong.items():
+    for column, rows in wrong.items():
         if rows.any():
             row = int(np.argmax(rows))
-            of, values = read[frame[row]], boxes if key == "gt_boxes" else velocities
-            box = row - int(np.searchsorted(frame, frame[row]))
-            track = of.raw["anns"]["track_tokens"][box]
-            raise of.error(f"anns/{key}", "a box that can be", f"{values[row].tolist()} for track {track[:64]}")
+            index, values = int(frame[row]), velocities if column else boxes
+            shown = annotations[index]
+            assert shown is not None
+            track = shown.annotations.track_tokens[row - int(np.searchsorted(frame, index))]
+            raise errors(index)(column, f"{values[row].tolist()} for track {track[:64]}")
     return {
         "unlikely_boxes": np.unique(frame[unlikely_boxes(boxes, velocities)]),
         "unknown_velocities": np.array([index for index, a in found if a.unknown_velocities], dtype=np.int64),
@@ -266,250 +242,6 @@ def open_log(path: Path | str) -> Log:
         raise FileNotFoundError(f"no log {path}")
     stat = path.stat()
     return _kept_log(path.absolute(), (stat.st_mtime_ns, stat.st_size))
-
-
-_UNIT = 1e-14
-"""How far the square of a quaternion's length may be from one."""
-
-
-def yaw(rotation: NDArray[np.float64]) -> float:
-    """Heading [rad] of a quaternion w, x, y, z, with the formula of the library that the devkit uses.
-
-    Its sign of the x*y term differs from the usual one; they agree for rotations about z alone. As there, a
-    quaternion is scaled to unit length only where it is not within rounding of it.
-    """
-    square = np.dot(rotation, rotation)
-    w, x, y, z = rotation if abs(1.0 - square) < _UNIT else rotation / np.sqrt(square)
-    return float(np.arctan2(2 * (w * z - x * y), 1 - 2 * (y**2 + z**2)))
-
-
-def to_global(boxes: NDArray[np.float64], pose: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(box, 3) global center and heading of boxes given in the ego frame."""
-    x, y, heading = pose
-    cos, sin = np.cos(heading), np.sin(heading)
-    turned = boxes[:, 6] + heading
-    for _ in range(2):  # as the devkit does: where an object turns by pi, the last bit decides which way round
-        turned = np.arctan2(np.sin(turned), np.cos(turned))
-    return np.stack(
-        [boxes[:, 0] * cos - boxes[:, 1] * sin + x, boxes[:, 0] * sin + boxes[:, 1] * cos + y, turned], axis=1
-    )
-
-
-def plain_numbers(raw: Any, dimensions: int, kinds: str = "iuf") -> NDArray[np.float64] | None:
-    """Numbers as float64, from an array or from lists in lists; None for anything else, such as text of digits.
-
-    Args:
-        raw: of ``dimensions`` (or an array of any), which are looked into no deeper.
-        dimensions: of the result.
-        kinds: of numpy's types that are numbers here.
-    """
-    if not isinstance(raw, np.ndarray):
-        if not _is_nested(raw, dimensions, kinds):
-            return None
-        try:
-            raw = np.asarray(raw)
-        except (ValueError, OverflowError):  # rows of different lengths
-            return None
-    if raw.size == 0:
-        return np.zeros(raw.shape)
-    return np.asarray(raw, dtype=np.float64) if raw.dtype.kind in kinds else None
-
-
-_NUMBERS = {"iuf": (int, float, np.integer, np.floating), "biuf": (int, float, np.integer, np.floating, np.bool_)}
-
-
-def _is_nested(raw: Any, dimensions: int, kinds: str) -> bool:
-    if isinstance(raw, np.ndarray):
-        return raw.ndim == dimensions and (raw.dtype.kind in kinds or raw.size == 0)
-    if dimensions == 0:
-        return isinstance(raw, _NUMBERS[kinds]) and not (isinstance(raw, bool) and "b" not in kinds)
-    return isinstance(raw, (list, tuple)) and all(_is_nested(value, dimensions - 1, kinds) for value in raw)
-
-
-@dataclass(frozen=True)
-class _Annotated:
-    annotations: Annotations
-    unknown_velocities: bool
-
-
-class _Frame:
-    """Checked access to one raw frame."""
-
-    def __init__(self, path: Path, index: int, raw: dict[str, Any]) -> None:
-        self.path, self.index, self.raw = path, index, raw
-        for key in REQUIRED_KEYS:
-            if key not in raw:
-                raise ValueError(f"{path}: frame {index}: no key '{key}'; found {short(list(raw))}")
-
-    def error(self, key: str, expected: str, found: Any) -> ValueError:
-        token = self.raw.get("token")
-        named = token[:64] if isinstance(token, str) and token.isprintable() else short(token, 64)
-        where = f"{self.path}: frame {self.index} (token {named})"
-        return ValueError(f"{where}: '{key}': expected {expected}, found {short(found)}")
-
-    def string(self, key: str) -> str:
-        value = self.raw[key]
-        if not isinstance(value, str) or not value:
-            raise self.error(key, "a non-empty string", value)
-        return str(value)
-
-    def name(self, key: str) -> str:
-        """A string that can stand in file names and tables."""
-        value = self.string(key)
-        if len(value) > LONGEST_NAME or not value.isprintable() or value != value.strip() or set(value) & set("/\\"):
-            raise self.error(key, f"at most {LONGEST_NAME} printable characters without slashes", value)
-        return value
-
-    def time(self) -> int:
-        value = self.raw["timestamp"]
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise self.error("timestamp", "an integer", value)
-        if not 0 <= value < LAST_TIME:
-            raise self.error("timestamp", "microseconds since 1970", value)
-        return int(value)
-
-    def numbers(self, key: str, *shape: int, kinds: str = "iuf") -> NDArray[np.float64]:
-        return self._numbers(key, self.raw[key], shape, kinds)
-
-    def _numbers(self, key: str, raw: Any, shape: tuple[int, ...], kinds: str = "iuf") -> NDArray[np.float64]:
-        value = plain_numbers(raw, len(shape), kinds)
-        if value is None or value.shape != shape:
-            found = raw if value is None else f"shape {value.shape}"
-            raise self.error(key, f"{' x '.join(map(str, shape))} numbers", found)
-        if not np.isfinite(value).all():
-            raise self.error(key, "finite numbers", value.tolist())
-        return value
-
-    def pose(self) -> NDArray[np.float64]:
-        x, y, _ = self.numbers("ego2global_translation", 3)
-        rotation = self.numbers("ego2global_rotation", 4)
-        if not 0.9 < np.linalg.norm(rotation) < 1.1:
-            raise self.error("ego2global_rotation", "a unit quaternion w, x, y, z", rotation.tolist())
-        return np.array([x, y, yaw(rotation)])
-
-    def command(self) -> int:
-        value = self.numbers("driving_command", 4, kinds="biuf")
-        if sorted(value.tolist()) != [0, 0, 0, 1]:
-            raise self.error("driving_command", "a one-hot of 4 (left, straight, right, unknown)", value.tolist())
-        return int(value.argmax())
-
-    def location(self) -> str:
-        value = self.string("map_location")
-        if value not in MAP_LOCATIONS:
-            raise self.error("map_location", f"one of {', '.join(MAP_LOCATIONS)}", value)
-        return value
-
-    def route(self) -> tuple[str, ...]:
-        value = self.raw["roadblock_ids"]
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise self.error("roadblock_ids", "a list of strings", value)
-        return tuple(value)
-
-    def camera_paths(self) -> dict[str, str]:
-        cams = self.raw["cams"]
-        if not isinstance(cams, dict):
-            raise self.error("cams", "a dict of cameras", cams)
-        paths = {}
-        for name, camera in cams.items():
-            if name not in ALL_CAMERAS:
-                raise self.error("cams", f"cameras among {', '.join(ALL_CAMERAS)}", name)
-            if camera is not None and not isinstance(camera, dict):
-                raise self.error(f"cams/{name}", "a dict", camera)
-            if camera:
-                path = camera.get("data_path")
-                if not isinstance(path, str) or not path.isprintable() or not _is_below(path):
-                    raise self.error(f"cams/{name}/data_path", "a path below sensor_blobs/<split>", path)
-                paths[name] = path
-        return paths
-
-    def calibrations(self, cameras: Iterable[str]) -> dict[str, Calibration]:
-        """Of those of ``cameras`` that have one, which images alone do without."""
-        found = {}
-        for name in cameras:
-            camera = self.raw["cams"][name]
-            if all(camera.get(key) is not None for key in CALIBRATION_KEYS):
-                intrinsic, rotation, translation = (
-                    self._numbers(f"cams/{name}/{key}", camera[key], shape)
-                    for key, shape in zip(CALIBRATION_KEYS, ((3, 3), (3, 3), (3,)))
-                )
-                found[name] = Calibration(intrinsic, rotation, translation)
-        return found
-
-    def red_lights(self) -> tuple[str, ...] | None:
-        if "traffic_lights" not in self.raw:
-            return None
-        value = self.raw["traffic_lights"]
-        if not isinstance(value, (list, tuple)) or not all(map(_is_light, value)):
-            raise self.error("traffic_lights", "a list of pairs (lane connector id, is red)", value)
-        return tuple(str(connector) for connector, is_red in value if is_red)
-
-    def annotations(self) -> _Annotated | None:
-        if "anns" not in self.raw:
-            return None
-        anns = self.raw["anns"]
-        if not isinstance(anns, dict):
-            raise self.error("anns", "a dict", anns)
-        for key in ANNOTATION_KEYS:
-            if key not in anns:
-                raise self.error(f"anns/{key}", "a value", "no such key")
-            is_array = isinstance(anns[key], np.ndarray) and anns[key].ndim > 0
-            if not is_array and not isinstance(anns[key], (list, tuple)):
-                raise self.error(f"anns/{key}", "a list", anns[key])
-        tracks = anns["track_tokens"]
-        counts = {key: len(anns[key]) for key in ANNOTATION_KEYS}
-        if len(set(counts.values())) > 1:
-            raise self.error("anns", "lists of one length", counts)
-        if not all(isinstance(track, str) for track in tracks):
-            raise self.error("anns/track_tokens", "strings", tracks)
-        types = np.array([self._object_type(name) for name in anns["gt_names"]], dtype=np.int64)
-        velocities = self._table(anns, "gt_velocity_3d", 3)
-        unknown = np.isnan(velocities).any(axis=1) & _IS_STATIC[types]
-        if unknown.any():  # which the devkit does not look at
-            velocities = np.where(unknown[:, None], 0.0, velocities)
-        self._require_finite(anns, "gt_velocity_3d", velocities)
-        boxes = self._table(anns, "gt_boxes", 7)
-        self._require_finite(anns, "gt_boxes", boxes)
-        return _Annotated(
-            Annotations(boxes=boxes, types=types, velocities=velocities[:, :2], track_tokens=tuple(map(str, tracks))),
-            unknown_velocities=bool(unknown.any()),
-        )
-
-    def _table(self, anns: dict[str, Any], key: str, columns: int) -> NDArray[np.float64]:
-        value = plain_numbers(anns[key], 2) if len(anns[key]) else np.zeros((0, columns))
-        if value is None:
-            raise self.error(f"anns/{key}", f"numbers (box, {columns})", anns[key])
-        if value.ndim != 2 or value.shape[1] != columns:
-            raise self.error(f"anns/{key}", f"shape (box, {columns})", f"shape {value.shape}")
-        return value
-
-    def _require_finite(self, anns: dict[str, Any], key: str, value: NDArray[np.float64]) -> None:
-        bad = np.flatnonzero(~np.isfinite(value).all(axis=1))
-        if bad.size:
-            track = anns["track_tokens"][bad[0]][:64]
-            raise self.error(f"anns/{key}", "finite numbers", f"{value[bad[0]].tolist()} for track {track}")
-
-    def _object_type(self, name: Any) -> int:
-        found = _TYPES.get(name) if isinstance(name, str) else None
-        if found is None:
-            raise self.error("anns/gt_names", f"one of {', '.join(OBJECT_NAMES)}", name)
-        return found
-
-
-_TYPES = {name: index for index, name in enumerate(OBJECT_NAMES)}
-_IS_STATIC = np.isin(OBJECT_NAMES, _STATIC)  # (type,)
-_IDS, _FLAGS = frozenset((int, np.int64, np.int32, str)), frozenset((bool, np.bool_, int, np.int64))
-
-
-def _is_below(path: str) -> bool:
-    return len(path) < 4096 and path[:1] not in ("", "/", "\\") and ".." not in path.replace("\\", "/").split("/")
-
-
-def _is_light(value: Any) -> bool:
-    """A pair of a lane connector's id and whether its light is red."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        return False
-    connector, is_red = value
-    return type(connector) in _IDS and type(is_red) in _FLAGS and is_red in (0, 1)
 
 
 def annotated(annotations: Sequence[Annotations | None], log: Log, first: int) -> list[Annotations]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.files.logs import Annotations, to_global
+from navsim_bridge.files.frames import Annotations
 from navsim_bridge.files.maps import Polygon, refuse_crossing
 from navsim_bridge.pdm.metric_scene import OBJECT_TYPES, MetricScene
 
@@ -29,14 +29,12 @@ class PresentObjects:
     @classmethod
     def from_annotations(cls, annotations: Annotations, pose: Float) -> PresentObjects:
         """The boxes of the log frame at t = 0, whose rear-axle pose (3,) is given as the devkit reads it back."""
-        cos, sin = np.cos(pose[2]), np.sin(pose[2])
-        forward, left = annotations.velocities.T
         sizes = annotations.boxes[:, 3:5]
         return cls(
             tokens=annotations.track_tokens,
             types=tuple(OBJECT_TYPES[kind] for kind in annotations.types),
-            boxes=np.concatenate([to_global(annotations.boxes, pose), sizes], axis=1),
-            velocities=np.stack([cos * forward - sin * left, sin * forward + cos * left], axis=1),
+            boxes=np.concatenate([annotations.global_poses(pose), sizes], axis=1),
+            velocities=annotations.global_velocities(pose),
         )
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from navsim_bridge.files.logs import Annotations, to_global
+from navsim_bridge.files.frames import Annotations
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.metric_scene import AGENT_TYPES, OBJECT_TYPES
 from navsim_bridge.pdm.objects import ObjectBatch
@@ -58,7 +58,7 @@ def observe(annotations: Sequence[Annotations], poses: NDArray[np.float64]) -> O
     """Interpolate the boxes of key frames 0.5 s apart.
 
     Args:
-        annotations: boxes of the key frames, each in its own ego frame.
+        annotations: boxes of the key frames.
         poses: (key frame, 3) global rear-axle poses of the key frames, as the devkit reads them back.
 
     Raises:
@@ -82,7 +82,7 @@ def observe(annotations: Sequence[Annotations], poses: NDArray[np.float64]) -> O
     types = np.zeros(num_tracks, dtype=np.int64)
     for k in reversed(range(num_keys)):  # backwards, so that the first sighting's size, speed and type stay
         boxes, of = annotations[k].boxes, rows[k]
-        key_poses[k, of], seen[k, of] = to_global(boxes, poses[k]), True
+        key_poses[k, of], seen[k, of] = annotations[k].global_poses(poses[k]), True
         size[of], types[of], speed[of] = boxes[:, 3:5], annotations[k].types, annotations[k].speeds
     speed[~np.isin(types, _AGENTS)] = 0.0
     frames, present = _interpolate(key_poses, seen)

@@ -21,7 +21,7 @@ from navsim_bridge.demo_world.build import log_names
 from navsim_bridge.demo_world.config import LOCATIONS
 from navsim_bridge.demo_world.files import map_writer
 from navsim_bridge.demo_world.files.map_writer import LAYERS
-from navsim_bridge.files.logs import ALL_CAMERAS
+from navsim_bridge.files.frames import ALL_CAMERAS
 from navsim_bridge.files.map_tables import MapFile
 from navsim_bridge.files.maps import open_map
 

@@ -11,7 +11,7 @@ from navsim_bridge.demo_world.pictures import meshes
 from navsim_bridge.demo_world.pictures.painter import WEATHERS, Painter, Thing
 from navsim_bridge.demo_world.pictures.scenery import build_scenery
 from navsim_bridge.demo_world.roads.network import network_of
-from navsim_bridge.files.logs import ALL_CAMERAS
+from navsim_bridge.files.frames import ALL_CAMERAS
 
 MAGENTA = (255.0, 0.0, 255.0)
 

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from navsim_bridge.files import frames as known
 from navsim_bridge.files import logs
-from navsim_bridge.files.logs import Log, annotated, log_path, plain_numbers, read_log
+from navsim_bridge.files.frames import plain_numbers
+from navsim_bridge.files.logs import Log, annotated, log_path, read_log
 from navsim_bridge.files.odd import ODD, in_window, odd_lines, unlikely_motion
 from navsim_bridge.metric_cache import MetricCache, build_metric_cache
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
@@ -117,9 +119,9 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=8,
 )
-PLACES: list[tuple[str, ...]] = [(key,) for key in (*logs.REQUIRED_KEYS, "anns", "traffic_lights")]
-PLACES += [("anns", key) for key in logs.ANNOTATION_KEYS] + [("cams", "CAM_F0"), ("cams", "CAM_F0", "data_path")]
-PLACES += [("cams", "CAM_F0", key) for key in logs.CALIBRATION_KEYS]
+PLACES: list[tuple[str, ...]] = [(key,) for key in (*known.REQUIRED_KEYS, "anns", "traffic_lights")]
+PLACES += [("anns", key) for key in known.ANNOTATION_KEYS] + [("cams", "CAM_F0"), ("cams", "CAM_F0", "data_path")]
+PLACES += [("cams", "CAM_F0", key) for key in known.CALIBRATION_KEYS]
 
 
 def refusal(frames: Frames) -> str:

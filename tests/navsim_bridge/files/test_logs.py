@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from navsim_bridge.files.logs import list_logs, open_log, read_log, to_global, yaw
+from navsim_bridge.files.frames import to_global, yaw
+from navsim_bridge.files.logs import list_logs, open_log, read_log
 from navsim_bridge.files.pickles import UnsafePickleError
 from tests.navsim_bridge.conftest import MakeFrame, World
 

@@ -8,7 +8,7 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
-from navsim_bridge.files.logs import OBJECT_NAMES, Annotations
+from navsim_bridge.files.frames import OBJECT_NAMES, Annotations
 from navsim_bridge.pdm_closed.boxes import box_distance, corners
 from navsim_bridge.pdm_closed.forecast import forecast
 from navsim_bridge.pdm_closed.inputs import PlannerScene, PresentObjects, ReferencePlan, red_lights_on_route

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from navsim_bridge.files.logs import OBJECT_NAMES, Annotations
+from navsim_bridge.files.frames import OBJECT_NAMES, Annotations
 from navsim_bridge.traffic.log_replay import Observation, observe
 
 KEY_FRAMES = 11

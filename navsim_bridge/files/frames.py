@@ -154,6 +154,8 @@ class Frame:
     ANNOTATIONS: ClassVar[str] = "anns"
     BOXES: ClassVar[tuple[str, ...]] = ANNOTATION_KEYS  # boxes, names, velocities, tokens of instances and of tracks
     CAMERAS: ClassVar[str] = "cams"
+    COMMAND: ClassVar[str] = "driving_command"
+    MOTION: ClassVar[type[np.floating[Any]]] = np.float32  # precision in which the devkit keeps velocities
 
     def __init__(self, path: Path, index: int, raw: dict[str, Any]) -> None:
         self.path, self.index, self.raw = path, index, raw
@@ -216,9 +218,9 @@ class Frame:
         return self.numbers("ego_dynamic_state", 4)
 
     def command(self) -> int:
-        value = self.numbers("driving_command", 4, kinds="biuf")
+        value = self.numbers(self.COMMAND, 4, kinds="biuf")
         if sorted(value.tolist()) != [0, 0, 0, 1]:
-            raise self.error("driving_command", "a one-hot of 4 (left, straight, right, unknown)", value.tolist())
+            raise self.error(self.COMMAND, "a one-hot of 4 (left, straight, right, unknown)", value.tolist())
         return int(value.argmax())
 
     def location(self) -> str:

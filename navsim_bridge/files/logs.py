@@ -113,7 +113,7 @@ def log_of(read: Sequence[Frame], name: str) -> Log:
         "uneven_times": odd_steps(times),
         "unlikely_motion": unlikely_motion(times, poses, dynamics[:, :2]),
         "shared_images": np.array(shared, dtype=np.int64),
-        **odd_boxes(annotations, poses, lambda index: read[index].box_error),
+        **odd_boxes(annotations, poses, lambda index, column, found: read[index].box_error(column, found)),
     }
     return Log(
         name=name,
@@ -168,7 +168,7 @@ def _checked_motion(read: Sequence[Frame], times: NDArray[np.int64]) -> tuple[ND
         first = int(np.argmax(speeds > MOST_SPEED)) + 1
         found = f"{speeds[first - 1]:g} m/s from the frame before"
         raise read[first].error("ego2global_translation", "a way that a car can make", found)
-    return poses, dynamics.astype(np.float32).astype(np.float64)  # the devkit keeps these as float32
+    return poses, dynamics.astype(read[0].MOTION).astype(np.float64)
 
 
 def _length(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -180,14 +180,14 @@ def _length(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 def odd_boxes(
     annotations: Sequence[Annotated | None],
     poses: NDArray[np.float64],
-    errors: Callable[[int], Callable[[int, str], ValueError]],
+    error: Callable[[int, int, str], ValueError],
 ) -> dict[str, Frames]:
     """Frames with odd boxes by cause; raises ValueError for boxes that cannot be.
 
     Args:
         annotations: of the frames.
         poses: (frame, 3) of the ego.
-        errors: gives what makes the error of a frame, see `Frame.box_error`.
+        error: the error of a frame, by its index; and more as `Frame.box_error`.
     """
     found = [(index, a) for index, a in enumerate(annotations) if a is not None]
     if not found:
@@ -209,7 +209,7 @@ def odd_boxes(
             shown = annotations[index]
             assert shown is not None
             track = shown.annotations.track_tokens[row - int(np.searchsorted(frame, index))]
-            raise errors(index)(column, f"{values[row].tolist()} for track {track[:64]}")
+            raise error(index, column, f"{values[row].tolist()} for track {track[:64]}")
     return {
         "unlikely_boxes": np.unique(frame[unlikely_boxes(boxes, velocities)]),
         "unknown_velocities": np.array([index for index, a in found if a.unknown_velocities], dtype=np.int64),

@@ -34,6 +34,7 @@ from navsim_bridge.files.pickled_arrays import (
     array_from_state,
     scalar,
 )
+from navsim_bridge.files.stand_in import StandIn
 
 MOST_STEPS = 30_000_000
 """Instructions of one file; a log of 17 minutes takes 2 million. Each makes an object of at most 90 bytes, or more
@@ -63,17 +64,6 @@ _NUMBERS = (SCALARS | NUMPY_SCALARS) - _TEXTS
 
 class UnsafePickleError(ValueError):
     """A pickle names a class or function that is not known, or asks for what files of plain values do not need."""
-
-
-class StandIn:
-    """Stands for an object of a class that is not here: keeps what the class was called with, and its attributes.
-
-    A class derived from this one is given for a name, to have its objects read. It is not called: the reader makes
-    objects of it without running anything that it defines.
-    """
-
-    __slots__ = ("__dict__", "args")
-    args: tuple[Any, ...]
 
 
 Names = Mapping[tuple[str, str], type[StandIn]]
@@ -598,7 +588,7 @@ def _measure(value: Any) -> None:
                 words += 1
             elif kind in _TEXTS:
                 words += 1 + (len(part) >> 3)
-            elif kind is np.ndarray:
+            elif kind is np.ndarray and part.dtype.kind != "O":
                 words += 1 + (part.nbytes >> 3)
             elif id(part) not in sizes:
                 around.append((container, parts, words, depth))
@@ -628,4 +618,6 @@ def _parts(value: Any) -> Iterator[Any]:
         return chain(value, value.values())
     if isinstance(value, StandIn):
         return chain(vars(value).values(), value.args)
+    if type(value) is np.ndarray:  # of objects
+        return iter(value.ravel())
     raise ValueError("an array without content, or a name that stands for no value")

@@ -2,7 +2,8 @@
 
 numpy's own functions believe what a pickle says of a dtype and of references in it, and so take bytes for addresses.
 Here nothing of a file reaches numpy but the name of a plain kind, a byte order, a shape that fits, and bytes: truth
-values, whole numbers, floats and texts of a fixed length. Arrays of objects are made from a list of numbers and texts.
+values, whole numbers, floats and texts of a fixed length. Arrays of objects are made from a list of numbers, texts, and
+objects that stand for others (`StandIn`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from navsim_bridge.files.stand_in import StandIn
 
 _KINDS = re.compile(r"b1|[iu][1248]|f[248]|[SU](0|[1-9][0-9]{0,4})|O8?")
 """What a dtype may be called: numpy writes no other names for these kinds."""
@@ -121,7 +124,7 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
 def _objects(content: Any, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
     if type(content) is not list or len(content) != math.prod(shape):
         raise ValueError("an array of objects that is not given as a list as long as its shape says")
-    if not all(type(value) in SCALARS or type(value) in NUMPY_SCALARS for value in content):
+    if not all(type(v) in SCALARS or type(v) in NUMPY_SCALARS or isinstance(v, StandIn) for v in content):
         raise ValueError("an array of objects that are not all numbers and texts")
     array = np.empty(len(content), dtype=object)
     array[:] = content

@@ -16,12 +16,13 @@ MOST_BYTES = 2**29
 """Size of a file: OpenScene's logs have 10 MB on average, a submission of ten seeds has 20."""
 
 
-def load_plain_pickle(path: Path | str, names: Names | None = None) -> Any:
+def load_plain_pickle(path: Path | str, names: Names | None = None, most_bytes: int = MOST_BYTES) -> Any:
     """Content of a pickle of plain containers, numbers, strings and numpy arrays.
 
     Args:
         path: the file.
         names: classes of which the file may hold objects, and what stands for them.
+        most_bytes: of the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -29,7 +30,7 @@ def load_plain_pickle(path: Path | str, names: Names | None = None) -> Any:
         UnsafePickleError, ValueError: see `unpickle_plain`.
     """
     try:
-        data = read_bytes(path, MOST_BYTES)
+        data = read_bytes(path, most_bytes)
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {path}") from None
     return unpickle_plain(data, path, names)

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from dpvla.files import read_bytes, short
 from navsim_bridge.ego import REAR_AXLE_TO_CENTER
-from navsim_bridge.files.pickle_reader import StandIn, UnsafePickleError, unpickle_plain
+from navsim_bridge.files.pickle_reader import UnsafePickleError, unpickle_plain
+from navsim_bridge.files.stand_in import StandIn
 from navsim_bridge.metric_cache.contents import MOST_SIZE
 from navsim_bridge.metric_cache.tracks import interpolated_between_key_frames
 from navsim_bridge.pdm.metric_scene import AGENT_TYPES, NUM_FRAMES, OBJECT_TYPES, MetricScene

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from dpvla.files import short, write_atomically
 from dpvla.plan import NUM_POSES, PLAN_SECONDS, POSE_INTERVAL
-from navsim_bridge.files.pickle_reader import StandIn
 from navsim_bridge.files.pickles import dump_plain_pickle, load_plain_pickle
+from navsim_bridge.files.stand_in import StandIn
 
 METADATA = ("team_name", "authors", "email", "institution", "country / region")
 PREDICTIONS = "predictions"

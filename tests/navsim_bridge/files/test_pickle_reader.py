@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from dpvla.files import FileError, short
 from navsim_bridge.files import pickle_reader
 from navsim_bridge.files.logs import read_log
-from navsim_bridge.files.pickle_reader import StandIn, UnsafePickleError, unpickle_plain
+from navsim_bridge.files.pickle_reader import UnsafePickleError, unpickle_plain
 from navsim_bridge.files.pickles import load_plain_pickle
+from navsim_bridge.files.stand_in import StandIn
 
 PATH = Path("x.pkl")
 PROTOCOLS = range(6)

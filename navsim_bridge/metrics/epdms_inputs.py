@@ -16,14 +16,13 @@ from navsim_bridge.files.maps import VectorMap, flatten, refuse_crossing
 from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES, EPDMSInputs
 from navsim_bridge.pdm.simulate import ego_state_as_read_back
 from navsim_bridge.splits.scenes import SceneRecord
+from navsim_bridge.splits.two_stage import SYNTHETIC_TOKEN
 from navsim_bridge.traffic.log_replay import STEPS
 
 KEY_FRAMES = (EPDMS_FRAMES - 1) // STEPS + 1
 """0 s to 4 s every 0.5 s."""
 PAST_FRAMES = 4
 """Recorded states that history comfort starts from: -1.5 s to 0 s every 0.5 s."""
-SYNTHETIC_TOKEN = 17
-"""Length of a synthetic scene's token; the devkit knows them by it."""
 
 
 def epdms_inputs(log: Log, vector_map: VectorMap, record: SceneRecord, lanes: Collection[str]) -> EPDMSInputs:

@@ -94,9 +94,8 @@ def missing_logs(split: Split, data_root: Path | str) -> int:
 
 def coverage(split: Split, found: Selection, logs: int) -> Coverage:
     """How much of a split ``found`` is, without a shard, when ``logs`` of its logs are missing."""
-    rules = split.scene_filter
-    tokens = None if rules.tokens is None else len(rules.tokens)
-    return coverage_of(len(found.records), found.scenes, tokens, rules.max_scenes, len(found.absent), logs)
+    tokens, limit = None if split.tokens is None else len(split.tokens), split.scene_filter.max_scenes
+    return coverage_of(len(found.records), found.scenes, tokens, limit, len(found.absent), logs)
 
 
 def coverage_of(

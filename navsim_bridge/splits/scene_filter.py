@@ -16,19 +16,20 @@ from dpvla.files import FileError, inside, read_yaml, short
 from navsim_bridge.files.roots import LOGS
 from navsim_bridge.splits.log_folder import LogFolderError, find_folder
 from navsim_bridge.splits.token_list import MOST_BYTES, SUFFIXES, TokenListError, read_token_list
+from navsim_bridge.splits.two_stage import MAPPING, SECOND_STAGE, MappingError, TwoStages, find_root, two_stages
 
 DEVKIT_ROOT = "NAVSIM_DEVKIT_ROOT"
 DEVKIT_SPLITS = Path("navsim/planning/script/config/common/train_test_split")
 SPLITS = "splits"
 IGNORED_KEYS = ("_target_", "_convert_")
-VERSION_2_KEYS = (
-    "include_synthetic_scenes", "all_mapping", "synthetic_scene_tokens", "reactive_synthetic_initial_tokens",
-    "non_reactive_synthetic_initial_tokens",
-)  # fmt: skip
-TWO_STAGE_KEYS = ("reactive_all_mapping", "non_reactive_all_mapping", "two_stage_mapping")
+SYNTHETIC = "include_synthetic_scenes"
+LEFT_OUT_KEYS = ("all_mapping", "synthetic_scene_tokens", "non_reactive_synthetic_initial_tokens",
+                 "non_reactive_all_mapping", "two_stage_mapping")  # fmt: skip
+"""Keys of files of version 2 that must be empty: its two-stage script reads none of them."""
+VERSION_2_KEYS = (SYNTHETIC, SECOND_STAGE, *LEFT_OUT_KEYS)
 LONGEST_NAME = 200
 """Of a log, a folder or a scene."""
-SPLIT_KEYS = ("data_split", "scene_filter", "defaults")
+SPLIT_KEYS = ("data_split", "scene_filter", "defaults", MAPPING)
 
 
 class SplitError(ValueError):
@@ -84,9 +85,21 @@ class Split:
     data_split: str  # folder below navsim_logs/ and sensor_blobs/
     scene_filter: SceneFilter
     path: Path | None = None  # the file it came from
+    two_stage: TwoStages | None = None  # its second stage, where it has one
+
+    @property
+    def tokens(self) -> tuple[str, ...] | None:
+        """Of all scenes that it lists, those of the second stage last; None where it lists none."""
+        listed = self.scene_filter.tokens
+        return listed if listed is None or self.two_stage is None else (*listed, *self.two_stage.tokens)
 
 
-def load_split(name_or_file: str | Path, data_root: Path | str | None = None, data_split: str | None = None) -> Split:
+def load_split(
+    name_or_file: str | Path,
+    data_root: Path | str | None = None,
+    data_split: str | None = None,
+    synthetic_root: Path | str | None = None,
+) -> Split:
     """Find and read a split.
 
     A name is looked up as ``<data_root>/splits/NAME.yaml``, then among the devkit's own splits below
@@ -98,10 +111,13 @@ def load_split(name_or_file: str | Path, data_root: Path | str | None = None, da
         data_root: folder with `navsim_logs/` and maybe `splits/`.
         data_split: folder below `navsim_logs/`. By default the file says it; where it does not, as lists and the
             devkit's bare scene filters, it is the folder that has the scenes (`find_folder`).
+        synthetic_root: folder with the synthetic scenes of a split that has a second stage, see `TwoStages.root`. By
+            default that of the split's name below ``data_root``, else the only one there.
 
     Raises:
         FileNotFoundError: listing what was looked at and the names there are.
-        SplitError: unknown or unusable keys, no such folder, or a folder of logs that cannot be told.
+        SplitError: unknown or unusable keys, no such folder, a folder of logs that cannot be told, or stages that do
+            not fit together.
     """
     root = Path(data_root) if data_root else None
     if data_split:
@@ -114,15 +130,21 @@ def load_split(name_or_file: str | Path, data_root: Path | str | None = None, da
         _warn(problem)
     read = _token_split if path.suffix.lower() in SUFFIXES else _yaml_split
     try:
-        named, rules = read(path)
+        named, rules, stages = read(path)
         if named:
             _refuse_path(named)
+        if stages is not None:
+            stages = dataclasses.replace(
+                stages, root=Path(synthetic_root) if synthetic_root else find_root(root, path.stem)
+            )
+        elif synthetic_root:
+            raise SplitError("it has no second stage: leave out --synthetic-root")
         folder = data_split or named or find_folder(root, rules.log_names, rules.tokens)
     except (TokenListError, FileError) as error:  # these name the file themselves
         raise SplitError(str(error)) from None
-    except (SplitError, LogFolderError) as error:
+    except (SplitError, MappingError, LogFolderError) as error:
         raise SplitError(f"{path}: {error}") from None
-    return Split(path.stem, folder, rules, path)
+    return Split(path.stem, folder, rules, path, stages)
 
 
 def require_future(split: Split, frames: int, what: str) -> None:
@@ -199,7 +221,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-Rules = tuple[str | None, SceneFilter]
+Rules = tuple[str | None, SceneFilter, TwoStages | None]
 """The folder that a file names, None where it names none, and the rest of it."""
 
 
@@ -209,10 +231,8 @@ def _yaml_split(path: Path) -> Rules:
     if data_split is not None and (not isinstance(data_split, str) or not data_split):
         raise SplitError(f"data_split must name the folder below navsim_logs/, found {short(data_split)}")
     if "scene_filter" in raw or "defaults" in raw:
-        for key in TWO_STAGE_KEYS:
-            if raw.get(key):
-                raise SplitError(f"{key} is set: the second stage of NAVSIM v2 is not supported")
-        _check_keys(raw, (*SPLIT_KEYS, *TWO_STAGE_KEYS))
+        _refuse_left_out(raw)
+        _check_keys(raw, (*SPLIT_KEYS, *LEFT_OUT_KEYS))
         content = raw.get("scene_filter")
         if content is None or isinstance(content, str):
             file = _scene_filter_file(path, content or _default_filter(raw.get("defaults")))
@@ -223,10 +243,40 @@ def _yaml_split(path: Path) -> Rules:
         if not isinstance(content, Mapping):
             raise SplitError(f"scene_filter must be a group of keys, found {short(content, 80)}")
     else:
-        content = {key: value for key, value in raw.items() if key != "data_split"}
+        content = {key: value for key, value in raw.items() if key not in ("data_split", MAPPING)}
     if not raw or ("scene_filter" in raw and not content.keys() - {*IGNORED_KEYS}):  # as in a file that is cut off
         raise SplitError("it does not say which scenes to take: it has none of the keys of a scene filter")
-    return data_split, scene_filter(content)
+    rules = scene_filter({key: value for key, value in content.items() if key not in (SYNTHETIC, SECOND_STAGE)})
+    return data_split, *_stages(raw, content, rules)
+
+
+def _stages(
+    raw: Mapping[str, Any], content: Mapping[str, Any], rules: SceneFilter
+) -> tuple[SceneFilter, TwoStages | None]:
+    """The filter of the first stage, and the second one where a file has one."""
+    mapping, second, included = raw.get(MAPPING), content.get(SECOND_STAGE), content.get(SYNTHETIC)
+    if not mapping and not second and not included:
+        return rules, None
+    if MAPPING not in raw:
+        raise SplitError(
+            f"{SYNTHETIC if included else SECOND_STAGE} is set, but it has no {MAPPING}, which says what follows what: "
+            "name the split's own file, beside the folder scene_filter/"
+        )
+    if included not in (None, True):
+        raise SplitError(f"{SYNTHETIC} must be true where {MAPPING} is given, found {short(included)}")
+    if rules.max_scenes is not None:
+        raise SplitError("max_scenes would cut groups apart: leave it null, and shorten the lists of tokens")
+    stages = two_stages(mapping, second, rules.tokens)
+    if rules.tokens is None:
+        assert stages.groups is not None
+        rules = dataclasses.replace(rules, tokens=tuple(t for group in stages.groups for t in group.first_stage))
+    return rules, stages
+
+
+def _refuse_left_out(content: Mapping[str, Any]) -> None:
+    for key in LEFT_OUT_KEYS:
+        if content.get(key):
+            raise SplitError(f"{key} is set, which the devkit's two-stage script does not read; leave it empty")
 
 
 def _token_split(path: Path) -> Rules:
@@ -235,16 +285,18 @@ def _token_split(path: Path) -> Rules:
     folders = set(columns.get("data_split", ()))
     if len(folders) > 1:
         raise SplitError(f"a split lies in one folder of logs; data_split names {', '.join(sorted(folders))}")
-    return (folders.pop() if folders else None), SceneFilter(frame_interval=1, log_names=logs, tokens=columns["token"])
+    rules = SceneFilter(frame_interval=1, log_names=logs, tokens=columns["token"])
+    return (folders.pop() if folders else None), rules, None
 
 
 def scene_filter(content: Mapping[str, Any]) -> SceneFilter:
-    """A filter from the devkit's keys; keys that only version 2 knows must be empty."""
+    """A filter of recorded scenes from the devkit's keys; keys that only version 2 knows must be empty."""
     names = [field.name for field in dataclasses.fields(SceneFilter)]
     _check_keys(content, (*names, *IGNORED_KEYS, *VERSION_2_KEYS))
-    for key in VERSION_2_KEYS:
+    _refuse_left_out(content)
+    for key in (SYNTHETIC, SECOND_STAGE):
         if content.get(key):
-            raise SplitError(f"{key} is set: synthetic scenes of NAVSIM v2 are not supported; leave it empty")
+            raise SplitError(f"{key} is set in a filter of recorded scenes; leave it empty")
     values = {key: content[key] for key in names if key in content}
     for key in ("log_names", "tokens"):
         if values.get(key) is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,11 +17,16 @@ from dpvla.parallel import Workers, executor_of, run_jobs
 from dpvla.plan import NUM_POSES
 from navsim_bridge.files.logs import Log, list_logs, log_path, open_log
 from navsim_bridge.files.odd import ODD, in_window
+from navsim_bridge.files.private_logs import read_sequences
+from navsim_bridge.files.synthetic_scenes import open_synthetic_scene
 from navsim_bridge.splits.scene_filter import SceneFilter, Split
 from navsim_bridge.splits.shard import Shard
+from navsim_bridge.splits.two_stage import TwoStages
 
 LOGS_PER_PROCESS = 50
 """Fewer logs are not worth another process."""
+SCENES_PER_PROCESS, FILES_AT_ONCE = 200, 32
+"""The same of files of the second stage, and those that a process reads at once."""
 
 ASK_FOR_THE_REST = "{}, or ask for the rest (--allow-missing, where the tool has it)."
 
@@ -33,6 +39,15 @@ class Selection:
     scenes: int | None  # of the split, over all shards; None: a shard that has looked at its own logs alone
     absent: tuple[str, ...]  # tokens of the split that no log has; none where logs were left unread
     logs: list[str]  # of the split, those that there are, sorted
+
+
+@dataclass(frozen=True)
+class SyntheticSource:
+    """Where a scene of the second stage comes from; its frames are those of a log of its own, see `scene_log`."""
+
+    file: Path
+    images: Path  # folder that its camera paths begin in
+    original: str  # token of the recorded frame at the same time; empty where it is not told
 
 
 @dataclass(frozen=True)
@@ -51,8 +66,9 @@ class SceneRecord:
     acceleration: NDArray[np.float64]  # (2,) at t = 0, ego axes [m/s^2]
     command: int  # index into dpvla.batch.COMMANDS
     route: tuple[str, ...]  # roadblock ids
-    cameras: dict[str, str]  # camera -> path below sensor_blobs/<data_split>, at t = 0
+    cameras: dict[str, str]  # camera -> path below the folder of its images, at t = 0
     odd: tuple[str, ...] = ()  # what is odd in its frames, of `odd.ODD`
+    synthetic: SyntheticSource | None = None  # where a synthetic scene comes from; None: a recorded one
 
     @property
     def now(self) -> int:
@@ -71,9 +87,11 @@ class SceneRecord:
     def plan(self) -> NDArray[np.float64]:
         """(8, 3) what the recorded driver did, in the ego frame.
 
-        Raises ValueError when the scene has fewer than 8 future frames.
+        Raises ValueError when the scene is synthetic, or has fewer than 8 future frames.
         """
         future = self.relative_poses(slice(self.num_history, self.num_history + NUM_POSES))
+        if len(future) < NUM_POSES and self.synthetic is not None:
+            raise ValueError(f"scene {self.token} of log {self.log_name} is synthetic: nobody drove there")
         if len(future) < NUM_POSES:
             raise ValueError(
                 f"scene {self.token} of log {self.log_name} has {len(future)} future frames; a recorded plan needs "
@@ -134,7 +152,7 @@ def find_scenes(
     shard: Shard | None = None,
     preload: Sequence[str] = (),
 ) -> Selection:
-    """The scenes of a split, ordered by log name and time.
+    """The scenes of a split, ordered by log name and time; those of its second stage last, by log and file name.
 
     Windows are cut as the devkit cuts them: a log's windows start at frame 0 and every ``frame_interval``, and frames
     that follow each other are taken to be 0.5 s apart. How many scenes hold something odd (`odd.ODD`), such as a gap,
@@ -151,7 +169,7 @@ def find_scenes(
         preload: modules that the workers share, see `run_jobs`.
 
     Raises:
-        FileNotFoundError: logs named by the split are missing, with their count.
+        FileNotFoundError: logs named by the split are missing, with their count, or the folder of its second stage.
         ValueError: tokens of the split are in no log that there is (with counts), a token names two scenes, or no
             scene is left.
     """
@@ -165,29 +183,45 @@ def find_scenes(
         read += 1
         if limit is not None and len(records) >= limit:
             break
+    if split.two_stage is not None:
+        records += _second_stage(split, split.two_stage, mine, workers, preload)
     there = {r.token for r in records}
     records = records[:limit]
     twice = [token for token, count in Counter(r.token for r in records).items() if count > 1]
     if twice:
-        logs = sorted({r.log_name for r in records if r.token == twice[0]})
-        raise ValueError(f"split {split.name}: token {twice[0]} names two scenes, in {' and '.join(logs)}")
+        places = sorted({r.synthetic.file.name if r.synthetic else r.log_name for r in records if r.token == twice[0]})
+        raise ValueError(f"split {split.name}: token {twice[0]} names two scenes, in {' and '.join(places)}")
     for line in _odd_in(records, split.name):
         _say(line)
-    tokens = (split.scene_filter.tokens or ()) if read == len(names) else ()
-    absent = tuple(token for token in tokens if token not in there)
-    if absent:
-        lack = (
-            f"split {split.name}: {len(absent)} of {len(tokens)} scenes are in no log below {data_root} (or no window "
-            f"of the split starts there), first {absent[0]}"
-        )
-        _leave_out(lack, "Get the missing logs", allow_missing, ValueError)
+    absent = _absent(split, there, data_root, allow_missing) if read == len(names) else ()
     if shard is not None:
-        in_shard = set(mine)
+        in_shard = {*mine, *(r.log_name for r in records if r.synthetic)}
         scenes = len(records) if limit is not None else None
         return Selection([r for r in records if r.log_name in in_shard], scenes, absent, names)
     if not records:
         raise ValueError(f"split {split.name} selects no scene from {len(names)} logs below {data_root}")
     return Selection(records, len(records), absent, names)
+
+
+def _absent(split: Split, there: Collection[str], data_root: Path | str, allow_missing: bool) -> tuple[str, ...]:
+    """Tokens of a split that are not ``there``; raises ValueError, or says so where that is allowed."""
+    first, second = split.scene_filter.tokens or (), split.two_stage.tokens if split.two_stage else ()
+    absent = tuple(token for token in first if token not in there)
+    if absent:
+        lack = (
+            f"split {split.name}: {len(absent)} of {len(first)} scenes are in no log below {data_root} (or no window "
+            f"of the split starts there), first {absent[0]}"
+        )
+        _leave_out(lack, "Get the missing logs", allow_missing, ValueError)
+    synthetic = tuple(token for token in second if token not in there)
+    if synthetic:
+        assert split.two_stage is not None
+        lack = (
+            f"split {split.name}: {len(synthetic)} of {len(second)} synthetic scenes are not in "
+            f"{split.two_stage.scenes} (or their logs are not in the split), first {synthetic[0]}"
+        )
+        _leave_out(lack, "Get them", allow_missing, ValueError)
+    return absent + synthetic
 
 
 def _odd_in(records: Sequence[SceneRecord], split: str) -> Iterator[str]:
@@ -254,7 +288,8 @@ def _windows_of_logs(
 ) -> Iterator[list[SceneRecord]]:
     executor = executor_of(workers).worth(len(names) // LOGS_PER_PROCESS)
     folder = log_path(data_root, split.data_split, "*").parent
-    opener = partial(_Windows, Path(data_root), split.data_split, split.scene_filter)
+    private = split.two_stage is not None and split.two_stage.is_private
+    opener = partial(_Windows, Path(data_root), split.data_split, split.scene_filter, private)
     jobs = [(name,) for name in names]
     yield from run_jobs(_read_windows, jobs, executor, in_order=True, opener=opener, preload=preload, reads=[folder])
 
@@ -266,7 +301,69 @@ class _Windows:
     data_root: Path
     data_split: str
     rules: SceneFilter
+    private: bool
 
 
 def _read_windows(by: _Windows, name: str) -> list[SceneRecord]:
-    return list(windows(open_log(log_path(by.data_root, by.data_split, name)), by.data_split, by.rules))
+    path = log_path(by.data_root, by.data_split, name)
+    if not by.private:
+        return list(windows(open_log(path), by.data_split, by.rules))
+    return [found for log in read_sequences(path) for found in windows(log, by.data_split, _of_sequence(by.rules))]
+
+
+def _of_sequence(rules: SceneFilter) -> SceneFilter:
+    """The rules that the devkit cuts private sequences by."""
+    return dataclasses.replace(rules, num_future_frames=0, frame_interval=1, has_route=False)
+
+
+def _second_stage(
+    split: Split, stages: TwoStages, logs: Collection[str], workers: Workers, preload: Sequence[str]
+) -> list[SceneRecord]:
+    """The synthetic scenes of a split that follow scenes of ``logs``, by log and file name."""
+    folder = stages.scenes
+    files = sorted(folder.glob("*.pkl"))
+    executor = executor_of(workers).worth(len(files) // SCENES_PER_PROCESS)
+    opener = partial(_SecondStage, split.data_split, split.scene_filter, stages, frozenset(stages.tokens))
+    parts = [(files[first : first + FILES_AT_ONCE],) for first in range(0, len(files), FILES_AT_ONCE)]
+    read = run_jobs(_read_synthetic, parts, executor, in_order=True, opener=opener, preload=preload, reads=[folder])
+    found = [r for part in read for r in part if stages.is_private or r.log_name in logs]
+    return sorted(found, key=lambda r: r.log_name)
+
+
+@dataclass(frozen=True)
+class _SecondStage:
+    """What synthetic scenes are chosen by."""
+
+    data_split: str
+    rules: SceneFilter
+    stages: TwoStages
+    wanted: frozenset[str]
+
+
+def _read_synthetic(by: _SecondStage, files: Sequence[Path]) -> list[SceneRecord]:
+    images = by.stages.images
+    assert images is not None  # files were found
+    found = []
+    for file in files:
+        if by.stages.is_private:
+            rules = dataclasses.replace(_of_sequence(by.rules), tokens=by.stages.tokens)
+            of_file = [(r, "") for log in read_sequences(file) for r in windows(log, by.data_split, rules)]
+        else:
+            scene = open_synthetic_scene(file)
+            future = scene.num_frames - scene.num_history
+            whole = record(scene.log, by.data_split, 0, scene.num_history, future)
+            whole = dataclasses.replace(whole, odd=in_window(scene.log.odd, 0, len(scene.log)))
+            of_file = [(whole, scene.original)]
+        found += [
+            dataclasses.replace(r, synthetic=SyntheticSource(file, images, original))
+            for r, original in of_file
+            if r.token in by.wanted
+        ]
+    return found
+
+
+def scene_log(scene: SceneRecord, data_root: Path | str) -> Log:
+    """The log that a scene's frames are counted in: the recorded one, or that of a synthetic scene alone."""
+    if scene.synthetic is not None:
+        return open_synthetic_scene(scene.synthetic.file).log
+    return open_log(log_path(data_root, scene.data_split, scene.log_name))

@@ -20,7 +20,7 @@ from navsim_bridge.data.image_store import MANIFEST, ImageStore, pack_images
 from navsim_bridge.data.images import read_images, read_images_on_gpu
 from navsim_bridge.files.roots import SENSORS
 from navsim_bridge.splits.scenes import SceneRecord
-from navsim_bridge.splits.sensors import camera_names
+from navsim_bridge.splits.sensors import camera_names, image_file, image_path
 
 
 class NavsimDataset:
@@ -107,7 +107,7 @@ class NavsimDataset:
         absent = [name for name in self.cameras if name not in r.cameras]
         if absent:
             raise ValueError(f"scene {r.token} of log {r.log_name} names no image for {', '.join(absent)}")
-        return [self.data_root / SENSORS / r.data_split / r.cameras[name] for name in self.cameras]
+        return [image_file(r, self.data_root, name) for name in self.cameras]
 
     def use_store(self, store: ImageStore) -> None:
         """Read images from ``store`` from now on. Raises ImageStoreError where it holds others than these."""
@@ -152,7 +152,7 @@ class NavsimDataset:
         paths = [path for row in range(len(self)) for path in self.image_paths(row)]
         missing = [path for path in paths if not path.is_file()]
         return FileNotFoundError(
-            f"{len(missing)} of {len(paths)} images are missing below {self.data_root / SENSORS}, first "
+            f"{len(missing)} of {len(paths)} images are missing below {self.data_root}, first "
             f"{missing[0] if missing else 'none any more'}. Download the split's sensor data, or use a split whose "
             "images are there."
         )
@@ -160,12 +160,13 @@ class NavsimDataset:
     def _image_fingerprint(self) -> str:
         files = []
         for row in range(len(self)):
-            for path in self.image_paths(row):
+            for camera, path in zip(self.cameras, self.image_paths(row)):
                 try:
                     stat = os.stat(path)
                 except FileNotFoundError:
                     raise self._missing() from None
-                files.append((str(path.relative_to(self.data_root)), stat.st_size, stat.st_mtime_ns))
+                name = (Path(SENSORS) / image_path(self.records[row], camera)).as_posix()
+                files.append((name, stat.st_size, stat.st_mtime_ns))
         content = json.dumps({"tokens": self._tokens, "files": files, "size": self.image_size})
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -32,7 +32,7 @@ from navsim_bridge.data.images import Pixels, Size, read_images
 from navsim_bridge.files.roots import SENSORS
 from navsim_bridge.splits.coverage import Coverage
 from navsim_bridge.splits.scenes import SceneRecord
-from navsim_bridge.splits.sensors import camera_names, image_path, image_sizes
+from navsim_bridge.splits.sensors import camera_names, image_file, image_path, image_sizes
 
 MANIFEST = "store.json"
 FORMAT = 1
@@ -308,12 +308,12 @@ def _shards(
     sources: dict[str, str],
     threads: int,
 ) -> Iterator[Shard]:
-    cameras, root = camera_names(sensors.cameras), Path(data_root) / SENSORS
+    cameras = camera_names(sensors.cameras)
     each = max(1, SHARD_BYTES // int(np.prod(sensors.shape)))
     for number, first in enumerate(range(0, len(records), each)):
         some = records[first : first + each]
         name = shard_name(number, sensors, [(r.token, sources[r.token]) for r in some])
-        images = tuple(root / image_path(record, camera) for record in some for camera in cameras)
+        images = tuple(image_file(record, data_root, camera) for record in some for camera in cameras)
         yield Shard(folder / name, images, (len(some), *sensors.shape), threads)
 
 

@@ -13,10 +13,9 @@ from dpvla.files import write_atomically
 from dpvla.report.scene_picture import Array, BirdsEyeScene, Car, DrawnPlan, Palette, Photo, draw_scene, view
 from navsim_bridge.data.images import read_whole
 from navsim_bridge.ego import EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTER
-from navsim_bridge.files.logs import log_path, open_log
-from navsim_bridge.files.roots import SENSORS
 from navsim_bridge.pdm.metric_scene import MetricScene
-from navsim_bridge.splits.scenes import SceneRecord
+from navsim_bridge.splits.scenes import SceneRecord, scene_log
+from navsim_bridge.splits.sensors import image_file
 
 FRONT = "CAM_F0"
 CAR = Car(EGO_LENGTH, EGO_WIDTH, REAR_AXLE_TO_CENTER)
@@ -54,11 +53,11 @@ def front_photo(record: SceneRecord, data_root: Path | str) -> Photo:
 
     Raises ValueError when the log has no calibration of it.
     """
-    log = open_log(log_path(data_root, record.data_split, record.log_name))
+    log = scene_log(record, data_root)
     calibration = log.calibrations[record.first_frame + record.now].get(FRONT)
     if calibration is None:
         raise ValueError(f"{log.path}: no calibration of {FRONT} for scene {record.token}: it cannot be drawn")
-    pixels = read_whole(Path(data_root) / SENSORS / record.data_split / record.cameras[FRONT])
+    pixels = read_whole(image_file(record, data_root, FRONT))
     return Photo(pixels, calibration.intrinsic, calibration.rotation, calibration.translation)
 
 

@@ -246,8 +246,9 @@ def saw_split(trained_on: Sequence[dict[str, Any]] | None, split: Split, records
 
 def data_fingerprint(records: Sequence[SceneRecord], data_root: Path | str) -> str:
     """Hash over the scenes' tokens and the content of their logs."""
-    logs = sorted({(r.data_split, r.log_name) for r in records})
+    logs = sorted({(r.data_split, r.log_name) for r in records if r.synthetic is None})
     content = [[name, sha256_of(log_path(data_root, data_split, name))] for data_split, name in logs]
+    content += sorted([r.token, sha256_of(r.synthetic.file)] for r in records if r.synthetic)
     return hashlib.sha256(json.dumps([[r.token for r in records], content]).encode()).hexdigest()
 
 

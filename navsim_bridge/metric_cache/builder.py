@@ -6,15 +6,16 @@ Objects, route, centerline, drivable area and the plan of the reference planner 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from dpvla.parallel import torch_threads
 from navsim_bridge.ego import REAR_AXLE_TO_CENTER
-from navsim_bridge.files.logs import Log, annotated, log_path, open_log
+from navsim_bridge.files.logs import Log, annotated
 from navsim_bridge.files.maps import Polygon, VectorMap, flatten, open_map
 from navsim_bridge.metrics.scene_rules import NAVSIM_V1, SceneRules
 from navsim_bridge.pdm.metric_scene import ODD_THINGS, MetricScene
@@ -24,7 +25,7 @@ from navsim_bridge.pdm_closed.inputs import PlannerScene, PresentObjects, Refere
 from navsim_bridge.pdm_closed.planner import plan_references
 from navsim_bridge.pdm_closed.route import MAP_RADIUS, OfficialRoute, official_route
 from navsim_bridge.splits.scene_filter import Split, require_future
-from navsim_bridge.splits.scenes import SceneRecord, by_log
+from navsim_bridge.splits.scenes import SceneRecord, by_log, scene_log
 from navsim_bridge.traffic.log_replay import observe
 from navsim_bridge.traffic.starts import traffic_inputs
 
@@ -38,11 +39,13 @@ def require_scorable(split: Split, rules: SceneRules) -> None:
 
 
 class SceneBuilder:
-    """Builds the metric scenes of one log."""
+    """Builds the metric scenes of one log, and the synthetic ones that follow them."""
 
-    def __init__(self, log: Log, maps: Mapping[str, VectorMap], rules: SceneRules = NAVSIM_V1) -> None:
-        """``maps``: location -> map, for every location of the log."""
-        self._log, self._maps, self._rules = log, maps, rules
+    def __init__(
+        self, log_of: Callable[[SceneRecord], Log], maps: Mapping[str, VectorMap], rules: SceneRules = NAVSIM_V1
+    ) -> None:
+        """``log_of``: gives the log that a record's frames are counted in; ``maps``: location -> map."""
+        self._log_of, self._maps, self._rules = log_of, maps, rules
         self._last: tuple[list[str], frozenset[str]] | None = None  # all scenes planned so far, what is ignored then
 
     def build(
@@ -55,7 +58,7 @@ class SceneBuilder:
 
         The devkit's planner ignores what has touched the ego at t = 0 of an earlier scene, so a scene depends on those
         before it: ``records`` and ``before`` together should be all scenes of a split that lie in this log, up to the
-        last of ``records``.
+        last of ``records``; synthetic ones come last.
 
         Args:
             records: scenes of the log.
@@ -66,22 +69,25 @@ class SceneBuilder:
             ValueError: naming log, scene and what is missing: future or history frames, annotations, traffic lights,
                 or a roadblock of the route.
         """
-        drafts: list[tuple[SceneRecord, PlannerScene, OfficialRoute, tuple[str, ...]]] = []
-        for record in sorted(records, key=lambda r: r.first_frame):
+        drafts: list[tuple[SceneRecord, Log, PlannerScene, OfficialRoute, tuple[str, ...]]] = []
+        for record in sorted(records, key=lambda r: (r.synthetic is not None, r.first_frame)):
             try:
-                drafts.append((record, *self._planner_scene(record)))
+                log = self._log_of(record)
+                drafts.append((record, log, *self._planner_scene(record, log)))
             except ValueError as error:
                 self._fail(record, error, failed)
         with torch_threads(1):
             plans = plan_references(
-                [scene for _, scene, _, _ in drafts], version=self._rules.planner, ignored=self._ignored_after(before)
+                [scene for _, _, scene, _, _ in drafts],
+                version=self._rules.planner,
+                ignored=self._ignored_after(before),
             )
         scenes: dict[str, MetricScene] = {}
         if plans:
             self._last = [r.token for r in (*before, *records)], plans[-1].ignored
-        for (record, planner_scene, route, odd), plan in zip(drafts, plans):
+        for (record, log, planner_scene, route, odd), plan in zip(drafts, plans):
             try:
-                scenes[record.token] = self._metric_scene(record, planner_scene, route, plan, odd)
+                scenes[record.token] = self._metric_scene(record, log, planner_scene, route, plan, odd)
             except ValueError as error:
                 self._fail(record, error, failed)
         return [scenes[r.token] for r in records if r.token in scenes]
@@ -93,33 +99,34 @@ class SceneBuilder:
         ignored: set[str] = set()
         for record in records:
             with suppress(ValueError):
-                ignored.update(forecast(self._planner_scene(record)[0]).newly_ignored)
+                ignored.update(forecast(self._planner_scene(record, self._log_of(record))[0]).newly_ignored)
         return ignored
 
     @staticmethod
     def _fail(record: SceneRecord, error: ValueError, failed: dict[str, ValueError] | None) -> None:
-        named = ValueError(f"scene {record.token} of log {record.log_name}: {error}")
+        what = "synthetic scene" if record.synthetic else "scene"
+        named = ValueError(f"{what} {record.token} of log {record.log_name}: {error}")
         if failed is None:
             raise named from error
         failed[record.token] = named
 
-    def _planner_scene(self, record: SceneRecord) -> tuple[PlannerScene, OfficialRoute, tuple[str, ...]]:
+    def _planner_scene(self, record: SceneRecord, log: Log) -> tuple[PlannerScene, OfficialRoute, tuple[str, ...]]:
         """What the planner sees, its route, and what is odd in log and map (causes of `odd.ODD`)."""
-        now = record.first_frame + record.now
-        future = len(record.poses) - record.num_history
-        if future < self._rules.key_frames - 1:
+        now, needed = record.first_frame + record.now, self._rules.key_frames - 1
+        if record.synthetic is not None and (future := len(log) - now - 1) < needed:
+            raise ValueError(f"{log.path} tells of {future} frames after t = 0; scoring needs {needed}: get it again")
+        if record.synthetic is None and (future := len(record.poses) - record.num_history) < needed:
             raise ValueError(
-                f"it has {future} future frames; scoring needs {self._rules.key_frames - 1}: use a split with "
-                f"num_future_frames: {self._rules.key_frames - 1}"
+                f"it has {future} future frames; scoring needs {needed}: use a split with num_future_frames: {needed}"
             )
         ego_state = np.zeros(11)
         ego_state[:3] = record.pose
         ego_state = ego_state_as_read_back(ego_state[None])[0]
         ego_state[3:5], ego_state[5:7] = record.velocity, record.acceleration
-        red = self._log.red_lights[now]
+        red = log.red_lights[now]
         if red is None:
             raise ValueError(
-                f"{self._log.path}: frame {now} (token {self._log.tokens[now]}) has no 'traffic_lights', which the "
+                f"{log.path}: frame {now} (token {log.tokens[now]}) has no 'traffic_lights', which the "
                 "reference planner stops for"
             )
         vector_map = self._maps[record.location]
@@ -128,7 +135,7 @@ class SceneBuilder:
         center = float(x + REAR_AXLE_TO_CENTER * np.cos(heading)), float(y + REAR_AXLE_TO_CENTER * np.sin(heading))
         polygons = vector_map.drivable(*center, MAP_RADIUS)
         ring_of_polygon, vertex_of_ring, vertices = flatten(polygons)
-        boxes = annotated(self._log.annotations[now : now + 1], self._log, now)[0]
+        boxes = annotated(log.annotations[now : now + 1], log, now)[0]
         scene = PlannerScene(
             token=record.token,
             log_name=record.log_name,
@@ -153,14 +160,20 @@ class SceneBuilder:
         return {token: polygons[-1] for token, polygons in found.items() if polygons}
 
     def _metric_scene(
-        self, record: SceneRecord, scene: PlannerScene, route: OfficialRoute, plan: ReferencePlan, odd: tuple[str, ...]
+        self,
+        record: SceneRecord,
+        log: Log,
+        scene: PlannerScene,
+        route: OfficialRoute,
+        plan: ReferencePlan,
+        odd: tuple[str, ...],
     ) -> MetricScene:
         now = record.first_frame + record.now
         frames = slice(now, now + self._rules.key_frames)
         states = np.zeros((self._rules.key_frames, 11))
-        states[:, :3] = self._log.poses[frames]
+        states[:, :3] = log.poses[frames]
         poses = ego_state_as_read_back(states)[:, :3]
-        boxes = annotated(self._log.annotations[frames], self._log, now)
+        boxes = annotated(log.annotations[frames], log, now)
         observation, inputs = observe(boxes, poses), self._rules.inputs
         return scene.metric_scene(
             reference_states=plan.states,
@@ -173,7 +186,7 @@ class SceneBuilder:
             },
             v2=inputs
             and dataclasses.replace(
-                inputs(self._log, self._maps[record.location], record, route.given_lanes),
+                inputs(log, self._maps[record.location], record, route.given_lanes),
                 traffic=traffic_inputs(
                     observation.track_tokens,
                     **vars(scene.present),
@@ -204,7 +217,6 @@ def build_scenes(
 def scene_builder(
     of_log: Sequence[SceneRecord], data_root: Path | str, maps_root: Path | str, rules: SceneRules = NAVSIM_V1
 ) -> SceneBuilder:
-    """The builder for scenes of one log."""
-    first = of_log[0]
-    log = open_log(log_path(data_root, first.data_split, first.log_name))
-    return SceneBuilder(log, {r.location: open_map(maps_root, r.location) for r in of_log}, rules)
+    """The builder for scenes of one log, and of synthetic ones that follow them."""
+    maps = {location: open_map(maps_root, location) for location in {r.location for r in of_log}}
+    return SceneBuilder(partial(scene_log, data_root=data_root), maps, rules)

@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -173,8 +173,14 @@ class MetricCache:
                     path = inside(Path(data_root) / LOGS, f"{self.index['data_split']}/{name}.pkl", follow=True)
                 else:
                     path = inside(maps_root, entry["file"], follow=True)
-                if not path.is_file() or (_stamp(path) != stamp and sha256_of(path) != entry["source_sha256"]):
+                if _has_changed(path, stamp, entry["source_sha256"]):
                     changed.append(f"{kind} {path}")
+        folder = Path(data_root) / self.index.get("synthetic_folder", "")
+        for entry in self.index["logs"].values():
+            for name, (size, modified, sha256) in entry.get("synthetic", {}).items():
+                path = inside(folder, name, follow=True)
+                if _has_changed(path, [size, modified], sha256):
+                    changed.append(f"synthetic scene {path}")
         if changed:
             raise CacheError(
                 f"{self.path} is older than its sources: {len(changed)} changed or missing, first {changed[0]}; run "
@@ -190,6 +196,10 @@ class MetricCache:
         if opened.tokens != entry["tokens"]:
             raise CacheError(f"{opened.path} holds other scenes than {INDEX} says; delete both and make them again")
         return opened
+
+
+def _has_changed(path: Path, stamp: list[int], sha256: str) -> bool:
+    return not path.is_file() or (_stamp(path) != stamp and sha256_of(path) != sha256)
 
 
 def _opened_again(path: Path, keep_bytes: int, fingerprint: str) -> MetricCache:
@@ -254,6 +264,8 @@ def _build(
         "reference": rules.reference,
     }
     refuse_other_split(out, split.name, split.data_split, rules.name)
+    if split.two_stage is not None:
+        about["synthetic_folder"] = _named_folder(split.two_stage.scenes, data_root)
     found = find_scenes(split, data_root, allow_missing, workers, shard, (__name__,))
     records, gone = found.records, missing_logs(split, data_root)
     part = coverage(split, found, gone)
@@ -270,6 +282,7 @@ def _build(
     ]
     title = f"metric cache of {split.name}" + (f", shard {shard}" if shard else "")
     reads = [log_path(data_root, split.data_split, "*").parent, maps_root]
+    reads += [split.two_stage.scenes] if split.two_stage else []
     with _shared_maps(jobs, workers, out / SHARED_MAPS) as opener:
         entries = run_log_jobs(jobs, workers, title, progress, (__name__,), opener, reads)
     finish(out, entries, about, maps)
@@ -321,20 +334,22 @@ class _LogJob:
         first = self.records[0]
         path = log_path(self.data_root, first.data_split, first.log_name)
         sha256 = sha256_of(path)
-        source = self._source(sha256)
+        files = [r.synthetic.file for r in self.records if r.synthetic]
+        scenes = {file.name: (*_stamp(file), sha256_of(file)) for file in files}
+        source = self._source(sha256, {name: of for name, (_, _, of) in scenes.items()})
         entry = log_entry(
             self.out,
             source,
             len(self.records),
             lambda: in_parts(self.out, source, len(self.records), self._build()),
         )
-        return {**entry, "stamp": _stamp(path), "source_sha256": sha256}
+        return {**entry, "stamp": _stamp(path), "source_sha256": sha256, **({"synthetic": scenes} if scenes else {})}
 
     def _build(self) -> Callable[[slice], list[MetricScene]]:
         builder = scene_builder(self.records, self.data_root, self.maps_root, self.rules)
         return lambda part: builder.build(self.records[part], self.records[: part.start])
 
-    def _source(self, log_hash: str) -> str:
+    def _source(self, log_hash: str, synthetic: Mapping[str, str]) -> str:
         """Hash of all that a log's scenes depend on."""
         maps = {at: self.map_hashes[at] for at in {r.location for r in self.records}}
         parts = {
@@ -343,6 +358,7 @@ class _LogJob:
             "log": log_hash,
             "maps": dict(sorted(maps.items())),
             "windows": [(r.token, r.first_frame, r.num_history, len(r.poses)) for r in self.records],
+            **({"synthetic": sorted(synthetic.items())} if synthetic else {}),
         }
         return hash_of(parts)
 
@@ -401,12 +417,12 @@ def _listed_files(index: Path) -> set[str]:
 def describe_shard(shard: Shard, split: Split, found: Selection, missing: int, allow_missing: bool) -> dict[str, Any]:
     """What merging must know of a shard: its place, a hash that the shards of one selection have in common, and what
     `coverage_of` takes."""
-    rules = dataclasses.asdict(split.scene_filter)
-    tokens = split.scene_filter.tokens
+    rules, tokens = dataclasses.asdict(split.scene_filter), split.tokens
+    second = [split.two_stage.tokens] if split.two_stage else []
     return {
         "index": shard.index,
         "count": shard.count,
-        "selection": hash_of([rules, found.logs]),
+        "selection": hash_of([rules, found.logs, *second]),
         "tokens": None if tokens is None else len(tokens),
         "max_scenes": split.scene_filter.max_scenes,
         "scenes": found.scenes,
@@ -461,6 +477,12 @@ def _stamp(path: Path) -> list[int]:
     """Size and modification time."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
+
+
+def _named_folder(folder: Path, data_root: Path) -> str:
+    """``folder`` as the index has it: below ``data_root`` where it lies there."""
+    folder, root = folder.absolute(), data_root.absolute()
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
 
 
 @lru_cache(maxsize=8)

@@ -25,7 +25,13 @@ class _LogSource(TypedDict, total=False):
     source_sha256: str
 
 
-class _Log(_LogSource):
+class _SyntheticSources(TypedDict, total=False):
+    """In logs of splits with a second stage: its files, with size, modification time [ns] and SHA-256."""
+
+    synthetic: dict[str, tuple[int, int, str]]
+
+
+class _Log(_LogSource, _SyntheticSources):
     file: str  # the log's name with SUFFIX
     crc32: Annotated[int, Range(least=0)]
     source: str
@@ -64,6 +70,7 @@ class _About(TypedDict, total=False):
     unreadable: Whole
     odd: dict[str, Count]
     shard: _Shard
+    synthetic_folder: str  # where the files of the second stage lie, below the data root unless it is absolute
 
 
 class _Index(_About):

@@ -22,6 +22,8 @@ MOST_NAMED = 20
 """Missing shards that are listed."""
 _SAME = ("metric", "split", "data_split", "reference")
 """What the shards of one cache have in common, in the order of the index."""
+_SOURCES = ("stamp", "source_sha256", "synthetic")
+"""What a log's entry says of the files that it was made from."""
 
 
 def merge_caches(folders: Sequence[Path | str], out: Path | str, allow_missing: bool = False) -> MetricCache:
@@ -62,14 +64,14 @@ def _merge(shards: dict[int, tuple[Path, dict[str, Any]]], out: Path, allow_miss
             file = SceneFile(scene_path(folder, entry), entry["crc32"])  # checks every byte
             if file.tokens != entry["tokens"]:
                 raise CacheError(f"{file.path} holds other scenes than {folder / INDEX} says; make the shard again")
-            logs[name] = {**entry_of(file), "stamp": entry["stamp"], "source_sha256": entry["source_sha256"]}
+            logs[name] = entry_of(file) | {key: entry[key] for key in _SOURCES if key in entry}
             sources[name] = file.path
     _refuse_repeated(logs)
     part = _coverage(shards)
     refuse_loss(out, [token for entry in logs.values() for token in entry["tokens"]], part)
     for source in sources.values():
         _link(source, out / source.name)
-    about = {key: first[key] for key in _SAME} | part.as_dict()
+    about = {key: first[key] for key in (*_SAME, "synthetic_folder") if key in first} | part.as_dict()
     finish(out, {name: logs[name] for name in sorted(logs)}, about, {name: maps[name] for name in sorted(maps)})
     return MetricCache(out)
 

@@ -341,8 +341,8 @@ class _SecondStage:
 
 
 def _read_synthetic(by: _SecondStage, files: Sequence[Path]) -> list[SceneRecord]:
-    images = by.stages.images
-    assert images is not None  # files were found
+    assert by.stages.images is not None  # files were found
+    images = by.stages.images.absolute()
     found = []
     for file in files:
         if by.stages.is_private:
@@ -355,7 +355,7 @@ def _read_synthetic(by: _SecondStage, files: Sequence[Path]) -> list[SceneRecord
             whole = dataclasses.replace(whole, odd=in_window(scene.log.odd, 0, len(scene.log)))
             of_file = [(whole, scene.original)]
         found += [
-            dataclasses.replace(r, synthetic=SyntheticSource(file, images, original))
+            dataclasses.replace(r, synthetic=SyntheticSource(file.absolute(), images, original))
             for r, original in of_file
             if r.token in by.wanted
         ]

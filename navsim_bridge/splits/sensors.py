@@ -46,25 +46,39 @@ def camera_names(cameras: Sequence[str]) -> tuple[str, ...]:
 
 
 def image_sizes(records: Sequence[SceneRecord], data_root: Path | str, cameras: Sequence[str]) -> dict[str, int | None]:
-    """Bytes of every camera file of the scenes that the logs name, by its path below `sensor_blobs/`.
+    """Bytes of every camera file of the scenes that the logs name, by its `image_path`.
 
     None for a file that is not there, -1 for what is there and no regular file.
     """
-    root = os.path.join(data_root, SENSORS)
-    of_folder: dict[str, list[str]] = {}
+    of_folder: dict[str, list[tuple[str, str]]] = {}
     for record in records:
+        root = os.fspath(image_folder(record, data_root))
         for camera in cameras:
             if camera in record.cameras:
-                path = image_path(record, camera)
-                of_folder.setdefault(os.path.dirname(path), []).append(path)
+                path = os.path.join(root, record.cameras[camera])
+                of_folder.setdefault(os.path.dirname(path), []).append((image_path(record, camera), path))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = pool.map(lambda paths: [(path, _size(os.path.join(root, path))) for path in paths], of_folder.values())
-        return {path: size for sizes in found for path, size in sizes}
+        found = pool.map(lambda files: [(name, _size(path)) for name, path in files], of_folder.values())
+        return {name: size for sizes in found for name, size in sizes}
+
+
+def image_folder(record: SceneRecord, data_root: Path | str) -> Path:
+    """Where a scene's camera paths begin."""
+    return record.synthetic.images if record.synthetic else Path(data_root) / SENSORS / record.data_split
+
+
+def image_file(record: SceneRecord, data_root: Path | str, camera: str) -> Path:
+    """The image of a camera at t = 0."""
+    return image_folder(record, data_root) / record.cameras[camera]
 
 
 def image_path(record: SceneRecord, camera: str) -> str:
-    """Where the image of a camera at t = 0 lies below `sensor_blobs/`."""
-    return f"{record.data_split}/{record.cameras[camera]}"
+    """What that image is called wherever the data lies: its path below `sensor_blobs/`, and of a synthetic scene below
+    the folder that holds its stage."""
+    if record.synthetic is None:
+        return f"{record.data_split}/{record.cameras[camera]}"
+    images = record.synthetic.images
+    return f"{images.parent.name}/{images.name}/{record.cameras[camera]}"
 
 
 def missing_images(
@@ -82,7 +96,8 @@ def missing_images(
             size = sizes[path]
             if size is None or size <= 0:
                 cause = MISSING if size is None else EMPTY if size == 0 else NO_FILE
-                bad.setdefault(record.token, []).append(BadImage(str(Path(data_root) / SENSORS / path), cause))
+                file = image_file(record, data_root, camera)
+                bad.setdefault(record.token, []).append(BadImage(str(file), cause))
     return bad
 
 
@@ -114,7 +129,8 @@ def with_images(
         return list(records)
     found = f"split {split}: {describe_bad(bad, len(records), len(cameras))}"
     if not allow_missing or len(bad) == len(records):
-        where = f"them into {Path(data_root) / SENSORS / records[0].data_split}"
+        first = next(record for record in records if record.token in bad)
+        where = f"them into {image_folder(first, data_root)}"
         none_left = len(bad) == len(records)
         advice = f"No scene has all: get {where}." if none_left else ASK_FOR_THE_REST.format(f"Get {where}")
         raise FileNotFoundError(f"{found}. {advice}")

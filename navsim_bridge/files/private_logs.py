@@ -34,7 +34,7 @@ def read_sequences(path: Path | str) -> list[Log]:
         ValueError: naming file, frame and key of the first value that is not as the format says.
     """
     path = Path(path)
-    sequences: dict[str, list[_PrivateFrame]] = {}
+    sequences: dict[str, list[Frame]] = {}
     for index, raw in enumerate(raw_frames(path)):
         frame = _PrivateFrame(path, index, raw)
         sequences.setdefault(_of(frame, "scene_token", str), []).append(frame)
@@ -42,7 +42,7 @@ def read_sequences(path: Path | str) -> list[Log]:
     return [log_of(sorted(frames, key=lambda f: _of(f, "frame_idx", int)), path.stem) for frames in whole]
 
 
-def _of(frame: _PrivateFrame, key: str, kind: type[Any]) -> Any:
+def _of(frame: Frame, key: str, kind: type[Any]) -> Any:
     value = frame.raw.get(key)
     if type(value) is not kind:
         raise frame.error(key, "a text" if kind is str else "a whole number", value)

@@ -335,8 +335,9 @@ class _LogJob:
         path = log_path(self.data_root, first.data_split, first.log_name)
         sha256 = sha256_of(path)
         files = [r.synthetic.file for r in self.records if r.synthetic]
-        scenes = {file.name: (*_stamp(file), sha256_of(file)) for file in files}
-        source = self._source(sha256, {name: of for name, (_, _, of) in scenes.items()})
+        hashes = {file.name: sha256_of(file) for file in files}
+        scenes = {file.name: [*_stamp(file), hashes[file.name]] for file in files}
+        source = self._source(sha256, hashes)
         entry = log_entry(
             self.out,
             source,

@@ -23,7 +23,9 @@ from navsim_bridge.splits.shard import Shard
 
 @dataclass(frozen=True, kw_only=True)
 class CacheMetrics(DataAndMapOptions):
-    """Build the metric cache of a split from logs and maps, or from the devkit's own metric cache (v1.1).
+    """Build the metric cache of a split from logs and maps, or from the devkit's own metric cache (v1.1 or v2).
+
+    A split of two stages, such as navhard_two_stage, is cached with its synthetic scenes (--metric epdms).
 
     An interrupted run goes on where it stopped. --executor ray uses all machines of a Ray cluster that share folders.
     Or, on several machines with a shared folder (or folders copied together afterwards), give each its --shard K/N,
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if sum(map(bool, (options.split, options.official_cache, options.merge))) != 1:
         raise ValueError("give one of --split, --official-cache and --merge")
     if not options.split:
-        refuse_given(options, ["shard", "data_split", "metric"], "--split")
+        refuse_given(options, ["shard", "data_split", "synthetic_root", "metric"], "--split")
     if options.merge:
         refuse_given(options, ["workers", "executor"], "--split and --official-cache")
     if options.official_cache:
@@ -68,14 +70,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.merge:
         cache = merge_caches(options.merge, options.out, options.allow_missing)
     elif options.official_cache:
-        cache = convert_official_cache(options.official_cache, options.out, workers=workers)
+        cache = convert_official_cache(
+            options.official_cache, options.out, workers=workers, maps_root=options.maps_root
+        )
     else:
         assert options.split is not None
         data_root = roots.data_root(options.data_root)
         cache = build_metric_cache(
             data_root,
             roots.maps_root(options.maps_root),
-            load_split(options.split, data_root, options.data_split),
+            load_split(options.split, data_root, options.data_split, options.synthetic_root),
             options.out,
             workers=workers,
             allow_missing=options.allow_missing,

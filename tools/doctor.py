@@ -30,13 +30,13 @@ class Doctor(DataAndMapOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Doctor, argv)
     if options.split is None:
-        refuse_given(options, ["data_split", "cameras"], "--split")
+        refuse_given(options, ["data_split", "synthetic_root", "cameras"], "--split")
     if options.write_manifest is not None:
         return write_anew(options.write_manifest)
     counts = {OK: 0, WARNING: 0, ERROR: 0}
     for finding in examine(
         options.data_root, options.maps_root, options.split, options.metric_cache, options.data_split, options.cameras,
-        options.checkpoint,
+        options.checkpoint, options.synthetic_root,
     ):  # fmt: skip
         counts[finding.level] += 1
         print(finding, flush=True)

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     crew = options.crew()
     metric = make_metric(options.metric)
     data_root = roots.data_root(options.data_root)
-    split = load_split(options.split, data_root, options.data_split)
+    split = load_split(options.split, data_root, options.data_split, options.synthetic_root)
     cache = MetricCache(options.metric_cache) if options.metric_cache is not None else None
     if cache is not None:
         cache.require_metric(metric)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.validate is not None:
         refuse_given(options, WRITING, "writing, not to --validate")
         if options.split is None:
-            refuse_given(options, ["data_split"], "--split")
+            refuse_given(options, ["data_split", "synthetic_root"], "--split")
         tokens = None if options.split is None else [r.token for r in _records(options, options.split)]
         _report(options.validate, tokens)
         return
@@ -96,7 +96,7 @@ def _write(options: ExportSubmission, split: str, team: Team) -> list[str]:
 
 def _records(options: ExportSubmission, split: str) -> list[SceneRecord]:
     root = data_root(options.data_root)
-    return select_scenes(load_split(split, root, options.data_split), root)
+    return select_scenes(load_split(split, root, options.data_split, options.synthetic_root), root)
 
 
 def _report(path: str, tokens: Sequence[str] | None) -> None:

@@ -55,7 +55,8 @@ def main(options: PackImages) -> None:
     from navsim_bridge.data.image_store import ImageStore, pack_images
 
     if options.check:
-        given = ["split", "data_root", "data_split", "size", "cameras", "workers", "executor", "allow_missing"]
+        given = ["split", "data_root", "data_split", "synthetic_root", "size", "cameras", "workers", "executor"]
+        given += ["allow_missing"]
         refuse_given(options, given, "packing, not to --check")
         store = ImageStore(options.out)
         store.check(progress=True)
@@ -66,7 +67,7 @@ def main(options: PackImages) -> None:
     cameras = camera_names(sensors.cameras)
     check_folder(options.out)
     root = roots.data_root(options.data_root)
-    split = load_split(options.split, root, options.data_split)
+    split = load_split(options.split, root, options.data_split, options.synthetic_root)
     records, coverage = usable_scenes(split, root, cameras, options.allow_missing, workers)
     store = pack_images(
         records, root, sensors, options.out, split.name, workers=workers, progress=True, coverage=coverage

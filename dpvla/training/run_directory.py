@@ -35,8 +35,9 @@ from dpvla.schema import read_as
 from dpvla.training.checkpoint import checkpoint_step, is_leftover, latest_checkpoint, remove_leftovers
 
 FREE = (
-    "out", "restart", "workers", "data_root", "data_split", "maps_root", "metric_cache", "image_cache", "image_store",
-    "allow_missing", "imitation.num_workers", "imitation.validation_scenes", "rollouts.context_cache_gb", "plugin",
+    "out", "restart", "workers", "data_root", "data_split", "synthetic_root", "maps_root", "metric_cache",
+    "image_cache", "image_store", "allow_missing", "imitation.num_workers", "imitation.validation_scenes",
+    "rollouts.context_cache_gb", "plugin",
     "loop.log_every", "loop.evaluate_every", "loop.save_every", "loop.keep_checkpoints", "loop.trackers",
     "loop.stop_after_step", "tokens.limit_gb", "tokens.verify", "tokens.ahead", "tokens.workers", "yes",
     "watch.metrics", "watch.metric_caches", "watch.scenes", "watch.reverse_mps", "watch.still_m", "watch.rise",

@@ -132,7 +132,7 @@ def open_training_data(
         store = ImageStore(config.image_store) if config.image_store is not None else None
         if store is not None:
             store.require(sensors)
-        split = load_split(config.split, root, config.data_split)
+        split = load_split(config.split, root, config.data_split, config.synthetic_root)
         records, part = usable_scenes(split, root, cameras, config.allow_missing, workers, (__name__,))
         train, held_out = hold_out(records, config.validation_logs)
         metric = make_metric(config.metric)
@@ -209,7 +209,8 @@ def own_cache_place(split: Split, root: Path, rules: SceneRules) -> tuple[Path, 
     path = own / f"{split.name}{rules.suffix}"
     whole = own / f"{split.name}_all{rules.suffix}"
     if not is_named(split, root):  # lists of the same name, such as scores.csv, must not replace each other's
-        content = hashlib.sha256(repr((split.data_split, split.scene_filter)).encode()).hexdigest()[:12]
+        stages = (split.two_stage.tokens,) if split.two_stage else ()
+        content = hashlib.sha256(repr((split.data_split, split.scene_filter, *stages)).encode()).hexdigest()[:12]
         return own / f"{split.name}-{content}{rules.suffix}", split
     if (whole / "index.json").is_file():  # the demo world keeps one cache for a filtered and its unfiltered split
         return whole, load_split(f"{split.name}_all", root)

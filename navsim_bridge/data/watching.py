@@ -83,7 +83,7 @@ def open_watching(
     metrics = watched_metrics(config, watch)
     with accelerator.main_process_first():
         finder = _Finder(config, watch, accelerator)
-        split = load_split(config.split, finder.root, config.data_split)
+        split = load_split(config.split, finder.root, config.data_split, config.synthetic_root)
         found = {
             name: scorer
             for name, metric in metrics.items()

@@ -15,9 +15,10 @@ from navsim_bridge.files import roots
 from navsim_bridge.files.frames import MAP_LOCATIONS
 from navsim_bridge.files.logs import list_logs
 from navsim_bridge.files.odd import odd_lines
-from navsim_bridge.splits.scene_filter import DEVKIT_ROOT, devkit_splits, load_split
+from navsim_bridge.splits.scene_filter import DEVKIT_ROOT, Split, devkit_splits, load_split
 from navsim_bridge.splits.scenes import find_scenes
-from navsim_bridge.splits.sensors import camera_names, describe_bad, missing_images
+from navsim_bridge.splits.sensors import camera_names, describe_bad, image_folder, missing_images
+from navsim_bridge.splits.two_stage import TwoStages, incomplete
 
 
 def check_environment() -> Iterator[Finding]:
@@ -45,8 +46,11 @@ def check_data(
     split: str | None,
     data_split: str | None = None,
     cameras: Sequence[str] = (),
+    synthetic_root: str | None = None,
+    cache: str | None = None,
 ) -> Iterator[Finding]:
-    """Folders with logs, camera files and maps; with ``split`` also its logs, scenes and camera files."""
+    """Folders with logs, camera files and maps; with ``split`` also its logs, scenes and camera files, and whether
+    the metric cache in the folder ``cache`` has its scenes."""
     named = bool(data_root or maps_root or split)
     missing = ERROR if named or os.environ.get("OPENSCENE_DATA_ROOT") or os.environ.get("NUPLAN_MAPS_ROOT") else WARNING
     try:
@@ -69,7 +73,7 @@ def check_data(
         return
     yield from check_maps(maps)
     if split is not None:
-        yield from check_split(root, maps, split, data_split, cameras)
+        yield from check_split(root, maps, split, data_split, cameras, synthetic_root, cache)
 
 
 def check_maps(maps: Path) -> Iterator[Finding]:
@@ -91,14 +95,20 @@ def check_maps(maps: Path) -> Iterator[Finding]:
 
 
 def check_split(
-    root: Path, maps: Path, split_name: str, data_split: str | None = None, cameras: Sequence[str] = ()
+    root: Path,
+    maps: Path,
+    split_name: str,
+    data_split: str | None = None,
+    cameras: Sequence[str] = (),
+    synthetic_root: str | None = None,
+    cache: str | None = None,
 ) -> Iterator[Finding]:
-    """Logs, scenes, maps and camera files of one split."""
+    """Logs, scenes, maps and camera files of one split, and what the metric cache in ``cache`` has of it."""
     from dpvla.sensors import DEFAULT_CAMERAS
 
     try:
         names = camera_names(cameras or DEFAULT_CAMERAS)
-        split = load_split(split_name, root, data_split)
+        split = load_split(split_name, root, data_split, synthetic_root)
     except (ValueError, OSError) as error:  # names the split or its file itself
         yield Finding(ERROR, str(error))
         return
@@ -112,30 +122,83 @@ def check_split(
     wanted = split.scene_filter.log_names
     absent = sorted(set(wanted or ()) - set(there))
     of, tokens, records = f"split {split.name}:", split.scene_filter.tokens or (), found.records
+    second = frozenset(split.two_stage.tokens) if split.two_stage else frozenset()
     yield verdict(
         f"{of} {len(absent)} of {len(wanted or ())} logs are missing, first {absent[0]}" if absent else "",
         f"get them into {logs}",
         f"{of} {len(wanted or there)} logs in {logs}",
     )
-    lacking = found.absent
+    lacking = [token for token in found.absent if token not in second]
     yield verdict(
         f"{of} {len(lacking)} of {len(tokens)} scenes are in no log, first {lacking[0]}" if lacking else "",
         "get the missing logs; scores over a part of a split cannot be compared",
-        f"{of} {len(records)} scenes",
+        f"{of} {sum(r.synthetic is None for r in records)} scenes",
     )
+    if split.two_stage is not None:
+        yield from _check_stages(of, split.two_stage, [r.token for r in records])
+    if cache is not None:
+        yield from _check_held(of, split, cache)
     for line in odd_lines(Counter(cause for r in records for cause in r.odd), len(records)):
         remedy = "nothing, or choose a split without them: they are used as the devkit uses them, and counted"
         yield Finding(WARNING, f"{of} {line}", remedy)
     unmapped = sorted({r.location for r in records if not any((maps / r.location).glob("*/map.gpkg"))})
     if unmapped:
         yield Finding(ERROR, f"{of} no map of {', '.join(unmapped)} in {maps}", "get nuPlan's maps")
-    sensors = root / roots.SENSORS / split.data_split
     bad = missing_images(records, root, names)
+    sensors = " and ".join(sorted({str(image_folder(r, root)) for r in records if r.token in bad}))
     yield verdict(
         f"{of} {describe_bad(bad, len(records), len(names))}" if bad else "",
         f"get them into {sensors}; until then --allow-missing leaves their scenes out, and only plans without cameras "
         "(human, constant_velocity) can be made of them",
         f"{of} all {len(records) * len(names)} camera files ({', '.join(names)})",
+    )
+
+
+def _check_stages(of: str, stages: TwoStages, there: Sequence[str]) -> Iterator[Finding]:
+    """Which synthetic scenes are missing, and which groups cannot be scored without what is missing."""
+    held = frozenset(there)
+    absent = [token for token in stages.tokens if token not in held]
+    yield verdict(
+        f"{of} {len(absent)} of {len(stages.tokens)} synthetic scenes are not in {stages.scenes}, first {absent[0]}"
+        if absent
+        else "",
+        "get the scenes of the second stage, all of one version",
+        f"{of} {len(stages.tokens)} synthetic scenes in {stages.scenes}",
+    )
+    if stages.groups is None:
+        yield Finding(OK, f"{of} the server keeps its groups: plans can be submitted, not scored here")
+        return
+    broken = incomplete(stages.groups, held)
+    first = next(iter(broken), None)
+    yield verdict(
+        f"{of} {len(broken)} of {len(stages.groups)} groups lack scenes and cannot be scored, first that of "
+        f"{first.now}, which lacks {len(broken[first])}: {', '.join(broken[first][:3])}"
+        if first
+        else "",
+        "get what is missing: without it there is no score of the split",
+        f"{of} {len(stages.groups)} groups, all complete",
+    )
+
+
+def _check_held(of: str, split: Split, folder: str) -> Iterator[Finding]:
+    """Whether a metric cache has the scenes that a split lists."""
+    from navsim_bridge.metric_cache import CacheError, MetricCache
+
+    try:
+        cache = MetricCache(folder)
+    except CacheError:
+        return  # `check_cache` says it
+    tokens = split.tokens
+    if tokens is None:
+        return
+    lacking = [token for token in tokens if token not in cache]
+    yield verdict(
+        f"{of} {len(lacking)} of {len(tokens)} scenes are not in metric cache {folder} (of {cache.index['split']}), "
+        f"first {lacking[0]}"
+        if lacking
+        else "",
+        "make a cache of this split with tools/cache_metrics.py",
+        f"{of} metric cache {folder} has all {len(tokens)} scenes",
     )
 
 

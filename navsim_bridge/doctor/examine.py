@@ -26,6 +26,7 @@ def examine(
     data_split: str | None = None,
     cameras: Sequence[str] = (),
     checkpoint: str | None = None,
+    synthetic_root: str | None = None,
 ) -> Iterator[Finding]:
     """All findings, in order.
 
@@ -36,10 +37,11 @@ def examine(
         data_split: folder of the split's logs, where it does not say it or another is meant.
         cameras: as encoders call them; default: those that an encoder looks at where nothing else is said.
         checkpoint: also check every byte of this run, checkpoint or model.
+        synthetic_root: folder of the split's second stage.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [
         check_python, check_packages, check_navsim, check_torchvision, check_gpu, check_linear_algebra, check_scores,
-        check_environment, partial(check_data, data_root, maps_root, split, data_split, cameras),
+        check_environment, partial(check_data, data_root, maps_root, split, data_split, cameras, synthetic_root, cache),
     ]  # fmt: skip
     if cache is not None:
         checks.append(partial(check_cache, cache))

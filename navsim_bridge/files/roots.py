@@ -20,6 +20,7 @@ class DataOptions:
 
     data_root: str | None = None  # folder with navsim_logs/; default: OPENSCENE_DATA_ROOT, then the demo world
     data_split: str | None = None  # folder below navsim_logs/; default: what the split says, else that of its scenes
+    synthetic_root: str | None = None  # of a second stage: has synthetic_scene_pickles/; default: DATA_ROOT/SPLIT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,7 +174,13 @@ class SceneBuilder:
         states[:, :3] = log.poses[frames]
         poses = ego_state_as_read_back(states)[:, :3]
         boxes = annotated(log.annotations[frames], log, now)
-        observation, inputs = observe(boxes, poses), self._rules.inputs
+        observation, vector_map = observe(boxes, poses), self._maps[record.location]
+        v2 = self._rules.inputs and self._rules.inputs(log, vector_map, record, route.given_lanes)
+        if v2 is not None:
+            traffic = traffic_inputs(
+                observation.track_tokens, **vars(scene.present), ego_pose=scene.ego_state[:3], vector_map=vector_map
+            )
+            v2 = dataclasses.replace(v2, traffic=traffic)
         return scene.metric_scene(
             reference_states=plan.states,
             reference_times_us=plan.times_us,
@@ -184,16 +190,7 @@ class SceneBuilder:
                 "centerline": WHOLE_ROUTE if route.reaches_end else LONGEST,
                 **({ODD_THINGS: " ".join(odd)} if odd else {}),
             },
-            v2=inputs
-            and dataclasses.replace(
-                inputs(log, self._maps[record.location], record, route.given_lanes),
-                traffic=traffic_inputs(
-                    observation.track_tokens,
-                    **vars(scene.present),
-                    ego_pose=scene.ego_state[:3],
-                    vector_map=self._maps[record.location],
-                ),
-            ),
+            v2=v2,
         )
 
 

@@ -312,7 +312,7 @@ def _map_entries(maps_root: Path, locations: Sequence[str]) -> dict[str, Any]:
         entries[location] = {
             "file": path.relative_to(maps_root.resolve()).as_posix(),
             "stamp": _stamp(path),
-            "source_sha256": _map_hash(path),
+            "source_sha256": map_hash(path),
         }
     return entries
 
@@ -487,5 +487,5 @@ def _named_folder(folder: Path, data_root: Path) -> str:
 
 
 @lru_cache(maxsize=8)
-def _map_hash(path: Path) -> str:
+def map_hash(path: Path) -> str:
     return sha256_of(path)

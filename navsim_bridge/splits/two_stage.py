@@ -7,7 +7,7 @@ is again a scene and the one before it. The devkit scores the groups, not the sc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +77,12 @@ class TwoStages:
 
 
 _REMEDY = f"get them, or say with --synthetic-root which folder has {{}}/ and {IMAGES}/"
+
+
+def incomplete(groups: Iterable[Group], there: Collection[str]) -> dict[Group, tuple[str, ...]]:
+    """Groups that cannot be scored since some of their scenes are not among ``there``, and which."""
+    lacking = {g: tuple(t for t in (*g.first_stage, *g.second_stage) if t not in there) for g in groups}
+    return {group: tokens for group, tokens in lacking.items() if tokens}
 
 
 def two_stages(mapping: object, second: object, first: Sequence[str] | None) -> TwoStages:

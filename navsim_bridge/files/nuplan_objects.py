@@ -40,6 +40,8 @@ NUPLAN = holders(
     }
 )
 """What scenes and metric caches hold alike."""
+GEOMETRY = {("shapely.io", "from_wkb"): type("Geometry", (StandIn,), {"__slots__": ()})}
+"""What stands for shapely's geometries: they are kept as well-known binary."""
 _PATHS = frozenset(kind for (module, _), kind in NUPLAN.items() if module == "pathlib")
 
 

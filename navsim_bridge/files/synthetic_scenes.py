@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dpvla.files import short
 from navsim_bridge.files.frames import LONGEST_NAME, MAP_LOCATIONS, Annotated, Frame
 from navsim_bridge.files.logs import Log, log_of, odd_boxes
-from navsim_bridge.files.nuplan_objects import NUPLAN, Value, boxes_of, holders, path_text
+from navsim_bridge.files.nuplan_objects import GEOMETRY, NUPLAN, Value, boxes_of, holders, path_text
 from navsim_bridge.files.odd import Frames
 from navsim_bridge.files.pickles import load_plain_pickle
 
@@ -35,12 +35,11 @@ MOST_FRAMES = 256
 """Of a scene, what follows included; they have 4 and 8."""
 RED = 2
 """nuPlan's number of the status of a red light."""
-KNOWN = NUPLAN | holders(
+KNOWN = NUPLAN | GEOMETRY | holders(
     {
         "nuplan.common.maps.maps_datatypes": (
             "TrafficLightStatuses", "TrafficLightStatusData", "TrafficLightStatusType",
         ),
-        "shapely.io": ("from_wkb",),  # kept by boxes whose corners were asked for
     }
 )  # fmt: skip
 """Names that a scene may use besides numpy's, and what stands for their objects here."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_bridge.ego import REAR_AXLE_TO_CENTER
-from navsim_bridge.files.nuplan_objects import MOST_SIZE, NUPLAN, Value, holders, se2, vector
+from navsim_bridge.files.nuplan_objects import GEOMETRY, MOST_SIZE, NUPLAN, Value, holders, se2, vector
 
 Int = NDArray[np.int64]
 
@@ -25,23 +25,26 @@ _WKB_POLYGON, _WKB_SRID, _WKB_Z = 3, 0x20000000, 0x80000000
 """Kind, and flags of extended well-known binary, which shapely writes."""
 _PLANNER = "navsim.planning.simulation.planner.pdm_planner"
 _STATE = "nuplan.common.actor_state"
-KNOWN = NUPLAN | holders(
-    {
-        "navsim.common.dataclasses": ("Trajectory",),
-        "navsim.common.enums": ("SceneFrameType",),
-        "navsim.planning.metric_caching.metric_cache": ("MetricCache", "MapParameters"),
-        f"{_PLANNER}.observation.pdm_observation": ("PDMObservation",),
-        f"{_PLANNER}.observation.pdm_occupancy_map": ("PDMDrivableMap", "PDMOccupancyMap"),
-        f"{_PLANNER}.utils.pdm_path": ("PDMPath",),
-        f"{_STATE}.car_footprint": ("CarFootprint",),
-        f"{_STATE}.dynamic_car_state": ("DynamicCarState",),
-        f"{_STATE}.ego_state": ("EgoState",),
-        f"{_STATE}.vehicle_parameters": ("VehicleParameters",),
-        "nuplan.common.maps.maps_datatypes": ("SemanticMapLayer",),
-        "nuplan.planning.simulation.trajectory.interpolated_trajectory": ("InterpolatedTrajectory",),
-        "nuplan.planning.simulation.trajectory.trajectory_sampling": ("TrajectorySampling",),
-        "shapely.io": ("from_wkb",),
-    }
+KNOWN = (
+    NUPLAN
+    | GEOMETRY
+    | holders(
+        {
+            "navsim.common.dataclasses": ("Trajectory",),
+            "navsim.common.enums": ("SceneFrameType",),
+            "navsim.planning.metric_caching.metric_cache": ("MetricCache", "MapParameters"),
+            f"{_PLANNER}.observation.pdm_observation": ("PDMObservation",),
+            f"{_PLANNER}.observation.pdm_occupancy_map": ("PDMDrivableMap", "PDMOccupancyMap"),
+            f"{_PLANNER}.utils.pdm_path": ("PDMPath",),
+            f"{_STATE}.car_footprint": ("CarFootprint",),
+            f"{_STATE}.dynamic_car_state": ("DynamicCarState",),
+            f"{_STATE}.ego_state": ("EgoState",),
+            f"{_STATE}.vehicle_parameters": ("VehicleParameters",),
+            "nuplan.common.maps.maps_datatypes": ("SemanticMapLayer",),
+            "nuplan.planning.simulation.trajectory.interpolated_trajectory": ("InterpolatedTrajectory",),
+            "nuplan.planning.simulation.trajectory.trajectory_sampling": ("TrajectorySampling",),
+        }
+    )
 )
 """Names that an official cache may use besides numpy's, and what stands for their objects here."""
 
@@ -101,7 +104,7 @@ def layer(number: int) -> str:
 
 def polygons(geometries: Value) -> list[list[NDArray[np.float64]]]:
     """Closed rings (vertex, 2) of polygons that are given as well-known binary."""
-    return [polygon(geometry.argument(0, "from_wkb")) for geometry in geometries.items()]
+    return [polygon(geometry.argument(0, "Geometry")) for geometry in geometries.items()]
 
 
 def polygon(wkb: Value) -> list[NDArray[np.float64]]:

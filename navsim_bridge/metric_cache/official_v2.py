@@ -112,7 +112,7 @@ def _lights(observation: Value) -> dict[str, Any]:
             raise frame.error(f"as many tokens {prefix}... as polygons")
         red.append({token.removeprefix(prefix) for token in tokens})
         for token, geometry in zip(tokens, geometries):
-            shapes.setdefault(token.removeprefix(prefix), geometry.argument(0, "from_wkb"))
+            shapes.setdefault(token.removeprefix(prefix), geometry.argument(0, "Geometry"))
     lights = tuple(sorted(shapes))
     ring_of_light, vertex_of_ring, vertices = open_rings([polygon(shapes[light]) for light in lights])
     return {

@@ -23,6 +23,7 @@ from dpvla.models import DPVLA, DPVLAConfig
 from navsim_bridge.agents import human
 from navsim_bridge.splits.scene_filter import Split, load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
+from tests.navsim_bridge.two_stage_world import TwoStageWorld, write_two_stage_world
 from tests.paths import FIXTURES
 
 FIXTURE = FIXTURES / "world_v1_subset"
@@ -99,6 +100,12 @@ def official_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True)
             path.write_bytes(lzma.compress(content.read(), preset=0))  # as the devkit writes it
     return root
+
+
+@pytest.fixture(scope="session")
+def two_stages(tmp_path_factory: pytest.TempPathFactory) -> TwoStageWorld:
+    """One group of a two-stage split: two recorded scenes and six synthetic ones. Not to be changed."""
+    return write_two_stage_world(tmp_path_factory.mktemp("two_stages"))
 
 
 def unpacked(path: Path) -> bytes:

@@ -16,10 +16,13 @@ import pytest
 import shapely
 import torch
 
+from navsim_bridge.files.nuplan_objects import Value
 from navsim_bridge.files.pickle_reader import unpickle_plain
 from navsim_bridge.golden.v1 import FRAGILE_COLUMNS
 from navsim_bridge.metric_cache import CacheError, MetricCache, convert_official_cache, jobs, official
-from navsim_bridge.metric_cache.official import KNOWN, OfficialCache, OfficialCacheError, read_official_cache
+from navsim_bridge.metric_cache.official import OfficialCache, OfficialCacheError, read_official_cache
+from navsim_bridge.metric_cache.official_parts import KNOWN
+from navsim_bridge.metric_cache.official_parts import polygon as polygon_of
 from navsim_bridge.pdm import SUB_SCORES, SceneBatch, score_plans
 from tests.paths import FIXTURES
 from tools import cache_metrics
@@ -92,16 +95,18 @@ def test_a_class_that_is_not_known_is_refused_by_name_and_does_not_run(moved: Of
 
 def test_no_known_name_is_foreign_code() -> None:
     for (module, _), stand_in in KNOWN.items():
-        assert stand_in.__module__ == "navsim_bridge.metric_cache.official"
+        assert stand_in.__module__ == "navsim_bridge.files.nuplan_objects"
         assert module.split(".")[0] in ("navsim", "nuplan", "shapely", "pathlib")
 
 
-def test_a_cache_of_version_2_is_refused_as_such(moved: OfficialCache) -> None:
+def test_what_a_cache_of_version_2_lacks_is_named(moved: OfficialCache) -> None:
     data = lzma.decompress(moved.files[CURVE].read_bytes())
     field = b"\x8c\x0eroute_lane_ids"
     assert data.count(field) == 1
     moved.files[CURVE].write_bytes(lzma.compress(data.replace(field, b"\x8c\x0emap_parameters")))
-    with pytest.raises(OfficialCacheError, match=rf"token {CURVE}: .*cache of navsim v2.*only caches of v1\.1"):
+    with pytest.raises(
+        OfficialCacheError, match=rf"token {CURVE}: .*navsim v2 writes: MetricCache: .*'route_lane_ids'"
+    ):
         moved.read(CURVE)
 
 
@@ -211,7 +216,7 @@ SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.0, 0.0))
             (polygon(*SQUARE[:4]), "expected a polygon of closed rings"),
             (polygon(*SQUARE[:2], SQUARE[0]), "expected a polygon of closed rings"),
             (polygon(*SQUARE), "1 polygon tokens but 0 types"),
-            (polygon(SQUARE[0], (1e200, 0.0), *SQUARE[2:]), "the drivable-area map has a coordinate of more than 1e"),
+            (polygon(SQUARE[0], (1e200, 0.0), *SQUARE[2:]), "the map has a coordinate of more than 1e"),
             (polygon((np.nan, 0.0), *SQUARE[1:4], (np.nan, 0.0)), "expected a polygon of closed rings"),
         )
     ),
@@ -235,7 +240,7 @@ def test_rings_are_read_as_shapely_reads_them() -> None:
         for order in (0, 1):
             for srid in (0, 4326):
                 data = shapely.to_wkb(shapely.set_srid(shape, srid), byte_order=order, include_srid=True)
-                rings = official._polygon(official._Value(data, "x"))
+                rings = polygon_of(Value(data, "x"))
                 expected = shapely.get_coordinates(shapely.from_wkb(data))
                 assert np.concatenate(rings).tobytes() == expected.tobytes()
 

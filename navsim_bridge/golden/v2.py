@@ -101,11 +101,11 @@ def _inputs(path: Path, scene: MetricScene, data: dict[str, NDArray]) -> EPDMSIn
         found = [
             i
             for i, (name, kind) in enumerate(zip(scene.polygon_tokens, scene.polygon_types))
-            if name == token and kind == "LANE_CONNECTOR"
+            if name == token and kind in ("LANE", "LANE_CONNECTOR")
         ]
         if not found:
             raise ValueError(f"{path}: lane connector {token} is red but not on the map")
-        polygon = found[-1]  # a repeated token: the devkit's dictionary of lanes keeps the last
+        polygon = found[-1]  # a repeated token: the devkit's dictionary of lanes keeps the last of either kind
         first, last = scene.polygon_ring_offsets[polygon], scene.polygon_ring_offsets[polygon + 1]
         bounds = scene.ring_offsets
         rings += [scene.vertices[bounds[ring] : bounds[ring + 1]] for ring in range(first, last)]

@@ -138,6 +138,21 @@ def test_reader_needs_no_results_and_names_missing_inputs(tmp_path: Path) -> Non
         read_golden_epdms(tmp_path / "broken.npz")
 
 
+def test_a_red_token_names_the_last_of_lanes_and_connectors(tmp_path: Path) -> None:
+    with np.load(GOLDEN_V2 / "public_027_turn90.npz") as file:
+        fields = {name: file[name] for name in file.files}
+    token, square = "57601", np.array([[0.0, 0.0], [9.0, 0.0], [9.0, 9.0], [0.0, 9.0]])
+    for name, more in (("map_tokens", token), ("map_types", "LANE")):
+        fields[name] = np.append(fields[name], more)
+    fields["map_coords"] = np.concatenate([fields["map_coords"], square])
+    fields["map_ring_offsets"] = np.append(fields["map_ring_offsets"], len(fields["map_coords"]))
+    fields["map_poly_ring_offsets"] = np.append(fields["map_poly_ring_offsets"], len(fields["map_ring_offsets"]) - 1)
+    np.savez(tmp_path / "both.npz", **fields)
+    v2 = read_golden_epdms(tmp_path / "both.npz").scene.v2
+    assert v2 is not None and v2.light_tokens == (token,)
+    np.testing.assert_array_equal(v2.vertices, square)
+
+
 def test_scenes_of_one_version_are_refused_by_the_other(golden: Golden) -> None:
     scene = golden.files[0].scene
     with pytest.raises(ValueError, match=f"{scene.token}.*frame_offsets"):

@@ -217,8 +217,9 @@ def _red(statuses: Value) -> tuple[str, ...]:
     red = []
     for light in statuses["traffic_lights"].items():
         connector = light["lane_connector_id"]
+        token = connector.text() if isinstance(connector.found, str) else str(connector.whole())
         if light["status"].argument(0).whole() == RED:
-            red.append(connector.text() if isinstance(connector.found, str) else str(connector.whole()))
+            red.append(token)
     return tuple(red)
 
 

@@ -91,9 +91,11 @@ def test_velocities_of_frames_and_of_what_follows_are_both_turned_into_global_ax
 
 def test_missing_lights_are_none_and_only_red_ones_count(read: Callable[[], Any], raw: dict[str, Any]) -> None:
     light = raw["extended_traffic_light_data"][0].traffic_lights[0]
-    status = {name: made("TrafficLightStatusType", number) for name, number in (("green", 0), ("red", 2), ("off", 3))}
-    lights = [made("TrafficLightStatusData", status=s, lane_connector_id=i, timestamp=light.timestamp)
-              for i, s in ((5, status["red"]), ("7", status["red"]), (6, status["green"]), (8, status["off"]))]  # fmt: skip
+    lights = []
+    for connector, status in ((5, 2), ("7", 2), (6, 0), (8, 3)):  # 2 is red, 0 green, 3 unknown
+        kind = made("TrafficLightStatusType", status)
+        more = {"lane_connector_id": connector, "timestamp": light.timestamp}
+        lights.append(made("TrafficLightStatusData", status=kind, **more))
     raw["extended_traffic_light_data"] = [made("TrafficLightStatuses", traffic_lights=lights)]
     assert read().log.red_lights[4:] == (("5", "7"), *[()] * 7)
     raw["extended_traffic_light_data"] = None
@@ -113,7 +115,7 @@ def test_cameras_are_named_by_paths_of_either_kind(read: Callable[[], Any], raw:
 
 def test_motion_keeps_the_precision_of_the_file(read: Callable[[], Any], raw: dict[str, Any]) -> None:
     raw["frames"][3]["ego_status"]["ego_velocity"] = np.array([0.1, 0.0])
-    assert read().log.velocities[3, 0] == 0.1 != np.float32(0.1)
+    assert read().log.velocities[3, 0] == 0.1 != float(np.float32(0.1))
 
 
 def test_frames_after_the_present_are_frames_and_shift_what_follows(
@@ -147,7 +149,11 @@ def at(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-OBJECT = ("extended_detections_tracks", 2, "tracked_objects", "tracked_objects", 0)
+FRAME, STATUS = ("frames", 3), ("frames", 3, "ego_status")
+LATER, LIGHTS = "extended_detections_tracks", "extended_traffic_light_data"
+OBJECT = (LATER, 2, "tracked_objects", "tracked_objects", 0)
+LIGHT = (LIGHTS, 0, "traffic_lights", 0)
+NO_BOX = r"extended_detections_tracks\[2\]: expected a box that can be, found"
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -162,28 +168,28 @@ OBJECT = ("extended_detections_tracks", 2, "tracked_objects", "tracked_objects",
     (at("frames", value=[]), "frames: expected 4 to 256, found 0"),
     (at("frames", value=5), "frames: expected a list of dicts, found 5"),
     (lambda raw: raw["frames"][1].pop("ego_status"), "frame 1: no key 'ego_status'; found"),
-    (at("frames", 3, "ego_status", value={}), r"frame 3 .*'ego_status/ego_pose': expected a value, found 'no such key'"),
-    (at("frames", 3, "ego_status", "ego_pose", value=np.zeros(2)), "'ego_status/ego_pose': expected 3 numbers"),
-    (at("frames", 3, "ego_status", "ego_velocity", value=np.array([np.nan, 0])), "'ego_status/ego_velocity': expected fin"),
-    (at("frames", 3, "ego_status", "driving_command", value=[1, 1, 0, 0]), "'ego_status/driving_command': expected a one-hot"),
-    (at("frames", 3, "annotations", "names", value=["ufo"]), "frame 3 .*'annotations': expected lists of one length"),
-    (at("frames", 3, "annotations", "boxes", 0, value=np.nan), "'annotations/boxes': expected finite numbers"),
-    (at("frames", 3, "camera_dict", "cam_x0", value={"data_path": "a"}), "'camera_dict': expected cameras among CAM_F0"),
-    (at("frames", 3, "timestamp", value=0), "frame 3 .*'timestamp': expected a time after"),
-    (at("extended_detections_tracks", value=5), "extended_detections_tracks: expected a list, found 5"),
-    (at("extended_detections_tracks", value=[None] * 300), "extended_detections_tracks: 300 frames; at most 256"),
+    (at(*STATUS, value={}), r"frame 3 .*'ego_status/ego_pose': expected a value, found 'no such key'"),
+    (at(*STATUS, "ego_pose", value=np.zeros(2)), "'ego_status/ego_pose': expected 3 numbers"),
+    (at(*STATUS, "ego_velocity", value=np.array([np.nan, 0])), "'ego_status/ego_velocity': expected finite"),
+    (at(*STATUS, "driving_command", value=[1, 1, 0, 0]), "driving_command': expected a one-hot"),
+    (at(*FRAME, "annotations", "names", value=["ufo"]), "frame 3 .*'annotations': expected lists of one length"),
+    (at(*FRAME, "annotations", "boxes", 0, value=np.nan), "'annotations/boxes': expected finite numbers"),
+    (at(*FRAME, "camera_dict", "cam_x0", value={"data_path": "a"}), "'camera_dict': expected cameras among CAM_F0"),
+    (at(*FRAME, "timestamp", value=0), "frame 3 .*'timestamp': expected a time after"),
+    (at(LATER, value=5), "extended_detections_tracks: expected a list, found 5"),
+    (at(LATER, value=[None] * 300), "extended_detections_tracks: 300 frames; at most 256"),
     (at(*OBJECT[:2], value=[]), r"extended_detections_tracks\[2\]: expected an object, found \[\]"),
-    (at(*OBJECT, value=made("StateSE2", x=0)), r"\[2\]\.tracked_objects\.tracked_objects\[0\]: expected an object with '_track"),
-    (at(*OBJECT, "_tracked_object_type", value=made("TrackedObjectType", 9)), "expected the number of an object type, 0 to 7"),
+    (at(*OBJECT, value=made("StateSE2", x=0)), r"\[2\]\.tracked_objects\.tracked_objects\[0\]: expected an object with"),
+    (at(*OBJECT, "_tracked_object_type", value=made("TrackedObjectType", 9)), "expected the number of an object type"),
     (at(*OBJECT, "_box", "_length", value=np.inf), r"_box\._length: expected a number from"),
-    (at(*OBJECT, "_box", "_length", value=-1.0), r"extended_detections_tracks\[2\]: expected a box that can be, found"),
-    (at(*OBJECT, "_box", "_center", "x", value=0.0), r"extended_detections_tracks\[2\]: expected a box that can be, found"),
+    (at(*OBJECT, "_box", "_length", value=-1.0), NO_BOX),
+    (at(*OBJECT, "_box", "_center", "x", value=0.0), NO_BOX),
     (at(*OBJECT, "_velocity", "_x", value=np.nan), r"_velocity\._x: expected a number from"),
-    (at(*OBJECT, "_velocity", "_x", value=5e3), r"extended_detections_tracks\[2\]: expected a box that can be, found"),
+    (at(*OBJECT, "_velocity", "_x", value=5e3), NO_BOX),
     (at(*OBJECT, "_metadata", "track_token", value=None), r"_metadata\.track_token: expected a text"),
-    (at("extended_traffic_light_data", 0, value=[]), r"extended_traffic_light_data\[0\]: expected an object, found \[\]"),
-    (at("extended_traffic_light_data", 0, "traffic_lights", 0, "status", value=2), r"\[0\]\.status: expected an object"),
-    (at("extended_traffic_light_data", 0, "traffic_lights", 0, "lane_connector_id", value=1.5),
+    (at(LIGHTS, 0, value=[]), r"extended_traffic_light_data\[0\]: expected an object, found \[\]"),
+    (at(*LIGHT, "status", value=2), r"\[0\]\.status: expected an object"),
+    (at(*LIGHT, "lane_connector_id", value=1.5),
      r"lane_connector_id: expected a whole number, found 1.5"),
 ])  # fmt: skip
 def test_what_is_not_as_the_devkit_writes_it_is_named(

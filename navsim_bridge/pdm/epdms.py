@@ -1,4 +1,4 @@
-"""EPDMS, the PDM score of NAVSIM v2 (devkit 2.1.2, log-replay traffic), of many plans in many scenes.
+"""EPDMS, the PDM score of NAVSIM v2 (devkit 2.1.2), of many plans in many scenes.
 
 batch = EPDMSBatch.from_scenes(scenes)                  # MetricScenes that carry v2
 terms = epdms_terms(batch, plans)                       # plans (scene, candidate, 8, 3)
@@ -8,6 +8,7 @@ scores = epdms_scores(terms, human_filter="v2.1.2")     # .score (scene, candida
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from navsim_bridge.human_filter import HumanFilter
 from navsim_bridge.pdm.chunks import PER_SCENE, score_in_chunks
+from navsim_bridge.pdm.encounters import Traffic, encounters
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.formula import EXTENDED_PDM_SCORE, total
-from navsim_bridge.pdm.metric_scene import EPDMS_FRAMES
+from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.score import check_plans, simulate_plans
 from navsim_bridge.pdm.terms.areas import EgoAreas, drivable_area_compliance, ego_areas
-from navsim_bridge.pdm.terms.collision import no_at_fault_collisions
 from navsim_bridge.pdm.terms.comfort import history_comfort_flags, motion_of
 from navsim_bridge.pdm.terms.lanes import lane_keeping
 from navsim_bridge.pdm.terms.lights import traffic_light_compliance
@@ -29,9 +30,7 @@ from navsim_bridge.pdm.terms.progress import (
     driving_direction_compliance,
     normalize_raw_progress,
     progress_along_centerline,
-    progress_scale,
 )
-from navsim_bridge.pdm.terms.ttc import LOOKAHEAD, time_to_collision
 
 EXTENDED_COMFORT = next(column.name for column in EXTENDED_PDM_SCORE if column.optional)
 TERMS = tuple(column.name for column in EXTENDED_PDM_SCORE if not column.optional)
@@ -46,10 +45,12 @@ class EPDMSTerms:
     values: Tensor  # (scene, candidate, 8) columns of TERMS
     human: Tensor = field(metadata=PER_SCENE)  # (scene, 8) of the recorded driver; NaN in synthetic scenes
     motion: Tensor  # (scene, candidate, 41, 3) of the simulated plans, for two_frame_extended_comfort
+    end: Tensor  # (scene, candidate, 2) global position of the plan's last pose [m], as planned
+    start: Tensor = field(metadata=PER_SCENE)  # (scene, 2) global position of the rear axle at t = 0 [m]
 
     progress_raw: Tensor  # (scene, candidate) [m] along the centerline, before any factor
     reference_progress_raw: Tensor = field(metadata=PER_SCENE)  # (scene,) [m]
-    reference_multiplier: Tensor = field(metadata=PER_SCENE)  # (scene,) product of the reference's multipliers
+    reference_multiplier: Tensor  # (scene, candidate) product of the reference's multipliers, in the plan's traffic
     collision_time_index: Tensor  # (scene, candidate) 0..40 of the first at-fault contact, inf if none
     ttc_time_index: Tensor  # (scene, candidate) 0..31 of the first infraction, inf if none
     comfort_flags: Tensor  # (scene, candidate, 6) bool, order of comfort.BOUNDS
@@ -77,67 +78,83 @@ class EPDMSScores:
 
 @torch.no_grad()
 def epdms_terms(
-    scenes: EPDMSBatch, plans: Tensor | NDArray[Any], *, max_plans_in_flight: int | None = None
+    scenes: EPDMSBatch,
+    plans: Tensor | NDArray[Any],
+    *,
+    traffic: Traffic | None = None,
+    max_plans_in_flight: int | None = None,
 ) -> EPDMSTerms:
     """Sub-scores of every plan, each scored as if it were alone with the reference, before the human filter.
+
+    In traffic that reacts each plan has its own objects. The reference is scored among those of the plan, as in the
+    devkit, the recorded driver among those that react to him.
 
     Args:
         scenes: the scenes, on the device to compute on.
         plans: (scene, candidate, 8, 3) as for ``score_plans``.
+        traffic: where objects are while the ego drives; None: where ``scenes`` has them.
         max_plans_in_flight: bound on plans computed at once, as for ``score_plans``.
 
     Raises:
         TypeError: plans that are neither tensor nor array.
-        ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
+        ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate); scenes without
+            what ``traffic`` needs.
     """
     plans = check_plans(scenes.scenes, plans)
-    return score_in_chunks(_terms_of_chunk, scenes, plans, max_plans_in_flight)
+    return score_in_chunks(partial(_terms_of_chunk, traffic=traffic), scenes, plans, max_plans_in_flight)
 
 
-def _terms_of_chunk(scenes: EPDMSBatch, plans: Tensor) -> EPDMSTerms:
+def _terms_of_chunk(scenes: EPDMSBatch, plans: Tensor, traffic: Traffic | None) -> EPDMSTerms:
     batch, last = scenes.scenes, plans.shape[1]
     # index 0 is the reference, which only sets the scale of progress; the last one the recorded driver
     states = simulate_plans(batch, torch.cat((plans, scenes.human_plans[:, None]), dim=1))
     areas = ego_areas(batch, states)
-    collision = no_at_fault_collisions(batch, states, areas)
+    met = encounters(scenes, states, areas, traffic)
     off_route = areas._replace(oncoming=areas.oncoming & ~areas.center_in_intersection)
-    multipliers = torch.stack(
+    on_map = torch.stack(
         (
-            collision.score,
             drivable_area_compliance(areas),
             driving_direction_compliance(states, off_route),
             traffic_light_compliance(scenes, states),
         ),
         dim=-1,
     )
-    product = multipliers.prod(-1)
-    raw = progress_along_centerline(batch, states)
+    collision, no_light = met.collision, (~met.false_light).to(torch.float64)
+    multipliers = torch.cat((collision[..., None], on_map[:, 1:]), dim=-1)
+    multipliers[..., -1] *= no_light
+    reference = on_map[:, :1].prod(-1) * met.reference
+    product, raw = multipliers.prod(-1), progress_along_centerline(batch, states)
 
     own_states, own_areas = states[:, 1:], EgoAreas(*(flag[:, 1:] for flag in areas))
-    # the farthest look-ahead must stay within the objects' frames
-    seen = EPDMS_FRAMES - max(LOOKAHEAD)
-    ttc = time_to_collision(batch, own_states[:, :, :seen], EgoAreas(*(flag[:, :, :seen] for flag in own_areas)))
     comfortable = history_comfort_flags(scenes, own_states[:, :last])
     comfort = torch.ones_like(raw[:, 1:])  # the devkit judges the recorded driver without its past: always comfortable
     comfort[:, :last] = comfortable.all(-1).to(torch.float64)
     progress = torch.ones_like(raw[:, 1:])  # and it is its own reference
-    progress[:, :last] = normalize_raw_progress(
-        raw[:, 1:-1], progress_scale((raw * product)[:, 1:-1], raw[:, 0] * product[:, 0])
-    )
-    weighted = torch.stack((progress, ttc.score, lane_keeping(batch, own_states, own_areas), comfort), dim=-1)
-    values = torch.cat((multipliers[:, 1:], weighted), dim=-1)
+    scale = torch.maximum((raw[:, 1:] * product)[:, :last], raw[:, :1] * reference)
+    progress[:, :last] = normalize_raw_progress(raw[:, 1:-1], scale)
+    weighted = torch.stack((progress, met.ttc, lane_keeping(batch, own_states, own_areas), comfort), dim=-1)
+    values = torch.cat((multipliers, weighted), dim=-1)
     return EPDMSTerms(
         values=values[:, :last],
         human=torch.where(scenes.has_human[:, None], values[:, last], torch.nan),
         motion=motion_of(own_states[:, :last]),
+        end=_positions(batch, plans[:, :, -1]),
+        start=batch.origin.clone(),
         progress_raw=raw[:, 1:-1],
         reference_progress_raw=raw[:, 0],
-        reference_multiplier=product[:, 0],
-        collision_time_index=collision.time_index[:, 1:-1],
-        ttc_time_index=ttc.time_index[:, :last],
+        reference_multiplier=reference,
+        collision_time_index=met.collision_time_index[:, :last],
+        ttc_time_index=met.ttc_time_index[:, :last],
         comfort_flags=comfortable,
         ego_areas=torch.stack(own_areas[:3], dim=-1)[:, :last],
     )
+
+
+def _positions(scenes: SceneBatch, poses: Tensor) -> Tensor:
+    """Global positions (scene, candidate, 2) of poses (scene, candidate, 3) in the ego frame."""
+    heading = scenes.ego_state[:, 2, None]
+    x, y, cos, sin = poses[..., 0], poses[..., 1], heading.cos(), heading.sin()
+    return torch.stack((cos * x - sin * y, sin * x + cos * y), dim=-1) + scenes.origin[:, None]
 
 
 def epdms_scores(

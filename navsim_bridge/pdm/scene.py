@@ -96,6 +96,11 @@ class SceneBatch:
         return self.polygon_drivable.shape[1]
 
     @property
+    def object_counts(self) -> NDArray[np.int64]:
+        """(scene,) columns that hold objects."""
+        return np.ascontiguousarray(self.sizes[:, 4])
+
+    @property
     def device(self) -> torch.device:
         """Device of all tensors."""
         return self.origin.device

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from navsim_bridge.ego import EGO_LENGTH, EGO_RADIUS, EGO_WIDTH, REAR_AXLE_TO_CENTER
 from navsim_bridge.pdm.compiled.jit import helper, kernel
+from navsim_bridge.pdm.objects import Objects
 
 _NEVER = 1 << 20
 _X, _Y, _HEADING, _LENGTH, _WIDTH = 0, 1, 2, 3, 4  # of a box; half length and half width
@@ -230,13 +231,15 @@ def _edges_met(centers: Any, headings: Any, chains: Any, owner: Any, shown: Any,
                     break
 
 
-def _scene(scenes: Any) -> tuple[Any, ...]:
-    arrays = (scenes.object_boxes, scenes.object_mask, scenes.object_track, scenes.track_skipped)
-    return (*(array.contiguous().numpy() for array in arrays), np.ascontiguousarray(scenes.sizes[:, 4]))
+def _scene(objects: Objects) -> tuple[Any, ...]:
+    arrays = (objects.object_boxes, objects.object_mask, objects.object_track, objects.track_skipped)
+    return (*(array.contiguous().numpy() for array in arrays), objects.object_counts)
 
 
-def collisions(scenes: Any, states: Tensor, careless: Tensor, standing: float, behind: float) -> tuple[Tensor, Tensor]:
-    """Score and first time at fault (scene, candidate) of states (scene, candidate, time, 11) in a ``SceneBatch``.
+def collisions(
+    scenes: Objects, states: Tensor, careless: Tensor, standing: float, behind: float
+) -> tuple[Tensor, Tensor]:
+    """Score and first time at fault (scene, candidate) of states (scene, candidate, time, 11).
 
     Args:
         careless: (scene, candidate, time) between lanes or off the road.
@@ -244,14 +247,20 @@ def collisions(scenes: Any, states: Tensor, careless: Tensor, standing: float, b
         behind: [rad] objects at larger angles are.
     """
     found = np.empty((*states.shape[:2], 2))
-    kinds = scenes.track_stopped.contiguous().numpy(), scenes.track_is_agent.contiguous().numpy()
-    _collisions(states.numpy(), careless.numpy(), *_scene(scenes), *kinds, standing, behind, found)
+    kinds = objects.track_stopped.contiguous().numpy(), objects.track_is_agent.contiguous().numpy()
+    _collisions(states.numpy(), careless.numpy(), *_scene(objects), *kinds, standing, behind, found)
     score, time = torch.from_numpy(found).unbind(-1)
     return score, time
 
 
 def threats(
-    scenes: Any, states: Tensor, exposed: Tensor, steps: tuple[int, ...], standing: float, ahead: float, behind: float
+    scenes: Objects,
+    states: Tensor,
+    exposed: Tensor,
+    steps: tuple[int, ...],
+    standing: float,
+    ahead: float,
+    behind: float,
 ) -> Tensor:
     """Time index (scene, candidate) of the first infraction, inf if none; see ``ttc.judge_threats``.
 
@@ -263,7 +272,7 @@ def threats(
     """
     time = np.empty(states.shape[:2])
     ahead_of = np.array(steps), np.array(steps) * 0.1
-    _threats(states.numpy(), exposed.numpy(), *_scene(scenes), *ahead_of, standing, ahead, behind, time)
+    _threats(states.numpy(), exposed.numpy(), *_scene(objects), *ahead_of, standing, ahead, behind, time)
     return torch.from_numpy(time)
 
 

@@ -16,8 +16,8 @@ from navsim_bridge.pdm.geometry import (
     boxes_intersect,
     ego_center,
 )
+from navsim_bridge.pdm.objects import Objects
 from navsim_bridge.pdm.packing import STOPPED_SPEED
-from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.terms.areas import EgoAreas
 
 AHEAD = math.radians(30.0)  # strictly smaller angles are ahead
@@ -51,7 +51,7 @@ class CollisionResult(NamedTuple):
 
 
 def first_hits(
-    scenes: SceneBatch, centers: Tensor, headings: Tensor, lookahead: tuple[int, ...], active: Tensor | None = None
+    scenes: Objects, centers: Tensor, headings: Tensor, lookahead: tuple[int, ...], active: Tensor | None = None
 ) -> FirstHits:
     """First time at which each ego box meets each track, over time and then lookahead.
 
@@ -118,7 +118,7 @@ def relative_angle(states: Tensor, targets: Tensor) -> Tensor:
     return torch.arccos(heading.cos() * direction[..., 0] + heading.sin() * direction[..., 1])
 
 
-def judge_contacts(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> Contacts:
+def judge_contacts(scenes: Objects, states: Tensor, areas: EgoAreas) -> Contacts:
     """Who is to blame for each first contact of simulated states (scene, candidate, time, 11)."""
     hits = first_hits(scenes, ego_center(states).unsqueeze(3), states[..., 2], (0,))
     at = (hits.scene, hits.candidate, hits.key)
@@ -136,7 +136,7 @@ def judge_contacts(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> Conta
     return Contacts(hits, at_fault, scenes.track_is_agent[hits.scene, hits.track], track_stopped, frontal)
 
 
-def no_at_fault_collisions(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> CollisionResult:
+def no_at_fault_collisions(scenes: Objects, states: Tensor, areas: EgoAreas) -> CollisionResult:
     """Charge the ego for contacts it caused, for simulated states (scene, candidate, time, 11)."""
     if choice.use_numba(states):
         from navsim_bridge.pdm.compiled import contacts

@@ -11,14 +11,15 @@ from navsim_bridge.ego import EGO_RADIUS, HALF_EGO
 from navsim_bridge.pdm.compiled import choice
 from navsim_bridge.pdm.epdms_scene import EPDMSBatch
 from navsim_bridge.pdm.geometry import boxes_intersect, ego_center, points_in_polygons
+from navsim_bridge.pdm.objects import ObjectBatch
+from navsim_bridge.pdm.scene import SceneBatch
 from navsim_bridge.pdm.terms.collision import first_hits
 
 
 def traffic_light_compliance(scenes: EPDMSBatch, states: Tensor) -> Tensor:
     """0 where the ego box ever shares a point with a connector of the route that is red then, else 1.
 
-    Takes simulated states (scene, candidate, time, 11). Starting on such a connector fails, too. Tracked objects
-    whose token starts with ``red_light`` count as red connectors, as in the devkit.
+    Takes simulated states (scene, candidate, time, 11). Starting on such a connector fails, too.
     """
     num_scenes, num_candidates, num_times = states.shape[:3]
     centers = ego_center(states)
@@ -30,11 +31,23 @@ def traffic_light_compliance(scenes: EPDMSBatch, states: Tensor) -> Tensor:
         inside = inside.view(num_scenes, num_candidates, num_times, num_lights) & scenes.light_red[:, None, :num_times]
         failed |= inside.flatten(2).any(-1)
         failed |= _on_red_edge(scenes, centers, states[..., 2])
-    if bool(scenes.object_is_light.any()):
-        only_lights = dataclasses.replace(scenes.scenes, track_skipped=~scenes.object_is_light)
-        hits = first_hits(only_lights, centers.unsqueeze(3), states[..., 2], (0,))
-        failed[hits.scene, hits.candidate] = True
     return (~failed).to(torch.float64)
+
+
+def meets_false_light(objects: SceneBatch | ObjectBatch, is_light: Tensor, states: Tensor) -> Tensor:
+    """(scene, candidate): whether the ego ever meets one of the objects that the devkit takes for red connectors.
+
+    Args:
+        objects: around the ego.
+        is_light: (scene, object) bool, tracks whose token starts with ``red_light``.
+        states: (scene, candidate, time, 11).
+    """
+    met = torch.zeros(states.shape[:2], dtype=torch.bool, device=states.device)
+    if bool(is_light.any()):
+        only_lights = dataclasses.replace(objects, track_skipped=~is_light)
+        hits = first_hits(only_lights, ego_center(states).unsqueeze(3), states[..., 2], (0,))
+        met[hits.scene, hits.candidate] = True
+    return met
 
 
 def _on_red_edge(scenes: EPDMSBatch, centers: Tensor, headings: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from navsim_bridge.pdm.compiled import choice
 from navsim_bridge.pdm.constants import constant
 from navsim_bridge.pdm.geometry import ego_center
-from navsim_bridge.pdm.scene import SceneBatch
+from navsim_bridge.pdm.objects import Objects
 from navsim_bridge.pdm.terms.areas import EgoAreas
 from navsim_bridge.pdm.terms.collision import AHEAD, BEHIND, FirstHits, first_hits, relative_angle
 
@@ -35,7 +35,7 @@ class TTCResult(NamedTuple):
     time_index: Tensor  # (scene, candidate) float64 first infraction, inf if none
 
 
-def judge_threats(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> Threats:
+def judge_threats(scenes: Objects, states: Tensor, areas: EgoAreas) -> Threats:
     """Which extrapolated contacts of simulated states (scene, candidate, time, 11) count.
 
     The box is moved along its heading by the unsigned speed, so a reversing ego is extrapolated forward. A
@@ -60,7 +60,7 @@ def judge_threats(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> Threat
     return Threats(hits, time, steps, ahead, ahead | (exposed & ~(angle > BEHIND)))
 
 
-def time_to_collision(scenes: SceneBatch, states: Tensor, areas: EgoAreas) -> TTCResult:
+def time_to_collision(scenes: Objects, states: Tensor, areas: EgoAreas) -> TTCResult:
     """1 unless a threat counts, for simulated states (scene, candidate, time, 11)."""
     if choice.use_numba(states):
         from navsim_bridge.pdm.compiled import contacts

@@ -64,7 +64,7 @@ def aggregate(
     row_of = {token: row for row, token in enumerate(tokens)}
     table = _and_none(np.stack([values[name] for name in names], axis=-1))
     ends, starts = _and_none(ends), _and_none(starts)
-    known: NDArray[np.bool_] = np.isfinite(np.concatenate((table, ends, starts), axis=1)).all(axis=1)
+    known = ~np.isnan(np.concatenate((table, ends, starts), axis=1).sum(axis=1))
     lacks = [tuple(t for t in dict.fromkeys(tokens_of(group)) if not known[row_of.get(t, none)]) for group in groups]
 
     # halves in the order now, before of each group; members are the follow-ups of all halves, one after another

@@ -237,7 +237,7 @@ def _scene(objects: Objects) -> tuple[Any, ...]:
 
 
 def collisions(
-    scenes: Objects, states: Tensor, careless: Tensor, standing: float, behind: float
+    objects: Objects, states: Tensor, careless: Tensor, standing: float, behind: float
 ) -> tuple[Tensor, Tensor]:
     """Score and first time at fault (scene, candidate) of states (scene, candidate, time, 11).
 
@@ -254,7 +254,7 @@ def collisions(
 
 
 def threats(
-    scenes: Objects,
+    objects: Objects,
     states: Tensor,
     exposed: Tensor,
     steps: tuple[int, ...],

@@ -62,6 +62,7 @@ class Evaluate(SharedAgentOptions, DataAndMapOptions):
 @reporting_errors
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Evaluate, argv)
+    from navsim_bridge.evaluation.floors import WithFloors, floors_for, floors_of
     from navsim_bridge.evaluation.metric_scenes import LoadScenes, ScenesFromLogs, recorded_scenes, scenes_from_cache
     from navsim_bridge.evaluation.omegas import folder_of, write_omegas
     from navsim_bridge.evaluation.results import (
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         keep_whole,
         write_evaluation,
     )
-    from navsim_bridge.evaluation.run import evaluate_each, evaluate_together
+    from navsim_bridge.evaluation.run import OnePlan, evaluate_each
     from navsim_bridge.metric_cache import MetricCache
     from navsim_bridge.metric_cache.builder import require_scorable
 
@@ -83,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_selection(options)
     check_folder(options.out)
     crew = options.crew()
-    metric = make_metric(options.metric)
     data_root = roots.data_root(options.data_root)
     split = load_split(options.split, data_root, options.data_split, options.synthetic_root)
+    metric = make_metric(options.metric).on(split)
     cache = MetricCache(options.metric_cache) if options.metric_cache is not None else None
     if cache is not None:
         cache.require_metric(metric)
@@ -126,14 +127,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             keep_whole(folder, coverage, options.overwrite)
         how: dict[str, Any] = {"metric": metric, "allow_failures": options.allow_failures, "reads": reads}
         proposals = options.select if options.select_oracle else 0
-        candidates = len(runs) * options.samples + proposals
-        if candidates > 1:
-            found = evaluate_each(agent.open_proposer, records, load_scenes, crew, candidates, **how)
-        else:
-            found = [evaluate_together(agent.open, records, load_scenes, crew, **how)]
-        found, chosen_among = found[: candidates - proposals], found[candidates - proposals :]
+        own = len(runs) * options.samples
+        floors = floors_for(options.agent, split)
+        open_agent = agent.open_proposer if own + proposals > 1 else OnePlan(agent.open)
+        opener = WithFloors(open_agent, floors) if floors else open_agent
+        found = evaluate_each(opener, records, load_scenes, crew, own + proposals + len(floors), **how)
+        found, chosen_among, of_floors = found[:own], found[own : own + proposals], found[own + proposals :]
         groups = [found[i : i + options.samples] for i in range(0, len(found), options.samples)]
-        what: dict[str, Any] = {"records": records, "cache": cache, "coverage": coverage}
+        what: dict[str, Any] = {
+            "records": records, "cache": cache, "coverage": coverage, "floors": floors_of(floors, of_floors, split),
+        }  # fmt: skip
         if len(runs) > 1:
             said, paths = write_omegas(
                 out, runs, groups, trained_with=agent.trained_with, overwrite=options.overwrite, **what

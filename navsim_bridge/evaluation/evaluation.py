@@ -40,7 +40,7 @@ class Evaluation:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the values."""
-        return tuple(column.name for column in self.metric.columns)
+        return tuple(column.name for column in self.metric.result_columns)
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -66,6 +66,21 @@ class Evaluation:
         return dict(self._result.summary)
 
     @property
+    def part_averages(self) -> dict[str, dict[str, float]]:
+        """The same of parts of the scenes, by name, where the metric has such."""
+        return {name: dict(means) for name, means in self._result.parts.items()} if self.parts else {}
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Why the averages are not what they should be of, as the metric says."""
+        return self._result.caveats if self.parts else ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else must be said of them, as the metric says."""
+        return self._result.notes if self.parts else ()
+
+    @property
     def reasons(self) -> dict[str, str]:
         """Token -> what cost the points."""
         tokens = self.tokens
@@ -82,6 +97,7 @@ class Evaluation:
         }
         return {
             **self.metric.about,
+            **self.metric.setting,
             **(found if self.metric.scene_rules else {}),
             "scenes_fingerprint": digest.hexdigest(),
         }
@@ -118,17 +134,18 @@ class Evaluation:
         )
 
     def to_csv(self, whole_split: bool = True) -> str:
-        """One row per scene and a last one with the averages; missing sub-scores are empty.
+        """One row per scene, rows of parts of them where the metric has such, and a last one with the averages.
 
-        The last row is valid when every scene is and they are the whole split.
+        Missing sub-scores are empty. Rows of averages are valid when every scene is and they are the whole split.
         """
         text, reasons, valid = io.StringIO(), self.reasons, self.valid
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["token", "valid", *self.columns, "reason"])
         for token, good, row in zip(self.tokens, valid.tolist(), self.values.tolist()):
             writer.writerow([token, good, *map(cell, row), reasons.get(token, "")])
-        averages = [self.averages[column] for column in self.columns]
-        writer.writerow([self.metric.average_row, whole_split and bool(valid.all()), *map(cell, averages), ""])
+        good = whole_split and bool(valid.all()) and not self.caveats
+        for name, means in {**self.part_averages, self.metric.average_row: self.averages}.items():
+            writer.writerow([name, good, *(cell(means[column]) for column in self.columns), ""])
         return text.getvalue()
 
 

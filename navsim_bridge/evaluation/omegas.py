@@ -11,6 +11,7 @@ from typing import Any
 from dpvla.files import write_texts_together
 from dpvla.report.table import markdown_table
 from navsim_bridge.evaluation.evaluation import Evaluation
+from navsim_bridge.evaluation.floors import describe_floors
 from navsim_bridge.evaluation.results import (
     Identity,
     ResultsError,
@@ -44,6 +45,7 @@ def write_omegas(
     records: Sequence[SceneRecord],
     cache: MetricCache | None,
     coverage: Coverage,
+    floors: Mapping[str, Any] | None = None,
 ) -> tuple[str, list[Path]]:
     """Write each omega's results to its folder, and ``omega.csv`` and ``omega.md``, a row per omega, to ``out``.
 
@@ -52,7 +54,7 @@ def write_omegas(
         samples: for each of ``runs``, as `write_evaluation` takes them.
         trained_with: the policy's own omega, whose row is marked.
         overwrite: as for `keep_whole`.
-        records, cache, coverage: as for `write_evaluation`.
+        records, cache, coverage, floors: as for `write_evaluation`.
 
     Returns:
         What to print, and where everything lies.
@@ -80,7 +82,14 @@ def write_omegas(
             lost.append(f"omega {omega:g}: {error}")
             continue
         summaries[omega] = write_evaluation(
-            folder, *of_omega, records=records, cache=cache, coverage=coverage, fingerprint=fingerprint, **about
+            folder,
+            *of_omega,
+            records=records,
+            cache=cache,
+            coverage=coverage,
+            fingerprint=fingerprint,
+            floors=floors,
+            **about,
         )
     text = ""
     if summaries:
@@ -90,13 +99,14 @@ def write_omegas(
         write_texts_together(dict(zip(tables, (_csv(rows), text))))
     if lost:
         raise ResultsError("; ".join([*lost, f"the other {len(summaries)} omegas are written"]))
-    return "\n".join([text, *_remarks(summaries)]), [*tables, *runs]
+    beside = describe_floors(floors, samples[0][0].metric)
+    return "\n".join([text, *beside, *_remarks(summaries)]), [*tables, *runs]
 
 
 def _row(omega: float, summary: Mapping[str, Any], metric: Metric[Any], is_own: bool) -> dict[str, Any]:
     """A line of ``omega.csv``; None where there is no number."""
     about = {name: summary[name] for name in ("scenes", "scenes_scored", "failed")}
-    averages = {column.name: summary["averages"][column.name] for column in metric.columns}
+    averages = {column.name: summary["averages"][column.name] for column in metric.result_columns}
     over = summary["over_samples"] or {}
     of_samples = {f"score_{key}": over[key]["score"] for key in OVER_SAMPLES if over}
     return {"omega": omega, "trained_with": is_own, **about, **averages, **of_samples}
@@ -114,7 +124,7 @@ def _shown(row: Mapping[str, Any], metric: Metric[Any], count: int) -> dict[str,
     """The same for people."""
     score = metric.columns[-1]
     omega = f"{row['omega']:g}" + (" (trained with)" if row["trained_with"] else "")
-    numbers = {column.label: column.number(row[column.name]) for column in metric.columns}
+    numbers = {column.label: column.number(row[column.name]) for column in metric.result_columns}
     over = {f"{score.label}, {words.format(count)}": score.number(row[f"score_{key}"])
             for key, words in OVER_SAMPLES.items() if count > 1}  # fmt: skip
     return {"omega": omega, "scenes": str(row["scenes_scored"]), **numbers, **over}

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,6 +17,7 @@ from dpvla.manifest import sha256_of
 from dpvla.provenance import made_by
 from navsim_bridge.evaluation.chosen import describe_choice, over_choice
 from navsim_bridge.evaluation.evaluation import Evaluation
+from navsim_bridge.evaluation.floors import describe_floors
 from navsim_bridge.evaluation.samples import describe_samples, over_samples, samples_csv
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.files.odd import odd_lines
@@ -68,6 +68,7 @@ def write_evaluation(
     fingerprint: str | None = None,
     selection: Mapping[str, Any] | None = None,
     chosen_among: Sequence[Evaluation] = (),
+    floors: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``scores.csv`` and ``summary.json`` to ``out``; returns the summary.
 
@@ -78,7 +79,7 @@ def write_evaluation(
     ``omega`` and ``checkpoint`` belong to the dpvla agent alone; ``cache`` when the metric scenes came from one;
     ``coverage``: how much of the split ``records`` are (default: all of it); ``fingerprint``: `data_fingerprint` of the
     records, where it is known. ``selection``: how the plan was chosen, as its agent says; ``chosen_among``: of all
-    plans that it was chosen among, where they were scored, too.
+    plans that it was chosen among, where they were scored, too. ``floors``: `floors_of` a split that has them.
     """
     evaluation, several = samples[0], len(samples) > 1
     trained_on = training_stages(checkpoint) if checkpoint else []
@@ -96,6 +97,10 @@ def write_evaluation(
         "failures": evaluation.failures,
         "odd": evaluation.odd,
         "averages": _or_none(evaluation.averages),
+        "part_averages": {name: _or_none(means) for name, means in evaluation.part_averages.items()},
+        "caveats": list(evaluation.caveats),
+        "notes": list(evaluation.notes),
+        "floors": floors,
         "over_samples": over_samples(samples) if several else None,
         "chosen_among": over_choice(evaluation, chosen_among) if chosen_among else None,
         "metric": evaluation.about,
@@ -254,11 +259,10 @@ def data_fingerprint(records: Sequence[SceneRecord], data_root: Path | str) -> s
 
 def describe(summary: dict[str, Any], metric: Metric[Any] = PDMS_V1) -> str:
     """What to print of a summary."""
-    means = summary["averages"]
-    columns = (*metric.columns[:-1], replace(metric.columns[-1], label=metric.title))
-    numbers = "  ".join(column.shown(means[column.name]) for column in columns if means.get(column.name) is not None)
+    total, *of_parts = metric.describe(summary["averages"], summary.get("part_averages", {}))
     part = Coverage(summary["scenes_scored"], summary["scenes_in_split"], summary["left_out"])
-    lines = [f"{summary['agent']} on {summary['split']} ({part}): {numbers}"]
+    lines = [f"{summary['agent']} on {summary['split']} ({part}): {total}", *of_parts]
+    lines += describe_floors(summary.get("floors"), metric)
     if summary.get("over_samples"):
         lines += describe_samples(summary["over_samples"], metric)
     if summary.get("selection"):
@@ -272,6 +276,7 @@ def remarks(summary: dict[str, Any]) -> list[str]:
     lines = [f"weights: {summary['weights']}"] if summary["weights"] is not None else []
     if not part.is_whole:
         lines.append(f"NOT the score of {summary['split']}, and not to be compared with scores of it: {part.why}.")
+    lines += [f"NOT an official score of {summary['split']}: {why}." for why in summary.get("caveats", ())]
     if summary["failed"]:
         first = next(iter(summary["failures"]))
         lines.append(
@@ -279,6 +284,7 @@ def remarks(summary: dict[str, Any]) -> list[str]:
             f"{summary['failures'][first]}"
         )
     lines += [f"{line}: scored nevertheless." for line in odd_lines(summary["odd"], part.used)]
+    lines += [f"{note}." for note in summary.get("notes", ())]
     if summary["trained_on_evaluation_split"]:
         lines.append(
             "trained_on_evaluation_split: true. The weights were trained on scenes or logs of "

@@ -85,7 +85,7 @@ def evaluate_together(
         reads: what the workers read, see `run_jobs`.
     """
     return evaluate_each(
-        _OpenOne(open_agent), records, load_scenes, crew, 1,
+        OnePlan(open_agent), records, load_scenes, crew, 1,
         metric=metric, allow_failures=allow_failures, progress=progress, reads=reads,
     )[0]  # fmt: skip
 
@@ -144,10 +144,13 @@ class _OnePlan:
 
 
 @dataclass(frozen=True)
-class _OpenOne:
+class OnePlan:
+    """Opens an agent as what proposes its one plan a scene."""
+
     open_agent: Callable[[], Agent]
 
-    def __call__(self) -> _OnePlan:
+    def __call__(self) -> Proposer:
+        """The agent."""
         return _OnePlan(self.open_agent())
 
 

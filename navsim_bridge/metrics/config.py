@@ -18,12 +18,15 @@ class MetricConfig:
 class PDMSConfig(MetricConfig):
     """The PDM score v1 has no options."""
 
-    name: str = "pdms"  # pdms (NAVSIM v1), epdms (v2 in one stage with recorded traffic), or one of a plug-in
+    name: str = "pdms"  # pdms (NAVSIM v1), epdms (NAVSIM v2), or one of a plug-in
 
 
 @dataclass(frozen=True)
 class EPDMSConfig(MetricConfig):
     """Options of EPDMS."""
 
-    name: str = "epdms"  # pdms (NAVSIM v1), epdms (v2 in one stage with recorded traffic), or one of a plug-in
+    name: str = "epdms"  # pdms (NAVSIM v1), epdms (NAVSIM v2), or one of a plug-in
     human_filter: HumanFilter = "v2.1.2"  # what the recorded driver fails, too: as released, as fixed later, or off
+    traffic: str | None = (
+        None  # of other vehicles: log_replay (default), constant_velocity, idm (default in two stages)
+    )

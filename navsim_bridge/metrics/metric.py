@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -29,6 +29,7 @@ from navsim_bridge.metrics.scene_rules import SceneRules
 from navsim_bridge.pdm import formula
 from navsim_bridge.pdm.formula import Column
 from navsim_bridge.pdm.score import check_plans
+from navsim_bridge.splits.scene_filter import Split
 from navsim_bridge.splits.scenes import SceneRecord
 
 Options = TypeVar("Options", bound=MetricConfig)
@@ -58,10 +59,13 @@ class Packed(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation comes to."""
+    """What an evaluation comes to, in the metric's ``result_columns``."""
 
     rows: NDArray[np.float64]  # (record, column) NaN where a record has no value
     summary: Mapping[str, float]  # column -> value over all records; NaN where there is none
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # name -> the same of a part of the records
+    caveats: tuple[str, ...] = ()  # why the summary is not what it should be of; none: it is
+    notes: tuple[str, ...] = ()  # what else must be said of it
 
 
 class Metric(ABC, Generic[Options]):
@@ -101,6 +105,21 @@ class Metric(ABC, Generic[Options]):
     def explain(self, scenes: Any, plans: Tensor, terms: Terms) -> list[list[str]]:
         """Per scene and candidate what cost points, as one line; empty when nothing did."""
         return [[""] * plans.shape[1] for _ in range(len(scenes))]
+
+    @property
+    def result_columns(self) -> tuple[Column, ...]:
+        """Of an evaluation's rows and summary, and last ``score``; those of a plan, unless scenes differ in what counts
+        for them."""
+        return self.columns
+
+    def on(self, split: Split) -> Metric[Any]:
+        """The metric as it is scored on a split; raises ValueError where it is not."""
+        if split.two_stage is not None:
+            raise ValueError(
+                f"split {split.name} has two stages, which --metric {self.config.name} does not score; "
+                "use --metric epdms"
+            )
+        return self
 
     def finish(self, records: Sequence[SceneRecord], terms: Terms) -> Result:
         """The rows and the summary of an evaluation.
@@ -154,8 +173,14 @@ class Metric(ABC, Generic[Options]):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The config without its name."""
-        return {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config) if f.name != "name"}
+        """The config without its name and what is not given."""
+        found = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
+        return {name: value for name, value in found.items() if name != "name" and value is not None}
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What else results should say of how plans are scored, plain JSON values."""
+        return {}
 
     @property
     def about(self) -> dict[str, Any]:
@@ -174,6 +199,13 @@ class Metric(ABC, Generic[Options]):
         """'PDMS', 'EPDMS (human filter v2.1.2)'."""
         options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.options.items())
         return self.columns[-1].label + (f" ({options})" if options else "")
+
+    def describe(
+        self, summary: Mapping[str, float | None], parts: Mapping[str, Mapping[str, float | None]]
+    ) -> list[str]:
+        """A result as lines for people; the first is of all records. ``None`` where there is no value."""
+        columns = (*self.result_columns[:-1], dataclasses.replace(self.result_columns[-1], label=self.title))
+        return ["  ".join(c.shown(value) for c in columns if (value := summary.get(c.name)) is not None)]
 
     def note(self, values: Mapping[str, float]) -> str:
         """'PDMS 0.42 (DAC 0)' of one plan: the score, and what counts and is not full."""

@@ -7,6 +7,7 @@ ends somewhere; the follow-ups count the more, the nearer to that place they sta
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from navsim_bridge.pdm.terms.comfort import two_frame_extended_comfort
+from navsim_bridge.splits.two_stage import Group
 
-Group = tuple[str, str, Sequence[tuple[str, str]]]
-"""Tokens of now and before, and of the pairs of follow-ups: (now, before) each."""
 Float = NDArray[np.float64]
 
+DEVKIT_SPLITS = {
+    "navhard_two_stage": "6b9dfc21d608b8ca0cae4461807e4b5d5f54ee918f28a742dfbda74e6448fd26",
+    "warmup_two_stage": "b8e9ab815564564084e367ae5ffd55c1b27c1f967382a2238699609800417b48",
+}
+"""`fingerprint` of the groups of the devkit's splits."""
 SIGMA_SQUARED = 0.1
 """[m^2] of the Gaussian kernel over the distance between a plan's end and a follow-up's start."""
 _NO_WEIGHT = 1e-8  # a sum of kernels up to it counts as none
@@ -68,8 +73,8 @@ def aggregate(
     lacks = [tuple(t for t in dict.fromkeys(tokens_of(group)) if not known[row_of.get(t, none)]) for group in groups]
 
     # halves in the order now, before of each group; members are the follow-ups of all halves, one after another
-    first = np.array([row_of.get(token, none) for group in groups for token in group[:2]], dtype=np.int64)
-    of_half = [[pair[half] for pair in group[2]] for group in groups for half in (0, 1)]
+    first = np.array([row_of.get(token, none) for group in groups for token in group.first_stage], dtype=np.int64)
+    of_half = [[pair[half] for pair in group.pairs] for group in groups for half in (0, 1)]
     member = np.array([row_of.get(token, none) for half in of_half for token in half], dtype=np.int64)
     counts = np.array([len(half) for half in of_half], dtype=np.int64)
     half = np.repeat(np.arange(len(counts)), counts)
@@ -150,9 +155,16 @@ def pair_comfort(groups: Sequence[Group], tokens: Sequence[str], motion: Tensor,
 
 def pairs_of(group: Group) -> list[tuple[str, str]]:
     """(now, before) of both stages."""
-    return [(group[0], group[1]), *((now, before) for now, before in group[2])]
+    return [group.first_stage, *group.pairs]
 
 
 def tokens_of(group: Group) -> list[str]:
     """Of both stages."""
     return [token for pair in pairs_of(group) for token in pair]
+
+
+def fingerprint(groups: Sequence[Group]) -> str:
+    """SHA-256 of all tokens, sorted, with commas between."""
+    return hashlib.sha256(
+        ",".join(sorted(token for group in groups for token in tokens_of(group))).encode()
+    ).hexdigest()

@@ -33,6 +33,7 @@ class Encounters(NamedTuple):
     false_light: Tensor  # bool, met an object that counts as a red light
     ttc: Tensor  # 0 or 1
     ttc_time_index: Tensor  # 0..31, inf if none
+    dead_ends: Tensor  # int64, see `ObjectBatch`
     reference: Tensor  # (scene, candidate) what the reference's product gets of collision and false lights
 
 
@@ -71,7 +72,9 @@ def _each_with_reference(scenes: EPDMSBatch, states: Tensor, areas: EgoAreas, tr
         return both.flatten(0, 1)
 
     is_light = scenes.object_is_light.repeat_interleave(count, dim=0)
-    found = _meet(objects, is_light, paired(states), EgoAreas(*map(paired, areas)))
+    found = _meet(objects, is_light, paired(states), EgoAreas(*map(paired, areas)))._replace(
+        dead_ends=objects.dead_ends
+    )
     return Encounters(*(some.view(-1, count) for some in found))
 
 
@@ -87,5 +90,6 @@ def _meet(objects: SceneBatch | ObjectBatch, is_light: Tensor, states: Tensor, a
         false_light[:, 1:],
         threats.score,
         threats.time_index,
+        torch.zeros_like(false_light[:, 1:], dtype=torch.int64),
         collision.score[:, :1] * ~false_light[:, :1],
     )

@@ -55,6 +55,7 @@ class EPDMSTerms:
     ttc_time_index: Tensor  # (scene, candidate) 0..31 of the first infraction, inf if none
     comfort_flags: Tensor  # (scene, candidate, 6) bool, order of comfort.BOUNDS
     ego_areas: Tensor  # (scene, candidate, 41, 3) bool: multiple lanes, non-drivable, oncoming
+    dead_ends: Tensor  # (scene, candidate) int64 how often a vehicle had no way left, see `ObjectBatch`
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ def _terms_of_chunk(scenes: EPDMSBatch, plans: Tensor, traffic: Traffic | None) 
         ttc_time_index=met.ttc_time_index[:, :last],
         comfort_flags=comfortable,
         ego_areas=torch.stack(own_areas[:3], dim=-1)[:, :last],
+        dead_ends=met.dead_ends[:, :last],
     )
 
 

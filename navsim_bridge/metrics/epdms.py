@@ -47,6 +47,7 @@ class EPDMS(Metric[EPDMSConfig]):
     version = NAVSIM_V2.name
     columns: ClassVar[tuple[Column, ...]] = (*EXTENDED_PDM_SCORE, Column("score", "EPDMS", "the extended PDM score"))
     scene_rules = NAVSIM_V2
+    any_sampling = True
     average_row = "average_all_frames"
     stages: ClassVar[int] = 1
 
@@ -91,7 +92,7 @@ class EPDMS(Metric[EPDMSConfig]):
 
     def terms(self, scenes: EPDMSBatch, plans: Tensor) -> EPDMSTerms:
         """Every plan's sub-scores before the human filter."""
-        return epdms_terms(scenes, plans, traffic=self._traffic and self._traffic.simulate)
+        return epdms_terms(scenes, plans, traffic=self._traffic and self._traffic.simulate, interval=self.interval)
 
     def values(self, terms: EPDMSTerms, extended_comfort: Tensor | None = None) -> dict[str, Tensor]:
         """Sub-scores after the human filter, and the score; NaN for an ``extended_comfort`` that is not given."""

@@ -53,7 +53,9 @@ class Explanation:
 
 
 @torch.no_grad()
-def explain(scenes: SceneBatch, plans: Tensor, scores: PDMScores | None = None) -> list[list[Explanation]]:
+def explain(
+    scenes: SceneBatch, plans: Tensor, scores: PDMScores | None = None, interval: float | None = None
+) -> list[list[Explanation]]:
     """For every scene and candidate, what cost the points of the PDM score v1.
 
     Only plans that lost something are looked at again; that costs about as much as scoring them one by one.
@@ -62,6 +64,7 @@ def explain(scenes: SceneBatch, plans: Tensor, scores: PDMScores | None = None) 
         scenes: with names, as ``SceneBatch.from_scenes`` makes them.
         plans: (scene, candidate, 8, 3) as for ``score_plans``.
         scores: what ``score_plans`` gave for these scenes and plans; computed when None.
+        interval: of poses [s], as for ``score_plans``.
 
     Raises:
         ValueError: scenes without names, scores of another shape, or plans that ``score_plans`` refuses.
@@ -70,9 +73,9 @@ def explain(scenes: SceneBatch, plans: Tensor, scores: PDMScores | None = None) 
         raise ValueError(
             "these scenes carry no names (SceneBatch.names) of objects and polygons: nothing to explain by"
         )
-    plans = check_plans(scenes, plans)
+    plans = check_plans(scenes, plans, interval)
     if scores is None:
-        scores = score_plans(scenes, plans)
+        scores = score_plans(scenes, plans, interval=interval)
     if scores.score.shape != plans.shape[:2]:
         raise ValueError(
             f"scores are of {tuple(scores.score.shape)} scenes and candidates, plans of {tuple(plans.shape[:2])}"
@@ -83,9 +86,9 @@ def explain(scenes: SceneBatch, plans: Tensor, scores: PDMScores | None = None) 
     for start in range(0, len(lost), _PAIRS_AT_ONCE):
         pairs = lost[start : start + _PAIRS_AT_ONCE]
         rows, candidates = pairs.T
-        for (row, candidate), losses in zip(
-            pairs.tolist(), _explain_pairs(scenes.select(rows), plans[rows, candidates].unsqueeze(1), values, pairs)
-        ):
+        of_pairs = scenes.select(rows)
+        states = simulate_plans(of_pairs, plans[rows, candidates].unsqueeze(1), interval)[:, 1:]
+        for (row, candidate), losses in zip(pairs.tolist(), _explain_pairs(of_pairs, states, values, pairs)):
             explained[row][candidate] = Explanation(tuple(losses))
     return explained
 
@@ -110,9 +113,8 @@ class _Values:
         ).any(axis=0)
 
 
-def _explain_pairs(scenes: SceneBatch, plans: Tensor, values: _Values, pairs: NDArray[np.int64]) -> list[list[Loss]]:
-    """Losses of each pair; ``scenes`` and ``plans`` (pair, 1, 8, 3) hold one pair per row."""
-    states = simulate_plans(scenes, plans)[:, 1:]
+def _explain_pairs(scenes: SceneBatch, states: Tensor, values: _Values, pairs: NDArray[np.int64]) -> list[list[Loss]]:
+    """Losses of each pair; ``scenes`` and ``states`` (pair, 1, 41, 11) hold one pair per row."""
     areas = ego_areas(scenes, states)
     at = tuple(pairs.T)
     columns = (

@@ -11,24 +11,26 @@ lines that tools print take names and labels from ``columns``.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpvla.plan import NUM_POSES, POSE_INTERVAL
 from dpvla.registry import ContractError
 from dpvla.sub_scores import ScoringRule, SubScore
 from navsim_bridge.metrics.config import MetricConfig
 from navsim_bridge.metrics.scene_rules import SceneRules
 from navsim_bridge.pdm import formula
 from navsim_bridge.pdm.formula import Column
-from navsim_bridge.pdm.score import check_plans
+from navsim_bridge.pdm.score import check_interval, check_plans
 from navsim_bridge.splits.scene_filter import Split
 from navsim_bridge.splits.scenes import SceneRecord
 
@@ -85,6 +87,11 @@ class Metric(ABC, Generic[Options]):
     """How its scenes are made, or None."""
     average_row: ClassVar[str] = "average"
     """What the row of averages in scores.csv is called."""
+    any_sampling: ClassVar[bool] = False
+    """Whether ``terms`` and ``explain`` go by ``interval``: plans may have any number of poses then."""
+
+    interval: float | None = None
+    """[s] Between the poses of plans; None: 8 poses as usual. `sampled_every` sets it."""
 
     def __init__(self, config: Options | None = None) -> None:
         """``config``: the defaults if not given."""
@@ -136,15 +143,29 @@ class Metric(ABC, Generic[Options]):
 
     # what follows is the same for all metrics
 
+    def sampled_every(self, interval: float) -> Self:
+        """The same metric for plans of any number of poses, ``interval`` seconds apart, the first at it.
+
+        Raises ValueError for an interval that is none, and where the metric takes the usual 8 poses alone.
+        """
+        check_interval(interval)
+        if not self.any_sampling:
+            raise ValueError(
+                f"metric {self.config.name} scores plans of {NUM_POSES} poses, {POSE_INTERVAL:g} s apart, and no others"
+            )
+        made = copy.copy(self)
+        made.interval = interval
+        return made
+
     def judge(self, scenes: Packed, plans: Tensor | NDArray[Any]) -> Terms:
-        """``terms`` of plans (scene, candidate, 8, 3) of any float type.
+        """``terms`` of plans (scene, candidate, 8, 3) of any float type; of other samplings see `sampled_every`.
 
         Raises:
             TypeError: plans that are neither a tensor nor an array of numbers.
             ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
             ContractError: terms that are no dataclass.
         """
-        terms = self.terms(scenes, check_plans(scenes, plans))
+        terms = self.terms(scenes, check_plans(scenes, plans, self.interval))
         if not dataclasses.is_dataclass(terms):
             raise ContractError(
                 f"metric {self.config.name}: terms gives a {type(terms).__name__}, not a dataclass of tensors"

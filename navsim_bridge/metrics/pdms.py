@@ -24,6 +24,7 @@ class PDMS(Metric[PDMSConfig]):
     version = NAVSIM_V1.name
     columns: ClassVar[tuple[Column, ...]] = (*PDM_SCORE, Column("score", "PDMS", "the PDM score"))
     scene_rules = NAVSIM_V1
+    any_sampling = True
 
     def pack(self, scenes: Sequence[MetricScene]) -> SceneBatch:
         """Scenes as tensors."""
@@ -31,7 +32,7 @@ class PDMS(Metric[PDMSConfig]):
 
     def terms(self, scenes: SceneBatch, plans: Tensor) -> PDMScores:
         """Every plan's sub-scores, as in a devkit call of its own."""
-        return score_plans(scenes, plans)
+        return score_plans(scenes, plans, interval=self.interval)
 
     def values(self, terms: PDMScores) -> dict[str, Tensor]:
         """Sub-scores and the score (scene, candidate)."""
@@ -40,4 +41,4 @@ class PDMS(Metric[PDMSConfig]):
 
     def explain(self, scenes: SceneBatch, plans: Tensor, terms: PDMScores) -> list[list[str]]:
         """The object, time, place or bound behind every lost point."""
-        return [[plan.text for plan in candidates] for candidates in explain(scenes, plans, terms)]
+        return [[plan.text for plan in candidates] for candidates in explain(scenes, plans, terms, self.interval)]

@@ -76,7 +76,7 @@ class MetricReward:
         most = max(1, _AT_ONCE // self._scene_bytes)
         if len(tokens) <= most:
             return self.metric.judge(self._scenes_of(tokens), plans)
-        plans = check_plans(_Named(tokens, self.device), plans)
+        plans = check_plans(_Named(tokens, self.device), plans, self.metric.interval)
         starts = range(0, len(tokens), most)
         return join([self.metric.judge(self._scenes_of(tokens[i : i + most]), plans[i : i + most]) for i in starts], 0)
 

@@ -83,6 +83,7 @@ def epdms_terms(
     plans: Tensor | NDArray[Any],
     *,
     traffic: Traffic | None = None,
+    interval: float | None = None,
     max_plans_in_flight: int | None = None,
 ) -> EPDMSTerms:
     """Sub-scores of every plan, each scored as if it were alone with the reference, before the human filter.
@@ -94,21 +95,23 @@ def epdms_terms(
         scenes: the scenes, on the device to compute on.
         plans: (scene, candidate, 8, 3) as for ``score_plans``.
         traffic: where objects are while the ego drives; None: where ``scenes`` has them.
+        interval: of poses [s], where plans are sampled otherwise, as for ``score_plans``.
         max_plans_in_flight: bound on plans computed at once, as for ``score_plans``.
 
     Raises:
         TypeError: plans that are neither tensor nor array.
-        ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate); scenes without
-            what ``traffic`` needs.
+        ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate); no interval;
+            scenes without what ``traffic`` needs.
     """
-    plans = check_plans(scenes.scenes, plans)
-    return score_in_chunks(partial(_terms_of_chunk, traffic=traffic), scenes, plans, max_plans_in_flight)
+    plans = check_plans(scenes.scenes, plans, interval)
+    chunk = partial(_terms_of_chunk, traffic=traffic, interval=interval)
+    return score_in_chunks(chunk, scenes, plans, max_plans_in_flight)
 
 
-def _terms_of_chunk(scenes: EPDMSBatch, plans: Tensor, traffic: Traffic | None) -> EPDMSTerms:
+def _terms_of_chunk(scenes: EPDMSBatch, plans: Tensor, traffic: Traffic | None, interval: float | None) -> EPDMSTerms:
     batch, last = scenes.scenes, plans.shape[1]
     # index 0 is the reference, which only sets the scale of progress; the last one the recorded driver
-    states = simulate_plans(batch, torch.cat((plans, scenes.human_plans[:, None]), dim=1))
+    states = simulate_plans(batch, plans, interval, recorded=scenes.human_plans[:, None])
     areas = ego_areas(batch, states)
     met = encounters(scenes, states, areas, traffic)
     off_route = areas._replace(oncoming=areas.oncoming & ~areas.center_in_intersection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpvla.plan import NUM_POSES
+from dpvla.files import short
+from dpvla.plan import NUM_POSES, POSE_INTERVAL
 from navsim_bridge.pdm.chunks import PER_SCENE, mapped, score_in_chunks
 from navsim_bridge.pdm.formula import PDM_SCORE, total
 from navsim_bridge.pdm.scene import SceneBatch
@@ -29,6 +31,9 @@ from navsim_bridge.pdm.terms.progress import (
 from navsim_bridge.pdm.terms.ttc import time_to_collision
 
 _FARTHEST_POSE = 1e7  # [m] beyond it the tracker's float64 sums lose their meaning
+SHORTEST_INTERVAL = 2e-6
+"""[s] The devkit cuts times to whole microseconds."""
+_LONGEST_PLAN = 1e9  # [s] microseconds since 1970 of a later pose would not be exact
 
 SUB_SCORES = (*(column.name for column in PDM_SCORE), "score")
 """The devkit's columns, score included, in its order; all are fields of ``PDMScores``."""
@@ -72,13 +77,26 @@ class NamedScenes(Protocol):
     def device(self) -> torch.device: ...
 
 
-def check_plans(scenes: NamedScenes, plans: Tensor | NDArray[Any]) -> Tensor:
+def check_interval(interval: float) -> float:
+    """``interval``, when poses of a plan can be so many seconds apart; else ValueError."""
+    number = isinstance(interval, (int, float, np.integer, np.floating)) and not isinstance(interval, bool)
+    if not number or not SHORTEST_INTERVAL <= interval <= _LONGEST_PLAN:
+        raise ValueError(
+            f"the interval of a plan's poses must be a number of seconds from {SHORTEST_INTERVAL:g} on, "
+            f"found {short(interval)}"
+        )
+    return float(interval)
+
+
+def check_plans(scenes: NamedScenes, plans: Tensor | NDArray[Any], interval: float | None = None) -> Tensor:
     """Plans as float64 on the scenes' device.
+
+    ``interval``: between their poses [s], of which there may be any number then; None: 8 poses as usual.
 
     Raises:
         TypeError: neither a tensor nor an array of numbers.
         ValueError: no scenes, wrong shape, no floating point, or NaN, infinite or absurdly far poses (names scene token
-            and candidate).
+            and candidate); an interval that is none, or poses beyond any time.
     """
     if len(scenes) == 0:
         raise ValueError("there are no scenes to score")
@@ -90,10 +108,21 @@ def check_plans(scenes: NamedScenes, plans: Tensor | NDArray[Any]) -> Tensor:
         plans = torch.from_numpy(np.array(plans, dtype=native))
     if not isinstance(plans, Tensor):
         raise TypeError(f"plans must be a tensor or a numpy array, found {type(plans).__name__}")
-    if plans.ndim != 4 or plans.shape[0] != len(scenes) or tuple(plans.shape[2:]) != (NUM_POSES, 3):
+    usual = plans.ndim == 4 and plans.shape[0] == len(scenes) and plans.shape[3] == 3
+    if interval is None:
+        if not usual or plans.shape[2] != NUM_POSES:
+            raise ValueError(
+                f"plans must have shape (scene, candidate, {NUM_POSES}, 3) with {len(scenes)} scenes, "
+                f"found {tuple(plans.shape)}; with an interval any number of poses will do"
+            )
+    elif not usual or plans.shape[2] < 1:
         raise ValueError(
-            f"plans must have shape (scene, candidate, {NUM_POSES}, 3) with {len(scenes)} scenes, "
+            f"plans must have shape (scene, candidate, pose, 3) with {len(scenes)} scenes and at least one pose, "
             f"found {tuple(plans.shape)}"
+        )
+    elif check_interval(interval) * plans.shape[2] > _LONGEST_PLAN:
+        raise ValueError(
+            f"plans must end within {_LONGEST_PLAN:g} s, found {plans.shape[2]} poses every {interval:g} s"
         )
     if not plans.is_floating_point():
         raise ValueError(f"plans must be floating point, found {plans.dtype}")
@@ -111,22 +140,32 @@ def check_plans(scenes: NamedScenes, plans: Tensor | NDArray[Any]) -> Tensor:
     return plans.to(device=scenes.device, dtype=torch.float64)
 
 
-def simulate_plans(scenes: SceneBatch, plans: Tensor) -> Tensor:
+def simulate_plans(
+    scenes: SceneBatch, plans: Tensor, interval: float | None = None, recorded: Tensor | None = None
+) -> Tensor:
     """States (scene, 1 + candidate, 41, 11) in the scene frame; index 0 is the reference plan.
 
-    The scene frame has global axes and its origin at the ego rear axle at t = 0.
+    The scene frame has global axes and its origin at the ego rear axle at t = 0. ``recorded``: further plans
+    (scene, more, 8, 3) of the usual interval, whose states come last.
     """
     ego = scenes.ego_state.clone()
     ego[:, :2] += scenes.origin
     reference = scenes.reference_poses.clone()
     reference[..., :2] += scenes.origin[:, None]
-    states = simulate(ego, scenes.ego_time_us, plans, (reference, scenes.reference_times_us, scenes.reference_count))
+    states = simulate(
+        ego,
+        scenes.ego_time_us,
+        plans,
+        (reference, scenes.reference_times_us, scenes.reference_count),
+        interval=POSE_INTERVAL if interval is None else interval,
+        recorded=recorded,
+    )
     states[..., :2] -= scenes.origin[:, None, None]
     return states
 
 
-def _score_chunk(scenes: SceneBatch, plans: Tensor) -> PDMScores:
-    states = simulate_plans(scenes, plans)
+def _score_chunk(scenes: SceneBatch, plans: Tensor, interval: float | None) -> PDMScores:
+    states = simulate_plans(scenes, plans, interval)
     areas = ego_areas(scenes, states)
     collision = no_at_fault_collisions(scenes, states, areas)
     product = collision.score * drivable_area_compliance(areas)
@@ -177,6 +216,7 @@ def score_plans(
     scenes: SceneBatch,
     plans: Tensor | NDArray[Any],
     *,
+    interval: float | None = None,
     normalize: Literal["pair", "pool"] = "pair",
     max_plans_in_flight: int | None = None,
 ) -> PDMScores:
@@ -186,6 +226,8 @@ def score_plans(
         scenes: the scenes, on the device to compute on.
         plans: (scene, candidate, 8, 3) x [m], y [m], heading [rad] in the ego rear-axle frame at t = 0,
             0.5 s apart, first at 0.5 s; tensor or numpy array of any float type (computed in float64).
+        interval: seconds between poses where it is another one, or there are more or fewer than 8 poses; the first is
+            at it. As in the devkit, a plan that ends before 4 s stands at its last pose, and later poses are not read.
         normalize: what progress is measured by. "pair": each plan as if it were alone with the reference, as in
             the devkit's evaluation. "pool": by the furthest of the reference and all candidates of the scene, as
             in one devkit call with all of them; a plan's score then depends on the other candidates.
@@ -194,10 +236,10 @@ def score_plans(
 
     Raises:
         TypeError: plans that are neither tensor nor array of numbers.
-        ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate).
+        ValueError: wrong shapes; NaN, infinite or absurdly far plans (names scene token and candidate); no interval.
     """
     if normalize not in ("pair", "pool"):
         raise ValueError(f"normalize must be 'pair' or 'pool', found {normalize!r}")
-    plans = check_plans(scenes, plans)
-    scores = score_in_chunks(_score_chunk, scenes, plans, max_plans_in_flight)
+    plans = check_plans(scenes, plans, interval)
+    scores = score_in_chunks(partial(_score_chunk, interval=interval), scenes, plans, max_plans_in_flight)
     return scores if normalize == "pair" else _normalize_by_pool(scores)

@@ -65,7 +65,7 @@ def plan_times_us(ego_time_us: Tensor, num_poses: int = NUM_POSES, interval: flo
 
     The devkit adds seconds in float64 and truncates, so a stamp can be one microsecond early.
     """
-    seconds = torch.arange(1, num_poses + 1, dtype=torch.float64, device=ego_time_us.device) * interval
+    seconds = torch.arange(num_poses, dtype=torch.float64, device=ego_time_us.device) * interval + interval
     later = ((seconds + ego_time_us.to(torch.float64).unsqueeze(-1) * 1e-6) * 1e6).to(torch.int64)
     return torch.cat((ego_time_us.unsqueeze(-1), later), dim=-1)
 
@@ -263,24 +263,40 @@ def track(ego_state: Tensor, poses: Tensor) -> Tensor:
 
 
 def simulate(
-    ego_state: Tensor, ego_time_us: Tensor, plans: Tensor, reference: tuple[Tensor, Tensor, Tensor] | None = None
+    ego_state: Tensor,
+    ego_time_us: Tensor,
+    plans: Tensor,
+    reference: tuple[Tensor, Tensor, Tensor] | None = None,
+    *,
+    interval: float = POSE_INTERVAL,
+    recorded: Tensor | None = None,
 ) -> Tensor:
-    """Simulated states of plans, and of the reference before them when given; global frame.
+    """Simulated states of plans, of the reference before and of recorded plans behind them when given; global frame.
+
+    A plan that ends before 4 s stands at its last pose from then on; of one that ends later nothing is read beyond.
 
     Args:
         ego_state: (scene, 11) global state at t = 0.
         ego_time_us: (scene,) int64.
-        plans: (scene, candidate, 8, 3) float64 ego-frame plans.
+        plans: (scene, candidate, pose, 3) float64 ego-frame plans.
         reference: global knots (scene, knot, 3), their times (scene, knot) and counts (scene,).
+        interval: [s] between the poses of plans, the first at it.
+        recorded: (scene, more, 8, 3) further plans, as far apart as usual.
 
     Returns:
-        (scene, candidate, 41, 11), or (scene, 1 + candidate, 41, 11) with the reference first.
+        (scene, candidate, 41, 11), with the reference (1 + candidate) and recorded plans (candidate + more).
     """
     times = query_times_us(ego_time_us)
-    knot_times = plan_times_us(ego_time_us, plans.shape[2])
-    count = torch.full_like(ego_time_us, plans.shape[2] + 1)
-    poses = interpolate(plan_knots(ego_state[:, :3], plans), knot_times, count, times)
+    given = [(plans, interval)]
+    if recorded is not None:
+        alike = interval == POSE_INTERVAL and plans.shape[2] == recorded.shape[2]
+        given = [(torch.cat((plans, recorded), dim=1), interval)] if alike else [*given, (recorded, POSE_INTERVAL)]
+    poses = []
     if reference is not None:
         knots, stamps, counts = reference
-        poses = torch.cat((interpolate(knots.unsqueeze(1), stamps, counts, times), poses), dim=1)
-    return track(ego_state, poses)
+        poses.append(interpolate(knots.unsqueeze(1), stamps, counts, times))
+    for some, apart in given:
+        stamps = plan_times_us(ego_time_us, some.shape[2], apart)
+        counts = torch.full_like(ego_time_us, some.shape[2] + 1)
+        poses.append(interpolate(plan_knots(ego_state[:, :3], some), stamps, counts, times))
+    return track(ego_state, torch.cat(poses, dim=1))

@@ -74,6 +74,17 @@ def test_pdm_scores_on_a_gpu_equal_those_on_the_cpu(golden: list[GoldenScene], n
     assert_equal(scores, expected)
 
 
+def test_plans_of_another_sampling_on_a_gpu_score_as_on_the_cpu(golden_v2: list[GoldenEPDMS]) -> None:
+    """In EPDMS, where the recorded driver's plan keeps its own."""
+    batch, plans = EPDMSBatch.from_scenes([golden_v2[0].scene]), plans_of(golden_v2[:1])[:, :, :5]
+    expected = epdms_terms(batch, plans, interval=0.25)
+    gpu = PretendedGPU()
+    with gpu():
+        terms = epdms_terms(batch.to(gpu.device), plans, interval=0.25)
+        assert terms.values.device == gpu.device
+    assert_equal(terms, expected)
+
+
 def test_the_number_of_times_scoring_waits_does_not_grow_with_the_plans(golden: list[GoldenScene]) -> None:
     """Places where a GPU is waited for (which objects and edges are near) are passed once a call."""
     batch, plans = SceneBatch.from_scenes([golden[0].scene]), plans_of(golden[:1])

@@ -239,3 +239,8 @@ def test_a_reward_that_is_no_number_and_terms_that_are_no_dataclass_are_told(
     monkeypatch.setattr(reward.metric, "terms", lambda scenes, plans: {})
     with pytest.raises(ContractError, match="terms gives a dict, not a dataclass of tensors"):
         reward(tokens, plans)
+
+
+def test_a_metric_that_knows_one_sampling_alone_refuses_others() -> None:
+    with pytest.raises(ValueError, match=r"metric epdms scores plans of 8 poses, 0\.5 s apart, and no others"):
+        Straightness().sampled_every(0.1)

@@ -222,6 +222,7 @@ def draw_pictures(config: DemoConfig, out: Path, scored: dict[str, Evaluation]) 
     import numpy as np
 
     from dpvla.report.scene_picture import DrawnPlan
+    from navsim_bridge.agents.plans import each
     from navsim_bridge.data.training_data import own_metric_cache
     from navsim_bridge.evaluation.pictures import save_scene_picture
 
@@ -241,9 +242,9 @@ def draw_pictures(config: DemoConfig, out: Path, scored: dict[str, Evaluation]) 
         record = records[token]
         drawn = [DrawnPlan("recorded", record.plan())]
         for label, agent, evaluation in runs:
-            plan = agent([record])[0]
+            [plan] = each(agent([record]))
             values = dict(zip(evaluation.columns, evaluation.values[evaluation.tokens.index(token)].tolist()))
-            drawn.append(DrawnPlan(label, plan.astype(np.float64), evaluation.metric.note(values)))
+            drawn.append(DrawnPlan(label, np.asarray(plan.poses, dtype=np.float64), evaluation.metric.note(values)))
         path = out / "pictures" / f"{number:02d}_{token}.png"
         save_scene_picture(path, record, cache.load([token])[0], root, drawn, f"{record.log_name}  {token}")
 

@@ -32,7 +32,9 @@ class Evaluate(SharedAgentOptions, DataAndMapOptions):
 
     seed: Whole = 0  # dpvla: of the sampling noise
     omega: tuple[NotNegative, ...] | None = None  # dpvla: greediness of the guided combination; several: 0,0.5,1,2,4
-    samples: Annotated[int, Range(least=1, most=1024)] = 1  # dpvla: plans a scene, each with noise of its own
+    samples: Annotated[int, Range(least=1, most=1024)] = (
+        1  # plans a scene; dpvla: each of other noise; submission: seeds
+    )
     select_oracle: bool = False  # with --select: score also all that is chosen among, and the oracle's choice
     split: str  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
     out: str  # folder for scores.csv and summary.json; the same command again replaces its own
@@ -105,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "omega": omega,
             "checkpoint": options.checkpoint,
             "selection": agent.selection,
+            "submission": agent.submission,
         }
         for omega in omegas
     }
@@ -115,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_results(folder, identity(metric=metric.about, samples=options.samples, **about), options.overwrite)
         records, coverage = usable_scenes(split, data_root, agent.cameras, options.allow_missing)
         load_scenes: LoadScenes
-        reads = [data_root, *(Path(path) for path in (options.checkpoint, options.selector) if path)]
+        records, coverage = agent.usable(records, coverage, options.allow_missing)
+        reads = [data_root, *(Path(p) for p in (options.checkpoint, options.selector, options.submission) if p)]
         if cache is not None:
             records, coverage = cache.usable(records, coverage, options.allow_missing)
             load_scenes, reads = scenes_from_cache(cache), [*reads, cache.path]

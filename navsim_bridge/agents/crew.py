@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla.parallel import Executor, Processes, ProcessesConfig, run_jobs
 from dpvla.plan import NUM_POSES
-from navsim_bridge.agents.agent import Agent
+from navsim_bridge.agents.agent import Agent, Plans
+from navsim_bridge.agents.plans import checked, joined
 from navsim_bridge.splits.scenes import SceneRecord
 
 SCENES_AT_ONCE = 256
@@ -56,8 +55,8 @@ def plan_together(
     batch_size: int = 1,
     progress: bool = True,
     reads: Sequence[Path] = (),
-) -> list[NDArray[Any]]:
-    """(scene, 8, 3) plans for each seed of a policy, in the order of the records; of another agent once.
+) -> list[Plans]:
+    """Plans for each seed of a policy, in the order of the records; of another agent once.
 
     Args:
         open_agent: gives the agent, in each worker.
@@ -70,18 +69,18 @@ def plan_together(
     """
     size = batch_size * -(-SCENES_AT_ONCE // batch_size)  # whole batches: no scene gets into another one
     jobs = [(records[first : first + size], tuple(seeds)) for first in range(0, len(records), size)]
-    parts: list[list[NDArray[Any]]] = []
+    parts: list[list[Plans]] = []
     with tqdm(total=len(records), desc="scenes", unit="scene", disable=not progress) as bar:
         for plans in run_jobs(
             _plan, jobs, crew.executor, in_order=True, opener=open_agent, gpu_each=crew.gpu_each, reads=reads
         ):
             parts.append(plans)
             bar.update(len(plans[0]))
-    return [np.concatenate(of_seed) for of_seed in zip(*parts)] if parts else [np.zeros((0, NUM_POSES, 3))]
+    return [joined(of_seed) for of_seed in zip(*parts)] if parts else [np.zeros((0, NUM_POSES, 3))]
 
 
-def _plan(agent: Agent, records: Sequence[SceneRecord], seeds: Sequence[int]) -> list[NDArray[Any]]:
+def _plan(agent: Agent, records: Sequence[SceneRecord], seeds: Sequence[int]) -> list[Plans]:
     from navsim_bridge.agents.policy_agent import PolicyAgent  # with torch, which options do not need
 
     agents = [agent.with_seed(seed) for seed in seeds] if isinstance(agent, PolicyAgent) else [agent]
-    return [np.asarray(one(records)) for one in agents]
+    return [checked(one(records), len(records)) for one in agents]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from navsim_bridge.agents.agent import Agent, Decoder, Proposer, cameras_of
 from navsim_bridge.agents.crew import Crew
 from navsim_bridge.agents.registry import find_agent
 from navsim_bridge.agents.selection import Selection, SelectOptions
+from navsim_bridge.agents.submission_agent import SubmissionAgent
+from navsim_bridge.splits.coverage import Coverage
+from navsim_bridge.splits.scenes import SceneRecord
 
 SELECTING = tuple(field.name for field in fields(SelectOptions))
 
@@ -24,22 +28,40 @@ SELECTING = tuple(field.name for field in fields(SelectOptions))
 class AgentOptions(SelectOptions):
     """Who drives."""
 
-    agent: str  # dpvla, constant_velocity, stand_still, human, or one of yours
+    agent: str  # dpvla, constant_velocity, stand_still, human, submission, or one of yours
     plugin: tuple[str, ...] = ()  # your modules (or .py files) that add agents, metrics, encoders, ...
     checkpoint: str | None = None  # dpvla: checkpoint or model directory
+    submission: str | None = None  # submission: the submission.pkl, of NAVSIM v1 or v2, whose plans it drives
     batch_size: Count = 64  # dpvla: scenes planned together
     device: str = "auto"  # cpu, cuda, cuda:1, ...
     decoder: Decoder = "cpu"  # dpvla: what decodes JPEGs; nvjpeg: its GPU, which rounds pixels a little otherwise
 
     def check_agent(self, *further: str) -> None:
-        """Raise ValueError when agent and options do not fit; ``further``: a tool's own options of the policy."""
+        """Raise ValueError when agent and options do not fit; ``further``: a tool's own options of the policy.
+
+        A submission has ``samples``, too: its seeds.
+        """
         from navsim_bridge.agents.policy_agent import PolicyAgent  # with torch, which options do not need
 
-        if find_agent(self.agent) is not PolicyAgent:
-            refuse_given(self, ["checkpoint", *further, "batch_size", "decoder", *SELECTING], "--agent dpvla")
+        agent = find_agent(self.agent)
+        if agent is not SubmissionAgent:
+            refuse_given(self, ["submission"], "--agent submission")
+        elif not self.submission:
+            raise ValueError("--agent submission needs --submission FILE")
+        if agent is not PolicyAgent:
+            its_own = ("samples",) if agent is SubmissionAgent else ()
+            names = ["checkpoint", *(name for name in further if name not in its_own)]
+            refuse_given(self, [*names, "batch_size", "decoder", *SELECTING], "--agent dpvla")
         elif not self.checkpoint:
             raise ValueError("--agent dpvla needs --checkpoint")
         self.selection()
+
+    @property
+    def planned_together(self) -> int:
+        """Scenes whose plans may hang on each other in the last bit, as those of a policy do: its batches."""
+        from navsim_bridge.agents.policy_agent import PolicyAgent
+
+        return self.batch_size if find_agent(self.agent) is PolicyAgent else 1
 
     def opener(
         self, data_root: Path | str, device: str, seed: int = 0, omegas: Sequence[float] = (), samples: int = 1
@@ -50,7 +72,7 @@ class AgentOptions(SelectOptions):
         """
         return OpenAgent(
             self.agent, self.plugin, self.checkpoint, Path(data_root), device, tuple(omegas), seed, self.batch_size,
-            self.decoder, samples, self.selection(),
+            self.decoder, samples, self.selection(), self.submission,
         )  # fmt: skip
 
     def open_for(
@@ -72,7 +94,10 @@ class AgentOptions(SelectOptions):
             opener = replace(opener, checkpoint=weights_path(self.checkpoint))
         if opener.selection is not None:
             opener = replace(opener, selection=opener.selection.fixed())
-        return AgentOfCrew.of(replace(opener, device="cpu")(), opener)
+        agent = replace(opener, device="cpu")()
+        if isinstance(agent, SubmissionAgent):
+            opener = replace(opener, submission_sha256=agent.sha256)
+        return AgentOfCrew.of(agent, opener)
 
 
 @dataclass(frozen=True)
@@ -90,6 +115,8 @@ class OpenAgent:
     decoder: Decoder = "cpu"
     samples: int = 1  # that it proposes for each omega
     selection: Selection | None = None  # instead: what the plan that it drives is chosen among
+    submission: str | None = None  # the file whose plans it drives
+    submission_sha256: str | None = None  # what it must have
 
     def __call__(self) -> Agent:
         """The agent; raises as `AgentOptions.open_for`."""
@@ -99,6 +126,9 @@ class OpenAgent:
         for module in self.plugin:
             import_plugin(module)
         agent: Agent = find_agent(self.name)
+        if agent is SubmissionAgent:
+            assert self.submission is not None
+            return SubmissionAgent(self.submission, self.samples, self.submission_sha256)
         if agent is not PolicyAgent:
             return agent
         assert self.checkpoint is not None
@@ -128,10 +158,12 @@ class AgentOfCrew:
     guidance: float | None  # omega of a policy that is guided: the first that is asked for, or its own
     trained_with: float | None  # its own
     selection: dict[str, Any] | None = None  # what a result must say of the choice, where its plan is chosen
+    tokens: frozenset[str] | None = None  # of the scenes that it has plans of; None: it plans for any
+    submission: dict[str, str] | None = None  # what a result must say of the file that holds them
 
     @property
     def open_proposer(self) -> Callable[[], Proposer]:
-        """``open`` of a policy, which also proposes."""
+        """``open`` of a policy or a submission, which also propose."""
         return cast("Callable[[], Proposer]", self.open)
 
     @classmethod
@@ -140,9 +172,39 @@ class AgentOfCrew:
         from navsim_bridge.agents.policy_agent import PolicyAgent
 
         if not isinstance(agent, PolicyAgent):
-            return cls(opener, cameras_of(agent), None, None)
+            file = (
+                {"path": str(agent.path.resolve()), "sha256": agent.sha256}
+                if isinstance(agent, SubmissionAgent)
+                else None
+            )
+            tokens = getattr(agent, "tokens", None)
+            return cls(opener, cameras_of(agent), None, None, tokens=tokens, submission=file)
         own = agent.policy.sampling.omega if agent.guidance is not None else None
         return cls(opener, agent.cameras, agent.guidance, own, agent.about_selection)
+
+    def usable(
+        self, records: Sequence[SceneRecord], part: Coverage, allow_missing: bool = False
+    ) -> tuple[list[SceneRecord], Coverage]:
+        """Those of ``records`` that it has plans of, and ``part``, how much of their split they are, without others.
+
+        Raises ValueError for others unless ``allow_missing``, and where none is left.
+        """
+        if self.tokens is None:
+            return list(records), part
+        held = [r for r in records if r.token in self.tokens]
+        lacking = [r.token for r in records if r.token not in self.tokens]
+        who = self.submission["path"] if self.submission else "the agent"
+        if lacking:
+            found = f"{who} has no plans of {len(lacking)} of {len(records)} scenes, first {lacking[0]}"
+            if not (allow_missing and held):
+                other = "; ask for the rest with --allow-missing" if held else ""
+                raise ValueError(f"{found}{other}")
+            print(f"{found}; they are left out", file=sys.stderr)
+        if extra := sorted(self.tokens.difference(r.token for r in records)):
+            print(
+                f"{who}: {len(extra)} of its plans are of scenes that are not scored, first {extra[0]}", file=sys.stderr
+            )
+        return held, part.without("missing_plans", len(lacking))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,12 @@ AGENTS = Registry(
     constant_velocity="navsim_bridge.agents.baselines:constant_velocity",
     stand_still="navsim_bridge.agents.baselines:stand_still",
     human="navsim_bridge.agents.baselines:human",
+    submission="navsim_bridge.agents.submission_agent:SubmissionAgent",
 )
-"""Each an `Agent`, or where it is; a trained policy, which needs a checkpoint, is the class `PolicyAgent`."""
+"""Each an `Agent`, or where it is; of those that are made from files the class: `PolicyAgent` of a checkpoint,
+`SubmissionAgent` of a submission."""
 
 
 def find_agent(name: str) -> Any:
-    """The agent of that name (for a trained policy `PolicyAgent`). Raises RegistryError listing the names there are."""
+    """The agent of that name (its class where it is made from files); RegistryError lists the names there are."""
     return look_up(AGENTS, name, "agent")

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_bridge.agents.agent import Proposer
+from navsim_bridge.agents.agent import Plans, Proposer
 from navsim_bridge.agents.baselines import constant_velocity, stand_still
+from navsim_bridge.agents.plans import by_candidate
 from navsim_bridge.evaluation.evaluation import Evaluation
 from navsim_bridge.metrics.metric import Metric
 from navsim_bridge.metrics.two_stage import DEVKIT_SPLITS, fingerprint
@@ -44,12 +45,12 @@ class _Beside:
     agent: Proposer
     names: tuple[str, ...]
 
-    def __call__(self, records: Sequence[SceneRecord]) -> NDArray[Any]:
+    def __call__(self, records: Sequence[SceneRecord]) -> Plans:
         return self.agent(records)
 
-    def propose(self, records: Sequence[SceneRecord]) -> NDArray[Any]:
-        floors = [FLOORS[name](records)[:, None] for name in self.names]
-        return np.concatenate([np.asarray(self.agent.propose(records), dtype=np.float64), *floors], axis=1)
+    def propose(self, records: Sequence[SceneRecord]) -> list[Plans]:
+        own = by_candidate(self.agent.propose(records), len(records))
+        return [*own, *(FLOORS[name](records) for name in self.names)]
 
     def require_finite(self, plans: NDArray[Any], candidate: int) -> None:
         # a floor is finite, and no source of the agent has its number

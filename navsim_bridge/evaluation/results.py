@@ -47,6 +47,7 @@ class Identity(_Identity, total=False):
     """What is evaluated on what, as `identity` and `write_evaluation` take it."""
 
     selection: Mapping[str, Any] | None  # how a plan is chosen among several
+    submission: Mapping[str, str] | None  # path and sha256 of the file that holds the plans
 
 
 class ResultsError(ValueError):
@@ -67,6 +68,7 @@ def write_evaluation(
     coverage: Coverage | None = None,
     fingerprint: str | None = None,
     selection: Mapping[str, Any] | None = None,
+    submission: Mapping[str, str] | None = None,
     chosen_among: Sequence[Evaluation] = (),
     floors: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -78,17 +80,20 @@ def write_evaluation(
 
     ``omega`` and ``checkpoint`` belong to the dpvla agent alone; ``cache`` when the metric scenes came from one;
     ``coverage``: how much of the split ``records`` are (default: all of it); ``fingerprint``: `data_fingerprint` of the
-    records, where it is known. ``selection``: how the plan was chosen, as its agent says; ``chosen_among``: of all
+    records, where it is known. ``selection``: how the plan was chosen, as its agent says; ``submission``: the file
+    that it stands in; ``chosen_among``: of all
     plans that it was chosen among, where they were scored, too. ``floors``: `floors_of` a split that has them.
     """
     evaluation, several = samples[0], len(samples) > 1
-    trained_on = training_stages(checkpoint) if checkpoint else []
+    trained_on = training_stages(checkpoint) if checkpoint else None if submission else []
     if selection is not None and trained_on is not None:
         trained_on = [*trained_on, *(s for s in stages_of_selector(selection["selector"]) if s not in trained_on)]
     precision = weights_of(checkpoint)[1] if checkpoint else None
     part = (coverage or Coverage.whole(len(records))).without("failed", len(evaluation.failures))
     summary = {
-        **identity(agent, split, data_root, evaluation.about, seed, omega, checkpoint, len(samples), selection),
+        **identity(
+            agent, split, data_root, evaluation.about, seed, omega, checkpoint, len(samples), selection, submission
+        ),
         "precision": precision,
         "scenes": len(evaluation.tokens),
         "scenes_scored": part.used,
@@ -136,6 +141,7 @@ def identity(
     checkpoint: Path | str | None = None,
     samples: int = 1,
     selection: Mapping[str, Any] | None = None,
+    submission: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What tells an evaluation from others: two with the same values are the same command. ``metric``: its `about`."""
     return {
@@ -151,6 +157,7 @@ def identity(
         "metric": metric,
         "samples_per_scene": samples,  # plans drawn from the agent
         "selection": dict(selection) if selection is not None else None,
+        **({"submission": dict(submission)} if submission is not None else {}),  # summaries of before have no such key
     }
 
 

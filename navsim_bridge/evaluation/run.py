@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dpvla.parallel import run_jobs
-from dpvla.plan import NUM_POSES
 from dpvla.provenance import device_name
 from dpvla.registry import ContractError
-from navsim_bridge.agents.agent import Agent, Proposer
+from navsim_bridge.agents.agent import Agent, Plans, Proposer
 from navsim_bridge.agents.crew import SCENES_AT_ONCE, Crew
-from navsim_bridge.evaluation.evaluation import Evaluation, Origin, ScoredPart
+from navsim_bridge.agents.plans import Alike, by_candidate, by_sampling
+from navsim_bridge.evaluation.evaluation import Evaluation, Origin, ScoredPart, in_order
 from navsim_bridge.evaluation.metric_scenes import LoadScenes
 from navsim_bridge.metrics.metric import Metric
 from navsim_bridge.metrics.pdms import PDMS
@@ -45,7 +45,7 @@ def evaluate(
     """Plan for every record and score it, one plan a scene.
 
     Args:
-        agent: from records to plans (scene, 8, 3).
+        agent: from records to a plan each.
         records: the scenes; order them by log.
         load_scenes: from records to scenes as the metric takes them: `scenes_from_cache`, `ScenesFromLogs`, or
             `recorded_scenes`.
@@ -130,14 +130,11 @@ class _OnePlan:
 
     agent: Agent
 
-    def __call__(self, records: Sequence[SceneRecord]) -> NDArray[Any]:
+    def __call__(self, records: Sequence[SceneRecord]) -> Plans:
         return self.agent(records)
 
-    def propose(self, records: Sequence[SceneRecord]) -> NDArray[Any]:
-        plans = np.asarray(self.agent(records), dtype=np.float64)
-        if plans.shape != (len(records), NUM_POSES, 3):
-            raise ValueError(f"the agent gave plans of shape {plans.shape}, expected {(len(records), NUM_POSES, 3)}")
-        return plans[:, None]
+    def propose(self, records: Sequence[SceneRecord]) -> list[Plans]:
+        return [self.agent(records)]
 
     def require_finite(self, plans: NDArray[Any], candidate: int) -> None:
         """An agent refuses its own; what it gives nevertheless, scoring refuses."""
@@ -196,9 +193,7 @@ class _Judge:
         records = [self.records[row] for row in rows]
         found: dict[int, ScoredPart | Exception] = {}
         try:
-            plans = np.asarray(self.agent.propose(records), dtype=np.float64)
-            if plans.ndim != 4 or (len(plans), *plans.shape[2:]) != (len(records), NUM_POSES, 3):
-                raise ValueError(f"the agent proposed plans of shape {plans.shape}, expected (scene, candidate, 8, 3)")
+            plans = by_candidate(self.agent.propose(records), len(records))
             scenes = self.load(records)
             packed = self.metric.pack(scenes).to(self.device)
             origins = tuple(map(Origin.of, scenes))
@@ -208,25 +203,34 @@ class _Judge:
             return dict.fromkeys(candidates, error)
         for candidate in candidates:
             try:
-                self.agent.require_finite(plans[:, candidate], candidate)
-                terms, reasons = self._terms(records, packed, plans[:, candidate : candidate + 1])
-                found[candidate] = ScoredPart(tuple(rows), terms, reasons, origins)
+                parts = [
+                    self._scored(rows, packed, origins, alike, candidate) for alike in by_sampling(plans[candidate])
+                ]
+                (found[candidate],) = parts if len(parts) == 1 else in_order(parts)
             except ContractError:
                 raise
             except Exception as error:
                 found[candidate] = error
         return found
 
-    def _terms(self, records: Sequence[SceneRecord], packed: Any, plans: NDArray[Any]) -> tuple[Any, tuple[str, ...]]:
-        """The metric's terms of plans (scene, 1, 8, 3), on the CPU, and what cost the points."""
-        on_device = torch.from_numpy(plans).to(self.device)
-        terms = self.metric.judge(packed, on_device)
-        values = self.metric.columns_of(terms, len(records), 1)
-        for record, score in zip(records, values["score"][:, 0].tolist()):
+    def _scored(
+        self, rows: Sequence[int], packed: Any, origins: Sequence[Origin], plans: Alike, candidate: int
+    ) -> ScoredPart:
+        """Plans of a candidate for some of the scenes at ``rows``, scored and explained; on the CPU."""
+        self.agent.require_finite(plans.poses, candidate)
+        metric = self.metric if plans.interval is None else self.metric.sampled_every(plans.interval)
+        mine = [rows[place] for place in plans.places]
+        if len(mine) < len(rows):
+            packed = packed.select(np.array(plans.places, dtype=np.int64))
+        on_device = torch.from_numpy(plans.poses[:, None]).to(self.device)
+        terms = metric.judge(packed, on_device)
+        values = metric.columns_of(terms, len(mine), 1)
+        for row, score in zip(mine, values["score"][:, 0].tolist()):
             if not np.isfinite(score):
-                raise ValueError(f"scene {record.token} got a score that is not finite")
-        reasons = tuple(why[0] for why in self.metric.explain(packed, on_device, terms))
-        return mapped(terms, lambda tensor: tensor.cpu()), reasons
+                raise ValueError(f"scene {self.records[row].token} got a score that is not finite")
+        reasons = tuple(why[0] for why in metric.explain(packed, on_device, terms))
+        of_mine = tuple(origins[place] for place in plans.places)
+        return ScoredPart(tuple(mine), mapped(terms, lambda tensor: tensor.cpu()), reasons, of_mine)
 
 
 def _score(judge: _Judge, rows: Sequence[int], candidates: Sequence[int], allow_failures: bool) -> _Found:

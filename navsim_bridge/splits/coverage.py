@@ -19,6 +19,7 @@ CAUSES = {
     "missing_images": ("scene lacks camera files", "scenes lack camera files"),
     "missing_cached": ("scene is not in the metric cache", "scenes are not in the metric cache"),
     "missing_shards": ("shard is not there", "shards are not there"),
+    "missing_plans": ("scene has no plan", "scenes have no plan"),
     "failed": ("scene failed", "scenes failed"),
 }
 """What can be left out of a split, in order of appearance, with the words for one and for more. Logs and shards are

@@ -9,7 +9,7 @@ import pytest
 
 from dpvla.models.sampling import Sampling
 from navsim_bridge.agents import AGENTS, PolicyAgent, cameras_of, constant_velocity, human, load_policy, stand_still
-from navsim_bridge.submission.v1 import read_submission
+from navsim_bridge.files.submissions import read_submission
 from tests.navsim_bridge.conftest import World
 from tools import evaluate, export_submission
 
@@ -138,9 +138,9 @@ def test_an_agent_of_a_plug_in_drives_by_its_name(world: World, tmp_path: Path) 
         ["--agent", "mine", "--plugin", str(tmp_path / "my_agent.py"), "--split", "small", "--data-root",
          str(world.root), "--out", str(tmp_path / "out.pkl"), *team]
     )  # fmt: skip
-    (plans,) = read_submission(tmp_path / "out.pkl")[1]
+    ((plans,),) = read_submission(tmp_path / "out.pkl").stages
     assert set(plans) == {r.token for r in world.records}
-    assert all(plan[-1].tolist() == [8, 0, 0] for plan in plans.values())
+    assert all(plan.poses[-1].tolist() == [8, 0, 0] for plan in plans.values())
 
 
 @pytest.mark.usefixtures("no_more_agents")

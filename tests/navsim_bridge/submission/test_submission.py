@@ -17,8 +17,17 @@ from numpy.typing import NDArray
 
 from dpvla.files import FileError
 from navsim_bridge.files.pickles import UnsafePickleError, dump_plain_pickle
-from navsim_bridge.submission import v1 as submissions
-from navsim_bridge.submission.v1 import SubmissionError, Team, read_submission, validate_submission, write_submission
+from navsim_bridge.files.submissions import (
+    DEVKIT_NAMES,
+    SubmissionError,
+    Trajectory,
+    TrajectorySampling,
+    read_submission,
+)
+from navsim_bridge.submission import check
+from navsim_bridge.submission.check import Expected, check_submission
+from navsim_bridge.submission.team import Team
+from navsim_bridge.submission.v1 import write_submission
 from tests.navsim_bridge.conftest import World
 from tools import export_submission
 
@@ -104,23 +113,26 @@ def test_it_names_only_what_numpy_1_and_the_devkit_have(submission: Path) -> Non
 
 
 def test_what_was_written_is_read_back(submission: Path) -> None:
-    metadata, predictions = read_submission(submission)
-    assert metadata["country / region"] == "there"
+    found = read_submission(submission)
+    assert found.metadata["country / region"] == "there" and not found.two_stages
+    (predictions,) = found.stages
     assert [sorted(seed) for seed in predictions] == [["00ab", "00cd"]] * 2
-    np.testing.assert_array_equal(predictions[1]["00cd"], np.ones((8, 3), dtype=np.float32))
+    np.testing.assert_array_equal(predictions[1]["00cd"].poses, np.ones((8, 3), dtype=np.float32))
 
 
 def test_a_good_submission_gets_warnings_only(submission: Path, tmp_path: Path) -> None:
-    assert validate_submission(submission, ["00cd", "00ab"]) == ["2 seeds: the leaderboard encourages three or more"]
+    assert check_submission(submission, Expected((("00cd", "00ab"),))) == [
+        "2 seeds: the leaderboard encourages three or more"
+    ]
     plain = write_submission(tmp_path / "x.pkl", Team("a", "b", "c", "d", "e"), [plans("00ab")] * 3)
-    assert ["HTML link" in w or "not checked" in w for w in validate_submission(plain)] == [True, True]
+    assert ["HTML link" in w or "not checked" in w for w in check_submission(plain)] == [True, True]
 
 
 def test_wrong_token_sets_are_refused(submission: Path) -> None:
     with pytest.raises(SubmissionError, match=r"seed 0: 1 of 3 tokens are missing, first 00ef.*seed 1"):
-        validate_submission(submission, ["00ab", "00cd", "00ef"])
+        check_submission(submission, Expected((("00ab", "00cd", "00ef"),)))
     with pytest.raises(SubmissionError, match="seed 0: 1 token not in the split, first 00cd"):
-        validate_submission(submission, ["00ab"])
+        check_submission(submission, Expected((("00ab",),)))
 
 
 @pytest.mark.parametrize("predictions, message", [
@@ -148,26 +160,24 @@ def test_changed_files_are_refused(submission: Path, tmp_path: Path) -> None:
     data = submission.read_bytes()
     bad.write_bytes(data.replace(b"\x0binstitution", b"\x0binstitutiom"))
     with pytest.raises(SubmissionError, match="no key 'institution'"):
-        validate_submission(bad)
+        check_submission(bad)
     nan = np.full(24, np.nan, dtype=np.float32).tobytes()
     bad.write_bytes(data.replace(np.ones(24, dtype=np.float32).tobytes(), nan, 1))
     with pytest.raises(SubmissionError, match="seed 1, token 00ab: NaN or infinite values"):
-        validate_submission(bad)
+        check_submission(bad)
     bad.write_bytes(pickle.dumps({"predictions": print}))
     with pytest.raises(UnsafePickleError):
-        validate_submission(bad)
+        check_submission(bad)
 
 
 def write_plans(path: Path, poses: Any, horizon: Any, interval: Any, num_poses: Any = None, **other: Any) -> Path:
     """A submission of one plan with any sampling, pickled as the devkit does."""
-    sampling = submissions._Sampling()
-    sampling.num_poses = len(poses) if num_poses is None else num_poses
-    sampling.time_horizon, sampling.interval_length = horizon, interval
-    plan = submissions._Trajectory(poses, sampling)
+    sampling = TrajectorySampling(len(poses) if num_poses is None else num_poses, horizon, interval)
+    plan = Trajectory(poses, sampling)
     for name in other.get("without", ()):
         del plan.__dict__[name]
     content = {**TEAM.metadata(), "predictions": [{"00ab": plan}]}
-    path.write_bytes(dump_plain_pickle(content, submissions.DEVKIT_NAMES))
+    path.write_bytes(dump_plain_pickle(content, DEVKIT_NAMES))
     return path
 
 
@@ -195,7 +205,7 @@ def test_what_the_official_scorer_takes_is_not_refused(
     tmp_path: Path, poses: Any, horizon: Any, interval: Any, note: str | None
 ) -> None:
     path = write_plans(tmp_path / "x.pkl", poses, horizon, interval)
-    warnings = validate_submission(path, ["00ab"])
+    warnings = check_submission(path, Expected((("00ab",),)))
     assert warnings[-1].startswith("1 seed")
     if note is None:
         assert len(warnings) == 1
@@ -205,9 +215,9 @@ def test_what_the_official_scorer_takes_is_not_refused(
 
 def test_a_number_of_poses_that_nothing_reads_is_noted_only(tmp_path: Path) -> None:
     path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), 4, 0.5, num_poses=np.int32(40))
-    assert "num_poses np.int32(40) for 8 poses: the scorer does not read it" in validate_submission(path)[0]
+    assert "num_poses np.int32(40) for 8 poses: the scorer does not read it" in check_submission(path)[0]
     path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), 1, 1, without=["trajectory_sampling"])
-    assert len(validate_submission(path, ["00ab"])) == 1  # the class's own: 4 s every 0.5 s
+    assert len(check_submission(path, Expected((("00ab",),)))) == 1  # the class's own: 4 s every 0.5 s
 
 
 @pytest.mark.parametrize(("poses", "horizon", "interval", "message"), [
@@ -238,14 +248,14 @@ def test_what_the_official_scorer_would_die_of_or_misread_is_refused(
 ) -> None:
     path = write_plans(tmp_path / "x.pkl", poses, horizon, interval)
     with pytest.raises(SubmissionError, match=rf"x\.pkl: seed 0, token 00ab: .*{message}"):
-        validate_submission(path)
+        check_submission(path)
 
 
 def test_poses_that_are_no_plain_numbers_are_not_even_read(tmp_path: Path) -> None:
     for poses, message in ((np.full((8, 3), {}), "objects that are not all numbers"), (np.zeros((8, 3), "c8"), "'c8'")):
         path = write_plans(tmp_path / "x.pkl", poses, 4, 0.5)
         with pytest.raises(ValueError, match=rf"x\.pkl: not a readable pickle .*: byte \d+: .*{message}"):
-            validate_submission(path)
+            check_submission(path)
 
 
 def test_a_deeply_nested_value_is_not_written_out(tmp_path: Path) -> None:
@@ -254,7 +264,7 @@ def test_a_deeply_nested_value_is_not_written_out(tmp_path: Path) -> None:
         nested = [nested, nested]
     path = write_plans(tmp_path / "x.pkl", np.zeros((8, 3), "f4"), nested, 0.5)
     with pytest.raises(SubmissionError, match=r"found horizon \[\["):
-        validate_submission(path)
+        check_submission(path)
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -273,7 +283,7 @@ def test_what_is_no_submission_is_refused_in_one_line(tmp_path: Path, content: A
     with_team = {**TEAM.metadata(), **content} if isinstance(content, dict) and 1 not in content else content
     path.write_bytes(pickle.dumps(with_team))
     with pytest.raises(SubmissionError, match=rf"x\.pkl: {message}") as raised:
-        validate_submission(path)
+        check_submission(path)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 500
 
@@ -284,7 +294,7 @@ def test_metadata_may_be_anything_and_is_refused_where_it_is_no_text(tmp_path: P
     for value in values:
         path.write_bytes(pickle.dumps({**TEAM.metadata(), "email": value, "predictions": []}))
         with pytest.raises(SubmissionError, match="'email' is empty or not text: ") as raised:
-            validate_submission(path)
+            check_submission(path)
         assert len(str(raised.value)) < 500
 
 
@@ -292,12 +302,12 @@ def test_only_the_first_of_many_problems_are_told(tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps({**TEAM.metadata(), "predictions": [{}] * 3000}))
     with pytest.raises(SubmissionError, match="there are no predictions"):
-        validate_submission(path)
+        check_submission(path)
     write_submission(path, TEAM, [plans("a")])
     with pytest.raises(SubmissionError, match="1 of 1 tokens are missing") as raised:
-        validate_submission(path, ["b"])
+        check_submission(path, Expected((("b",),)))
     assert len(str(raised.value)) < 500
-    assert len(submissions._first_of(["x"] * 3000)) == submissions.MOST_NOTES + 1
+    assert len(check._first_of(["x"] * 3000)) == check.MOST_NOTES + 1
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
@@ -305,7 +315,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name in ("fifo", "zero", "."):
         with pytest.raises(FileError, match="where a file is to be read"):
-            validate_submission(tmp_path / name)
+            check_submission(tmp_path / name)
 
 
 def test_a_submission_is_not_replaced_unasked(world: World, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ setup(
     package_data={
         "dpvla": ["py.typed"],
         "dpvla_configs": ["*.yaml", "*/*.yaml"],
+        "dpvla_devkit": ["config/agent/*.yaml"],
         "navsim_bridge": ["doctor/scenes/*.npz", "py.typed"],
     },
     entry_points={"console_scripts": ["dpvla = dpvla_tools.__main__:main"]},

@@ -15,14 +15,14 @@ import pytest
 
 from tests.paths import ROOT
 
-PACKAGES = ("dpvla", "navsim_bridge")
+PACKAGES = ("dpvla", "navsim_bridge", "dpvla_devkit")
 
-KEEP_TO_ORDER = ("dpvla", "navsim_bridge")
+KEEP_TO_ORDER = PACKAGES
 """Packages whose files all do."""
 
 ORDER = (
     ("navsim_bridge.comparison",),
-    ("navsim_bridge.evaluation", "navsim_bridge.demo_world", "navsim_bridge.submission"),
+    ("navsim_bridge.evaluation", "navsim_bridge.demo_world", "navsim_bridge.submission", "navsim_bridge.serving"),
     ("navsim_bridge.doctor", "navsim_bridge.agents"),
     ("navsim_bridge.data",),
     ("navsim_bridge.metric_cache",),
@@ -50,6 +50,10 @@ ORDER = (
     ("dpvla.files",),
     ("dpvla.registry", "dpvla.device"),
     ("dpvla",),
+    ("dpvla_devkit",),
+    ("dpvla_devkit.agent",),
+    ("dpvla_devkit.served_policy",),
+    ("dpvla_devkit.protocol", "dpvla_devkit.address", "dpvla_devkit.config"),
 )
 """Parts from the top down: files, and folders with all that is in them; a package itself is its ``__init__``."""
 

@@ -21,6 +21,7 @@ from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.sensors import camera_names
 
 if TYPE_CHECKING:
+    from dpvla.batch import DrivingBatch
     from dpvla.models import DPVLA, SceneContext
     from dpvla.models.sampling import Sampling
 
@@ -140,10 +141,21 @@ class PolicyAgent:
 
     def __call__(self, records: Sequence[SceneRecord]) -> NDArray[np.float32]:
         """(scene, 8, 3) one plan a scene. Raises ValueError, naming the weights, for one that is not finite."""
-        source = Source(self.sampling)
-        plans = self._sampled(records, [source])[:, 0]
-        self._require_finite(plans, source)
-        return plans
+        return self._driven(self._sampled(records, self._driving))
+
+    def plan(self, batch: DrivingBatch) -> NDArray[np.float32]:
+        """(scene, 8, 3) the plans of scenes that are read already, named by the batch's tokens; raises likewise."""
+        return self._driven(self._sample(batch, self._driving))
+
+    @property
+    def _driving(self) -> Sequence[Source]:
+        """What its one plan comes from."""
+        return [Source(self.sampling)]
+
+    def _driven(self, plans: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The one plan a scene, of what was offered (scene, candidate, 8, 3)."""
+        self._require_finite(plans[:, 0], self._driving[0])
+        return plans[:, 0]
 
     def propose(self, records: Sequence[SceneRecord]) -> NDArray[np.float32]:
         """(scene, candidate, 8, 3) a plan from each of ``sources``, to the bit the one that it would give alone.
@@ -167,14 +179,15 @@ class PolicyAgent:
         dataset = NavsimDataset(records, self.data_root, self.policy.encoder.sensors, workers=self.workers)
         if self.image_cache is not None:
             dataset.cache_images(self.image_cache)
-        parts = [self._sample(dataset, range(i, min(i + self.batch_size, len(dataset))), sources)
+        device = next(self.policy.parameters()).device if self.decoder == "nvjpeg" else None
+        parts = [self._sample(dataset.batch(range(i, min(i + self.batch_size, len(dataset))), device), sources)
                  for i in range(0, len(dataset), self.batch_size)]  # fmt: skip
         return np.concatenate(parts) if parts else np.zeros((0, len(sources), NUM_POSES, 3), dtype=np.float32)
 
     @torch.no_grad()
-    def _sample(self, dataset: NavsimDataset, rows: range, sources: Sequence[Source]) -> NDArray[np.float32]:
+    def _sample(self, batch: DrivingBatch, sources: Sequence[Source]) -> NDArray[np.float32]:
         device = next(self.policy.parameters()).device
-        batch = (dataset.batch(rows, device) if self.decoder == "nvjpeg" else dataset.batch(rows)).to(device)
+        batch = batch.to(device)
         context = self.policy.encode(batch)
         numbers = {source.sample for source in sources}
         noise = {k: torch.stack([self._noise(token, k) for token in batch.tokens]).to(device) for k in numbers}

@@ -60,11 +60,9 @@ class SelectingAgent(PolicyAgent):
             "predicts": dict(self.selector.rule.about),
         }
 
-    def __call__(self, records: Sequence[Any]) -> NDArray[Any]:
-        """(scene, 8, 3) the chosen plans. Raises ValueError, naming the weights, where no plan of a scene is finite."""
-        plans = self._sampled(records, self.sources)[:, 0]
-        self.require_finite(plans, 0)
-        return plans
+    @property
+    def _driving(self) -> Sequence[Source]:
+        return self.sources
 
     def require_finite(self, plans: NDArray[Any], candidate: int) -> None:
         """As of any proposer; candidate 0 is the chosen one."""

@@ -46,7 +46,7 @@ class NavsimDataset:
         self._commands = torch.tensor([r.command for r in self.records], dtype=torch.int64)
         status = [np.concatenate([r.velocity, r.acceleration]) for r in self.records]
         self._status = torch.from_numpy(np.array(status, dtype=np.float32).reshape(-1, 4))
-        history = [_history(r) for r in self.records]
+        history = [history_of(r) for r in self.records]
         self._history = torch.from_numpy(np.array(history, dtype=np.float32).reshape(-1, HISTORY_POSES, 3))
         self._plans: Tensor | None = None
         if all(len(r.poses) - r.num_history >= NUM_POSES for r in self.records):
@@ -181,7 +181,8 @@ def _former_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return cached
 
 
-def _history(record: SceneRecord) -> NDArray[np.float64]:
+def history_of(record: SceneRecord) -> NDArray[np.float64]:
+    """(3, 3) past poses that a batch holds, in the ego frame. Raises ValueError where the scene has fewer frames."""
     if record.num_history <= HISTORY_POSES:
         raise ValueError(
             f"scene {record.token} has {record.num_history} history frames, a batch needs {HISTORY_POSES + 1}: use a "

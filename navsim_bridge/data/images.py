@@ -60,7 +60,12 @@ class Crop:
 
 
 def read_image(path: Path | str, size: Size) -> Pixels:
-    """(3, height, width) image cut to the aspect ratio of ``size`` (width, height) and reduced to it.
+    """`decode_image` of a file."""
+    return decode_image(_content(path), size)
+
+
+def decode_image(content: Pixels, size: Size) -> Pixels:
+    """(3, height, width) image of a file's bytes, cut to the aspect ratio of ``size`` (width, height), and reduced.
 
     The header, which Pillow reads, decides who decodes: torchvision a color or gray JPEG that is reduced to more than a
     quarter, which takes 0.4 of Pillow's time and gives its pixels up to a rounding here and there; Pillow everything
@@ -68,7 +73,6 @@ def read_image(path: Path | str, size: Size) -> Pixels:
 
     Raises one of UNREADABLE for a file that holds no whole image, or none that a camera takes.
     """
-    content = _content(path)
     with _opened(content) as image:
         crop, full = Crop.of(image.size, size), image.size
         is_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
@@ -79,6 +83,21 @@ def read_image(path: Path | str, size: Size) -> Pixels:
         except RuntimeError:
             return _by_pillow(image, crop, full, size)  # says what is wrong with the file, or takes it
     return _reduced(crop.cut(decoded), size).contiguous().numpy()
+
+
+def reduce_pixels(pixels: Pixels, size: Size) -> Pixels:
+    """(3, height, width) of an image (height, width, 3) that somebody else has decoded, as `decode_image` makes of a
+    JPEG that it decodes whole.
+
+    Raises ValueError for one that no camera takes.
+    """
+    full = (pixels.shape[1], pixels.shape[0])
+    _require_size(full)
+    crop = Crop.of(full, size)
+    if not crop.is_whole_pixels:
+        return _by_pillow(Image.fromarray(pixels), crop, full, size)
+    channels_first = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return _reduced(crop.cut(channels_first), size).contiguous().numpy()
 
 
 def read_with_pillow(path: Path | str, size: Size) -> Pixels:
@@ -174,12 +193,16 @@ def _content(path: Path | str) -> Pixels:
 def _opened(content: Pixels) -> Image.Image:
     """What the header says; ValueError for an image that no camera of a car takes."""
     image = Image.open(io.BytesIO(content.data), formats=FORMATS)
-    width, height = image.size
-    if width * height > MOST_PIXELS or min(width, height) < LEAST_SIDE:
-        raise ValueError(f"{width}x{height} pixels are no camera image")
+    _require_size(image.size)
     if image.mode[0] in "IF":  # which Pillow would clip, not scale
         raise ValueError(f"its pixels are of mode {image.mode}, not of 8 bits")
     return image
+
+
+def _require_size(size: Size) -> None:
+    width, height = size
+    if width * height > MOST_PIXELS or min(width, height) < LEAST_SIDE:
+        raise ValueError(f"{width}x{height} pixels are no camera image")
 
 
 def _read(path: Path | str, size: Size) -> Pixels:

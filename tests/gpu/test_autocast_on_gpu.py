@@ -99,7 +99,7 @@ def evaluate(policy: DPVLA, source: ScenesInMemory, accelerator: Accelerator) ->
 
 def plan_as_agent(policy: DPVLA, source: ScenesInMemory, accelerator: Accelerator) -> None:
     agent = PolicyAgent(policy, "nowhere")
-    agent._sample(source, range(2), agent.sources)  # type: ignore[arg-type]
+    agent._sample(source.batch(range(2)), agent.sources)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

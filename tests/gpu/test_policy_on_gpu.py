@@ -210,12 +210,12 @@ def test_a_cycle_runs_on_a_gpu_and_its_update_waits_for_nothing(
 def test_the_agent_plans_on_a_gpu_what_it_plans_on_the_cpu() -> None:
     policy, source = make_policy()
     agent = PolicyAgent(policy, "nowhere", omega=1.0).proposing_each([0.0, 1.0], samples=2)
-    expected = agent._sample(source, range(3), agent.sources)  # type: ignore[arg-type]
+    expected = agent._sample(source.batch(range(3)), agent.sources)  # type: ignore[arg-type]
     gpu = PretendedGPU()
     with gpu():
         policy.to(gpu.device)
         gpu.forget()
-        plans = agent._sample(source, range(3), agent.sources)  # type: ignore[arg-type]
+        plans = agent._sample(source.batch(range(3)), agent.sources)  # type: ignore[arg-type]
         assert sum(gpu.syncs.values()) == 1  # the plans come back, of all sources together
     assert plans.shape == (3, 4, 8, 3)
     assert plans == pytest.approx(expected, abs=1e-4)

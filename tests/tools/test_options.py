@@ -28,6 +28,7 @@ OUT = {
     "pretrain": ["--out"],
     "reproduce": ["--table", "7", "--out"],
     "rl_finetune": ["--out"],
+    "serve_policy": ["--checkpoint", "x", "--address"],
     "train_selector": ["--out"],
     "train_state_based": ["--env", f"{MAZE}-singletask-v0", "--out"],
 }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Hydra's search path leads here: ``pkg://dpvla_devkit.config``."""

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dpvla.config import one_line
+from dpvla.files import check_folder
 from dpvla_devkit.address import Address
 
 
@@ -22,6 +24,8 @@ def listening(address: Address) -> Iterator[socket.socket]:
 
     Raises ServingError: something else is there, or the operating system refuses.
     """
+    if address.path:
+        check_folder(Path(address.path).parent)
     with address.socket() as listener:
         try:
             if address.path:
@@ -31,7 +35,7 @@ def listening(address: Address) -> Iterator[socket.socket]:
                 listener.bind(address.name)
             listener.listen(128)
         except OSError as error:
-            raise ServingError(f"--address {address}: {error.strerror or error}; choose another") from None
+            raise ServingError(f"--address {address}: {one_line(error)}; choose another") from None
         mine = os.stat(address.path) if address.path else None
         try:
             yield listener

@@ -181,7 +181,8 @@ class ServedPolicy:
             return connection
 
     def _greeted(self, connection: socket.socket) -> Welcome:
-        protocol.send(connection, Message(protocol.HELLO), self.timeout)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            protocol.send(connection, Message(protocol.HELLO), self.timeout)
         answer = _answer(connection, max(self.timeout, self.patience))  # it listens while it loads its weights
         if answer.kind == protocol.REFUSED:
             raise ServedPolicyError(f"the policy server at {self.address}: {_error(answer)}")

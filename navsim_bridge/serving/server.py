@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -101,8 +102,8 @@ class PolicyServer:
                     self._open.add(connection)
                     self.counts.connections += 1
             if full:
-                with suppress(OSError), connection:
-                    protocol.send(connection, protocol.refused(f"it has {MOST_CONNECTIONS} connections already"), 1.0)
+                with connection:
+                    _refuse(connection, f"it has {MOST_CONNECTIONS} connections already")
                 continue
             threading.Thread(target=self._serve, args=(connection,), name="agent", daemon=True).start()
 
@@ -113,9 +114,7 @@ class PolicyServer:
             pass  # the agent has gone: its worker has done its scenes, or died
         except ProtocolError as error:
             self._count("strange")
-            with suppress(OSError):
-                protocol.send(connection, protocol.refused(str(error)), 1.0)
-                _drain(connection)
+            _refuse(connection, str(error))
         except OSError:
             self._count("strange")
         finally:
@@ -156,10 +155,13 @@ class PolicyServer:
             setattr(self.counts, what, getattr(self.counts, what) + 1)
 
 
-def _drain(connection: socket.socket) -> None:
-    """Read what is still on its way: closing before would throw the answer away on TCP."""
-    connection.shutdown(socket.SHUT_WR)
-    connection.settimeout(0.2)
-    for _ in range(64):
-        if not connection.recv(2**20):
-            return
+def _refuse(connection: socket.socket, error: str) -> None:
+    """Say why, and read for a moment what is still on its way: closing before would throw the words away on TCP."""
+    with suppress(OSError):
+        protocol.send(connection, protocol.refused(error), 1.0)
+        connection.shutdown(socket.SHUT_WR)
+        until = time.monotonic() + 0.2
+        while (left := until - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not connection.recv(2**20):
+                return

@@ -273,7 +273,10 @@ def test_what_a_killed_server_left_is_replaced_and_what_is_no_socket_is_not(tmp_
     with pytest.raises(ServingError, match="is there and no socket"), listening(Address.parse(str(path))):
         pass
     assert path.read_text() == "mine"
-    with pytest.raises(ValueError, match="is no folder"), listening(Address.parse(str(path / "x"))):
+    with (
+        pytest.raises(FileExistsError, match="where a folder is to be written"),
+        listening(Address.parse(str(path / "x"))),
+    ):
         pass
 
 

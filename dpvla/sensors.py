@@ -18,7 +18,7 @@ class Sensors:
     """What a policy looks at; whoever makes batches for it obeys.
 
     Cameras have plain names: ``front``, ``front_left``, ``left``, ``rear_left``, ``rear``, ...; which of them there
-    are is up to the source of the scenes.
+    are is up to the source of the scenes. A policy without cameras is given no image, and no camera file is opened.
     """
 
     cameras: tuple[str, ...] = DEFAULT_CAMERAS  # in the order of a batch
@@ -26,11 +26,22 @@ class Sensors:
     height: int = 384
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.cameras) <= MOST_CAMERAS or len(set(self.cameras)) < len(self.cameras):
-            found = ", ".join(self.cameras[:MOST_CAMERAS]) or "none"
-            raise ValueError(f"cameras must name at least one, at most {MOST_CAMERAS}, each once, found {found:.200}")
+        if len(self.cameras) > MOST_CAMERAS or len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(self._cameras_must())
         if min(self.width, self.height) < 1:
             raise ValueError(f"images must have at least one pixel, found {self.width} x {self.height}")
+
+    @classmethod
+    def seeing(cls, cameras: tuple[str, ...], width: int, height: int) -> Sensors:
+        """Of whoever needs images: at least one camera."""
+        sensors = cls(cameras, width, height)
+        if not cameras:
+            raise ValueError(sensors._cameras_must())
+        return sensors
+
+    def _cameras_must(self) -> str:
+        found = ", ".join(self.cameras[:MOST_CAMERAS]) or "none"
+        return f"cameras must name at least one, at most {MOST_CAMERAS}, each once, found {found:.200}"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -46,7 +46,7 @@ class PackImages(DataOptions):
     def sensors(self) -> Sensors:
         """Cameras and size."""
         width, height = map(int, self.size.split("x"))
-        return Sensors(self.cameras, width, height)
+        return Sensors.seeing(self.cameras, width, height)
 
 
 @command(PackImages, __doc__)

@@ -21,7 +21,7 @@ from navsim_bridge.data.config import DataConfig
 
 if TYPE_CHECKING:
     from dpvla.costs.plan import Plan
-    from dpvla.models import DPVLA
+    from dpvla.models import DrivingPolicy
     from dpvla.training.run_directory import Run
     from dpvla.training.start import Start
 
@@ -30,7 +30,7 @@ DEMO = RECIPES / "pretrain_demo.yaml"
 
 @dataclass(frozen=True)
 class PretrainConfig(PlanOptions, DataConfig):
-    """Imitation pretraining of DP-VLA on a NAVSIM split. Defaults: the paper's (100 epochs, batch 16, lr 1e-4)."""
+    """Imitation pretraining on a NAVSIM split. Defaults: the paper's DP-VLA (100 epochs, batch 16, lr 1e-4)."""
 
     out: str = "runs/pretrain"  # run directory; the same command goes on in it
     restart: bool = False  # discard what --out holds
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = open_training_data(config, policy.encoder.sensors, accelerator, reward_on="validation")
         require_room(lambda options: planned(config, options, len(data.source)), accelerator, config.out)
         if run.last is None and start is None:
-            policy.plan_coding.fit(data.source.plans(), data.source.ego_status())
+            policy.fit(data.source.plans(), data.source.ego_status())
         stage = ImitationStage(
             policy.to(accelerator.device),
             data.source,
@@ -106,24 +106,24 @@ def planned(config: PretrainConfig, options: PlanOptions, scenes: int) -> Plan:
     return plan_pretraining(outlined(config.model), config.imitation, config.loop, options, scenes)
 
 
-def initial_policy(config: PretrainConfig, run: Run, start: Start | None) -> DPVLA:
+def initial_policy(config: PretrainConfig, run: Run, start: Start | None) -> DrivingPolicy:
     """The policy before this call's first update: of the run that goes on, of --init-from, or new."""
     import torch
 
-    from dpvla.models import DPVLA
+    from dpvla.models.policies import new_policy, open_policy
 
     torch.manual_seed(config.loop.seed)
     if run.last is not None:
-        policy = DPVLA.from_pretrained(CheckpointLayout(run.last).model, config=config.model)
+        policy = open_policy(CheckpointLayout(run.last).model, config=config.model)
     elif start is None:
-        policy = DPVLA.from_config(config.model)
+        policy = new_policy(config.model)
     else:
         if start.adapters is not None:
             raise ConfigError(
                 f"--init-from {start.path} has adapters, which pretraining does not train: give {start.model} to leave "
                 "them out"
             )
-        policy = DPVLA.from_pretrained(start.model, config=config.model)
+        policy = open_policy(start.model, config=config.model)
     policy.precision = config.loop.precision
     return policy
 

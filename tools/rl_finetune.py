@@ -198,14 +198,16 @@ def train_and_draw(stage: RolloutStage, loop: LoopConfig, run: Run, judge: Judge
 def print_plan(config: FinetuneConfig) -> None:
     """What the run would take; nothing else is done."""
     from dpvla.costs.plan import outlined, outlined_from, report, scene_count
-    from dpvla.models import DPVLAConfig
+    from dpvla.models import DPVLA, DPVLAConfig
     from dpvla.training.start import open_start
 
     if Path(config.checkpoint).exists():
         policy = outlined_from(open_start(config.checkpoint).model)
     else:
         print(f"there is no {config.checkpoint} yet: planned for the paper's model")
-        policy = outlined(DPVLAConfig())
+        made = outlined(DPVLAConfig())
+        assert isinstance(made, DPVLA)
+        policy = made
     plan = planned(config, policy, config, scene_count(config, config.split))
     report(plan, config, config.out or f"runs/{config.algorithm.name}_{Path(config.split).stem}")
 

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         start = open_start(config.checkpoint)
         if run.last is not None:
             refuse_other_start(run, "checkpoint", config.checkpoint)
-        policy = start.load(accelerator.device)
+        policy = start.load_dpvla(accelerator.device)
         for path, kept in runs.items():
             kept.refuse_other_encoder(policy, path)
         if accelerator.is_main_process:

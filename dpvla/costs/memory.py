@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dpvla.models import DPVLA
+from dpvla.models import DrivingPolicy
 from dpvla.tensors import materialize
 
 
@@ -25,10 +25,10 @@ def without_numbers() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def fake_policy(policy: DPVLA) -> None:
+def fake_policy(policy: DrivingPolicy) -> None:
     """Put an empty policy (``empty_parameters``) on tensors without numbers; call it inside ``without_numbers``."""
     materialize(policy, "cpu")
-    policy.plan_coding.assume_fitted()
+    policy.assume_fitted()
 
 
 class LiveBytes(TorchDispatchMode):
@@ -67,7 +67,7 @@ class LiveBytes(TorchDispatchMode):
         return made
 
 
-def update_peak(policy: DPVLA, loss: Callable[[], Tensor]) -> int:
+def update_peak(policy: DrivingPolicy, loss: Callable[[], Tensor]) -> int:
     """Bytes at the peak of forward and backward beside AdamW's moments; inside ``without_numbers``."""
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
@@ -84,7 +84,7 @@ def update_peak(policy: DPVLA, loss: Callable[[], Tensor]) -> int:
         return live.peak_of(update)
 
 
-def forward_peak(policy: DPVLA, work: Callable[[], object]) -> int:
+def forward_peak(policy: DrivingPolicy, work: Callable[[], object]) -> int:
     """Bytes at the peak of work without gradients, the policy's own among them; inside ``without_numbers``."""
     live = LiveBytes()
     with live, torch.no_grad():

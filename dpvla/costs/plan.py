@@ -19,9 +19,10 @@ from dpvla.costs.memory import fake_policy, forward_peak, update_peak, without_n
 from dpvla.costs.options import GPUS, SCENES, PlanOptions
 from dpvla.encoders.registry import encoder_class
 from dpvla.files import free_bytes, write_json
-from dpvla.models import DPVLA, DPVLAConfig, SceneContext
+from dpvla.models import DPVLA, DPVLAConfig, DrivingPolicy, SceneContext
 from dpvla.models.config import LoRAConfig
 from dpvla.models.flops import count_flops, on_meta
+from dpvla.models.policies import policy_class
 from dpvla.models.policy_files import PolicyFiles
 from dpvla.random_rows import RandomRows
 from dpvla.rl.config import RolloutConfig, TokensConfig
@@ -133,15 +134,16 @@ def held_gb(folder: Path | str) -> float:
     return sum({(file.st_dev, file.st_ino): file.st_size for file in found}.values()) / GB
 
 
-def outlined(config: DPVLAConfig) -> DPVLA:
+def outlined(config: DPVLAConfig) -> DrivingPolicy:
     """A policy of this config without memory for weights; neither network nor released weights are needed."""
     with empty_parameters():
-        return DPVLA(config, encoder_class(config.encoder).outline(config.encoder))
+        return policy_class(config)(config, encoder_class(config.encoder).outline(config.encoder))
 
 
 def outlined_from(directory: Path) -> DPVLA:
-    """The same of a saved model."""
+    """The same of a saved DP-VLA, which RL fine-tunes."""
     saved = PolicyFiles.read(directory)
+    DPVLA.require(saved.config, directory)
     with saved.describing(), empty_parameters():
         return DPVLA(saved.config, saved.encoder())
 
@@ -156,7 +158,7 @@ def scene_count(options: PlanOptions, split: str) -> int:
 
 
 def plan_pretraining(
-    policy: DPVLA, imitation: ImitationConfig, loop: LoopConfig, options: PlanOptions, scenes: int
+    policy: DrivingPolicy, imitation: ImitationConfig, loop: LoopConfig, options: PlanOptions, scenes: int
 ) -> Plan:
     """Of imitation pretraining with ``policy``, which is ``outlined`` and put on tensors without numbers here."""
     flops = _imitation_flops(policy, imitation.noise_draws)
@@ -176,7 +178,7 @@ def plan_pretraining(
     return _plan(options, parameters, parts, flops * imitation.batch_size, None, updates, {"checkpoints": kept / GB})
 
 
-def _never_drop_layers(policy: DPVLA) -> None:
+def _never_drop_layers(policy: DrivingPolicy) -> None:
     """transformers 5.17 draws a number for every layer that might be dropped, and looks at it; here there is none."""
     for module in policy.modules():
         if hasattr(module, "layerdrop"):
@@ -274,14 +276,14 @@ def _plan(
     )
 
 
-def _imitation_flops(policy: DPVLA, draws: int) -> int:
+def _imitation_flops(policy: DrivingPolicy, draws: int) -> int:
     """Of learning one scene: forward and backward."""
     shapes = on_meta(policy).train()
     batch = shapes.encoder.fake_batch(1).to("meta")
     return count_flops(lambda: shapes.imitation_loss(batch, draws=draws)[0].backward())
 
 
-def _parts(policy: DPVLA, loop: LoopConfig, gpus: int, peak: int) -> dict[str, float]:
+def _parts(policy: DrivingPolicy, loop: LoopConfig, gpus: int, peak: int) -> dict[str, float]:
     """Memory of a GPU by part, in GB; ``peak``: of one process that holds everything whole."""
     weights, trained = _bytes(policy), _trained_bytes(policy)
     whole = {"weights": weights, "gradients": trained, "optimizer": 2 * trained}
@@ -300,20 +302,20 @@ def _share(batch_size: int, processes: int, passes: int) -> int:
     return math.ceil(batch_size / processes / passes)
 
 
-def _parameters(policy: DPVLA) -> dict[str, int]:
+def _parameters(policy: DrivingPolicy) -> dict[str, int]:
     adapters = sum(parameter.numel() for parameter in policy.adapter_parameters())
     encoder, head = (sum(p.numel() for p in part.parameters()) for part in (policy.encoder, policy.head))
     return {
         "encoder": encoder,
         "head": head - adapters,
-        "adapter": adapters // max(1, len(policy.head.adapters)),
+        "adapter": adapters // max(1, len(policy.adapters)),
         "total": encoder + head,
     }
 
 
-def _bytes(policy: DPVLA) -> int:
+def _bytes(policy: DrivingPolicy) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*policy.parameters(), *policy.buffers()))
 
 
-def _trained_bytes(policy: DPVLA) -> int:
+def _trained_bytes(policy: DrivingPolicy) -> int:
     return sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from dpvla.config import BelowOne, Count, Keys, Layers, Positive, Range, Size, check
+from dpvla.config import BelowOne, Count, Keys, Layers, Positive, Range, Size, check, refuse_size
 from dpvla.sensors import DEFAULT_CAMERAS, Sensors
 
 RELEASED = "florence-community/Florence-2-large"
@@ -14,13 +14,24 @@ TINY, LARGE = "tiny", "large"
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
-    """What all encoders have; each adds its own keys in a subclass."""
+class AnyEncoderConfig:
+    """What all encoders have, those without cameras as well."""
 
     SOURCES: ClassVar[tuple[str, ...]] = ()
     """Keys that only say where the first weights came from: a saved model may be loaded whatever they are."""
 
     name: str  # which encoder
+
+    @property
+    def sensors(self) -> Sensors:
+        """What it looks at: nothing."""
+        return Sensors(())
+
+
+@dataclass(frozen=True)
+class EncoderConfig(AnyEncoderConfig):
+    """What encoders that look at cameras have; each adds its own keys in a subclass."""
+
     cameras: tuple[str, ...] = DEFAULT_CAMERAS  # what it looks at, in this order
     image_width: Size = 768  # pixels of every camera's image
     image_height: Size = 384  # the data are cut and reduced to this
@@ -31,7 +42,7 @@ class EncoderConfig:
     @property
     def sensors(self) -> Sensors:
         """Cameras and size together; raises ValueError where they cannot be."""
-        return Sensors(self.cameras, self.image_width, self.image_height)
+        return Sensors.seeing(self.cameras, self.image_width, self.image_height)
 
 
 @dataclass(frozen=True)
@@ -91,3 +102,46 @@ class TimmConfig(EncoderConfig):
         check(self, "encoder")
         if self.width % self.mixer_heads:
             raise ValueError(f"width {self.width} is not divisible by mixer_heads, {self.mixer_heads}")
+
+
+@dataclass(frozen=True)
+class EgoStatusConfig(AnyEncoderConfig):
+    """Velocity, acceleration and command alone; the defaults are NAVSIM's ego-status MLP."""
+
+    name: str = "ego_status"  # which encoder
+    width: Size = 512  # of its hidden layers and of its one token
+    layers: Annotated[int, Range(least=1, most=512)] = 3  # linear layers, each followed by a ReLU
+
+    def __post_init__(self) -> None:
+        check(self, "encoder")
+        refuse_size(self.layers * self.width**2, "encoder")
+
+
+@dataclass(frozen=True)
+class LatentTransfuserConfig(EncoderConfig):
+    """Cameras side by side and a learned bird's-eye view; the defaults are NAVSIM's Latent TransFuser.
+
+    Three images of 480 x 256, of which the outer ones lose 104 columns left and right, make one of 1024 x 256, as the
+    devkit cuts it out of 1920 x 1080.
+    """
+
+    SOURCES: ClassVar[tuple[str, ...]] = ("pretrained",)
+
+    name: str = "latent_transfuser"  # which encoder
+    image_width: Size = 480  # pixels of every camera's image
+    image_height: Size = 256  # the data are cut and reduced to this
+    crop: _SizeOr0 = 104  # columns that the outer cameras' images lose on either side
+    network: str = "resnet34"  # of the images: a timm network whose features come from four stages
+    pretrained: bool = True  # start from its released weights
+    bev_network: str = "resnet34"  # of the bird's-eye view, from nothing
+    bev_size: Annotated[Size, Range(least=32, most=1024)] = 256  # pixels of the learned view, which is a square
+    fusion_layers: Layers = 2  # transformer layers that exchange both views' features after each of the four stages
+    fusion_heads: Size = 4  # their attention heads
+    dropout: BelowOne = 0.1  # in these layers
+    width: Size = 256  # of the tokens
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "encoder")
+        if 2 * self.crop >= self.image_width:
+            raise ValueError(f"crop {self.crop} leaves nothing of images {self.image_width} pixels wide")

@@ -24,6 +24,7 @@ To add one, write a module with two classes and one line::
 
 and give every tool ``--plugin my_module``; pretraining chooses it with ``--model.encoder mine``. A checkpoint then
 holds its config and its weights, and data are read as its ``sensors`` say. ``examples/encoder.py`` is such a module.
+One that looks at no camera has a config of ``AnyEncoderConfig``: no image is read for it.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ import torch
 from torch import Tensor, nn
 
 from dpvla.batch import DrivingBatch, fake_batch
-from dpvla.encoders.config import EncoderConfig
+from dpvla.encoders.config import AnyEncoderConfig
 from dpvla.files import short
 from dpvla.registry import ContractError
 from dpvla.sensors import Sensors
 
-ConfigT = TypeVar("ConfigT", bound=EncoderConfig)
+ConfigT = TypeVar("ConfigT", bound=AnyEncoderConfig)
 
 
 class Encoder(nn.Module, ABC, Generic[ConfigT]):
@@ -52,7 +53,7 @@ class Encoder(nn.Module, ABC, Generic[ConfigT]):
     takes their memory twice.
     """
 
-    Config: ClassVar[type[EncoderConfig]]
+    Config: ClassVar[type[AnyEncoderConfig]]
     token_width: int
     """Size of a token; the constructor sets it."""
 

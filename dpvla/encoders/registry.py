@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dpvla.config import ConfigError, OneOf
-from dpvla.encoders.config import EncoderConfig
+from dpvla.encoders.config import AnyEncoderConfig
 from dpvla.registry import Registry, look_up
 
 if TYPE_CHECKING:
@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 
 ENCODERS = Registry(
     "dpvla.encoders.encoder:Encoder",
-    {"florence": "dpvla.encoders.config:FlorenceConfig", "timm": "dpvla.encoders.config:TimmConfig"},
+    {
+        "florence": "dpvla.encoders.config:FlorenceConfig",
+        "timm": "dpvla.encoders.config:TimmConfig",
+        "ego_status": "dpvla.encoders.config:EgoStatusConfig",
+        "latent_transfuser": "dpvla.encoders.config:LatentTransfuserConfig",
+    },
     florence="dpvla.encoders.florence:FlorenceEncoder",
     timm="dpvla.encoders.timm:TimmEncoder",
+    ego_status="dpvla.encoders.ego_status:EgoStatusEncoder",
+    latent_transfuser="dpvla.encoders.latent_transfuser:LatentTransfuserEncoder",
 )
 
 
-def encoder_class(config: EncoderConfig) -> type[Encoder[Any]]:
+def encoder_class(config: AnyEncoderConfig) -> type[Encoder[Any]]:
     """The encoder that a config is of."""
     found: type[Encoder[Any]] = look_up(ENCODERS, config.name, "encoder")
     return found
@@ -56,5 +63,5 @@ def in_full(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return {key: value for key, value in data.items() if key not in others}
 
 
-AnyEncoder = Annotated[EncoderConfig, OneOf(ENCODERS, "encoder", in_full)]
+AnyEncoder = Annotated[AnyEncoderConfig, OneOf(ENCODERS, "encoder", in_full)]
 """Type of a config's field that holds an encoder's config."""

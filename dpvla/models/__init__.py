@@ -5,21 +5,29 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dpvla.models.config import DPVLAConfig, HeadConfig, PlanCodingConfig
+from dpvla.models.config import DPVLAConfig, PlanCodingConfig
+from dpvla.models.head_configs import HeadConfig, RegressionConfig
 
 if TYPE_CHECKING:
+    from dpvla.models.driving_policy import DrivingPolicy
     from dpvla.models.policy import DPVLA
     from dpvla.models.scene_context import SceneContext
 
 __all__ = [
     "DPVLA",
     "DPVLAConfig",
+    "DrivingPolicy",
     "HeadConfig",
     "PlanCodingConfig",
+    "RegressionConfig",
     "SceneContext",
 ]
 
-_LOADED_WHEN_ASKED_FOR = {"DPVLA": "dpvla.models.policy", "SceneContext": "dpvla.models.scene_context"}
+_LOADED_WHEN_ASKED_FOR = {
+    "DPVLA": "dpvla.models.policy",
+    "DrivingPolicy": "dpvla.models.driving_policy",
+    "SceneContext": "dpvla.models.scene_context",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,25 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from dpvla.config import Count, NotNegative, Positive, Range, Share, Size, Steps, check, from_dict, refuse_size
+from dpvla.config import Count, NotNegative, Positive, Range, Share, Size, Steps, check, from_dict
 from dpvla.encoders.config import FlorenceConfig, TimmConfig
 from dpvla.encoders.registry import AnyEncoder
-from dpvla.files import short
-from dpvla.layers.block_text import MOST as MOST_BLOCKS
-from dpvla.layers.block_text import parse_blocks
+from dpvla.models.head_configs import HeadConfig
+from dpvla.models.registry import AnyHead
 
 if TYPE_CHECKING:
     from dpvla.diffusion.schedule import VPLinearSchedule
-
-PRESETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
-    # (width, attention heads, blocks)
-    "tiny": (96, 4, ("3 modulated self cross mlp",)),
-    # The layout that reproduces the paper's sizes (475M, 6.68M per rank-16 adapter); one cross-attention block.
-    "paper": (1024, 16, ("24 modulated self mlp", "1 plain self cross mlp")),
-    # Cross-attention in every block instead: 475.7M and 6.78M.
-    "cross18": (1024, 16, ("18 modulated self fused-cross mlp",)),
-}
-
 
 _Beta = Annotated[Positive, Range(most=1000)]
 
@@ -52,52 +41,6 @@ class DiffusionConfig:
         check(self, "diffusion")
         if self.beta_min >= self.beta_max:
             raise ValueError(f"beta_min {self.beta_min:g} must be below beta_max {self.beta_max:g}")
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """The action head.
-
-    A block reads ``COUNT modulated|plain SUBLAYER...``; sublayers are self, cross, fused-cross (one projection for
-    keys and values) and mlp.
-    """
-
-    preset: str = "paper"  # paper | cross18 | tiny: gives width, heads and blocks where they are not set below
-    width: Size | None = None  # model width d
-    heads: Size | None = None  # attention heads
-    blocks: tuple[str, ...] | None = None  # e.g. ("24 modulated self mlp", "1 plain self cross mlp")
-    mlp_ratio: Annotated[Count, Range(most=64)] = 4  # hidden width of the MLPs over d
-    use_command: bool = True  # driving command in the adaLN condition (the encoder sees it as text in any case)
-    use_ego_status: bool = True  # velocity and acceleration in the adaLN condition; the paper does not say
-    use_history: bool = True  # past poses in the adaLN condition; the paper does not say
-    status_token: bool = True  # the same condition once more as a context token
-    project_context: bool = True  # linear projection of the encoder tokens to d before keys and values
-
-    def __post_init__(self) -> None:
-        check(self, "head")
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset {short(self.preset)} is unknown; expected one of {', '.join(PRESETS)}")
-        width, heads, blocks = self.resolved()
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by heads, {heads}")
-        if self.status_token and not self.project_context:
-            raise ValueError("status_token needs project_context: the token joins the projected ones")
-        if self.blocks is not None and not 1 <= len(self.blocks) <= MOST_BLOCKS:
-            raise ValueError(f"blocks holds {len(self.blocks)} texts, from 1 to {MOST_BLOCKS} are taken")
-        weights = 0
-        for text in blocks:
-            try:
-                layers = parse_blocks(text)
-            except ValueError as error:
-                raise ValueError(f"blocks: {error}") from None
-            of_one = sum(2 * self.mlp_ratio if kind == "mlp" else 4 for kind in layers[0][1])
-            weights += len(layers) * (of_one + 3 * len(layers[0][1])) * width**2
-        refuse_size(weights, "blocks")
-
-    def resolved(self) -> tuple[int, int, tuple[str, ...]]:
-        """Width, heads and blocks with the preset filled in."""
-        width, heads, blocks = PRESETS[self.preset]
-        return self.width or width, self.heads or heads, tuple(self.blocks or blocks)
 
 
 _Spread = Annotated[float, Range(least=1e-6, most=1000)]
@@ -133,14 +76,19 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class DPVLAConfig:
-    """The whole policy; the defaults are the paper's model."""
+    """The whole policy; the defaults are the paper's model. With the head regression it is one without diffusion."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"encoder.timm_options": "encoder.options"}
 
     encoder: AnyEncoder = field(default_factory=FlorenceConfig)  # images and command to tokens
-    head: HeadConfig = field(default_factory=HeadConfig)  # tokens and noised plan to prediction
+    head: AnyHead = field(default_factory=HeadConfig)  # tokens and noised plan to prediction, or tokens to a plan
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)  # schedule, loss, sampler
     plan: PlanCodingConfig = field(default_factory=PlanCodingConfig)  # meters to normalized numbers
+
+    def __post_init__(self) -> None:
+        for name, default in (("diffusion", DiffusionConfig()), ("plan", PlanCodingConfig())):
+            if name not in self.head.OF_MODEL and getattr(self, name) != default:
+                raise ValueError(f"{name} is not read by the head {self.head.name}: leave model.{name} out")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, ready for JSON."""

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpvla.models.policy import DPVLA
+from dpvla.models.driving_policy import DrivingPolicy, Policy
 from dpvla.models.scene_context import SceneContext
 
 
-def on_meta(policy: DPVLA) -> DPVLA:
+def on_meta(policy: Policy) -> Policy:
     """A copy of ``policy`` without numbers: what is done with it is counted, not computed. It takes no memory.
 
     Whether parameters ask for gradients stays as it is, and with it what a backward costs. All weights are float32 and
@@ -32,7 +32,7 @@ def on_meta(policy: DPVLA) -> DPVLA:
     without |= {id(buffer): buffer.to("meta") for buffer in policy.buffers()}
     copy = deepcopy(policy, without)
     copy.precision = "no"
-    copy.plan_coding.fitted = torch.tensor(True)  # asked for its value; any will do
+    copy.assume_fitted()
     return copy
 
 
@@ -45,7 +45,7 @@ def count_flops(call: Callable[[], object]) -> int:
     return int(c.get_total_flops())
 
 
-def encode_flops(policy: DPVLA, scenes: int = 1) -> tuple[int, SceneContext]:
+def encode_flops(policy: DrivingPolicy, scenes: int = 1) -> tuple[int, SceneContext]:
     """Of encoding so many scenes with an ``on_meta`` policy, and their context, which has shapes alone."""
     batch = policy.encoder.fake_batch(scenes).to("meta")
     contexts: list[SceneContext] = []

@@ -18,7 +18,7 @@ from dpvla.batch import COMMANDS
 from dpvla.layers.adaptable import BASE, Active
 from dpvla.layers.block_text import parse_blocks
 from dpvla.layers.blocks import Block, initialize_linears
-from dpvla.models.config import HeadConfig
+from dpvla.models.head_configs import HeadConfig
 from dpvla.plan import HISTORY_POSES, NUM_POSES
 
 Policies = tuple[str | None, ...]
@@ -58,6 +58,7 @@ class PreparedContext:
 class DiTHead(nn.Module):
     """Noised plans and a scene's context to the denoiser's output, of one or several policies at once."""
 
+    Config = HeadConfig
     adapters: tuple[str, ...]
     """Names of the adapters it carries, in the order of the stacked weights; see ``models.adapters``."""
 

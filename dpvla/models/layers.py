@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from dpvla.models.policy import DPVLA
+from dpvla.models.driving_policy import DrivingPolicy
 
 
 def repeated_layers(module: nn.Module, *parts: str) -> list[nn.Module]:
@@ -14,7 +14,7 @@ def repeated_layers(module: nn.Module, *parts: str) -> list[nn.Module]:
     """
     found: list[nn.Module] = []
     for policy in module.modules():
-        if isinstance(policy, DPVLA):
+        if isinstance(policy, DrivingPolicy):
             found += policy.encoder.repeated_layers() if not parts or "encoder" in parts else []
-            found += policy.head.blocks if not parts or "head" in parts else []
+            found += policy.head_layers() if not parts or "head" in parts else []
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,120 +16,60 @@ from dpvla.checkpoint_layout import SAMPLING_FILE
 from dpvla.diffusion import DPMSolver, clip_x0, combine
 from dpvla.diffusion.samplers.dpm import Denoiser
 from dpvla.diffusion.samplers.sde import Chain, SDESolver
-from dpvla.encoders.encoder import Encoder, tokens_of, width_of
-from dpvla.encoders.registry import encoder_class
-from dpvla.layers.adaptable import AdaptableLinear
+from dpvla.encoders.encoder import Encoder, width_of
 from dpvla.manifest import check_manifest, write_manifest
 from dpvla.models import adapter_files
 from dpvla.models import adapters as adapter_bank
 from dpvla.models.config import DPVLAConfig
+from dpvla.models.driving_policy import DrivingPolicy, recorded_plans
 from dpvla.models.head import BASE_POLICY, DiTHead, Policies, PreparedContext
+from dpvla.models.head_configs import HeadConfig
 from dpvla.models.plan_coding import PlanCoding
-from dpvla.models.policy_files import PolicyFiles
 from dpvla.models.sampling import FORMER_ADAPTERS, Sampling, read_sampling, write_sampling
 from dpvla.models.scene_context import SceneContext
 from dpvla.plan import NUM_POSES
-from dpvla.precision import Precision, computing_in
 from dpvla.random_rows import normal
-from dpvla.tensors import empty_parameters, materialize, state_of
-
-COMPUTES_WITH_WEIGHTS = (RuntimeError, TypeError)
-"""What torch raises in an encoder whose constructor computes with its weights, where they are on the meta device: it is
-made with real ones."""
-ADAPTER_WEIGHTS = ("adapter_down", "adapter_up")
 
 
-class DPVLA(nn.Module):
-    """Driving policy: scene encoder, diffusion head, plan coding.
+class DPVLA(DrivingPolicy):
+    """Driving policy: scene encoder, diffusion head, plan coding."""
 
-    Call it through its methods. What is trained under DistributedDataParallel is a small module around it whose
-    ``forward`` is the loss (``training.imitation``, ``rl.stage``), so that gradients are synchronized.
-    """
-
-    sampling: Sampling
-    """What ``sample`` combines where it is not told otherwise; saved and restored with the adapters."""
-    precision: Precision
-    """What ``encode`` and ``sample`` compute in, as training did; saved and restored with the weights."""
+    Config = HeadConfig
+    head: DiTHead
     beside: nn.Module | None
     """What an algorithm trains beside the head (``Algorithm.networks``); no part of what is saved as the policy."""
     runs_equals_once: bool
     """Whether ``sample`` may take the two policies it combines for one; see ``knowing_equals``."""
 
     def __init__(self, config: DPVLAConfig, encoder: Encoder[Any]) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, encoder)
+        assert isinstance(config.head, HeadConfig)
         self.schedule = config.diffusion.schedule()
         self.solver = DPMSolver(self.schedule, config.diffusion.num_steps)
-        self.encoder = encoder
         self.plan_coding = PlanCoding(config.plan)
-        self.head = DiTHead(config.head, self.plan_coding.num_channels, width_of(encoder))
-        self.encoder_frozen = False
+        self.noise_channels = self.plan_coding.num_channels
+        self.head = DiTHead(config.head, self.noise_channels, width_of(encoder))
         self.beside: nn.Module | None = None
-        self.sampling = Sampling()
-        self.precision = "no"
         self.runs_equals_once = False
 
-    # ------------------------------------------------------------------ building, saving, loading
+    def head_layers(self) -> list[nn.Module]:
+        """The blocks of the head."""
+        return [*self.head.blocks]
 
-    @classmethod
-    def from_config(cls, config: DPVLAConfig) -> DPVLA:
-        """A policy before training; the encoder starts from released weights where the config says so."""
-        return cls(config, encoder_class(config.encoder).from_config(config.encoder))
+    def fit(self, plans: Tensor, ego_status: Tensor) -> None:
+        """Plan statistics."""
+        self.plan_coding.fit(plans, ego_status)
 
-    def save_pretrained(self, directory: Path | str) -> None:
-        """Write ``config.json`` and ``model.safetensors``: weights and plan statistics, no adapters; atomic."""
-        saved = PolicyFiles(Path(directory), self.config, self.encoder.architecture(), self.precision)
-        saved.write(self._base_state())
-
-    @classmethod
-    def from_pretrained(
-        cls, directory: Path | str, device: torch.device | str = "cpu", config: DPVLAConfig | None = None
-    ) -> DPVLA:
-        """Read what ``save_pretrained`` wrote, in eval mode. Needs no network, even for a Florence encoder.
-
-        Args:
-            config: what the policy shall be instead of what was saved; only loss and sampler may differ.
-
-        Raises:
-            FileNotFoundError, ValueError: files are missing, damaged, not finite or do not fit each other.
-        """
-        saved = PolicyFiles.read(directory, config)
-        with saved.describing():
-            policy = cls._empty(saved)
-        materialize(policy, device)
-        saved.read_into(policy._base_state())
-        policy.precision = saved.precision
-        return policy.eval()
-
-    @classmethod
-    def _empty(cls, saved: PolicyFiles) -> DPVLA:
-        """The policy of these files before its weights: memory is taken when they are read, and nothing is drawn.
-
-        A config of a stranger may ask for any size: it is first held against the tensors that there are.
-        """
-        with torch.random.fork_rng(devices=[]):
-            try:
-                with torch.device("meta"):
-                    outline = cls(saved.config, saved.encoder())
-            except COMPUTES_WITH_WEIGHTS:
-                return cls(saved.config, saved.encoder())
-            saved.require_same(outline._base_state())
-            try:
-                with empty_parameters():
-                    return cls(saved.config, saved.encoder())
-            except COMPUTES_WITH_WEIGHTS:
-                return cls(saved.config, saved.encoder())
-
-    def _base_state(self) -> dict[str, Tensor]:
-        kept = state_of(self).items()
-        return {key: t for key, t in kept if not key.endswith(ADAPTER_WEIGHTS) and not key.startswith("beside.")}
+    def assume_fitted(self) -> None:
+        """Take the plan statistics as they are."""
+        self.plan_coding.assume_fitted()
 
     # ------------------------------------------------------------------ adapters
 
     @property
-    def has_adapters(self) -> bool:
-        """Whether the head carries any."""
-        return bool(self.head.adapters)
+    def adapters(self) -> tuple[str, ...]:
+        """Names of those that the head carries."""
+        return self.head.adapters
 
     def add_adapters(self, names: Sequence[str], rank: int = 16, alpha: float = 16.0) -> None:
         """Create adapters; each equals the base policy at first.
@@ -201,36 +141,7 @@ class DPVLA(nn.Module):
         self.encoder_frozen = True
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> DPVLA:
-        """Training mode, except for a frozen encoder."""
-        super().train(mode)
-        if self.encoder_frozen:
-            self.encoder.eval()
-        return self
-
     # ------------------------------------------------------------------ training
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """Inside, its networks compute in ``precision``."""
-        return computing_in(self.precision, self.plan_coding.mean.device)
-
-    def hold_frozen(self) -> None:
-        """Keep weights that are not trained in what autocast casts them to at every use: same plans, half the memory.
-
-        Those are the weights of linear layers and convolutions; norms, embeddings and biases stay in float32, and so
-        does all where ``precision`` is no autocast. Saved afterwards, these weights are rounded: keep their file.
-        """
-        if self.precision != "bf16":
-            return
-        for _, part in cast_by_autocast(self):
-            if not part.weight.requires_grad:
-                part.weight = nn.Parameter(part.weight.detach().to(torch.bfloat16), requires_grad=False)
-
-    def encode(self, batch: DrivingBatch) -> SceneContext:
-        """Run the encoder once a scene. Without gradients when it is frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen), self.autocast():
-            tokens, mask = tokens_of(self.encoder, batch)
-        return SceneContext(tokens, mask, batch.command, batch.ego_status.float(), batch.history.float())
 
     def draw(self, scenes: int, draws: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Training times (scene, draw) and noise (scene, draw, 8, channel) on the policy's device.
@@ -302,15 +213,11 @@ class DPVLA(nn.Module):
     def imitation_loss(
         self, batch: DrivingBatch, draws: int = 1, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Denoising loss of the base policy on the recorded plans; one encoder pass, ``draws`` noise draws a scene.
-
-        ``generator``: of noise levels and noise, by default the batch's own ``random``.
-        """
-        if batch.plan is None:
-            raise ValueError(f"imitation needs recorded plans; scene {batch.tokens[0]} and its batch have none")
+        """Denoising loss of the base policy, at ``draws`` noise levels a scene."""
+        recorded = recorded_plans(batch)
         context = self.encode(batch)
         t, noise = self.draw(len(batch), draws, batch.random if generator is None else generator)
-        plans = batch.plan[:, None].expand(-1, draws, -1, -1)
+        plans = recorded[:, None].expand(-1, draws, -1, -1)
         loss = self.denoising_errors(context, plans, t, noise).mean()
         return loss, {"imitation/loss": loss.detach()}
 
@@ -328,34 +235,6 @@ class DPVLA(nn.Module):
             yield self.runs_equals_once
         finally:
             self.runs_equals_once = False
-
-    @torch.no_grad()
-    def sample(
-        self,
-        context: SceneContext,
-        num_candidates: int,
-        omega: float | None = None,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        sampling: Sampling | None = None,
-    ) -> Tensor:
-        """Plans ``(scene, num_candidates, 8, 3)`` from the combination of policies (paper Alg. 2), or from one.
-
-        Args:
-            omega: instead of that of the policy's own ``sampling``.
-            noise: (scene, num_candidates, 8, channel), instead of the generator's.
-            sampling: instead of the policy's own; ``Sampling()`` is the head without adapters.
-
-        Combination and solver run in float32.
-        """
-        shape = (len(context), num_candidates, NUM_POSES, self.plan_coding.num_channels)
-        if noise is None:
-            noise = normal(shape, generator, context.device)
-        elif tuple(noise.shape) != shape:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shape}")
-        sampling = self.sampling if sampling is None else sampling
-        sampling = sampling if omega is None else replace(sampling, omega=omega)
-        return next(self.sample_each(context, [(sampling, noise)]))
 
     @torch.no_grad()
     def sample_each(self, context: SceneContext, draws: Iterable[tuple[Sampling, Tensor]]) -> Iterator[Tensor]:
@@ -423,11 +302,3 @@ class DPVLA(nn.Module):
         if steps != self.solver.num_steps:
             self.solver = DPMSolver(self.schedule, steps)
         return self.solver
-
-
-def cast_by_autocast(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    """Layers, by name, of whose weights autocast computes with nothing but what it casts them to."""
-    for name, part in module.named_modules():
-        plain = type(part) in (nn.Linear, nn.Conv2d, AdaptableLinear)  # others may do more with their weights
-        if plain and isinstance(part, nn.Linear | nn.Conv2d):
-            yield name, part

@@ -29,8 +29,8 @@ from torch import Tensor
 from dpvla.config import Count, Whole, one_line, to_dict
 from dpvla.files import FileError, open_regular, short, write_atomically, write_json
 from dpvla.kept_open import KeptOpen
-from dpvla.models import DPVLA, SceneContext
-from dpvla.models.policy import cast_by_autocast
+from dpvla.models import DrivingPolicy, SceneContext
+from dpvla.models.driving_policy import cast_by_autocast
 from dpvla.schema import read_as
 
 FORMAT = 1
@@ -57,7 +57,7 @@ class Maker:
     precision: str  # what it autocasts to
 
     @classmethod
-    def of(cls, policy: DPVLA) -> Maker:
+    def of(cls, policy: DrivingPolicy) -> Maker:
         """Of a policy; reads all of the encoder's weights once."""
         config = policy.config.encoder
         encoder = {key: value for key, value in to_dict(config).items() if key not in config.SOURCES}
@@ -388,7 +388,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _weights_hash(module: torch.nn.Module, precision: str) -> str:
-    """The same whether weights are held in what autocast casts them to (``DPVLA.hold_frozen``) or not."""
+    """The same whether weights are held in what autocast casts them to (``DrivingPolicy.hold_frozen``) or not."""
     digest = hashlib.sha256()
     cast = {f"{name}.weight" for name, _ in cast_by_autocast(module)} if precision == "bf16" else set()
     for name, tensor in sorted(module.state_dict().items()):

@@ -16,7 +16,7 @@ from dpvla import __version__, files
 from dpvla.checkpoint_layout import CONFIG_FILE, SELECTOR, SELECTOR_WEIGHTS
 from dpvla.config import Size, from_dict, to_dict
 from dpvla.manifest import check_manifest, require_manifest, sha256_of, write_manifest
-from dpvla.models import DPVLA, SceneContext
+from dpvla.models import DrivingPolicy, SceneContext
 from dpvla.rl.token_files import Maker, MakerOnDisk
 from dpvla.schema import read_as
 from dpvla.selector.config import SelectorConfig
@@ -113,7 +113,7 @@ class Selector(nn.Module):
         best = score == score.amax(dim=-1, keepdim=True)
         return torch.where(best, places, score.shape[-1]).amin(dim=-1)  # argmax would give any of equals on a GPU
 
-    def refuse_other_encoder(self, policy: DPVLA, where: str) -> None:
+    def refuse_other_encoder(self, policy: DrivingPolicy, where: str) -> None:
         """Raise SelectorError unless ``policy`` encodes scenes as the selector has learned to read them.
 
         Reads all of the encoder's weights once. ``where``: names the selector.

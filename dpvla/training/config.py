@@ -38,13 +38,13 @@ class LoopConfig(OptimizerConfig):
 
 @dataclass(frozen=True)
 class ImitationConfig:
-    """The diffusion loss on recorded plans."""
+    """Learning the recorded plans."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"colour_jitter": "color_jitter"}
 
     epochs: Count = 100  # passes over the training split (paper: 100)
     batch_size: Count = 16  # scenes in an update, over all processes (paper: 16)
-    noise_draws: Count = 1  # noise levels drawn for each scene of an update; the scene is encoded once
+    noise_draws: Count = 1  # diffusion: noise levels drawn for each scene of an update; the scene is encoded once
     color_jitter: BelowOne = 0.0  # random contrast, brightness and cast of the images; against learning the weather
     num_workers: Workers = 0  # processes that decode images ahead; 0: a thread of the training process
     validation_scenes: Count = 256  # held-out scenes used for loss and PDMS

@@ -1,4 +1,4 @@
-"""Imitation pretraining: encoder and head learn the recorded plans by denoising."""
+"""Imitation pretraining: encoder and head learn the recorded plans, by denoising or by whatever a policy's loss is."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dpvla.batch import DrivingBatch, RewardFunction, SceneSource
 from dpvla.checkpoint_layout import CheckpointLayout
-from dpvla.config import check
-from dpvla.models import DPVLA
+from dpvla.config import ConfigError, check
+from dpvla.models import DrivingPolicy
 from dpvla.random_rows import RandomRows
 from dpvla.training.augmentation import jitter_colors
 from dpvla.training.config import ImitationConfig
@@ -27,13 +27,13 @@ from dpvla.training.stage import Track, WholeWeights
 class ImitationStep(nn.Module):
     """The differentiable part of an update; ``forward`` is what accelerate wraps."""
 
-    def __init__(self, policy: DPVLA, config: ImitationConfig) -> None:
+    def __init__(self, policy: DrivingPolicy, config: ImitationConfig) -> None:
         super().__init__()
-        self.policy: DPVLA = policy
+        self.policy: DrivingPolicy = policy
         self.config = config
 
     def forward(self, batch: DrivingBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Denoising error of the recorded plans."""
+        """The policy's loss on the recorded plans."""
         seen = replace(batch, images=jitter_colors(batch.images, self.config.color_jitter, batch.random))
         return weighted(batch, *self.policy.imitation_loss(seen, draws=self.config.noise_draws))
 
@@ -43,7 +43,7 @@ class ImitationStage:
 
     def __init__(
         self,
-        policy: DPVLA,
+        policy: DrivingPolicy,
         source: SceneSource,
         config: ImitationConfig,
         accelerator: Accelerator,
@@ -54,6 +54,8 @@ class ImitationStage:
     ) -> None:
         """``describe`` writes ``run.yaml``; ``validation`` is scored with ``reward`` when both are given."""
         check(config, "imitation")
+        if config.noise_draws > 1 and not policy.noise_channels:
+            raise ConfigError(f"imitation.noise_draws {config.noise_draws}: a {policy.config.head.name} draws no noise")
         refuse_uneven("imitation.batch_size", config.batch_size, accelerator.num_processes)
         self.policy, self.source, self.config, self.seed = policy, source, config, seed
         self.module: nn.Module = ImitationStep(policy, config)

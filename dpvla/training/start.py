@@ -13,9 +13,10 @@ import torch
 from dpvla.checkpoint_layout import ADAPTERS, CONFIG_FILE, MODEL, RUN_FILE, WEIGHTS_FILE
 from dpvla.config import ConfigError, NotNegative
 from dpvla.manifest import MANIFEST, check_manifest
-from dpvla.models import DPVLA
+from dpvla.models import DPVLA, DrivingPolicy
 from dpvla.models.adapters import adapter_size
 from dpvla.models.config import LoRAConfig
+from dpvla.models.policies import open_policy
 from dpvla.models.policy_files import PolicyFiles
 from dpvla.models.sampling import read_sampling
 from dpvla.schema import checked
@@ -35,8 +36,14 @@ class Start:
     trained_on: tuple[TrainedOn, ...]  # every stage behind these weights, oldest first; one unknown stage: nobody knows
     cycles: int = 0  # of roll-outs behind them, as far as they are counted
 
-    def load(self, device: torch.device | str = "cpu") -> DPVLA:
+    def load(self, device: torch.device | str = "cpu") -> DrivingPolicy:
         """The policy, in eval mode, with its adapters and what sampling needs to know of them."""
+        if self.adapters is not None:
+            return self.load_dpvla(device)
+        return open_policy(self.model, device)
+
+    def load_dpvla(self, device: torch.device | str = "cpu") -> DPVLA:
+        """The same for who samples plans and trains adapters. Raises ConfigError for a policy without diffusion."""
         policy = DPVLA.from_pretrained(self.model, device)
         if self.adapters is not None and not policy.load_adapters(self.adapters):
             omega = _omega(self.path)  # version 0.1.0 kept it in run.yaml alone
@@ -106,11 +113,12 @@ def starting_point(start: Start, adapters: WhatOfAdapters, names: Sequence[str],
     """
     about: dict[str, Any] = {"path": str(start.path), "weights_sha256": start.weights_hash()}
     if start.adapters is None:
-        return StartingPoint(start.load(), start.trained_on, about | {"adapters": "new"}, start.model)
+        return StartingPoint(start.load_dpvla(), start.trained_on, about | {"adapters": "new"}, start.model)
     if adapters == "discard":
         bare = start.without_adapters()
-        return StartingPoint(bare.load(), bare.trained_on, about | {"adapters": "new, its own discarded"}, start.model)
-    policy = start.load()
+        about["adapters"] = "new, its own discarded"
+        return StartingPoint(bare.load_dpvla(), bare.trained_on, about, start.model)
+    policy = start.load_dpvla()
     about["cycles"] = start.cycles
     guided = policy.sampling.is_guided
     if guided:

@@ -1,4 +1,4 @@
-"""A trained DP-VLA as an agent: one sampled plan a scene, or several from one look at it."""
+"""A trained policy as an agent: one plan a scene, or several sampled ones from one look at it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from navsim_bridge.splits.sensors import camera_names
 
 if TYPE_CHECKING:
     from dpvla.batch import DrivingBatch
-    from dpvla.models import DPVLA, SceneContext
+    from dpvla.models import DrivingPolicy, SceneContext
     from dpvla.models.sampling import Sampling
 
 
-def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> DPVLA:
+def load_policy(checkpoint: Path | str, device: torch.device | str = "cpu") -> DrivingPolicy:
     """The policy of a checkpoint (with its adapters when it has them), of a run (its newest checkpoint), or of a bare
     model directory (without adapters). It samples with the omega and the precision it was trained with, and is not
     to be trained: with bf16 its weights take half their memory.
@@ -63,7 +63,7 @@ class PolicyAgent:
 
     def __init__(
         self,
-        policy: DPVLA,
+        policy: DrivingPolicy,
         data_root: Path | str,
         *,
         omega: float | None = None,
@@ -106,6 +106,12 @@ class PolicyAgent:
             found = "is sampled from one policy alone" if self.policy.has_adapters else "has no adapters to guide with"
             raise ValueError(f"--omega has nothing to combine: the checkpoint {found} (DIPOLE trains two)")
 
+    def require_draws(self, option: str) -> None:
+        """Raise ValueError when an option asks for several plans of a policy that has one for each scene."""
+        if not self.policy.noise_channels:
+            head = self.policy.config.head.name
+            raise ValueError(f"{option}: {self.weights} has the head {head}, of one plan a scene: leave it out")
+
     @property
     def sampling(self) -> Sampling:
         """What its one plan a scene is sampled with: the policy's own, with the omega that was asked for."""
@@ -136,6 +142,8 @@ class PolicyAgent:
 
     def proposing_each(self, omegas: Sequence[float], samples: int = 1) -> PolicyAgent:
         """The same agent that proposes, for each omega (none: its own), so many samples: candidate by candidate."""
+        if samples > 1:
+            self.require_draws(f"--samples {samples}")
         samplings = [replace(self.sampling, omega=omega) for omega in omegas] or [self.sampling]
         return self.proposing([Source(sampling, sample) for sampling in samplings for sample in range(samples)])
 
@@ -177,7 +185,7 @@ class PolicyAgent:
     def _sampled(self, records: Sequence[SceneRecord], sources: Sequence[Source]) -> NDArray[np.float32]:
         """(scene, source, 8, 3)"""
         dataset = NavsimDataset(records, self.data_root, self.policy.encoder.sensors, workers=self.workers)
-        if self.image_cache is not None:
+        if self.image_cache is not None and self.cameras:
             dataset.cache_images(self.image_cache)
         device = next(self.policy.parameters()).device if self.decoder == "nvjpeg" else None
         parts = [self._sample(dataset.batch(range(i, min(i + self.batch_size, len(dataset))), device), sources)
@@ -203,4 +211,4 @@ class PolicyAgent:
     def _noise(self, token: str, sample: int = 0) -> torch.Tensor:
         """(1, 8, channel) noise of one scene."""
         name = f"{token}/{sample}" if sample else token
-        return scene_noise(self.seed, name, (1, NUM_POSES, self.policy.plan_coding.num_channels))
+        return scene_noise(self.seed, name, (1, NUM_POSES, self.policy.noise_channels))

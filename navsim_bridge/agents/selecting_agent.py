@@ -37,6 +37,7 @@ class SelectingAgent(PolicyAgent):
         Raises SelectorError, FileNotFoundError or ValueError: there is no such selector, it is damaged, reads another
         encoder's tokens, or there is nothing to propose plans from.
         """
+        agent.require_draws(f"--select {selection.count}")
         folder = find_selector(selection.selector)
         made = cls.__new__(cls)
         made.__dict__.update(agent.__dict__)
@@ -83,7 +84,7 @@ def sources_of(agent: PolicyAgent, selection: Selection) -> list[Source]:
     Raises ValueError: the policy has not what is asked for, or there are more sources than plans.
     """
     samplings: list[Sampling] = []
-    own, adapters = agent.sampling, agent.policy.head.adapters
+    own, adapters = agent.sampling, agent.policy.adapters
     for what in selection.proposed_by:
         if what == "own":
             if selection.omegas and not own.is_guided:

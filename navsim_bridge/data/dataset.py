@@ -134,6 +134,8 @@ class NavsimDataset:
         return path
 
     def _images(self, rows: NDArray[np.int64], decode_on: torch.device | None) -> Tensor:
+        if not self.cameras:
+            return torch.empty((len(rows), *self.sensors.shape), dtype=torch.uint8)
         if self._store is not None:
             store, places = self._store
             return torch.from_numpy(store.read(places[rows]))

@@ -179,7 +179,7 @@ class ImageStore:
                 )
             content = read_as(path, _Manifest)
             self.split = content["split"]
-            self.sensors = Sensors(tuple(content["cameras"]), content["width"], content["height"])
+            self.sensors = Sensors.seeing(tuple(content["cameras"]), content["width"], content["height"])
             self.shards = [(shard["file"], shard["scenes"], shard["sha256"]) for shard in content["shards"]]
             self.sources = dict(content["scenes"])
             self._require_own_shards(len(content["scenes"]))

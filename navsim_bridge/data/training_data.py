@@ -152,7 +152,7 @@ def open_training_data(
         for dataset in (source, validation):
             if store is not None and dataset is not None:
                 dataset.use_store(store)
-            elif config.image_cache is not None and dataset is not None:
+            elif config.image_cache is not None and cameras and dataset is not None:
                 dataset.cache_images(config.image_cache, progress=accelerator.is_main_process)
         scored = {"source": source, "validation": validation, "nothing": None}[reward_on]
         if scored is not None:

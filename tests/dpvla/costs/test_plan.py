@@ -101,8 +101,10 @@ def test_more_gpus_share_scenes_and_a_strategy_what_it_divides() -> None:
 
 @cache
 def fine_tuning(tokens: TokensConfig, precision: str = "bf16", cache_gb: float = 0.0) -> Plan:
+    policy = outlined(TINY)
+    assert isinstance(policy, DPVLA)
     return plan_fine_tuning(
-        outlined(TINY),
+        policy,
         Dipole(DipoleConfig()),
         RolloutConfig(group_size=4, batch_size=4, scenes_per_call=4, context_cache_gb=cache_gb),
         tokens,

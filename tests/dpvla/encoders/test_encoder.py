@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dpvla.batch import DrivingBatch
 from dpvla.cli import parse
 from dpvla.config import ConfigError, from_dict
-from dpvla.encoders.config import EncoderConfig, FlorenceConfig, TimmConfig
+from dpvla.encoders.config import AnyEncoderConfig, EncoderConfig, FlorenceConfig, TimmConfig
 from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.registry import ENCODERS, encoder_class
 from dpvla.encoders.timm import TimmEncoder
@@ -25,7 +25,7 @@ from dpvla.sensors import DEFAULT_CAMERAS, Sensors
 from tests.dpvla.models.tiny_policies import CONFIGS
 
 
-def encoder_of(data: Mapping[str, Any]) -> EncoderConfig:
+def encoder_of(data: Mapping[str, Any]) -> AnyEncoderConfig:
     return from_dict(DPVLAConfig, {"encoder": data}, "x").encoder
 
 
@@ -84,7 +84,7 @@ def test_former_words_work_on_the_command_line_over_a_former_file(tmp_path: Path
     files = ["--config", str(tmp_path / "a.yaml")]
     file = TimmConfig(network="a", pretrained=False, image_width=96, stride=12, options={"depth": 1})
 
-    def encoder(*words: str) -> EncoderConfig:
+    def encoder(*words: str) -> AnyEncoderConfig:
         return parse(Options, [*files, *words]).model.encoder
 
     assert encoder() == file
@@ -116,7 +116,7 @@ def test_every_encoder_says_its_name_and_is_found_by_it() -> None:
     for name in ("florence", "timm"):  # and not those that other tests plug in
         config = encoder_of({"name": name})
         assert config.name == name and encoder_class(config).Config is type(config)
-        assert config.cameras == DEFAULT_CAMERAS
+        assert config.sensors.cameras == DEFAULT_CAMERAS
 
 
 def test_images_that_the_sensors_do_not_give_are_refused() -> None:

@@ -121,6 +121,7 @@ def test_peft_reads_what_we_write_and_gives_the_same_output(preset: str, tmp_pat
     policy.add_adapters(ADAPTERS)
     randomize_adapters(policy)
     policy.save_adapters(tmp_path)
+    assert isinstance(policy.config.head, HeadConfig)
     bare = DiTHead(policy.config.head, 4, policy.encoder.token_width)
     bare.load_state_dict({k: v for k, v in policy.head.state_dict().items() if "adapter_" not in k})
     batch = make_batch(policy.config, 2)
@@ -140,6 +141,7 @@ def test_adapters_written_by_peft_are_read(tmp_path: Path) -> None:
 
     policy = make_policy(DPVLAConfig.tiny())
     names = sorted(adaptable_layers(policy.head))
+    assert isinstance(policy.config.head, HeadConfig)
     bare = DiTHead(policy.config.head, 4, policy.encoder.token_width)
     peft = get_peft_model(bare, LoraConfig(r=4, lora_alpha=4, target_modules=names), adapter_name="positive")
     peft.add_adapter("negative", LoraConfig(r=4, lora_alpha=4, target_modules=names))

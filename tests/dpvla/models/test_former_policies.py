@@ -79,12 +79,13 @@ def test_a_policy_of_then_is_saved_in_the_words_of_today(tmp_path: Path) -> None
 
 def test_where_first_weights_came_from_may_be_said_otherwise_and_nothing_else() -> None:
     saved = DPVLA.from_pretrained(SAVED / "small").config
+    assert isinstance(saved.encoder, TimmConfig)
     for same in ({}, {"pretrained": True}):
         wanted = replace(saved, encoder=replace(saved.encoder, **same))  # type: ignore[arg-type]
         assert DPVLA.from_pretrained(SAVED / "small", config=wanted).config == wanted
     others: list[EncoderConfig] = [
         replace(saved.encoder, cameras=("front",)),
-        replace(saved.encoder, network="test_resnet"),  # type: ignore[call-arg]
+        replace(saved.encoder, network="test_resnet"),
         FlorenceConfig(source="tiny", image_width=48, image_height=24),
     ]
     for encoder in others:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpvla.algorithms.dipole import ADAPTERS
 from dpvla.batch import DrivingBatch
-from dpvla.encoders.config import TimmConfig
+from dpvla.encoders.config import EncoderConfig, TimmConfig
 from dpvla.layers.adaptable import AdaptableLinear
 from dpvla.manifest import renew_manifests
 from dpvla.models import DPVLA, DPVLAConfig, PlanCodingConfig, SceneContext
@@ -98,7 +98,7 @@ def test_a_strangers_config_cannot_ask_for_memory_without_end(
     description["model"][group][name] = value
     path.write_text(json.dumps(description))
     renew_manifests(tmp_path)  # as a stranger would
-    monkeypatch.setattr("dpvla.models.policy.empty_parameters", None)  # where memory would be taken
+    monkeypatch.setattr("dpvla.models.driving_policy.empty_parameters", None)  # where memory would be taken
     with pytest.raises(ValueError, match=named):
         DPVLA.from_pretrained(tmp_path)
 
@@ -284,6 +284,7 @@ def test_unknown_image_networks_are_refused_with_the_nearest_name() -> None:
 @pytest.mark.parametrize("encoder", CONFIGS)
 def test_a_policy_looks_at_the_cameras_that_it_is_told(encoder: str, cameras: tuple[str, ...], tmp_path: Path) -> None:
     base = CONFIGS[encoder]()
+    assert isinstance(base.encoder, EncoderConfig)
     policy = make_policy(replace(base, encoder=replace(base.encoder, cameras=cameras)))
     batch = policy.encoder.fake_batch(2, torch.Generator().manual_seed(0))
     assert batch.images.shape == (2, len(cameras), 3, 48, 96)

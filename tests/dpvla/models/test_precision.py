@@ -155,6 +155,7 @@ def test_an_agent_holds_its_weights_in_the_precision_of_training(tmp_path: Path)
     policy.precision = "bf16"
     policy.save_pretrained(tmp_path)
     agent = load_policy(tmp_path)
+    assert isinstance(agent, DPVLA)
     assert torch.bfloat16 in {parameter.dtype for parameter in agent.parameters()}
     assert torch.equal(plans_of(agent), plans_of(policy))
 

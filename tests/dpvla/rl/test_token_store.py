@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dpvla import kept_open
 from dpvla.config import ConfigError
+from dpvla.encoders.config import EncoderConfig
 from dpvla.files import DirectoryInUseError
 from dpvla.models import DPVLA
 from dpvla.rl import token_files, token_store
@@ -176,6 +177,7 @@ def test_tokens_of_another_encoder_are_refused_with_what_differs(tmp_path: Path,
     if change == "encoder":
         policy, source = make_policy("tiny_florence")
     elif change == "size":
+        assert isinstance(policy.config.encoder, EncoderConfig)
         encoder = replace(policy.config.encoder, image_width=192)
         policy = DPVLA.from_config(replace(policy.config, encoder=encoder))
         source = ScenesInMemory(6, encoder.sensors)

@@ -23,7 +23,8 @@ from accelerate.state import AcceleratorState
 from dpvla.algorithms.dipole import ADAPTERS, Dipole, DipoleConfig
 from dpvla.batch import DrivingBatch
 from dpvla.config import from_dict
-from dpvla.encoders.encoder import Encoder, EncoderConfig
+from dpvla.encoders.config import EncoderConfig
+from dpvla.encoders.encoder import Encoder
 from dpvla.encoders.registry import ENCODERS
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.models.head import HeadConfig

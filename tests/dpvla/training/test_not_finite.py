@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from dpvla.manifest import renew_manifests
+from dpvla.models import DPVLA
 from dpvla.tensors import CheckpointError, load_tensors, not_finite, require_same, save_tensors
 from dpvla.training.checkpoint import latest_checkpoint
 from dpvla.training.imitation import ImitationStage
@@ -58,6 +59,7 @@ def test_a_rate_that_blows_up_between_logged_steps_leaves_the_last_good_checkpoi
 def test_a_weight_that_no_loss_has_met_yet_is_found_before_it_is_saved(tmp_path: Path) -> None:
     def poison(stage: ImitationStage, call: int) -> None:
         if call == 4:
+            assert isinstance(stage.policy, DPVLA)
             stage.policy.head.pose_embedding.data[0, 0] = torch.inf
 
     with pytest.raises(FloatingPointError, match=r"pose_embedding.*at step 4.*step_00000002"):
@@ -67,6 +69,7 @@ def test_a_weight_that_no_loss_has_met_yet_is_found_before_it_is_saved(tmp_path:
 
 def test_before_the_first_checkpoint_the_advice_is_to_start_again(tmp_path: Path) -> None:
     def poison(stage: ImitationStage, call: int) -> None:
+        assert isinstance(stage.policy, DPVLA)
         stage.policy.head.output.bias.data.fill_(torch.nan)
 
     with pytest.raises(FloatingPointError, match=r"nothing was saved: start again with a smaller --loop\.lr"):

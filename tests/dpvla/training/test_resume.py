@@ -228,6 +228,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     def make(accelerator: Accelerator, out: Path) -> ImitationStage:
         stage = imitation(accelerator, out)
         if (out / "checkpoints").exists():
+            assert isinstance(stage.policy, DPVLA)
             stage.policy.head.output.weight.register_hook(lambda gradient: gradient * torch.nan)
         return stage
 

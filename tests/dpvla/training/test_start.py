@@ -14,9 +14,11 @@ import yaml
 
 from dpvla.algorithms.dipole import ADAPTERS
 from dpvla.config import ConfigError
+from dpvla.encoders.config import EncoderConfig
 from dpvla.manifest import MANIFEST
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.models.config import LoRAConfig
+from dpvla.models.head_configs import HeadConfig
 from dpvla.models.sampling import Sampling
 from dpvla.tensors import CheckpointError
 from dpvla.training.run_directory import Run, TrainedOn
@@ -62,7 +64,7 @@ def test_omega_and_precision_travel_with_the_adapters(policy: DPVLA, checkpoint:
         "omega": 2.5, "precision": "bf16", "num_steps": None, "policies": [*ADAPTERS], "adapters": [*ADAPTERS],
         "manifest": True,
     }  # fmt: skip
-    loaded = open_start(checkpoint.parents[1]).load()
+    loaded = open_start(checkpoint.parents[1]).load_dpvla()
     assert (loaded.sampling.omega, loaded.precision) == (2.5, "bf16")
     assert torch.equal(plans(loaded), plans(policy, omega=2.5))
     assert not torch.equal(plans(loaded), plans(policy, omega=1.0))
@@ -170,6 +172,7 @@ def test_the_weights_of_another_model_are_refused_for_a_new_training(checkpoint:
     config = DPVLAConfig.tiny()
     wanted = replace(config, diffusion=replace(config.diffusion, loss_weighting="eps"))
     assert DPVLA.from_pretrained(checkpoint / "model", config=wanted).config == wanted
+    assert isinstance(config.head, HeadConfig) and isinstance(config.encoder, EncoderConfig)
     for other in (
         replace(config, diffusion=replace(config.diffusion, output="eps")),
         replace(config, head=replace(config.head, heads=2)),

@@ -43,7 +43,7 @@ class Agent(nn.Module, ABC):
     """Networks of one method for several seeds at once.
 
     For each update ``running.update.StackedUpdate`` calls ``loss``, steps the optimizer on the loss summed over seeds,
-    and calls ``update_targets``.
+    and calls ``update_targets``: after the step, or with the config's ``target_lag`` before it.
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
@@ -51,6 +51,9 @@ class Agent(nn.Module, ABC):
 
     period: int = 1
     """The loss of update n (from 0) may depend on n modulo this (ReBRAC: its actor learns every second time)."""
+
+    coasts: bool = False
+    """Whether the optimizer steps also what a loss does not reach, with zero gradients: its momentum goes on."""
 
     uses_next_actions: bool = False
     """Whether batches carry the recorded next actions."""
@@ -82,7 +85,7 @@ class Agent(nn.Module, ABC):
         """
 
     def update_targets(self, phase: int) -> None:
-        """Let targets follow what has learned, after the optimizer's step: those of every ``Critic``, if no more."""
+        """Let targets follow what learns: those of every ``Critic``, if no more."""
         for module in self.modules():
             if isinstance(module, Critic):
                 module.follow()

@@ -1,7 +1,7 @@
 """CFGRL (Frans et al., 2025): one flow conditioned on "better than average", sampled with classifier-free guidance.
 
-The released code has two variants. ``scheme``, networks, times and Euler steps follow one of them in each recipe; what
-does not is in ``CFGRLConfig.differences`` and docs/state_based.md.
+The released code has two variants, ``flowiql.py`` (OGBench) and ``iql_diffusion.py`` (ExORL). Each recipe follows one
+of them; where it does not: ``CFGRLConfig.differences`` and docs/state_based.md.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpvla.config import Range, Share, Size, Steps, Whole
+from dpvla.config import Count, Range, Share, Size, Steps, Whole
 from dpvla.diffusion import flow
 from dpvla.diffusion.guidance import combine
 from dpvla.state_based.agents.agent import Agent
-from dpvla.state_based.agents.config import ImplicitQConfig
+from dpvla.state_based.agents.config import WITHOUT_LAG, ImplicitQConfig
 from dpvla.state_based.agents.policies import flow_actions, policy_network
-from dpvla.state_based.agents.values import ImplicitQ
+from dpvla.state_based.agents.values import ImplicitQ, WhichQ
 from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
 
@@ -30,20 +30,21 @@ NULL, NEGATIVE, POSITIVE = range(3)  # labels
 
 @dataclass(frozen=True)
 class CFGRLConfig(ImplicitQConfig):
-    """Defaults follow the released OGBench variant (``flowiql.py`` of github.com/kvfrans/cfgrl_submit at 545677e).
+    """Defaults are the released OGBench variant's (``flowiql.py`` of github.com/kvfrans/cfgrl_submit at 545677e).
 
-    Not its own: batch_size (it has 1024), advantage_from (online) and omega (0: its w, which is 1 + omega, is 1). The
-    recipes for ExORL follow the ExORL variant, which has scheme = both, the target Q's advantage, and mish with
+    The recipes for ExORL follow the other one, which has scheme = both, the target Q's advantage, and mish with
     normalization before it.
     """
 
+    batch_size: Count = 1024  # rows of an update, per seed
+    target_lag: bool = True  # targets follow the weights from before the update
     scheme: Literal["dropout", "both"] = "dropout"  # dropout: each row is labeled positive, negative or (with chance
     # null_share) null; both: each row teaches null with weight null_share and, where A is positive, positive
     null_share: Share = 0.1  # of rows, or weight, for the unconditional velocity
     threshold: float = 0.0  # an advantage of at least this is positive
-    advantage_from: Literal["target", "online"] = "target"  # which Q the A = Q - V comes from
-    omega: Annotated[float, Range(least=-1)] = 0.5  # how far beyond the positive policy actions go (the released
-    # code's w is 1 + omega, and it tries several)
+    advantage_from: WhichQ = "online"  # which Q the A = Q - V comes from
+    omega: Annotated[float, Range(least=-1)] = 0.0  # how far beyond the positive policy actions go (the released
+    # code's w is 1 + omega: 1 by default, and it tries several)
     label_size: Size = 32  # numbers a label is embedded in
     time_size: Whole = 0  # sinusoidal features of t (16 on ExORL); 0: t itself
     time_grid: bool = False  # t is drawn from {0, 1/T, ..., 1} (ExORL) instead of [0, 1)
@@ -62,9 +63,11 @@ class CFGRLConfig(ImplicitQConfig):
         return {name: value for name, value in given.items() if name != "guidance"} | {"omega": given["guidance"] - 1}
 
     def differences(self, benchmark: str) -> tuple[str, ...]:
-        """Batch, advantage and omega, where they are not the released code's."""
+        """Batch, advantage, omega and targets, where they are not the released code's."""
         tried = "0.5 to 3" if benchmark == "OGBench" else "1 to 100, and reports the best"
         found = [f"acts with one w, {1 + self.omega:g} (the released code evaluates w of {tried})"]
+        if not self.target_lag:
+            found.append(WITHOUT_LAG)
         if self.batch_size != 1024:
             found.append(f"batches of {self.batch_size} (released code: 1024)")
         theirs = "online" if benchmark == "OGBench" else "target"
@@ -91,8 +94,8 @@ class CFGRL(Agent):
     def loss(self, batch: Batch, draws: Draws, phase: int) -> tuple[Tensor, Info]:
         """Values, and flow matching under labels that say whether the action is better than V."""
         value_loss, info, values = self.values.loss(batch)
-        q = values.target_q if self.config.advantage_from == "target" else values.q
-        policy_loss, policy_info = self.policy_loss(batch, q - values.v, draws)
+        advantage = values.advantage(self.config.advantage_from, self.config.clip_q)
+        policy_loss, policy_info = self.policy_loss(batch, advantage, draws)
         return value_loss + policy_loss, info | policy_info
 
     def policy_loss(self, batch: Batch, advantage: Tensor, draws: Draws) -> tuple[Tensor, Info]:

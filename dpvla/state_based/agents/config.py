@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from dpvla.config import Count, Range, Share, Size
 from dpvla.state_based.networks.options import Activation, LayerNorm
 
+WITHOUT_LAG = "targets follow the weights after an update (released code: those from before it)"
+"""What an agent says whose released code has ``target_lag``, where it is off."""
+
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """What every method has. The defaults are those of every agent in github.com/seohongpark/fql (commit 719d044)."""
+    """What every method has. The defaults are those of every agent in github.com/seohongpark/fql (commit 719d044).
+
+    But for ``target_lag``, which its agents here set themselves: agents of other origin have their targets follow at
+    once. ``FORMERLY`` says how an agent's checkpoint that lacks a key was trained.
+    """
+
+    FORMERLY: ClassVar[Mapping[str, Any]] = {"target_lag": False}
 
     batch_size: Count = 256  # rows of an update, per seed
     hidden: tuple[Size, ...] = (512, 512, 512, 512)  # layer sizes of all networks
@@ -19,7 +29,10 @@ class AgentConfig:
     value_norm: LayerNorm = "after"  # layer normalization in Q and V: after or before the activation
     policy_norm: LayerNorm = "none"  # layer normalization in the policies
     discount: Share = 0.99  # gamma
-    target_rate: Share = 0.005  # share of the online Q that the target Q takes over after each update
+    target_rate: Share = 0.005  # share of the online Q that the target Q takes over in each update
+    target_lag: bool = (
+        False  # targets follow the weights from before the update (FQL's and CFGRL's code); off: after it
+    )
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.hidden) <= 64:

@@ -1,61 +1,84 @@
 """DIPOLE on states: IQL's values, a positive and a negative flow policy, their greedy combination (Section 4, App. D).
 
-The paper leaves points open; each is a field below, with the default we read from it. The agent that its authors
-released for OGBench settles some of them otherwise: ``DipoleAgentConfig.differences`` and docs/state_based.md.
+The paper leaves points open; each is a field below. The defaults are those of the agent that its authors released for
+OGBench (reading ``release``); the recipes' reading ``paper`` is what the text alone says. docs/state_based.md has both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpvla.config import Count, NotNegative, Size, Steps
+from dpvla.config import Count, NotNegative, Size, Steps, Whole
 from dpvla.diffusion.guidance import combine, dichotomous_weights
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.config import ImplicitQConfig
 from dpvla.state_based.agents.policies import best_of, flow_actions, noised_actions, policy_network, repeated
-from dpvla.state_based.agents.values import ImplicitQ, aggregate
+from dpvla.state_based.agents.values import ImplicitQ, WhichQ, aggregate
 from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.draws import Draws
-from dpvla.state_based.networks.options import Activation
 
 
 @dataclass(frozen=True)
 class DipoleAgentConfig(ImplicitQConfig):
-    """Sizes, activation, steps and targets are the paper's Table 5; the recipes have Table 6's values for each task."""
+    """Sizes, steps and targets are the paper's Table 5; the recipes have Table 6's values for each task.
+
+    The released agent's ``cfg`` is ``1 + omega``: its ``v- + cfg (v+ - v-)`` is ``(1 + omega) v+ - omega v-``. Its
+    ``q_agg`` is ``clip_q`` for V's target alone; what else asks for one of two Qs has an option of its own here.
+    """
+
+    FORMERLY: ClassVar[Mapping[str, Any]] = ImplicitQConfig.FORMERLY | {
+        "next_omega": None, "next_samples": 0, "next_choice": "target", "td_targets": "one", "clip_advantage": False,
+        "clip_choice": False,
+    }  # fmt: skip
 
     hidden: tuple[Size, ...] = (512, 512, 512)  # layer sizes of all networks
-    activation: Activation = "tanh"  # hidden activation, in policies and values ("Activation function: tanh")
     beta: NotNegative = 1.0  # temperature of the weights
     shift: float = 0.0  # k: weights are sigmoid(beta A + k) and one minus it
-    omega: NotNegative = 1.0  # w: how far beyond the positive policy actions go; in no table of the paper
+    omega: NotNegative = 0.0  # w when acting: how far beyond the positive policy actions go; in no table of the paper
+    next_omega: NotNegative | None = 0.0  # w of a' in TD targets; null: omega
     samples: Count = 2  # N: actions drawn when acting, of which the one with the largest Q is taken; 1: no rejection
     flow_steps: Steps = 10  # T: Euler steps (10 on OGBench, 32 on ExORL)
     q_target: Literal["policy", "value"] = "policy"  # behind the reward: Q'(s', a') (OGBench) or V(s') (ExORL)
-    next_action: Literal["sample", "best_of_n", "dataset"] = "sample"  # a' of q_target = policy: one guided sample,
-    # the best of N of them by the target Q, or the recorded next action
-    advantage_from: Literal["target", "online"] = "target"  # which Q the A = Q - V of the weights comes from
+    next_action: Literal["sample", "best_of_n", "dataset"] = "sample"  # a' of q_target = policy: one sample of the
+    # combined policy, the best of several, or the recorded next action
+    next_samples: Whole = 0  # how many a' best_of_n draws; 0: N
+    next_choice: WhichQ = "online"  # which Q chooses among them
+    td_targets: Literal["both", "one"] = "both"  # each Q learns from both target Qs, and so their mean; one: from the
+    # smaller one, or without clip_q from their mean
+    advantage_from: WhichQ = "target"  # which Q the A = Q - V of the weights comes from
+    clip_advantage: bool = True  # it is the smaller of the two Qs; off: as clip_q has it
+    clip_choice: bool = True  # the best action is the one whose smaller Q is largest; off: as clip_q has it
 
     def differences(self, benchmark: str) -> tuple[str, ...]:
         """Against the authors' released agent, which has the targets of OGBench alone."""
         found = []
-        if self.omega:
-            where = "acting and TD targets" if self.q_target == "policy" else "acting"
-            found.append(f"omega {self.omega:g} in {where} (released agent's default: 0; in no table of the paper)")
+        next_omega = self.omega if self.next_omega is None else self.next_omega
+        places = {"acting": self.omega, "TD targets": next_omega if self.q_target == "policy" else 0.0}
+        for omega in dict.fromkeys(filter(None, places.values())):
+            where = " and ".join(place for place, there in places.items() if there == omega)
+            found.append(f"omega {omega:g} in {where} (released agent's default: 0; in no table of the paper)")
+        if self.activation != "gelu":
+            found.append(f"activation {self.activation} (released agent with the public FQL networks: gelu)")
         if self.q_target == "policy":
             if self.next_action != "sample":
-                found.append(f"next_action {self.next_action} (released agent: one sample)")
-            if self.clip_q:
+                found.append(f"next_action {self.next_action} (released agent's default: one sample)")
+            if self.clip_q and self.td_targets == "one":
                 found.append("TD targets from the smaller target Q (released agent: from both, which makes their mean)")
         if not self.clip_q:
-            found.append("advantages and the best of N by the mean of the two Qs (released agent: by the smaller one)")
+            parts = {"advantages": self.clip_advantage, "the best of N": self.clip_choice}
+            if means := [part for part, clipped in parts.items() if not clipped]:
+                found.append(f"{' and '.join(means)} by the mean of the two Qs (released agent: by the smaller one)")
         if self.advantage_from != "target":
             found.append("advantages by the online Q (released agent: target)")
+        if self.target_lag:
+            found.append("targets follow the weights from before an update (released agent: those after it)")
         return tuple(found)
 
 
@@ -74,9 +97,10 @@ class Dipole(Agent):
 
     def loss(self, batch: Batch, draws: Draws, phase: int) -> tuple[Tensor, Info]:
         """Values, and the policies' weighted flow matching (Eq. 9)."""
+        config = self.config
         value_loss, info, values = self.values.loss(batch, self.next_value(batch, draws))
-        q = values.target_q if self.config.advantage_from == "target" else values.q
-        policy_loss, policy_info = self.policy_loss(batch, q - values.v, draws)
+        advantage = values.advantage(config.advantage_from, config.clip_q or config.clip_advantage)
+        policy_loss, policy_info = self.policy_loss(batch, advantage, draws)
         return value_loss + policy_loss, info | policy_info
 
     def policy_loss(self, batch: Batch, advantage: Tensor, draws: Draws) -> tuple[Tensor, Info]:
@@ -101,42 +125,49 @@ class Dipole(Agent):
 
     @torch.no_grad()
     def next_value(self, batch: Batch, draws: Draws) -> Tensor | None:
-        """Q'(s', a') for the TD target, (seed, row); None stands for V(s')."""
-        config = self.config
+        """Q'(s', a') for the TD target: (seed, row), or of both target Qs (seed, 2, row); None stands for V(s')."""
+        config, critic = self.config, self.values.critic
         if config.q_target == "value":
             return None
         if config.next_action == "dataset":
             assert batch.next_actions is not None and batch.next_action_known is not None
-            q = self._target_q(batch.next_observations, batch.next_actions)
+            q = critic.target_value(batch.next_observations, batch.next_actions)
             # Behind the last row of an episode there is no recorded action: V stands in.
-            return torch.where(batch.next_action_known > 0, q, self.values.v(batch.next_observations))
-        samples = config.samples if config.next_action == "best_of_n" else 1
-        observations = repeated(batch.next_observations, samples)
-        q = self._target_q(observations, self.sample(observations, draws))
-        return q.unflatten(1, (-1, samples)).amax(-1)
+            known, v = batch.next_action_known > 0, self.values.v(batch.next_observations)
+            q = torch.where(known.unsqueeze(1), q, v.unsqueeze(1))
+        else:
+            samples = (config.next_samples or config.samples) if config.next_action == "best_of_n" else 1
+            several = repeated(batch.next_observations, samples)
+            actions = self.sample(several, draws, config.omega if config.next_omega is None else config.next_omega)
+            q = critic.target_value(several, actions)
+            if samples > 1:
+                judge = q if config.next_choice == "target" else critic(several, actions)
+                q = best_of(self._one(judge), q.mT, samples).mT
+        return q if config.td_targets == "both" else aggregate(q, config.clip_q)
 
-    def sample(self, observations: Tensor, draws: Draws) -> Tensor:
+    def sample(self, observations: Tensor, draws: Draws, omega: float) -> Tensor:
         """One action a row of the combined policy (Eq. 10), (seed, row, action)."""
         noise = draws.normal(observations.shape[1], self.action_dim)
-        return flow_actions(self.velocity, observations, noise, self.config.flow_steps)
+        return flow_actions(partial(self.velocity, omega), observations, noise, self.config.flow_steps)
 
-    def velocity(self, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def velocity(self, omega: float, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """``(1 + w) v+ - w v-``, (seed, row, action)."""
         positive, negative = self.policies(observations, x_t, t).unbind(1)
-        return combine(positive, negative, self.config.omega)
+        return combine(positive, negative, omega)
 
     @torch.no_grad()
     def act(self, observations: Tensor, draws: Draws, temperature: float = 1.0) -> Tensor:
         """The best of N samples by the online Q (Eq. 16)."""
         samples = self.config.samples
         several = repeated(observations, samples)
-        actions = self.sample(several, draws)
+        actions = self.sample(several, draws, self.config.omega)
         if samples == 1:
             return actions
-        return best_of(aggregate(self.values.critic(several, actions), self.config.clip_q), actions, samples)
+        return best_of(self._one(self.values.critic(several, actions)), actions, samples)
 
-    def _target_q(self, observations: Tensor, actions: Tensor) -> Tensor:
-        return aggregate(self.values.critic.target_value(observations, actions), self.config.clip_q)
+    def _one(self, q: Tensor) -> Tensor:
+        """The number that chooses among actions, of both their Qs."""
+        return aggregate(q, self.config.clip_q or self.config.clip_choice)
 
 
 def effective_rows(weights: Tensor) -> Tensor:

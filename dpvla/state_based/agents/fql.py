@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpvla.config import NotNegative, Steps
 from dpvla.state_based.agents.agent import Agent
-from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.agents.config import WITHOUT_LAG, AgentConfig
 from dpvla.state_based.agents.policies import FlowPolicy, flow_actions, policy_network
 from dpvla.state_based.agents.values import Critic, aggregate, bootstrapped, td_loss
 from dpvla.state_based.data.batch import Batch, Info
@@ -21,16 +21,18 @@ from dpvla.state_based.networks.draws import Draws
 class FQLConfig(AgentConfig):
     """Adds distillation. The defaults are those of the FQL code's agent; alpha wants a value for each task."""
 
+    target_lag: bool = True  # targets follow the weights from before the update, as in the FQL code
     alpha: NotNegative = 10.0  # weight of staying near the flow
     clip_q: bool = False  # min of the two target Qs in the TD target; off: their mean
     normalize_q: bool = False  # divide the Q term by the mean |Q|, so that alpha does not depend on the rewards' scale
     flow_steps: Steps = 10  # Euler steps
 
     def differences(self, benchmark: str) -> tuple[str, ...]:
-        """On OGBench none is known; for ExORL nothing was released."""
-        return (
-            () if benchmark == "OGBench" else ("alpha and normalized Q are ours: the paper tuned alpha, prints none",)
-        )
+        """Against the FQL code; for ExORL nothing was released."""
+        found = [] if self.target_lag else [WITHOUT_LAG]
+        if benchmark != "OGBench":
+            found.append("alpha and normalized Q are ours: the paper tuned alpha, prints none")
+        return tuple(found)
 
 
 class FQL(Agent):

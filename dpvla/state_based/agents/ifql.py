@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpvla.config import Count, Steps
 from dpvla.state_based.agents.agent import Agent
-from dpvla.state_based.agents.config import ImplicitQConfig
+from dpvla.state_based.agents.config import WITHOUT_LAG, ImplicitQConfig
 from dpvla.state_based.agents.policies import FlowPolicy, best_of, repeated
 from dpvla.state_based.agents.values import ImplicitQ, aggregate
 from dpvla.state_based.data.batch import Batch, Info
@@ -21,8 +21,13 @@ from dpvla.state_based.networks.draws import Draws
 class IFQLConfig(ImplicitQConfig):
     """Adds sampling."""
 
+    target_lag: bool = True  # targets follow the weights from before the update, as in the FQL code
     samples: Count = 32  # N: actions drawn when acting, of which the one with the largest Q is taken
     flow_steps: Steps = 10  # Euler steps
+
+    def differences(self, benchmark: str) -> tuple[str, ...]:
+        """Against the FQL code."""
+        return () if self.target_lag else (WITHOUT_LAG,)
 
 
 class IFQL(Agent):

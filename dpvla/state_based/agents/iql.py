@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpvla.config import NotNegative
 from dpvla.state_based.agents.agent import Agent
-from dpvla.state_based.agents.config import ImplicitQConfig
+from dpvla.state_based.agents.config import WITHOUT_LAG, ImplicitQConfig
 from dpvla.state_based.agents.policies import FIRST_ACTIONS_NEAR_ZERO, policy_network
 from dpvla.state_based.agents.values import ImplicitQ
 from dpvla.state_based.data.batch import Batch, Info
@@ -25,14 +25,16 @@ SMALLEST_LOG_STD, LARGEST_LOG_STD = -5.0, 2.0
 class IQLConfig(ImplicitQConfig):
     """Adds the policy's regression. The defaults are those of the FQL code's agent on OGBench."""
 
+    target_lag: bool = True  # targets follow the weights from before the update, as in the FQL and CFGRL code
     alpha: NotNegative = 10.0  # inverse temperature: weights are min(exp(alpha A), 100)
     learned_std: bool = False  # a standard deviation per action number is learned (ExORL); off: 1 (OGBench)
 
     def differences(self, benchmark: str) -> tuple[str, ...]:
-        """On ExORL, against the IQL in CFGRL's code; on OGBench none to the FQL code is known."""
+        """On ExORL, against the IQL in CFGRL's code; on OGBench against the FQL code."""
+        found = [] if self.target_lag else [WITHOUT_LAG]
         if benchmark == "OGBench":
-            return ()
-        found = ["advantage by the online Q (in CFGRL's code: target)"]
+            return tuple(found)
+        found += ["advantage by the online Q (in CFGRL's code: target)"]
         if self.batch_size != 1024:
             found.append(f"batches of {self.batch_size} (in CFGRL's code: 1024)")
         return tuple(found)
@@ -57,7 +59,7 @@ class IQL(Agent):
     def loss(self, batch: Batch, draws: Draws, phase: int) -> tuple[Tensor, Info]:
         """Values, and the log-likelihood of recorded actions weighted by their advantage."""
         value_loss, info, values = self.values.loss(batch)
-        policy_loss, policy_info = self.policy_loss(batch, values.q - values.v)
+        policy_loss, policy_info = self.policy_loss(batch, values.advantage("online", self.config.clip_q))
         return value_loss + policy_loss, info | policy_info
 
     def policy_loss(self, batch: Batch, advantage: Tensor) -> tuple[Tensor, Info]:

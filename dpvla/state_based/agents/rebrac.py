@@ -1,20 +1,21 @@
 """ReBRAC (Tarasov et al., 2023): TD3+BC with separate penalties on actor and critic.
 
-Losses and networks follow ``rebrac.py`` of github.com/seohongpark/fql (commit 719d044), but for what is in
+It follows ``rebrac.py`` of github.com/seohongpark/fql (commit 719d044), but for what is in
 ``ReBRACConfig.differences``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dpvla.config import Count, NotNegative
 from dpvla.state_based.agents.agent import Agent
-from dpvla.state_based.agents.config import AgentConfig
+from dpvla.state_based.agents.config import WITHOUT_LAG, AgentConfig
 from dpvla.state_based.agents.policies import FIRST_ACTIONS_NEAR_ZERO, policy_network
 from dpvla.state_based.agents.values import Critic, bootstrapped, td_loss
 from dpvla.state_based.data.batch import Batch, Info
@@ -26,16 +27,24 @@ from dpvla.state_based.networks.stacked import follow, target_of
 class ReBRACConfig(AgentConfig):
     """Adds penalties and smoothing noise. The FQL code's penalties default to 0: it expects a value for each task."""
 
+    FORMERLY: ClassVar[Mapping[str, Any]] = AgentConfig.FORMERLY | {"actor_coasts": False}
+
+    target_lag: bool = True  # targets follow the weights from before the update, as in the FQL code
     alpha_actor: NotNegative = 0.01  # weight of |pi(s) - a|² in the actor's loss
     alpha_critic: NotNegative = 0.01  # weight of |a' - recorded a'|² in the TD target
     noise: NotNegative = 0.2  # standard deviation of the target actions' noise, and of the noise when collecting data
     noise_clip: NotNegative = 0.5  # it is clipped to ± this
     actor_every: Count = 2  # the actor learns, and the targets follow, in every so many-th update
+    actor_coasts: bool = (
+        True  # in the others Adam's momentum moves it on, with zero gradients (FQL code); off: it rests
+    )
 
     def differences(self, benchmark: str) -> tuple[str, ...]:
-        """The actor between its updates, the end of episodes, and penalties nobody published."""
+        """The end of episodes, penalties nobody published, and what of the FQL code's updates is turned off."""
         found = [] if benchmark == "OGBench" else ["penalties are ours: none are published"]
-        if self.actor_every > 1:
+        if not self.target_lag:
+            found.append(WITHOUT_LAG)
+        if self.actor_every > 1 and not self.actor_coasts:
             found.append(
                 "between its updates the actor rests (in the FQL code Adam's momentum moves it on, with zero gradients)"
             )
@@ -55,7 +64,7 @@ class ReBRAC(Agent):
 
     def __init__(self, config: ReBRACConfig, observation_dim: int, action_dim: int, seeds: Sequence[int]) -> None:
         super().__init__(config, observation_dim, action_dim, seeds)
-        self.period = config.actor_every
+        self.period, self.coasts = config.actor_every, config.actor_coasts
         generators = self.generators()
         self.critic = Critic(config, observation_dim, action_dim, generators)
         self.policy = policy_network(

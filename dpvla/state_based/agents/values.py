@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from dpvla.state_based.agents.config import AgentConfig, ImplicitQConfig
 from dpvla.state_based.data.batch import Batch, Info
 from dpvla.state_based.networks.stacked import StackedMLP, follow, target_of
+
+WhichQ = Literal["target", "online"]
 
 
 class Critic(nn.Module):
@@ -34,7 +37,7 @@ class Critic(nn.Module):
         return self.target(observations, actions).squeeze(-1)
 
     def follow(self) -> None:
-        """Move the targets after an update."""
+        """Move the targets."""
         follow(self.target, self.online, self.rate)
 
 
@@ -49,22 +52,39 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
 
 
 def bootstrapped(batch: Batch, discount: float, next_value: Tensor) -> Tensor:
-    """``r + gamma · mask · next value``, (seed, row): after a true end only the reward counts."""
-    return torch.addcmul(batch.rewards, batch.masks, next_value, value=discount)
+    """``r + gamma · mask · next value``, shaped like it: after a true end only the reward counts.
+
+    Args:
+        next_value: (seed, row), or several for each row, (seed, number, row).
+    """
+    rewards, masks = batch.rewards, batch.masks
+    if next_value.dim() == 3:
+        rewards, masks = rewards.unsqueeze(1), masks.unsqueeze(1)
+    return torch.addcmul(rewards, masks, next_value, value=discount)
 
 
 def td_loss(q: Tensor, target: Tensor) -> Tensor:
-    """Squared error of both Qs, (seed, 2, row) against (seed, row), summed over the two: (seed,)."""
-    return (q - target.unsqueeze(1)).square().sum(1).mean(-1)
+    """Squared error of both Qs, (seed, 2, row) against (seed, row), summed over the two: (seed,).
+
+    Of several targets a row, (seed, number, row), each Q learns all: the loss is the mean over them, and so is what the
+    Q comes to.
+    """
+    if target.dim() == 2:
+        return (q - target.unsqueeze(1)).square().sum(1).mean(-1)
+    return (q.unsqueeze(2) - target.unsqueeze(1)).square().sum(1).mean((1, 2))
 
 
 @dataclass(frozen=True)
 class Values:
     """What value learning computed on a batch; none of it carries gradients."""
 
-    target_q: Tensor  # (seed, row), target critic
-    q: Tensor  # (seed, row), online critic
+    target_qs: Tensor  # (seed, 2, row), target critic
+    qs: Tensor  # (seed, 2, row), online critic
     v: Tensor  # (seed, row)
+
+    def advantage(self, which: WhichQ, clip_q: bool) -> Tensor:
+        """``Q - V`` of the recorded actions, (seed, row): the smaller Q, or without ``clip_q`` the mean of the two."""
+        return aggregate(self.target_qs if which == "target" else self.qs, clip_q) - self.v
 
 
 class ImplicitQ(nn.Module):
@@ -86,12 +106,13 @@ class ImplicitQ(nn.Module):
         """Losses of V and both Qs, (seed,).
 
         Args:
-            next_value: (seed, row), what stands behind the reward in Q's target; None: V(s').
+            next_value: (seed, row) or (seed, number, row), what stands behind the reward in Q's target or targets (see
+                ``td_loss``); None: V(s').
         """
         config = self.config
-        target_q = aggregate(self.critic.target_value(batch.observations, batch.actions), config.clip_q)
+        target_qs = self.critic.target_value(batch.observations, batch.actions)
         v = self.v(batch.observations)
-        value_loss = expectile_loss(target_q - v, config.expectile).mean(-1)
+        value_loss = expectile_loss(aggregate(target_qs, config.clip_q) - v, config.expectile).mean(-1)
 
         if next_value is None:
             with torch.no_grad():
@@ -99,11 +120,11 @@ class ImplicitQ(nn.Module):
         q = self.critic(batch.observations, batch.actions)
         critic_loss = td_loss(q, bootstrapped(batch, config.discount, next_value))
 
-        values = Values(target_q, aggregate(q.detach(), config.clip_q), v.detach())
+        values = Values(target_qs, q.detach(), v.detach())
         info = {
             "value/loss": value_loss.detach(),
             "value/v": values.v.mean(-1),
             "critic/loss": critic_loss.detach(),
-            "critic/q": values.q.mean(-1),
+            "critic/q": aggregate(values.qs, config.clip_q).mean(-1),
         }
         return value_loss + critic_loss, info, values

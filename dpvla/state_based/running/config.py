@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from dpvla.config import ConfigError, Count, Whole, Workers
 from dpvla.files import FileError, parse_yaml, short
 from dpvla.parallel import available_cores
 from dpvla.state_based.agents.config import AgentConfig
-from dpvla.state_based.agents.recipes import changed, load_recipe
+from dpvla.state_based.agents.recipes import Reading, changed, load_recipe
 from dpvla.state_based.running.loop_config import STATE_BASED_LOOP, StateBasedLoop, UpdateConfig, refuse_unsupported
 from dpvla.state_based.running.paper_tables import OFFLINE_STEPS
 from dpvla.state_based.running.tasks import Task, find_task
@@ -23,8 +23,11 @@ class StateBasedConfig:
     --config configs/state_based/protocol_cpu.yaml is a scaled-down one for machines without a GPU.
     """
 
+    FORMERLY: ClassVar[Mapping[str, Any]] = {"reading": "paper"}
+
     env: str  # OGBench single-task name (cube-single-play-singletask-task2-v0) or ExORL task (walker-walk)
     agent: str = "dipole"  # who learns: dipole, one of its baselines, or one of a plug-in; a wrong name lists them all
+    reading: Reading = "release"  # of dipole: release, the authors' agent; paper, the text without it (docs)
     seed: Whole = 0  # of everything random
     seeds: tuple[Whole, ...] = ()  # several seeds side by side in this process; overrides --seed
     data: str | None = None  # folder of the recorded data; none: ~/.ogbench/data, or data/exorl
@@ -74,7 +77,7 @@ def read_task(config: StateBasedConfig) -> tuple[Task, AgentConfig]:
         ValueError: unknown environment, agent or hyperparameter (the message has the nearest valid name).
     """
     task = find_task(config.env)
-    recipe = load_recipe(config.agent, task.name)
+    recipe = load_recipe(config.agent, task.name, config.reading)
     if config.width:
         recipe = recipe.with_width(config.width)
     return task, changed(recipe, parse_options(config.options), "--options")

@@ -42,7 +42,8 @@ def deviations(
 
 def _protocol_deviations(config: StateBasedConfig, task: Task, recipe: AgentConfig) -> Iterator[str]:
     online = read_table("3").options_of(canonical_name(task), config.agent) if config.online_steps else ()
-    standard = changed(load_recipe(config.agent, task.name), parse_options(online), "the table's options")
+    recipe_of_task = load_recipe(config.agent, task.name, config.reading)
+    standard = changed(recipe_of_task, parse_options(online), "the table's options")
     expected = [
         ("steps", config.steps, OFFLINE_STEPS),
         ("online_steps", config.online_steps, ONLINE_STEPS if config.online_steps else 0),

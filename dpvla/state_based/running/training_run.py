@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dpvla.checkpoint_layout import CheckpointLayout
-from dpvla.config import ConfigError
+from dpvla.config import ConfigError, to_dict
 from dpvla.files import one_writer, write_json
 from dpvla.state_based.agents.agent import Agent
-from dpvla.state_based.agents.agent_files import load_agent
+from dpvla.state_based.agents.agent_files import load_agent, read_hyperparameters
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.registry import make_agent
 from dpvla.state_based.data.load import load_data
@@ -65,15 +65,19 @@ def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
         WorkerDied: environments cannot be stepped; what was trained is saved, the same call goes on.
         KeyboardInterrupt: stopped by a signal; saved as well.
     """
-    task, recipe = read_task(config)
+    read_task(config)
     seeds = config.all_seeds
     loop = replace(config.loop, steps=config.all_steps, seed=seeds[0])
     accelerator = make_accelerator(loop, config.out)
     refuse_several_processes(accelerator)
     check_launch(config.launch, accelerator.device)
     with open_run(config.out, config, config.restart, accelerator, FREE, NOTED) as run:
-        if run.last is not None and (done := _finished(run.path, config, task)) is not None:
-            return done
+        config = run.config
+        task, recipe = read_task(config)
+        if run.last is not None:
+            if (done := _finished(run.path, config, task)) is not None:
+                return done
+            recipe = _as_begun(run.last, recipe)
         _refuse_moved_phases(run, config)
         data = load_data(task.name, config.data, config.rows or None)
         about = data.about if run.last is None else check_data(run.path, data.about)
@@ -85,6 +89,16 @@ def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
         run.begin(seeds if len(seeds) > 1 else seeds[0], [trained_on], config.all_steps, about)
         note_data(run.path, about, begins=run.last is None)
         return _train(config, task, recipe, loop, agent, replay, about, run)
+
+
+def _as_begun(last: Path, recipe: AgentConfig) -> AgentConfig:
+    """The hyperparameters that a run's last checkpoint was trained with; ``recipe`` is what a new run has."""
+    begun = read_hyperparameters(CheckpointLayout(last).model)
+    now = to_dict(recipe)
+    for name, value in to_dict(begun).items():
+        if value != now[name]:
+            print(f"{name} stays {value!r}, as this run began; a new one has {now[name]!r}", file=sys.stderr)
+    return begun
 
 
 def _finished(out: Path, config: StateBasedConfig, task: Task) -> dict[str, Any] | None:

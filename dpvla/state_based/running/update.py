@@ -1,8 +1,9 @@
 """Updates of an agent, several per step of the loop and, on a GPU, all of them in one CUDA graph.
 
-An update: gather rows, losses of every network and seed, one backward pass, one fused Adam, targets follow. What it
-draws at random is drawn before, for each seed from a generator made of (seed, update): the graph itself holds no
-generator, a stopped run goes on exactly, and a seed learns the same alone as beside others up to float rounding.
+An update: gather rows, losses of every network and seed, one backward pass, one fused Adam, and targets follow, after
+Adam's step or before it. What it draws at random is drawn before, for each seed from a generator made of (seed,
+update): the graph itself holds no generator, a stopped run goes on exactly, and a seed learns the same alone as beside
+others up to float rounding.
 """
 
 from __future__ import annotations
@@ -116,9 +117,16 @@ class StackedUpdate:
             draws = TapeDraws(self._normals[:, update], self._uniforms[:, update])
             loss, info = self._loss(batch, draws, now)
             loss.sum().backward()  # seeds share no parameters, so each gets the gradient of its own loss
+            if agent.coasts:
+                for parameter in self.parameters:
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+            if agent.config.target_lag:
+                agent.update_targets(now)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            agent.update_targets(now)
+            if not agent.config.target_lag:
+                agent.update_targets(now)
         means = torch.stack([loss.detach(), *info.values()]).mean(-1)
         return dict(zip(("train/loss", *info), means))
 

@@ -21,7 +21,7 @@ from dpvla.state_based.agents.ifql import IFQL, IFQLConfig
 from dpvla.state_based.agents.iql import IQL, IQLConfig
 from dpvla.state_based.agents.rebrac import ReBRAC, ReBRACConfig
 from dpvla.state_based.agents.registry import AGENTS
-from dpvla.state_based.agents.values import ImplicitQ, bootstrapped, expectile_loss
+from dpvla.state_based.agents.values import ImplicitQ, bootstrapped, expectile_loss, td_loss
 from dpvla.state_based.data.batch import Batch
 from dpvla.state_based.networks.stacked import StackedMLP
 from tests.dpvla.state_based.agent_of import agent_of, config_of
@@ -75,7 +75,7 @@ def expectile(d: Array, tau: float) -> Array:
 
 
 def value_parts(values: ImplicitQ, rows: Rows, next_value: Array | None = None) -> tuple[float, Array, Array, Array]:
-    """Loss of V and both Qs, and target Q, online Q and V on the rows."""
+    """Loss of V and both Qs, and target Q, online Q and V on the rows; ``next_value`` (row,), or (number, row)."""
     config = values.config
     name, norm = config.activation, config.value_norm
     one = (lambda q: q.min(0)) if config.clip_q else (lambda q: q.mean(0))
@@ -85,7 +85,7 @@ def value_parts(values: ImplicitQ, rows: Rows, next_value: Array | None = None) 
         next_value = mlp(values.value, rows.following, name=name, norm=norm)[:, 0]
     y = rows.r + config.discount * rows.mask * next_value
     q = qs(values.critic.online, rows.s, rows.a, name, norm)
-    loss = expectile(target_q - v, config.expectile).mean() + ((q - y) ** 2).sum(0).mean()
+    loss = expectile(target_q - v, config.expectile).mean() + ((q[:, None] - np.atleast_2d(y)) ** 2).sum(0).mean()
     return float(loss), target_q, one(q), v
 
 
@@ -143,12 +143,18 @@ def test_flow_cloning_ignores_rewards_and_ends() -> None:
     assert found == total(agent, replace(batch, rewards=batch.rewards + 5, masks=0 * batch.masks), KnownDraws())
 
 
+PAPER = {"activation": "tanh", "omega": 1.0, "next_omega": None, "td_targets": "one", "clip_advantage": False,
+         "clip_choice": False, "next_choice": "target"}  # fmt: skip
 DIPOLES = {
-    "value target": {"q_target": "value"},
-    "policy target": {},
-    "best of n": {"next_action": "best_of_n", "samples": 3},
-    "dataset action": {"next_action": "dataset"},
-    "mean of Qs, online advantage": {"clip_q": False, "advantage_from": "online", "omega": 2.5},
+    "release": {},
+    "release, mean for V": {"clip_q": False, "omega": 3.0, "next_omega": 0.5},
+    "release, best of several": {"clip_q": False, "next_action": "best_of_n", "next_samples": 4, "samples": 2},
+    "release, dataset action": {"next_action": "dataset"},
+    "value target": PAPER | {"q_target": "value"},
+    "policy target": PAPER,
+    "best of n": PAPER | {"next_action": "best_of_n", "samples": 3},
+    "dataset action": PAPER | {"next_action": "dataset"},
+    "mean of Qs, online advantage": PAPER | {"clip_q": False, "advantage_from": "online", "omega": 2.5},
 }
 
 
@@ -158,32 +164,73 @@ def test_dipole_loss_is_the_formula_for_every_reading_of_the_paper(changes: dict
     agent: Dipole = small_agent(config)
     batch, draws = small_batch(), KnownDraws()
     rows, found = Rows.of(batch), total(agent, batch, draws)
-    values, name = agent.values, "tanh"
-    one = (lambda q: q.min(0)) if config.clip_q else (lambda q: q.mean(0))
+    values, name = agent.values, config.activation
+
+    def one(q: Array, clip: bool = config.clip_q) -> Array:
+        return np.minimum(*q) if clip else (q[0] + q[1]) / 2
 
     def guided(s: Array, x: Array, t: Array) -> Array:
         good, bad = (mlp(agent.policies, s, x, t, name=name, member=m) for m in (0, 1))
-        return (1 + config.omega) * good - config.omega * bad
+        omega = config.omega if config.next_omega is None else config.next_omega
+        return (1 + omega) * good - omega * bad
 
     next_value, drawn = None, 0
     if config.q_target == "policy" and config.next_action == "dataset":
-        q = one(qs(values.critic.target, rows.following, rows.next_a, name))
+        next_value = qs(values.critic.target, rows.following, rows.next_a, name)
         v = mlp(values.value, rows.following, name=name, norm="after")[:, 0]
-        next_value = np.where(rows.known == 1, q, v)
+        next_value = np.where(rows.known == 1, next_value, v)
     elif config.q_target == "policy":
-        count = config.samples if config.next_action == "best_of_n" else 1
+        count = (config.next_samples or config.samples) if config.next_action == "best_of_n" else 1
         s, drawn = np.repeat(rows.following, count, 0), 1
         actions = flow_euler(lambda x, t: guided(s, x, t), draws.normals[0], 3)
-        next_value = one(qs(values.critic.target, s, actions, name)).reshape(-1, count).max(-1)
+        judge = values.critic.target if config.next_choice == "target" else values.critic.online
+        best = one(qs(judge, s, actions, name), config.clip_q or config.clip_choice).reshape(-1, count).argmax(-1)
+        next_value = qs(values.critic.target, s, actions, name).reshape(2, -1, count)[:, np.arange(len(best)), best]
+    if next_value is not None and config.td_targets == "one":
+        next_value = one(next_value)
 
-    expected, target_q, q, v = value_parts(values, rows, next_value)
-    advantage = (target_q if config.advantage_from == "target" else q) - v
+    expected, _, _, v = value_parts(values, rows, next_value)
+    judge = values.critic.target if config.advantage_from == "target" else values.critic.online
+    advantage = one(qs(judge, rows.s, rows.a, name), config.clip_q or config.clip_advantage) - v
     good = 1 / (1 + np.exp(-(1.5 * advantage - 0.5)))
     noise, t = draws.normals[drawn], draws.uniforms[0]
     for weight, member in ((good, 0), (1 - good, 1)):
         velocity = mlp(agent.policies, rows.s, (1 - t) * noise + t * rows.a, t, name=name, member=member)
         expected += (weight * ((velocity - (rows.a - noise)) ** 2).mean(-1)).mean()
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("clip_choice", [False, True])
+def test_dipole_acts_by_the_smaller_q_or_as_clip_q_has_it(clip_choice: bool) -> None:
+    agent: Dipole = small_agent(
+        DipoleAgentConfig(
+            samples=4, flow_steps=2, omega=1.5, next_omega=0.0, clip_q=False, clip_choice=clip_choice, **SMALL
+        )
+    )
+    batch, draws = small_batch(), KnownDraws(7)
+    acted = plain(agent.act(batch.observations, draws))[0]
+    s = np.repeat(Rows.of(batch).s, 4, 0)
+
+    def guided(x: Array, t: Array) -> Array:
+        good, bad = (mlp(agent.policies, s, x, t, name="gelu", member=m) for m in (0, 1))
+        return 2.5 * good - 1.5 * bad
+
+    samples = flow_euler(guided, draws.normals[0], 2)
+    both = qs(agent.values.critic.online, s, samples, "gelu")
+    choices = [q.reshape(-1, 4).argmax(-1) for q in (both.mean(0), both.min(0))]
+    assert (choices[0] != choices[1]).any()
+    assert np.allclose(acted, samples.reshape(-1, 4, 2)[np.arange(6), choices[clip_choice]])
+
+
+def test_both_qs_of_the_release_come_to_the_mean_of_both_targets() -> None:
+    q = torch.zeros(1, 2, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([[[1.0, 4.0, -2.0], [3.0, 0.0, -2.0]]], dtype=torch.float64)
+    loss = td_loss(q, targets)
+    assert float(loss.detach()) == pytest.approx((1 + 9 + 16 + 0 + 4 + 4) / 3)
+    loss.sum().backward()
+    assert q.grad is not None
+    assert torch.allclose(q.grad, (-2 * targets.mean(1, keepdim=True) / 3).expand(1, 2, 3))
+    assert float(td_loss(q, targets[:, 0]).detach()) == pytest.approx(2 * (1 + 16 + 4) / 3)
 
 
 def test_dipoles_two_gradients_add_up_to_plain_imitation_when_the_networks_are_equal() -> None:
@@ -207,13 +254,15 @@ def test_dipoles_two_gradients_add_up_to_plain_imitation_when_the_networks_are_e
 def test_cfgrl_loss_is_the_formula(scheme: Any) -> None:
     time_size = 4 if scheme == "both" else 0
     config = CFGRLConfig(scheme=scheme, null_share=0.4, time_size=time_size, time_grid=scheme == "both", flow_steps=3,
+                         advantage_from="online" if scheme == "dropout" else "target", omega=0.5,
                          activation="mish", value_norm="before", policy_norm="before_but_last", **SMALL)  # fmt: skip
     agent: CFGRL = small_agent(config)
     batch, draws = small_batch(), KnownDraws(3)
     rows = Rows.of(batch)
-    expected, target_q, _, v = value_parts(agent.values, rows)
-    agent.config = replace(config, threshold=float(np.sort(target_q - v)[2:4].mean()))
-    positive = target_q - v >= agent.config.threshold
+    expected, target_q, online_q, v = value_parts(agent.values, rows)
+    advantage = (online_q if scheme == "dropout" else target_q) - v
+    agent.config = replace(config, threshold=float(np.sort(advantage)[2:4].mean()))
+    positive = advantage >= agent.config.threshold
     assert positive.sum() == 3
     found = total(agent, batch, draws)
     noise, t = draws.normals[0], draws.uniforms[0]
@@ -389,8 +438,8 @@ def test_advantage_weighted_regression_does_not_move_the_values() -> None:
     agent: IQL = small_agent(IQLConfig(**SMALL))
     batch = small_batch()
     _, _, values = agent.values.loss(batch)
-    assert not (values.q.requires_grad or values.v.requires_grad or values.target_q.requires_grad)
-    agent.policy_loss(batch, values.q - values.v)[0].sum().backward()
+    assert not (values.qs.requires_grad or values.v.requires_grad or values.target_qs.requires_grad)
+    agent.policy_loss(batch, values.advantage("online", True))[0].sum().backward()
     assert all(p.grad is None for p in agent.values.parameters())
 
 

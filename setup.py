@@ -12,6 +12,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dpvla/__init__.py").read_t
 STATE = ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.50"]
 RAY = ["ray>=2.52"]  # below it a web page could start jobs (CVE-2025-62593)
 NATIVE = ["numba>=0.60"]
+LEROBOT = ["pyarrow>=18"]
 DEEPSPEED = ["deepspeed>=0.19", "einops"]  # einops: imported by every version, required by some
 
 setup(
@@ -62,6 +63,7 @@ setup(
             *STATE,
             *RAY,
             *DEEPSPEED,
+            *LEROBOT,
             "hypothesis>=6.100",
             "mypy>=1.13",
             "pandas-stubs",
@@ -74,6 +76,7 @@ setup(
             "types-tqdm",
         ],
         "deepspeed": DEEPSPEED,
+        "lerobot": LEROBOT,
         "native": NATIVE,
         "ray": RAY,
         "state": STATE,

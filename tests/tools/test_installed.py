@@ -39,7 +39,9 @@ def test_every_program_is_a_sub_command(installed: Path, tmp_path: Path) -> None
 
 def test_the_bundled_scenes_and_recipes_are_there(installed: Path, tmp_path: Path) -> None:
     files = {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")}
-    assert files == {str(p.relative_to(installed / "dpvla_configs")) for p in installed.rglob("dpvla_configs/**/*.yaml")}
+    assert files == {
+        str(p.relative_to(installed / "dpvla_configs")) for p in installed.rglob("dpvla_configs/**/*.yaml")
+    }
     found = dpvla(installed, tmp_path, "doctor")
     assert found.returncode == 0 and "504 sub-scores of 3 bundled scenes equal the official ones" in found.stdout
     assert not list(tmp_path.iterdir())
@@ -49,7 +51,9 @@ def test_a_recipe_is_found_by_its_name(installed: Path, tmp_path: Path) -> None:
     found = dpvla(installed, tmp_path, "pretrain", "--config", "pretrain_navsim", "--plan", "--imitation.epochs", "-1")
     assert found.returncode == 2 and "imitation.epochs" in found.stderr
     missing = dpvla(installed, tmp_path, "pretrain", "--config", "pretrain_demoo")
-    assert missing.returncode == 2 and "--config pretrain_demo " in missing.stderr and "\n" not in missing.stderr.strip()
+    assert (
+        missing.returncode == 2 and "--config pretrain_demo " in missing.stderr and "\n" not in missing.stderr.strip()
+    )
 
 
 def test_an_unknown_program_is_refused_with_the_nearest(installed: Path, tmp_path: Path) -> None:

@@ -97,9 +97,10 @@ class DrivingPolicy(nn.Module, ABC):
     def require(cls, config: DPVLAConfig, where: object) -> None:
         """Raise ConfigError where a config is of a policy with another head."""
         if not isinstance(config.head, cls.Config):
+            needed = cls.Config.__dataclass_fields__["name"].default
             raise ConfigError(
-                f"{where} is a policy with the head {config.head.name}, and one with the head {cls.Config().name} is "
-                "needed here (RL, selectors: one that draws its plans)"
+                f"{where} is a policy with the head {config.head.name}, and one with the head {needed} is needed here "
+                "(RL, selectors: one that draws its plans)"
             )
 
     def save_pretrained(self, directory: Path | str) -> None:

@@ -30,13 +30,13 @@ from navsim_bridge.pdm.terms.comfort import two_frame_extended_comfort
 from navsim_bridge.splits.scene_filter import Split
 from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.two_stage import Group
-from navsim_bridge.traffic.registry import RECORDED, make_traffic
+from navsim_bridge.traffic.registry import make_traffic
 
 ADJACENT = (0.05, 0.55)
 """[s] A frame of the same log this much earlier is the previous frame of two-frame comfort."""
 STAGES = ("_stage_one", "_stage_two")
 """Of the devkit's columns, and of the rows of both stages."""
-REACTIVE = "idm"
+RECORDED, REACTIVE = "log_replay", "idm"
 _NAMED = 5  # tokens without a score that are named
 
 
@@ -61,9 +61,20 @@ class EPDMS(Metric[EPDMSConfig]):
         return self.config.traffic or RECORDED
 
     @property
+    def options(self) -> dict[str, Any]:
+        """Those that are not what they always were."""
+        found = super().options
+        return {name: value for name, value in found.items() if name != "traffic" or not self.as_recorded}
+
+    @property
+    def as_recorded(self) -> bool:
+        """Whether it is EPDMS of one stage in recorded traffic, as what came before any other was."""
+        return self.stages == 1 and self._traffic.as_recorded
+
+    @property
     def about(self) -> dict[str, Any]:
         """Version and options, for provenance."""
-        if self.traffic == RECORDED and self.stages == 1:
+        if self.as_recorded:
             return super().about
         stages = "two stages" if self.stages == 2 else "one stage"
         return {**super().about, "name": f"EPDMS v2 (navsim 2.1.2, {stages}, traffic {self.traffic})"}
@@ -92,7 +103,8 @@ class EPDMS(Metric[EPDMSConfig]):
 
     def terms(self, scenes: EPDMSBatch, plans: Tensor) -> EPDMSTerms:
         """Every plan's sub-scores before the human filter."""
-        return epdms_terms(scenes, plans, traffic=self._traffic and self._traffic.simulate, interval=self.interval)
+        traffic = None if self._traffic.as_recorded else self._traffic.simulate
+        return epdms_terms(scenes, plans, traffic=traffic, interval=self.interval)
 
     def values(self, terms: EPDMSTerms, extended_comfort: Tensor | None = None) -> dict[str, Tensor]:
         """Sub-scores after the human filter, and the score; NaN for an ``extended_comfort`` that is not given."""

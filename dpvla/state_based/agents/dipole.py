@@ -33,9 +33,9 @@ class DipoleAgentConfig(ImplicitQConfig):
     ``q_agg`` is ``clip_q`` for V's target alone; what else asks for one of two Qs has an option of its own here.
     """
 
-    FORMERLY: ClassVar[Mapping[str, Any]] = ImplicitQConfig.FORMERLY | {
-        "next_omega": None, "next_samples": 0, "next_choice": "target", "td_targets": "one", "clip_advantage": False,
-        "clip_choice": False,
+    FORMERLY: ClassVar[Mapping[str, Any]] = {
+        **ImplicitQConfig.FORMERLY, "next_omega": None, "next_samples": 0, "next_choice": "target",
+        "td_targets": "one", "clip_advantage": False, "clip_choice": False,
     }  # fmt: skip
 
     hidden: tuple[Size, ...] = (512, 512, 512)  # layer sizes of all networks

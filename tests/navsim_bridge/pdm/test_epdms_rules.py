@@ -233,7 +233,7 @@ def made_up(values: list[float], human: list[float]) -> EPDMSTerms:
         values=torch.tensor([[values]], dtype=torch.float64), human=torch.tensor([human], dtype=torch.float64),
         motion=empty, end=empty, start=empty[0],
         progress_raw=empty, reference_progress_raw=empty[0], reference_multiplier=empty,
-        collision_time_index=empty, ttc_time_index=empty, comfort_flags=empty, ego_areas=empty,
+        collision_time_index=empty, ttc_time_index=empty, comfort_flags=empty, ego_areas=empty, dead_ends=empty,
     )  # fmt: skip
 
 

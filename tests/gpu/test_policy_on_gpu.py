@@ -27,6 +27,7 @@ from dpvla.algorithms.registry import make_algorithm
 from dpvla.batch import DrivingBatch
 from dpvla.diffusion import DPMSolver, VPLinearSchedule
 from dpvla.diffusion.samplers.sde import SDESolver
+from dpvla.models.policies import new_policy
 from dpvla.models.sampling import Sampling
 from dpvla.rl.config import RolloutConfig
 from dpvla.rl.stage import RolloutStage
@@ -35,6 +36,7 @@ from dpvla.training.imitation import ImitationStage
 from dpvla.training.strategies.registry import make_strategy
 from navsim_bridge.agents.policy_agent import PolicyAgent
 from navsim_bridge.data import images
+from tests.dpvla.models.tiny_policies import REGRESSION
 from tests.gpu.pretended import PretendedGPU, value
 from tests.gpu.tiny_driving import make_policy, numbers, training_on
 from tests.scenes_in_memory import prefer_left
@@ -148,6 +150,26 @@ def test_a_pretraining_update_waits_for_nothing(encoder: str, accumulate: int) -
         assert update.not_finite() == []
     assert value(info["train/loss"]).isfinite() and value(info["train/grad_norm"]) > 0
     assert not torch.equal(value(policy.head.output.weight), before)
+
+
+@pytest.mark.parametrize("name", REGRESSION)
+def test_a_baseline_learns_and_plans_on_a_gpu_and_waits_for_nothing(name: str) -> None:
+    torch.manual_seed(0)
+    policy = new_policy(REGRESSION[name]()).eval()
+    batch = policy.encoder.fake_batch(3, numbers())
+    expected_loss = policy.imitation_loss(batch)[0]
+    expected = policy.sample(policy.encode(batch), 2)
+    gpu = PretendedGPU()
+    with gpu():
+        policy.to(gpu.device)
+        moved = batch.to(gpu.device)
+        gpu.forget()
+        loss = policy.imitation_loss(moved)[0]
+        plans = policy.sample(policy.encode(moved), 2)
+        assert loss.device == plans.device == gpu.device
+        assert not gpu.syncs and gpu.copies_in <= 1, gpu.syncs  # noise without numbers
+    assert_near(loss.detach(), expected_loss.detach())
+    assert_near(plans, expected)
 
 
 def test_imitation_evaluation_runs_on_a_gpu() -> None:

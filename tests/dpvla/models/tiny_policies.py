@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from dpvla.batch import DrivingBatch, fake_batch
-from dpvla.encoders.config import FlorenceConfig
-from dpvla.models import DPVLA, DPVLAConfig
+from dpvla.encoders.config import EgoStatusConfig, FlorenceConfig, LatentTransfuserConfig
+from dpvla.models import DPVLA, DPVLAConfig, RegressionConfig
 
 
 def tiny_florence() -> DPVLAConfig:
@@ -14,7 +14,24 @@ def tiny_florence() -> DPVLAConfig:
     return replace(DPVLAConfig.tiny(), encoder=FlorenceConfig(source="tiny", image_width=96, image_height=48))
 
 
+def ego_status_mlp() -> DPVLAConfig:
+    """NAVSIM's ego-status MLP, narrower."""
+    head = RegressionConfig(layers=0, hidden=0, bounded_heading=False)
+    return DPVLAConfig(encoder=EgoStatusConfig(width=32), head=head)
+
+
+def latent_transfuser() -> DPVLAConfig:
+    """NAVSIM's Latent TransFuser in miniature."""
+    encoder = LatentTransfuserConfig(
+        image_width=96, image_height=64, crop=16, network="test_resnet", pretrained=False, bev_network="test_resnet",
+        bev_size=64, width=32,
+    )  # fmt: skip
+    return DPVLAConfig(encoder=encoder, head=RegressionConfig(layers=2, heads=4, feed_forward=64, hidden=64))
+
+
 CONFIGS = {"tiny": DPVLAConfig.tiny, "tiny_florence": tiny_florence}
+REGRESSION = {"ego_status_mlp": ego_status_mlp, "latent_transfuser": latent_transfuser}
+"""Policies that draw nothing."""
 
 
 def make_batch(config: DPVLAConfig, scenes: int = 4, seed: int = 0) -> DrivingBatch:

@@ -26,6 +26,7 @@ from dpvla.algorithms.config import (
 from dpvla.algorithms.registry import make_algorithm
 from dpvla.models import DPVLA, DPVLAConfig
 from dpvla.models.config import LoRAConfig
+from dpvla.models.policies import new_policy
 from dpvla.rl.buffer import RolloutBuffer
 from dpvla.rl.config import RolloutConfig
 from dpvla.rl.stage import RolloutStage
@@ -36,6 +37,7 @@ from dpvla.training.imitation import ImitationStage
 from dpvla.training.loop import train
 from dpvla.training.order import epoch_batches, steps_per_epoch
 from dpvla.training.stage import Stage
+from tests.dpvla.models.tiny_policies import REGRESSION
 from tests.scenes_in_memory import ScenesInMemory, prefer_left
 from tests.written_runs import write_run
 
@@ -118,6 +120,20 @@ def rows(run_dir: Path) -> list[dict[str, str]]:
 def test_imitation_stopped_twice_ends_bit_for_bit_as_in_one_go(tmp_path: Path) -> None:
     straight = run(imitation, tmp_path / "straight", [])
     broken = run(imitation, tmp_path / "broken", [4, 5])
+    assert_same_files(straight, broken)
+    assert rows(tmp_path / "straight")[-1] == rows(tmp_path / "broken")[-1]
+
+
+@pytest.mark.parametrize("name", REGRESSION)
+def test_a_baseline_stopped_twice_ends_bit_for_bit_as_in_one_go(name: str, tmp_path: Path) -> None:
+    def make(accelerator: Accelerator, out: Path) -> ImitationStage:
+        torch.manual_seed(0)
+        policy = new_policy(REGRESSION[name]())  # the encoder of one of them has dropout and batch norm
+        source = ScenesInMemory(8, policy.encoder.sensors)
+        return ImitationStage(policy, source, ImitationConfig(3, 4), accelerator, 7, describe, source, prefer_left)
+
+    straight = run(make, tmp_path / "straight", [])
+    broken = run(make, tmp_path / "broken", [2, 5])
     assert_same_files(straight, broken)
     assert rows(tmp_path / "straight")[-1] == rows(tmp_path / "broken")[-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ from numpy.typing import NDArray
 
 from navsim_bridge.golden.v2 import FRAGILE_COLUMNS, read_golden_epdms
 from navsim_bridge.pdm import EPDMSBatch, SceneBatch, epdms_scores, epdms_terms, score_plans, two_frame_extended_comfort
-from navsim_bridge.pdm.epdms import EXTENDED_COMFORT, MULTIPLIERS, TERMS
+from navsim_bridge.pdm.chunks import PER_SCENE
+from navsim_bridge.pdm.encounters import Traffic
+from navsim_bridge.pdm.epdms import EXTENDED_COMFORT, MULTIPLIERS, TERMS, EPDMSTerms
+from navsim_bridge.pdm.objects import ObjectBatch
+from navsim_bridge.traffic.log_replay import LogReplay
 from tests.paths import GOLDEN_V2
 
 CONTINUOUS = ("ego_progress", "score", "score_without_ec", "pdm_score")
@@ -116,6 +121,45 @@ def test_scores_do_not_depend_on_neighbors_or_chunks(golden: Golden) -> None:
         parts = epdms_terms(golden.batch.select(few), golden.plans[few, :5], max_plans_in_flight=limit)
         torch.testing.assert_close(parts.values, whole.values[few, :5], rtol=0, atol=1e-9)
         torch.testing.assert_close(parts.human, whole.human[few], rtol=0, atol=1e-9, equal_nan=True)
+
+
+def test_recorded_traffic_that_is_given_plan_by_plan_comes_to_the_same(golden: Golden) -> None:
+    some = golden.plans[:, :4]
+    given = epdms_terms(golden.batch, some, traffic=LogReplay().simulate)
+    for field in dataclasses.fields(EPDMSTerms):
+        ours, expected = getattr(given, field.name), getattr(golden.terms, field.name)
+        expected = expected if field.metadata == PER_SCENE else expected[:, :4]
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9, equal_nan=True, msg=field.name)
+
+
+def test_each_plan_and_its_reference_meet_the_traffic_of_that_plan_and_the_driver_his_own(golden: Golden) -> None:
+    """Traffic that is there for the second plan alone, or for the recorded driver alone."""
+    plans = golden.plans[:, :1].expand(-1, 2, -1, -1)
+
+    def traffic(kept: int, asked: list[int]) -> Traffic:
+        def simulate(scenes: EPDMSBatch, states: torch.Tensor) -> ObjectBatch:
+            asked.append(states.shape[1])
+            objects = LogReplay().simulate(scenes, states)
+            there = torch.arange(len(objects.object_mask)) % states.shape[1] == kept
+            there = there if states.shape[1] == 2 else torch.full_like(there, kept == 2)
+            return dataclasses.replace(objects, object_mask=objects.object_mask & there[:, None, None])
+
+        return simulate
+
+    empty = epdms_terms(golden.batch, plans, traffic=traffic(3, []))
+    calls: list[int] = []
+    second = epdms_terms(golden.batch, plans, traffic=traffic(1, calls), max_plans_in_flight=4096)
+    own = epdms_terms(golden.batch, plans, traffic=traffic(2, []))
+    assert calls == [2, 1], "the drivers of all scenes are asked about once"
+    assert torch.equal(second.values[:, 0], empty.values[:, 0])
+    torch.testing.assert_close(second.values[:, 1], golden.terms.values[:, 0], rtol=0, atol=1e-9)
+    assert (second.values[:, 1] != empty.values[:, 1]).any()
+    assert torch.equal(second.human.nan_to_num(), empty.human.nan_to_num())
+    torch.testing.assert_close(own.human, golden.terms.human, equal_nan=True)
+    assert (own.human.nan_to_num() != empty.human.nan_to_num()).any()
+    assert torch.equal(own.values, empty.values)
+    assert torch.equal(second.reference_multiplier[:, 1], golden.terms.reference_multiplier[:, 0])
+    assert (second.reference_multiplier[:, 0] != second.reference_multiplier[:, 1]).any()
 
 
 def test_reader_needs_no_results_and_names_missing_inputs(tmp_path: Path) -> None:

@@ -20,13 +20,12 @@ import dataclasses
 import sys
 import tempfile
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from navsim_bridge.traffic.idm import IDM
 from numpy.typing import NDArray
 
 from dpvla.cli import reporting_errors
@@ -55,6 +54,7 @@ from navsim_bridge.pdm.formula import EXTENDED_PDM_SCORE, total
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.splits.scene_filter import Split, load_split
 from navsim_bridge.splits.scenes import SceneRecord, select_scenes
+from navsim_bridge.traffic.idm import IDM
 from navsim_bridge.traffic.policy import STATE, listed
 
 TOLERANCES = {"scores and progress": 1e-6, "states": 1e-6, "traffic": 1e-8, "aggregation": 1e-12}
@@ -89,9 +89,6 @@ class Tally:
             self.differ += 1
             if len(self.told) < MOST_TOLD:
                 self.told.append(f"{what}: {problem}")
-
-
-Load = Callable[[Sequence[SceneRecord]], Sequence[MetricScene]]
 
 
 def compare_aggregations(folder: Path, tally: Tally) -> None:
@@ -141,24 +138,35 @@ def compare_split(split: Split, root: Path, sets: Sequence[PlanSet], tally: Tall
     data, maps = root / "data", root / "data/maps"
     records = select_scenes(split, data)
     cache = build_metric_cache(data, maps, split, folder, rules=NAVSIM_V2, progress=False)
-    sources: dict[str, Load] = {"rebuilt": lambda some: cache.load([r.token for r in some])}
+    sources = {"rebuilt": dict(zip((r.token for r in records), cache.load([r.token for r in records])))}
     if (root / "metric_cache").is_dir():
-        official = OfficialCache(root / "metric_cache", maps_root=maps)
-        sources["official cache"] = lambda some: [official.read(r.token) for r in some]
+        official = OfficialCache(root / "metric_cache")
+        sources["official cache"] = {r.token: official.read(r.token, maps) for r in records if r.token in official}
+        lacking = [r.token for r in records if r.token not in official]
+        if lacking:
+            tally.missing.append(f"{len(lacking)} tokens of {split.name} in the official cache, first {lacking[0]}")
     else:
         tally.missing.append("official metric cache")
-    for source, load in sources.items():
+    for source, scenes in sources.items():
         for plans in sets:
-            here = [r for r in records if r.token in plans.plans]
+            here = [r for r in records if r.token in plans.plans and r.token in scenes]
             if here:
-                _compare_plans(f"{split.name}, {plans.name}, {source}", split, here, plans, load, tally)
+                _compare_plans(f"{split.name}, {plans.name}, {source}", split, here, plans, scenes, tally)
 
 
 def _compare_plans(
-    what: str, split: Split, records: Sequence[SceneRecord], plans: PlanSet, load: Load, tally: Tally
+    what: str,
+    split: Split,
+    records: Sequence[SceneRecord],
+    plans: PlanSet,
+    scenes: Mapping[str, MetricScene],
+    tally: Tally,
 ) -> None:
     tally.tokens += len(records)
-    scenes = load(records)
+
+    def load(some: Sequence[SceneRecord]) -> list[MetricScene]:
+        return [scenes[r.token] for r in some]
+
     for name, table in plans.tables.items():
         metric = EPDMS(_config(name)).on(split)
         assert isinstance(metric, TwoStageEPDMS)
@@ -166,7 +174,7 @@ def _compare_plans(
             lambda some: np.stack([plans.plans[r.token] for r in some]), records, load, metric=metric, progress=False
         )
         _compare_table(f"{what}, {name}", found, table, tally)
-    batch, tokens = EPDMSBatch.from_scenes(scenes), [r.token for r in records]
+    batch, tokens = EPDMSBatch.from_scenes(load(records)), [r.token for r in records]
     given = torch.from_numpy(np.stack([plans.plans[r.token] for r in records])[:, None]).double()
     for name, results in plans.results.items():
         _compare_results(f"{what}, {name}", _config(name), tokens, batch, given, results, tally)

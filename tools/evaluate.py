@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found, chosen_among, of_floors = found[:own], found[own : own + proposals], found[own + proposals :]
         groups = [found[i : i + options.samples] for i in range(0, len(found), options.samples)]
         what: dict[str, Any] = {
-            "records": records, "cache": cache, "coverage": coverage, "floors": floors_of(floors, of_floors, split),
+            "records": records, "cache": cache, "coverage": coverage,
+            "floors": floors_of({options.agent: found[0], **dict(zip(floors, of_floors))}, split),
         }  # fmt: skip
         if len(runs) > 1:
             said, paths = write_omegas(

@@ -135,7 +135,7 @@ def open_training_data(
         split = load_split(config.split, root, config.data_split, config.synthetic_root)
         records, part = usable_scenes(split, root, cameras, config.allow_missing, workers, (__name__,))
         train, held_out = hold_out(records, config.validation_logs)
-        metric = make_metric(config.metric)
+        metric = make_metric(config.metric).on(split)
         given = MetricCache(config.metric_cache) if config.metric_cache is not None else None
         if given is not None:
             given.require_metric(metric)
@@ -169,6 +169,7 @@ def open_training_data(
                     metric.scene_rules,
                     not accelerator.is_main_process,
                 )
+                scenes.require_metric(metric)
                 made_from = str(scenes.index["data_fingerprint"]) if scored is source else None
             data = replace(
                 data, reward=MetricReward(metric, scenes, accelerator.device, scored.tokens), learns_from=made_from

@@ -63,15 +63,15 @@ def floors_for(agent: str, split: Split) -> tuple[str, ...]:
     return tuple(name for name in FLOORS if name != agent) if split.two_stage is not None else ()
 
 
-def floors_of(names: Sequence[str], scored: Sequence[Evaluation], split: Split) -> dict[str, Any] | None:
+def floors_of(scored: Mapping[str, Evaluation], split: Split) -> dict[str, Any] | None:
     """What a summary says of floors: scores by name, and the public ones where the split is that of the leaderboard.
 
-    None for a split that needs none.
+    None for a split that needs none. ``scored``: by name; further agents do not matter.
     """
     if split.two_stage is None or split.two_stage.groups is None:
         return None
     is_public = fingerprint(split.two_stage.groups) == DEVKIT_SPLITS[NAVHARD]
-    scores = {name: _score(evaluation) for name, evaluation in zip(names, scored)}
+    scores = {name: _score(scored[name]) for name in FLOORS if name in scored}
     return {"scores": scores, "public": PUBLIC if is_public else None}
 
 

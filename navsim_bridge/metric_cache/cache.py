@@ -91,6 +91,12 @@ class MetricCache:
                 f"{self.path} holds scenes of {self.metric}, not of {rules.name}, which --metric {name} scores in; "
                 f"make another cache with tools/cache_metrics.py --metric {name}, or choose another --metric"
             )
+        if metric.needs_traffic and any(s.v2 is None or s.v2.traffic is None for s in self.load(self.tokens[:1])):
+            raise CacheError(
+                f"{self.path} is of an earlier version and holds nothing of what vehicles need to react, which --metric "
+                f"{name} now scores in; make it anew: tools/cache_metrics.py --metric {name} --split "
+                f"{self.index.get('split')} --out {self.path}"
+            )
 
     @property
     def coverage(self) -> Coverage:

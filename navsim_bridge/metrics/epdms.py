@@ -80,6 +80,11 @@ class EPDMS(Metric[EPDMSConfig]):
         return {**super().about, "name": f"EPDMS v2 (navsim 2.1.2, {stages}, traffic {self.traffic})"}
 
     @property
+    def needs_traffic(self) -> bool:
+        """Unless it is recorded."""
+        return not self._traffic.as_recorded
+
+    @property
     def setting(self) -> dict[str, Any]:
         """Traffic and stages."""
         return {"traffic": self.traffic, "stages": self.stages}

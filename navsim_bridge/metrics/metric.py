@@ -199,6 +199,11 @@ class Metric(ABC, Generic[Options]):
         return {name: value for name, value in found.items() if name != "name" and value is not None}
 
     @property
+    def needs_traffic(self) -> bool:
+        """Whether its scenes must hold what vehicles need to move (`EPDMSInputs.traffic`)."""
+        return False
+
+    @property
     def setting(self) -> dict[str, Any]:
         """What else results should say of how plans are scored, plain JSON values."""
         return {}

@@ -93,9 +93,9 @@ class MetricCache:
             )
         if metric.needs_traffic and any(s.v2 is None or s.v2.traffic is None for s in self.load(self.tokens[:1])):
             raise CacheError(
-                f"{self.path} is of an earlier version and holds nothing of what vehicles need to react, which --metric "
-                f"{name} now scores in; make it anew: tools/cache_metrics.py --metric {name} --split "
-                f"{self.index.get('split')} --out {self.path}"
+                f"{self.path} is of an earlier version and holds nothing of what vehicles need to react, as they are "
+                f"asked to; make it anew: tools/cache_metrics.py --metric {name} --split {self.index.get('split')} "
+                f"--out {self.path}"
             )
 
     @property

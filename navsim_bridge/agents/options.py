@@ -201,9 +201,7 @@ class AgentOfCrew:
                 raise ValueError(f"{found}{other}")
             print(f"{found}; they are left out", file=sys.stderr)
         if extra := sorted(self.tokens.difference(r.token for r in records)):
-            print(
-                f"{who}: {len(extra)} of its plans are of scenes that are not scored, first {extra[0]}", file=sys.stderr
-            )
+            print(f"{who}: scenes that are not scored have plans, too: {len(extra)}, first {extra[0]}", file=sys.stderr)
         return held, part.without("missing_plans", len(lacking))
 
 

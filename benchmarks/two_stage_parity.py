@@ -154,6 +154,17 @@ def compare_split(split: Split, root: Path, sets: Sequence[PlanSet], tally: Tall
                 _compare_plans(f"{split.name}, {plans.name}, {source}", split, here, plans, scenes, tally)
 
 
+def _compare_submission(plans: PlanSet, tally: Tally) -> None:
+    """The same plans in a submission file."""
+    if plans.submitted is None:
+        tally.missing.append(f"submission of {plans.name}")
+        return
+    for token in sorted({*plans.plans, *plans.submitted}):
+        none = np.zeros((0, 3))
+        same = np.array_equal(plans.plans.get(token, none), plans.submitted.get(token, none))
+        tally.add(f"{plans.name}, submission, {token}", "" if same else "another plan than in the arrays")
+
+
 def _compare_plans(
     what: str,
     split: Split,
@@ -325,6 +336,8 @@ def compare(root: Path, folder: Path) -> Tally:
     sets = list(plan_sets(root))
     if not sets:
         tally.missing.append("sets of plans")
+    for plans in sets:
+        _compare_submission(plans, tally)
     for path in sorted((root / "config").glob("*.yaml")):
         compare_split(load_split(path, root / "data"), root, sets, tally, folder / path.stem)
     return tally

@@ -1,8 +1,8 @@
 """What the devkit made of a split of two stages, and of made-up rows of one: what ours is compared with.
 
 A reference set is a folder with `data/`, `config/`, `metric_cache/` and `official/`; the last holds for every set of
-plans KIND `plans_KIND.npz`, and `KIND_..._tokens.npz`, `KIND_....csv` and `KIND_traffic.npz`, some of which may be
-missing. Made-up rows stand in `aggregation_cases.json` and `aggregation_cases_motion.npz`.
+plans KIND `plans_KIND.npz`, `submission_KIND.pkl`, `KIND_v212.csv`, `KIND_v212_tokens.npz` and `KIND_traffic.npz`, some
+of which may be missing. Made-up rows stand in `aggregation_cases.json` and `aggregation_cases_motion.npz`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from navsim_bridge.files.submissions import read_submission
 from navsim_bridge.splits.two_stage import Group
 
 Float = NDArray[np.float64]
@@ -45,7 +46,8 @@ class PlanSet:
     """Plans of tokens of both stages."""
 
     name: str
-    plans: dict[str, Float]  # token -> (8, 3) float32
+    plans: dict[str, NDArray[Any]]  # token -> (8, 3) float32
+    submitted: dict[str, NDArray[Any]] | None  # the same as a submission file has them; None: there is none
     tables: dict[str, dict[str, dict[str, float]]]  # file name -> token or row of means -> column -> value
     results: dict[str, TokenResults]  # file name -> results before aggregation
     traffic: dict[tuple[str, str], OfficialFrames]  # token and who the traffic reacts to: plan or human
@@ -97,19 +99,31 @@ def aggregation_cases(folder: Path) -> Iterator[AggregationCase]:
 
 
 def plan_sets(folder: Path) -> Iterator[PlanSet]:
-    """All that `official/` of a reference set holds."""
-    for path in sorted((folder / "official").glob("plans_*.npz")):
-        name = path.stem.removeprefix("plans_")
-        with np.load(path) as file:
-            plans = dict(zip(file["tokens"].tolist(), file["poses"]))
-        beside = path.parent
+    """All that `official/` of a reference set holds; a set may have its plans in a submission file alone."""
+    beside = folder / "official"
+    of_arrays = {path.stem.removeprefix("plans_"): path for path in beside.glob("plans_*.npz")}
+    submissions = {path.stem.removeprefix("submission_"): path for path in beside.glob("submission_*.pkl")}
+    for name in sorted({*of_arrays, *submissions}):
+        submitted = _submitted(submissions[name]) if name in submissions else None
+        plans = submitted
+        if name in of_arrays:
+            with np.load(of_arrays[name]) as file:
+                plans = dict(zip(file["tokens"].tolist(), file["poses"]))
+        assert plans is not None
         yield PlanSet(
             name,
             plans,
+            submitted,
             {table.stem: _table(table) for table in sorted(beside.glob(f"{name}_v*.csv"))},
             {found.stem: _results(found) for found in sorted(beside.glob(f"{name}_v*_tokens.npz"))},
             _traffic(beside / f"{name}_traffic.npz"),
         )
+
+
+def _submitted(path: Path) -> dict[str, NDArray[Any]]:
+    """The plans of both stages of a submission."""
+    stages = read_submission(path).stages
+    return {token: plan.poses for seeds in stages for seed in seeds for token, plan in seed.items()}
 
 
 def _table(path: Path) -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.navsim_bridge.conftest import official_world, world
+from tests.navsim_bridge.conftest import official_world, two_stages, world
 from tests.paths import ROOT
 
 __all__ = ["official_world", "world"]

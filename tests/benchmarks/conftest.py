@@ -13,7 +13,7 @@ import pytest
 from tests.navsim_bridge.conftest import official_world, two_stages, world
 from tests.paths import ROOT
 
-__all__ = ["official_world", "world"]
+__all__ = ["official_world", "two_stages", "world"]
 BENCHMARKS = ROOT / "benchmarks"
 
 

@@ -33,13 +33,8 @@ def crowd(rng: np.random.Generator, most: int = 9) -> tuple[Followers, Float]:
         progress.append(at)
     speed = rng.uniform(0.0, 15.0, count) * rng.choice([0.0, 0.02, 0.5, 1.0], count)
     names = tuple(f"{'ego' if rng.random() < 0.05 else 'v'}{i}" for i in range(count))
-    return (
-        Followers(
-            names, np.array(start).reshape(-1, 5), np.array(progress), speed, rng.choice([3.0, 10.0, 15.0], count),
-            tuple(lines),
-        ),
-        _ego(rng, lanes[0]),
-    )  # fmt: skip
+    limit, boxes = rng.choice([3.0, 10.0, 15.0], count), np.array(start).reshape(-1, 5)
+    return Followers(names, boxes, np.array(progress), speed, limit, tuple(lines)), _ego(rng, lanes[0])
 
 
 def _lane(rng: np.random.Generator) -> Float:

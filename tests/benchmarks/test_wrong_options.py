@@ -10,7 +10,9 @@ import pytest
 from tests.paths import ROOT
 
 
-@pytest.mark.parametrize("benchmark", ["dual_adapters", "full_size", "images", "load", "pdm_speed", "solver_speed"])
+@pytest.mark.parametrize(
+    "benchmark", ["dual_adapters", "full_size", "images", "load", "pdm_speed", "solver_speed", "traffic_speed"]
+)
 def test_a_file_that_cannot_be_written_is_told_first(
     benchmark: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,14 @@ import pytest
 
 from benchmarks import two_stage_parity
 from navsim_bridge.golden.two_stage import CASES, MOTION
-from tests.navsim_bridge.two_stage_results import TOTALS, official_rows, write_official, write_table
+from tests.navsim_bridge.two_stage_results import (
+    TOTALS,
+    official_rows,
+    plans,
+    write_official,
+    write_submitted,
+    write_table,
+)
 from tests.navsim_bridge.two_stage_world import TwoStageWorld
 from tests.paths import FIXTURES
 
@@ -50,13 +57,15 @@ def test_everything_equals_what_the_devkit_made_of_it_and_what_is_changed_does_n
         traffic = {name: file[name] for name in file.files}
     traffic["006450b763b024ab2/plan/obj_boxes"][-1, 0] += 1e-7
     np.savez(reference / "official/mixed_traffic.npz", **traffic)  # type: ignore[arg-type]
+    others = {**plans(), "00f32ab94de711d90": plans()["00f32ab94de711d90"] + 1e-6}
+    write_submitted(reference / "official/submission_mixed.pkl", others)
     cases = json.loads((reference / CASES).read_text())
     cases[0]["official"]["combined"]["ego_progress"] += 1e-9
     (reference / CASES).write_text(json.dumps(cases))
     shutil.rmtree(reference / "metric_cache")
 
     status, found = run(reference)
-    assert status == 1 and found["differ"] == 4 and found["missing"] == ["official metric cache"]
+    assert status == 1 and found["differ"] == 5 and found["missing"] == ["official metric cache"]
     assert [told.split(":")[0].split(", ")[-1] for told in found["told"]] == [
-        "case 0 plain", "00f32ab94de711d90", TOTALS[2], "frame 40",
+        "case 0 plain", "00f32ab94de711d90", "00f32ab94de711d90", TOTALS[2], "frame 40",
     ]  # fmt: skip

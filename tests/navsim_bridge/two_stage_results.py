@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from navsim_bridge.files.submissions import METADATA, USUAL, SubmittedPlan, write_submission_file
 from navsim_bridge.pdm.simulate import ego_state_as_read_back
+from navsim_bridge.splits.two_stage import SYNTHETIC_TOKEN
 from tests.navsim_bridge.two_stage_world import FIXTURE, TwoStageWorld
 
 STAGES = ("_stage_one", "_stage_two")
@@ -76,11 +78,20 @@ def write_official(world: TwoStageWorld, root: Path) -> None:
     with np.load(FIXTURE / "results.npz") as file:
         found = {name: file[name] for name in file.files}
     np.savez(folder / "plans_mixed.npz", tokens=found["tokens"], poses=found["plans"])
+    write_submitted(folder / "submission_mixed.pkl", plans())
     traffic = {name.removeprefix("traffic/"): found.pop(name) for name in list(found) if name.startswith("traffic/")}
     np.savez(folder / "mixed_traffic.npz", **traffic)  # type: ignore[arg-type]
     del found["plans"]
     np.savez(folder / "mixed_v212_tokens.npz", **found)  # type: ignore[arg-type]
     write_table(folder / "mixed_v212.csv", official_rows(world))
+
+
+def write_submitted(path: Path, submitted: Mapping[str, NDArray[np.float32]]) -> None:
+    """A submission file of plans of both stages."""
+    stages: tuple[dict[str, SubmittedPlan], ...] = ({}, {})
+    for token, poses in submitted.items():
+        stages[len(token) == SYNTHETIC_TOKEN][token] = SubmittedPlan(poses, USUAL)
+    write_submission_file(path, dict.fromkeys(METADATA, "us"), [[stage] for stage in stages])
 
 
 def write_table(path: Path, rows: Mapping[str, Mapping[str, str]]) -> None:

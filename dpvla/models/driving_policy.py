@@ -97,10 +97,9 @@ class DrivingPolicy(nn.Module, ABC):
     def require(cls, config: DPVLAConfig, where: object) -> None:
         """Raise ConfigError where a config is of a policy with another head."""
         if not isinstance(config.head, cls.Config):
-            needed = cls.Config.__dataclass_fields__["name"].default
             raise ConfigError(
-                f"{where} is a policy with the head {config.head.name}, and one with the head {needed} is needed here "
-                "(RL, selectors: one that draws its plans)"
+                f"{where}: its head is {config.head.name}, and another is needed here: RL, selectors and samples work "
+                "on plans that are drawn, with the head diffusion"
             )
 
     def save_pretrained(self, directory: Path | str) -> None:

@@ -102,6 +102,7 @@ class Row:
 
     title: str = ""  # as printed; its key where there is none
     agent: str | None = None  # one that needs no training: stand_still, constant_velocity, human
+    pretrain: str | None = None  # recipe of tools/pretrain.py that it starts from; default: the protocol's
     like: str | None = None  # a row whose options it takes, with its own laid over them
     algorithm: dict[str, Any] = field(default_factory=dict)  # keys of `algorithm` in a recipe
     rollouts: dict[str, Any] = field(default_factory=dict)  # keys of `rollouts`
@@ -161,6 +162,8 @@ class Comparison:
 
     rows: dict[str, Any]  # key -> keys of `Row`, in the order of the table
     equal: tuple[Budget, ...] = ("plans", "updates", "parameters")  # what RL rows of the table spend alike
+    # rows that the table has where --only names them, such as the benchmark's baselines: key -> keys of `Row`
+    beside: dict[str, Any] = field(default_factory=dict)
     baseline: str = "imitation"  # row that differences are taken to
     bootstrap: Count = 10_000  # resamples of logs behind an interval
     cycles: Study = field(default_factory=Study)

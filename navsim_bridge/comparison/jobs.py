@@ -52,23 +52,24 @@ class Jobs:
         self._roots = ("--data-root", str(data_root), "--maps-root", str(maps_root))
         self._images = ("--image-cache", str(data_root / "image_cache"))
         self._usual = _work(from_dict(RunOptions, self.protocol.finetune, rows.protocol_file))
-        given = {"recipe": read_yaml(self._pretrain), "split": self.protocol.train}
-        self._imitation = f"{IMITATION}-{_digest(given)}"
 
     def train(self, row: ReadRow, split: str, seed: int) -> Job:
         """The run of a row that is trained, on ``split``; of imitation, which is trained on one split."""
+        recipe_of_start = row.pretrain or self._pretrain
+        given = {"recipe": read_yaml(recipe_of_start), "split": self.protocol.train}
+        imitation = f"{IMITATION}-{_digest(given)}"
         start = self._add(
             Job(
-                f"runs/{self._imitation}/{self.protocol.train}/seed_{seed}",
-                IMITATION,
+                f"runs/{imitation}/{self.protocol.train}/seed_{seed}",
+                IMITATION if row.pretrain is None else f"{IMITATION} {Path(row.pretrain).stem}",
                 "pretrain.py",
-                ("--config", self._pretrain, "--split", self.protocol.train, *self._shared(seed)),
+                ("--config", recipe_of_start, "--split", self.protocol.train, *self._shared(seed)),
             )
         )
         if row.options is None:
             return start
         options = row.full()
-        key = f"{row.algorithm}-{_digest({'options': row.options, 'start': self._imitation})}"
+        key = f"{row.algorithm}-{_digest({'options': row.options, 'start': imitation})}"
         recipe = f"recipes/{key}.yaml"
         return self._add(
             Job(

@@ -41,6 +41,7 @@ class ReadRow:
     evaluate: Mapping[str, Any]  # further options of tools/evaluate.py
     grid: Mapping[str, Sequence[Any]]
     select: int = 0  # plans that a selector chooses from
+    pretrain: str | None = None  # path of the recipe of imitation; None: the protocol's
     chosen: Mapping[str, Any] | None = None  # values that the selection gave the keys of the grid
 
     @property
@@ -77,6 +78,11 @@ class Rows:
             raise ConfigError(f"{rows_file}: rows has no row")
         if self.comparison.baseline not in self.table:
             raise self._unknown(f"{rows_file}: baseline", self.comparison.baseline)
+        self.beside = {
+            key: self._read(key, self._row(key, content, "beside")) for key, content in self.comparison.beside.items()
+        }
+        if twice := self.beside.keys() & self.table.keys():
+            raise ConfigError(f"{rows_file}: beside.{min(twice)} is a row of the table as well: give it another key")
         self.cycles = {
             key: self._read(key, self._row(key, content, "cycles.rows"))
             for key, content in self.comparison.cycles.rows.items()
@@ -85,17 +91,18 @@ class Rows:
     @property
     def pretrain(self) -> str:
         """Path of the recipe of imitation."""
-        return self._recipe(self.protocol.pretrain)
+        return self._recipe(self.protocol.pretrain, self.protocol_file)
 
     @property
     def selector(self) -> str:
         """Path of the recipe of a selector. Raises ConfigError where the protocol has none."""
         if self.protocol.selector is None:
             raise ConfigError(f"{self.protocol_file}: selector, the recipe of rows with 'select', is missing")
-        return self._recipe(self.protocol.selector)
+        return self._recipe(self.protocol.selector, self.protocol_file)
 
-    def _recipe(self, name: str) -> str:
-        path = Path(self.protocol_file).parent / name
+    def _recipe(self, name: str, file: str) -> str:
+        """Path of a recipe that ``file`` names."""
+        path = Path(file).parent / name
         read_any_yaml(path)  # what cannot be read is told before the work
         return str(path)
 
@@ -173,7 +180,7 @@ class Rows:
         where = f"{self.file}: row {key}"
         title = row.title or key
         if row.agent is not None:
-            if row.own or row.like or row.grid or row.evaluate or row.select:
+            if row.own or row.like or row.grid or row.evaluate or row.select or row.pretrain:
                 raise ConfigError(f"{where}: agent '{row.agent:.80}' is not trained: it takes no more than a title")
             if row.agent not in AGENTS or row.agent == POLICY:
                 near = difflib.get_close_matches(row.agent, set(AGENTS) - {POLICY}, n=1, cutoff=0.0)
@@ -187,7 +194,8 @@ class Rows:
             options = self._laid(self._common if options is None else options, row.own, where)
         select = row.select or (base.select if base else 0)
         evaluate = {**(base.evaluate if base else {}), **row.evaluate}
-        read = ReadRow(key, title, POLICY, options, evaluate, row.grid, select)
+        pretrain = self._recipe(row.pretrain, self.file) if row.pretrain else (base.pretrain if base else None)
+        read = ReadRow(key, title, POLICY, options, evaluate, row.grid, select, pretrain)
         if select and (select == 1 or options is None or not read.full().rollouts.keep):
             raise ConfigError(
                 f"{where}: select needs at least 2 plans, and an RL run that keeps its roll-outs (rollouts.keep: true)"

@@ -95,7 +95,7 @@ class Table:
 
 def all_rows(config: ComparisonConfig, jobs: Jobs, rules: Rows) -> Table:
     """Table 4: on the validation split, or once on the test split."""
-    rows = rules.chosen_from(rules.table, config.only)
+    rows = rules.chosen_from({**rules.table, **rules.beside} if config.only else rules.table, config.only)
     name = "table_4" if config.final else f"table_4_{rules.protocol.validation}"
     kind = "the test split" if config.final else "the validation split"
     return Table(name, f"Methods on driving, {kind}.", rows, rules.comparison.equal, jobs, rules, config)

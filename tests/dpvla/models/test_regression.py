@@ -16,7 +16,7 @@ from dpvla.batch import DrivingBatch
 from dpvla.config import ConfigError, from_dict
 from dpvla.encoders.config import LatentTransfuserConfig
 from dpvla.encoders.ego_status import status_of
-from dpvla.encoders.latent_transfuser import LatentTransfuserEncoder, side_by_side
+from dpvla.encoders.latent_transfuser import Fusion, LatentTransfuserEncoder, side_by_side
 from dpvla.models import DPVLA, DPVLAConfig, DrivingPolicy, RegressionConfig
 from dpvla.models.policies import new_policy, open_policy
 from dpvla.models.regression import RegressionPolicy
@@ -78,8 +78,9 @@ def test_latent_transfuser_has_the_size_of_the_devkits() -> None:
     with torch.device("meta"):
         encoder = LatentTransfuserEncoder(LatentTransfuserConfig())
     assert encoder.latent.shape == (1, 1, 256, 256)
-    assert [(fusion.image_cells, fusion.bev_cells) for fusion in encoder.fusions] == [((8, 32), (8, 8))] * 4  # type: ignore[union-attr]
-    assert [fusion.place.shape[-1] for fusion in encoder.fusions] == [64, 128, 256, 512]  # type: ignore[union-attr]
+    fusions = [fusion for fusion in encoder.fusions if isinstance(fusion, Fusion)]
+    assert [(fusion.image_cells, fusion.bev_cells) for fusion in fusions] == [((8, 32), (8, 8))] * 4
+    assert [fusion.place.shape[-1] for fusion in fusions] == [64, 128, 256, 512]
     assert encoder.place.shape == (65, 256)
     backbones = 2 * 21_284_672 - 2 * 64 * 49  # resnet34 without its last layer; one of them sees one channel
     assert sum(p.numel() for p in (*encoder.images.parameters(), *encoder.bev.parameters())) == backbones
@@ -120,7 +121,7 @@ def test_a_baseline_is_saved_and_opened_bit_for_bit_and_every_weight_learns(name
     again = open_policy(tmp_path)
     assert isinstance(again, RegressionPolicy) and again.config == policy.config
     assert torch.equal(plans_of(again, batch), plans_of(policy, batch))
-    with pytest.raises(ConfigError, match="a policy with the head regression, and one with the head diffusion"):
+    with pytest.raises(ConfigError, match="its head is regression, and another is needed here: RL, selectors"):
         DPVLA.from_pretrained(tmp_path)
 
 
@@ -229,5 +230,5 @@ def test_diffusion_policies_are_opened_as_what_they_are(name: str, tmp_path: Pat
     policy, _ = made(CONFIGS[name]())
     policy.save_pretrained(tmp_path)
     assert isinstance(open_policy(tmp_path), DPVLA)
-    with pytest.raises(ConfigError, match="one with the head regression is needed"):
+    with pytest.raises(ConfigError, match="its head is diffusion, and another is needed"):
         RegressionPolicy.from_pretrained(tmp_path)

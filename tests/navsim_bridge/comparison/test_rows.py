@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from dpvla.config import ConfigError
 from navsim_bridge.comparison.config import ComparisonConfig
 from navsim_bridge.comparison.figures import Figure5, ScalingFigure
+from navsim_bridge.comparison.jobs import Job
 from navsim_bridge.comparison.rows import SELECTED
 from navsim_bridge.comparison.selection import Selection
 from navsim_bridge.comparison.tables import all_rows, cycles_and_anchor
@@ -179,3 +181,37 @@ def test_the_shipped_comparison_is_whole_and_spends_equally(tmp_path: Path) -> N
     assert Selection(given, jobs, rows).tried and Figure5(given, jobs, rows).trained
     assert len(ScalingFigure(given, jobs, rows).series) >= 2
     assert all(set(job.needs) <= set(jobs.asked) for job in jobs.asked.values())
+
+
+def test_a_row_with_its_own_imitation_stands_beside_the_table_until_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "mlp.yaml").write_text("split: navtrain\nmodel: {encoder: ego_status, head: regression}\n")
+    given = write(tmp_path)
+    before = {*asked_by(given)}
+    given = write(tmp_path, rows={"beside": {"mlp": {"title": "MLP", "pretrain": "mlp.yaml"}}})
+    assert {*asked_by(given)} == before, "neither the table nor a run of it is another one"
+    with_it = asked_by(replace(given, only=("imitation", "mlp")))
+    runs = sorted(job.name for job in with_it.values() if job.tool == "pretrain.py")
+    assert len(runs) == 2 * len(given.seeds) and len(before & {*runs}) == len(given.seeds)
+    mlp = [job for job in with_it.values() if "mlp.yaml" in " ".join(job.arguments)]
+    assert all(job.arguments[1] == str(tmp_path / "mlp.yaml") for job in mlp) and len(mlp) == len(given.seeds)
+    scored = [job for job in with_it.values() if job.needs and job.needs[0] in {run.name for run in mlp}]
+    assert len(scored) == len(given.seeds) and all(job.tool == "evaluate.py" for job in scored)
+
+
+def asked_by(config: ComparisonConfig) -> dict[str, Job]:
+    rows, jobs = jobs_of(config)
+    all_rows(config, jobs, rows)
+    return jobs.asked
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        ({"dipole": {"pretrain": "pretrain.yaml"}}, "beside.dipole is a row of the table as well"),
+        ({"mlp": {"agent": "human", "pretrain": "pretrain.yaml"}}, "agent 'human' is not trained"),
+        ({"mlp": {"pretrain": "absent.yaml"}}, "absent.yaml"),
+    ],
+)
+def test_rows_beside_the_table_that_cannot_be_are_refused(beside: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, FileNotFoundError), match=message):
+        jobs_of(write(tmp_path, rows={"beside": beside}))

@@ -35,7 +35,7 @@ class StateBasedConfig:
     steps: Count = OFFLINE_STEPS  # offline updates
     online_steps: Whole = 0  # environment steps afterwards, one update each (paper: 1,000,000)
     eval_episodes: Whole = 0  # episodes of an evaluation, per seed; 0: the benchmark's (OGBench 50, ExORL 10)
-    environments: Count = 16  # episodes of an evaluation played at once, over all seeds; manipulation takes 160 MB each
+    environments: Count = 16  # episodes of an evaluation played at once, over all seeds
     workers: Workers = field(default_factory=available_cores)  # processes that step environments; 0: in this one
     width: Whole = 0  # scaled down: layers as wide as this instead of the recipe's; 0: the recipe's
     options: tuple[str, ...] = ()  # other hyperparameters, e.g. --options omega=2 beta=0.5

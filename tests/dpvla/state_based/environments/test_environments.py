@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dpvla.state_based.environments.environment import Environment
 from dpvla.state_based.environments.headless import load
 from dpvla.state_based.environments.make import make_environment
 from dpvla.state_based.environments.ogbench import parse_name, success_timing
+from dpvla.state_based.environments.shared_models import WRITTEN
 
 SIZES = {
     "walker-stand": (24, 6, 1000, "return"),
@@ -167,3 +169,65 @@ def test_no_room_for_a_simulators_own_files_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("xml.etree.ElementTree.ElementTree.write", full)
     with pytest.raises(OSError, match=r"simulator of pointmaze-.* cannot be made: .*No space left on device .*TMPDIR"):
         make_environment("pointmaze-medium-navigate-singletask-task1-v0")
+
+
+def _alone_and_beside(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """An episode of an environment that no other shares a model with, and the same one between those of another."""
+    alone = _walk(make_environment(name), seed=5)
+    gc.collect()  # so that the next one is not made from it
+    first, second = make_environment(name), make_environment(name)
+    models = [env.raw.unwrapped._model for env in (first, second)]  # type: ignore[attr-defined]
+    assert models[0] is models[1], "one compiled model"
+    fixed = [field for field in dir(models[0]) if not field.startswith("_") and field not in WRITTEN]
+    before = {field: np.copy(getattr(models[0], field)) for field in fixed}
+    rng, other = np.random.default_rng(0), np.random.default_rng(1)
+    observations = [second.reset(5)]
+    first.reset(6)
+    for _ in range(len(alone) - 1):
+        first.step(other.uniform(-1, 1, first.action_size))
+        observations.append(second.step(rng.uniform(-1, 1, second.action_size)).observation)
+    for field, values in before.items():
+        if values.dtype.kind in "fiub":
+            np.testing.assert_array_equal(getattr(models[0], field), values, err_msg=f"an environment writes {field}")
+    return alone, np.array(observations)
+
+
+@pytest.mark.parametrize("name", ["cube-single-play-singletask-task2-v0", "scene-play-singletask-task1-v0"])
+def test_environments_that_share_a_model_do_not_see_each_other(name: str) -> None:
+    alone, beside = _alone_and_beside(name)
+    np.testing.assert_array_equal(beside, alone)
+
+
+def test_what_one_environment_locks_is_not_locked_in_another() -> None:
+    """The damping of a locked drawer stands in the model that both share."""
+    first, second = (make_environment("scene-play-singletask-task1-v0") for _ in range(2))
+    for env in (first, second):
+        env.reset(0)
+    model, still = first.raw.unwrapped._model, np.zeros(5)  # type: ignore[attr-defined]
+
+    def locked(env: Environment) -> bool:
+        env.step(still)
+        return bool(model.joint("drawer_slide").damping[0] > 1e3)
+
+    assert not locked(first) and not locked(second)
+    second.raw.unwrapped._cur_button_states[0] = 0  # type: ignore[attr-defined]
+    assert [locked(env) for env in (second, first, second)] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "name, draws",
+    [
+        ("pointmaze-medium-navigate-singletask-v0", False),
+        ("cube-single-play-singletask-task2-v0", False),
+        ("antsoccer-arena-navigate-singletask-v0", False),
+        ("pointmaze-teleport-navigate-singletask-v0", True),
+    ],
+)
+def test_steps_that_do_not_lend_numpys_generator_draw_nothing_from_it(name: str, draws: bool) -> None:
+    env = make_environment(name)
+    env.reset(3)
+    assert env._draws_in_steps == draws  # type: ignore[attr-defined]
+    np.random.seed(123)
+    for _ in range(5):
+        env.step(np.ones(env.action_size))
+    assert np.random.rand() == np.random.RandomState(123).rand()

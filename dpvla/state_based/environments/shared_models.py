@@ -11,7 +11,6 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dpvla.state_based.environments.headless import load

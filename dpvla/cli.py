@@ -12,6 +12,7 @@ import errno
 import functools
 import io
 import os
+import re
 import sys
 import traceback
 import types
@@ -344,24 +345,49 @@ def _values_of_list(hint: Any) -> Any:
 
 
 def _separated(config_class: type, arguments: Sequence[str]) -> list[str]:
-    """The arguments with lists of numbers a word each: ``--omega 0,0.5,1`` is ``--omega 0 0.5 1``."""
-    lists = {_option(path) for path, hint in _options_below(config_class) if _is_number(_values_of_list(hint))}
+    """The arguments with lists of numbers a word each: ``--omega 0,0.5,1`` is ``--omega 0 0.5 1``.
+
+    Whole numbers may be given as a range: ``--seeds 0..3`` is ``--seeds 0 1 2 3``.
+    """
+    hints = {_option(path): _values_of_list(hint) for path, hint in _options_below(config_class)}
+    lists = {option: hint for option, hint in hints.items() if _is_number(hint)}
     words: list[str] = []
-    inside = False
+    inside = ""
     for word in arguments:
         option, equals, value = word.partition("=")
         if word.startswith("--"):
-            inside = option.replace("_", "-") in lists
+            inside = option.replace("_", "-") if option.replace("_", "-") in lists else ""
             if not inside or not equals:
                 words.append(word)
                 continue
             words, word = [*words, option], value
-        words += word.split(",") if inside else [word]
+        parts = word.split(",") if inside else [word]
+        ranges = bool(inside) and _plain_type(lists[inside]) is int
+        words += [one for part in parts for one in (_in_range(part, inside) if ranges else [part])]
     return words
 
 
+_RANGE = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
+MOST_IN_RANGE = 1000
+
+
+def _in_range(word: str, option: str) -> list[str]:
+    """``0..3`` as 0, 1, 2, 3; any other word as it is."""
+    match = _RANGE.fullmatch(word)
+    if match is None:
+        return [word]
+    first, last = map(int, match.groups())
+    if not 0 <= last - first < MOST_IN_RANGE:
+        raise ConfigError(f"{option}: a range goes up, to at most {MOST_IN_RANGE} numbers; found {word}")
+    return list(map(str, range(first, last + 1)))
+
+
 def _is_number(hint: Any) -> bool:
-    return (typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint) in (int, float)
+    return _plain_type(hint) in (int, float)
+
+
+def _plain_type(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
 
 
 def reporting_errors(main: Callable[..., Result]) -> Callable[..., Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -18,10 +19,12 @@ class Stopper:
     """Turns SIGINT and SIGTERM into 'save after this step, then stop', agreed between processes at logged steps.
 
     A second signal stops at once; one that follows within a second is taken for the same (`timeout` signals twice).
+    Time that is up does the same as a signal.
     """
 
-    def __init__(self, accelerator: Accelerator, config: LoopConfig) -> None:
-        self._accelerator, self._config = accelerator, config
+    def __init__(self, accelerator: Accelerator, config: LoopConfig, until: float = math.inf) -> None:
+        """``until``: when time is up, by ``time.monotonic()``."""
+        self._accelerator, self._config, self._until = accelerator, config, until
         self._signalled, self._first = False, 0.0
         self._before: dict[int, Any] = {}
 
@@ -44,9 +47,10 @@ class Stopper:
         """Whether to stop after ``step``."""
         if step == self._config.stop_after_step:
             return True
+        asked = self._signalled or time.monotonic() >= self._until
         if self._accelerator.num_processes == 1:
-            return self._signalled
+            return asked
         if step % self._config.log_every:
             return False
-        flag = torch.tensor([float(self._signalled)], device=self._accelerator.device)
+        flag = torch.tensor([float(asked)], device=self._accelerator.device)
         return bool(self._accelerator.reduce(flag, reduction="sum").item() > 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dpvla.config import ConfigError, Whole, Workers
+from dpvla.config import ConfigError, NotNegative, Whole, Workers
 from dpvla.parallel import available_cores
 from dpvla.state_based.running.paper_tables import SEEDS, table_keys
 
@@ -17,13 +17,15 @@ class ReproduceConfig:
     out: str = "runs/reproduce"  # folder of all runs; tables share those they have in common
     protocol: str | None = None  # YAML file with options of train_state_based.py for every run
     only: tuple[str, ...] = ()  # rows (or what their names begin with), methods and other agents; none: the table's
-    seeds: tuple[Whole, ...] = tuple(range(SEEDS))  # of every cell; more can be added later
+    seeds: tuple[Whole, ...] = tuple(range(SEEDS))  # of every cell, 0..7 for all from 0 to 7; more can be added later
     seeds_per_run: Whole = 0  # seeds that train side by side in one run; 0: all of them
     steps: Whole = 0  # offline updates; 0: the protocol's
     online_steps: Whole = 0  # of table 3; 0: the paper's
     eval_episodes: Whole = 0  # 0: the protocol's
     ogbench_data: str | None = None  # none: ~/.ogbench/data
     exorl_data: str | None = None  # none: data/exorl
+    make_data: Whole = 0  # episodes of OGBench data to make in --ogbench-data where there is none; 0: none are made
+    budget_minutes: NotNegative = 0.0  # save and stop before so long has passed, the same command goes on; 0: no limit
     workers: Workers = field(default_factory=available_cores)  # processes that step environments
     plugin: tuple[str, ...] = ()  # modules of yours that add agents: their names, or .py files
     dry_run: bool = False  # say what is missing and how long it would take, after a short trial of each kind
@@ -33,3 +35,7 @@ class ReproduceConfig:
             raise ConfigError(f"table must be one of {', '.join(table_keys())}, found {self.table!r}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds must be given and differ, found {list(self.seeds)}")
+        if self.make_data and self.ogbench_data is None:
+            raise ConfigError("make_data needs --ogbench-data: the folder that the data is made in")
+        if 0 < self.budget_minutes < 1:
+            raise ConfigError(f"budget_minutes must be at least 1, or 0 for no limit, found {self.budget_minutes}")

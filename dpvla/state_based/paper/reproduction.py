@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from dpvla.files import one_writer, short, write_json
 from dpvla.registry import import_plugin
 from dpvla.schema import read_as
 from dpvla.state_based.agents.registry import AGENTS
+from dpvla.state_based.paper.budget import make_missing_data, require_time
 from dpvla.state_based.paper.config import ReproduceConfig
 from dpvla.state_based.paper.time_estimate import measure_updates_per_second
 from dpvla.state_based.running.config import StateBasedConfig, read_task
@@ -127,11 +129,15 @@ class Grid:
                 newest = latest_checkpoint(Path(config.out))
                 yield MissingRun(config, 0 if newest is None else checkpoint_step(newest))
 
-    def run(self) -> dict[str, str]:
+    def run(self, until: float = math.inf) -> dict[str, str]:
         """Make all missing runs; returns those that failed, with the reason. Interrupted, the next call goes on.
+
+        Args:
+            until: when to save and stop, by ``time.monotonic()``.
 
         Raises:
             ConfigError: an option that no run can have; before anything is written.
+            KeyboardInterrupt: stopped by a signal, or because time is up.
         """
         failed: dict[str, str] = {}
         without_data: dict[str, str] = {}
@@ -140,19 +146,25 @@ class Grid:
             read_task(run.config)
         with one_writer(self.out, wait=True):
             write_json(self.out / GRID, self._before | self._protocols())
+        if self.config.make_data and self.config.ogbench_data is not None:
+            domains = dict.fromkeys(find_task(run.config.env).domain for run in runs)
+            folder, episodes = self.config.ogbench_data, self.config.make_data
+            make_missing_data(domains, folder, episodes, self.config.workers, until)
         for run in runs:
+            require_time(until)
             domain = find_task(run.config.env).domain
             if domain in without_data:
                 failed[run.config.out] = without_data[domain]
                 continue
             print(f"== {run.config.out}", file=sys.stderr, flush=True)
             try:
-                train_state_based(run.config)
+                train_state_based(run.config, until)
             except FileNotFoundError as error:
                 failed[run.config.out] = without_data[domain] = str(error)
             except _FAILURES as error:
                 failed[run.config.out] = str(error)
         for task, method, result in self._acting():
+            require_time(until)
             config = self.config_of(task, method.agent, result["seeds"])
             try:
                 evaluate_acting(config, method.acting)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -54,10 +56,14 @@ NOTED = (*run_directory.NOTED, "steps", "online_steps")
 """Options of which a run may go on with other values; ``run.yaml`` and ``result.json`` say when they changed."""
 
 
-def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
+def train_state_based(config: StateBasedConfig, until: float = math.inf) -> dict[str, Any]:
     """Train as ``config`` says, going on where an earlier call stopped; returns the content of ``result.json``.
 
     Nothing of ``out`` is written or discarded before options, data and networks are there and checked.
+
+    Args:
+        until: when to save and stop as at a signal, by ``time.monotonic()``; an evaluation that would take longer (as
+            long as the longest before) is not begun, and made by the next call.
 
     Raises:
         ValueError, ConfigError, FileNotFoundError: unknown names, missing data, an ``out`` that holds another run.
@@ -88,7 +94,7 @@ def train_state_based(config: StateBasedConfig) -> dict[str, Any]:
         trained_on = TrainedOn("offline", about["dataset"], len(data.train), ())
         run.begin(seeds if len(seeds) > 1 else seeds[0], [trained_on], config.all_steps, about)
         note_data(run.path, about, begins=run.last is None)
-        return _train(config, task, recipe, loop, agent, replay, about, run)
+        return _train(config, task, recipe, loop, agent, replay, about, run, until)
 
 
 def _as_begun(last: Path, recipe: AgentConfig) -> AgentConfig:
@@ -131,6 +137,7 @@ def _train(
     replay: Replay,
     about: Mapping[str, Any],
     run: Run,
+    until: float,
 ) -> dict[str, Any]:
     accelerator, out = run.accelerator, run.path
 
@@ -140,7 +147,7 @@ def _train(
 
     with ExitStack() as stack:
         failures: list[WorkerDied] = []
-        evaluator = _Evaluator(config, task, agent, Evaluations(out, task.metric, run.step), stack, failures)
+        evaluator = _Evaluator(config, task, agent, Evaluations(out, task.metric, run.step), stack, failures, until)
         evaluator.catch_up(out)
         collector = None
         if config.online_steps:
@@ -151,10 +158,10 @@ def _train(
             last = latest_checkpoint(out)
             if last is None or checkpoint_step(last) < config.steps or collector is None:
                 stage = AgentStage(**given, stride=config.launch.per_step)
-                train(stage, replace(loop, steps=config.steps), out, accelerator, make_update(config.launch))
+                train(stage, replace(loop, steps=config.steps), out, accelerator, make_update(config.launch), until=until)
             if collector is not None and not failures:
                 launch = replace(config.launch, per_step=1)  # an environment step before every update
-                train(OnlineStage(collector, **given), loop, out, accelerator, make_update(launch))
+                train(OnlineStage(collector, **given), loop, out, accelerator, make_update(launch), until=until)
         except KeyboardInterrupt:
             _raise_first(failures, out)
             raise
@@ -194,15 +201,18 @@ class _Evaluator:
         evaluations: Evaluations,
         stack: ExitStack,
         failures: list[WorkerDied],
+        until: float,
     ) -> None:
         self.config, self.task, self.agent, self.evaluations = config, task, agent, evaluations
         self._episodes = evaluation_episodes(config, task)
         count = environments_at_once(config.environments, len(config.all_seeds), self._episodes)
         self._pool = stack.enter_context(EnvironmentPool(task.name, count, config.workers))
-        self._failures = failures
+        self._failures, self._until = failures, until
 
     def __call__(self, step: int) -> Mapping[str, float]:
         """Evaluate the agent as it is after ``step`` updates. Workers that die are replaced once."""
+        if self._is_late() and (step == self.config.all_steps or step % self.config.loop.save_every == 0):
+            return {}  # `catch_up` makes it of the checkpoint
         try:
             return self.evaluations.add(self._evaluated(self.agent, step))
         except WorkerDied as error:
@@ -214,9 +224,16 @@ class _Evaluator:
         for directory in checkpoints(out):
             step = checkpoint_step(directory)
             if step not in self.evaluations and self._due(step):
+                if self._is_late():
+                    raise KeyboardInterrupt(f"no time is left to evaluate {directory}; the same command goes on there")
                 print(f"evaluating {directory}", file=sys.stderr, flush=True)
                 agent = load_agent(CheckpointLayout(directory).model).to(self.agent.device)
                 self.evaluations.add(self._evaluated(agent, step))
+
+    def _is_late(self) -> bool:
+        """Whether an evaluation as long as the longest so far would end too late."""
+        longest = max((float(found["seconds"]) for found in self.evaluations.by_step.values()), default=0.0)
+        return time.monotonic() + longest > self._until
 
     def _due(self, step: int) -> bool:
         every = self.config.loop.evaluate_every

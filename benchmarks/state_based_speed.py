@@ -211,19 +211,21 @@ def contestants(options: Namespace, device: torch.device) -> dict[str, Contestan
         return OurUpdate(name, agent_class(name).Config(**changes), data, seeds, stride, device)
 
     found: dict[str, Contestant] = {
-        "DIPOLE, V target": ours("dipole", q_target="value"),
+        "DIPOLE, V target": ours("dipole", q_target="value", activation="tanh"),
         "prototype of the same": Prototype(data, device),
         "IFQL": ours("ifql"),
     }
     if options.fql_repo:
         found["IFQL, official JAX"] = OfficialJAX("ifql", options.fql_repo, options.jax_python, device)
     if options.all:
-        found["DIPOLE, policy TD target"] = ours("dipole")
+        found["DIPOLE, policy TD target"] = ours("dipole", activation="tanh")
         found["FQL"] = ours("fql")
         if options.fql_repo:
             found["FQL, official JAX"] = OfficialJAX("fql", options.fql_repo, options.jax_python, device)
     if options.seeds > 1:
-        found[f"DIPOLE, V target, {options.seeds} seeds"] = ours("dipole", options.seeds, q_target="value")
+        found[f"DIPOLE, V target, {options.seeds} seeds"] = ours(
+            "dipole", options.seeds, q_target="value", activation="tanh"
+        )
     return found
 
 

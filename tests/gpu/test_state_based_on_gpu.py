@@ -12,6 +12,8 @@ import torch
 
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.dipole import DipoleAgentConfig
+from dpvla.state_based.agents.rebrac import ReBRACConfig
+from dpvla.state_based.agents.recipes import changed, load_recipe
 from dpvla.state_based.agents.registry import AGENTS
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.data.transitions import Transitions
@@ -27,6 +29,9 @@ CONFIGS = {name: config_of(name, **SMALL) for name in AGENTS} | {
     "dipole, V target": DipoleAgentConfig(**SMALL, q_target="value"),
     "dipole, best of n": DipoleAgentConfig(**SMALL, next_action="best_of_n"),
     "dipole, recorded": DipoleAgentConfig(**SMALL, next_action="dataset"),
+    "dipole, guided": DipoleAgentConfig(**SMALL, omega=2.0, next_omega=None, clip_q=False, target_lag=True),
+    "dipole, by the text": changed(load_recipe("dipole", "cube-single-play-singletask-v0", "paper"), SMALL, "the test"),
+    "rebrac, resting": ReBRACConfig(**SMALL, actor_coasts=False, target_lag=False),
 }
 
 

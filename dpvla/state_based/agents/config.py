@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -21,7 +20,7 @@ class AgentConfig:
     once. ``FORMERLY`` says how an agent's checkpoint that lacks a key was trained.
     """
 
-    FORMERLY: ClassVar[Mapping[str, Any]] = {"target_lag": False}
+    FORMERLY: ClassVar[dict[str, Any]] = {"target_lag": False}
 
     batch_size: Count = 256  # rows of an update, per seed
     hidden: tuple[Size, ...] = (512, 512, 512, 512)  # layer sizes of all networks

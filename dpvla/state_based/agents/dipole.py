@@ -6,7 +6,7 @@ OGBench (reading ``release``); the recipes' reading ``paper`` is what the text a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -33,9 +33,8 @@ class DipoleAgentConfig(ImplicitQConfig):
     ``q_agg`` is ``clip_q`` for V's target alone; what else asks for one of two Qs has an option of its own here.
     """
 
-    FORMERLY: ClassVar[Mapping[str, Any]] = {
-        **ImplicitQConfig.FORMERLY, "next_omega": None, "next_samples": 0, "next_choice": "target",
-        "td_targets": "one", "clip_advantage": False, "clip_choice": False,
+    FORMERLY: ClassVar[dict[str, Any]] = ImplicitQConfig.FORMERLY | {
+        "next_omega": None, "next_choice": "target", "td_targets": "one", "clip_advantage": False, "clip_choice": False,
     }  # fmt: skip
 
     hidden: tuple[Size, ...] = (512, 512, 512)  # layer sizes of all networks
@@ -152,6 +151,8 @@ class Dipole(Agent):
 
     def velocity(self, omega: float, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """``(1 + w) v+ - w v-``, (seed, row, action)."""
+        if omega == 0:  # without the negative policy's half of the work
+            return self.policies(observations, x_t, t, member=0)[:, 0]
         positive, negative = self.policies(observations, x_t, t).unbind(1)
         return combine(positive, negative, omega)
 

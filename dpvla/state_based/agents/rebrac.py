@@ -6,7 +6,7 @@ It follows ``rebrac.py`` of github.com/seohongpark/fql (commit 719d044), but for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ from dpvla.state_based.networks.stacked import follow, target_of
 class ReBRACConfig(AgentConfig):
     """Adds penalties and smoothing noise. The FQL code's penalties default to 0: it expects a value for each task."""
 
-    FORMERLY: ClassVar[Mapping[str, Any]] = {**AgentConfig.FORMERLY, "actor_coasts": False}
+    FORMERLY: ClassVar[dict[str, Any]] = AgentConfig.FORMERLY | {"actor_coasts": False}
 
     target_lag: bool = True  # targets follow the weights from before the update, as in the FQL code
     alpha_actor: NotNegative = 0.01  # weight of |pi(s) - a|² in the actor's loss

@@ -40,9 +40,16 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter((2 * torch.cat(draws) - 1) * bound)  # (seed · member, in, out)
         self.bias = nn.Parameter(torch.zeros(len(generators) * members, 1, outputs))
 
-    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
-        """(seed · member, row, in) to (seed · member, row, out); ``frozen``: no gradient to the parameters."""
+    def forward(self, x: Tensor, frozen: bool = False, only: slice | None = None) -> Tensor:
+        """(seed · member, row, in) to (seed · member, row, out).
+
+        Args:
+            frozen: no gradient to the parameters.
+            only: which of them, where ``x`` is of some members alone.
+        """
         weight, bias = (self.weight.detach(), self.bias.detach()) if frozen else (self.weight, self.bias)
+        if only is not None:
+            weight, bias = weight[only], bias[only]
         return batched_affine(bias, x, weight)
 
 
@@ -54,9 +61,11 @@ class StackedLayerNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(seeds * members, 1, size))
         self.bias = nn.Parameter(torch.zeros(seeds * members, 1, size))
 
-    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
-        """(seed · member, row, size), normalized; ``frozen``: no gradient to the parameters."""
+    def forward(self, x: Tensor, frozen: bool = False, only: slice | None = None) -> Tensor:
+        """(seed · member, row, size), normalized; ``frozen`` and ``only`` as of ``StackedLinear``."""
         gain, bias = (self.gain.detach(), self.bias.detach()) if frozen else (self.gain, self.bias)
+        if only is not None:
+            gain, bias = gain[only], bias[only]
         if len(gain) == 1:  # one member in all: the fused kernel knows gain and bias
             return F.layer_norm(x, x.shape[-1:], gain[0, 0], bias[0, 0], LAYER_NORM_EPS)
         normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
@@ -91,25 +100,27 @@ class StackedMLP(nn.Module):
         self.norms = nn.ModuleList(StackedLayerNorm(self.seeds, members, size) for size in hidden[:normed])
         self.final = StackedLinear(generators, members, sizes[-1], outputs, final_scale)
 
-    def forward(self, *inputs: Tensor, frozen: bool = False) -> Tensor:
+    def forward(self, *inputs: Tensor, frozen: bool = False, member: int | None = None) -> Tensor:
         """(seed, member, row, out).
 
         Args:
             inputs: (seed, row, number) each, joined along the last axis; every member of a seed sees the same.
             frozen: no gradient to the parameters (but to the inputs).
+            member: only this one of each seed, (seed, 1, row, out).
         """
+        members, only = (self.members, None) if member is None else (1, slice(member, None, self.members))
         x = torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0]
-        x = x.unsqueeze(1).expand(-1, self.members, -1, -1).flatten(0, 1)
+        x = x.unsqueeze(1).expand(-1, members, -1, -1).flatten(0, 1)
         for number, layer in enumerate(self.layers):
             norm = self.norms[number] if number < len(self.norms) else None
-            x = layer(x, frozen)
+            x = layer(x, frozen, only)
             if norm is None:
                 x = self.activation(x)
             elif self.norm_before:
-                x = self.activation(norm(x, frozen))
+                x = self.activation(norm(x, frozen, only))
             else:
-                x = norm(self.activation(x), frozen)
-        return self.final(x, frozen).unflatten(0, (self.seeds, self.members))
+                x = norm(self.activation(x), frozen, only)
+        return self.final(x, frozen, only).unflatten(0, (self.seeds, members))
 
 
 def target_of(module: nn.Module) -> nn.Module:

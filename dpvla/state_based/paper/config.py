@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dpvla.config import ConfigError, NotNegative, Whole, Workers
 from dpvla.parallel import available_cores
+from dpvla.state_based.agents.recipes import Reading
 from dpvla.state_based.running.paper_tables import SEEDS, table_keys
 
 
@@ -16,6 +17,8 @@ class ReproduceConfig:
     table: str  # 1: ExORL; 2, 7: OGBench; 3: offline to online; small: see docs
     out: str = "runs/reproduce"  # folder of all runs; tables share those they have in common
     protocol: str | None = None  # YAML file with options of train_state_based.py for every run
+    reading: Reading | None = None  # of dipole: release, the authors' agent, or paper, the text without it; none: what
+    # the folder's runs have, release in a new one
     only: tuple[str, ...] = ()  # rows (or what their names begin with), methods and other agents; none: the table's
     seeds: tuple[Whole, ...] = tuple(range(SEEDS))  # of every cell, 0..7 for all from 0 to 7; more can be added later
     seeds_per_run: Whole = 0  # seeds that train side by side in one run; 0: all of them

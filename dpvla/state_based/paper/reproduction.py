@@ -16,12 +16,13 @@ from dpvla.config import ConfigError, Whole, from_dict, merged, read_yaml, to_di
 from dpvla.files import one_writer, short, write_json
 from dpvla.registry import import_plugin
 from dpvla.schema import read_as
+from dpvla.state_based.agents.recipes import Reading, reading_of
 from dpvla.state_based.agents.registry import AGENTS
 from dpvla.state_based.paper.budget import make_missing_data, require_time
 from dpvla.state_based.paper.config import ReproduceConfig
 from dpvla.state_based.paper.time_estimate import measure_updates_per_second
 from dpvla.state_based.running.config import StateBasedConfig, read_task
-from dpvla.state_based.running.paper_tables import ONLINE_STEPS, PaperTable, TableMethod, method_of
+from dpvla.state_based.running.paper_tables import ONLINE_STEPS, PaperTable, TableMethod, method_names, method_of
 from dpvla.state_based.running.results import Evaluations, read_result, updates_per_second
 from dpvla.state_based.running.tasks import find_task, nearest
 from dpvla.state_based.running.training_run import FREE, evaluate_acting, train_state_based
@@ -40,6 +41,7 @@ class _GridFile(TypedDict, total=False):
 
     protocol: dict[str, Any]
     online_steps: Whole
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,31 @@ class Grid:
         for name in self._plugins:
             import_plugin(name)
         self._before = self._read_protocols()
+        asked: Reading | None = config.reading or self._protocol.get("reading")
+        # Whose runs lie in <task>/<agent>: formerly there was but one reading.
+        self._first: Reading = self._before.get("reading", "paper") if self._before else asked or "release"
+        self.reading: Reading = asked or self._first
+        if self._before and "reading" not in self._before and asked is None:
+            print(
+                f"{self.out} was begun by an earlier version: dipole's runs go on in reading {self._first}; --reading "
+                "release makes those of the released agent beside them",
+                file=sys.stderr,
+            )
         self._refuse_other_protocol()
 
-    def config_of(self, task: str, agent: str, seeds: Sequence[int]) -> StateBasedConfig:
-        """What a run of this grid is."""
+    def config_of(
+        self, task: str, agent: str, seeds: Sequence[int], reading: Reading | None = None
+    ) -> StateBasedConfig:
+        """What a run of this grid is; without ``reading``, of the grid's own."""
         kind = find_task(task)
         given: dict[str, Any] = {
             "env": kind.name,
             "agent": agent,
+            "reading": reading_of(agent, reading or self.reading),
             "seeds": list(seeds),
             "data": self.config.ogbench_data if kind.benchmark == "OGBench" else self.config.exorl_data,
             "options": self._options(task, agent),
-            "out": str(self._folder(task, agent) / ("seeds_" + "-".join(map(str, seeds)))),
+            "out": str(self._folder(task, agent, reading) / ("seeds_" + "-".join(map(str, seeds)))),
             "workers": self.config.workers,
             "plugin": list(self._plugins),
         }
@@ -100,23 +115,23 @@ class Grid:
         given = [option for option in self._protocol.get("options", ()) if option.partition("=")[0] not in names]
         return [*given, *own]
 
-    def results(self, task: str, agent: str) -> list[dict[str, Any]]:
+    def results(self, task: str, agent: str, reading: Reading | None = None) -> list[dict[str, Any]]:
         """``result.json`` of a cell's finished runs."""
-        folders, kind = sorted(self._folder(task, agent).glob("seeds_*")), find_task(task)
+        folders, kind = sorted(self._folder(task, agent, reading).glob("seeds_*")), find_task(task)
         return [result for folder in folders if (result := read_result(folder, kind, agent)) is not None]
 
-    def evaluations(self, task: str, agent: str) -> list[dict[str, Any]]:
+    def evaluations(self, task: str, agent: str, reading: Reading | None = None) -> list[dict[str, Any]]:
         """Evaluations by step of a cell's runs, finished or not."""
-        folders, metric = sorted(self._folder(task, agent).glob("seeds_*")), find_task(task).metric
+        folders, metric = sorted(self._folder(task, agent, reading).glob("seeds_*")), find_task(task).metric
         return [Evaluations(folder, metric).by_step for folder in folders]
 
     def missing(self) -> Iterator[MissingRun]:
         """Runs that are not done, begun ones before new ones in each cell."""
-        for task, agent in self.cells():
-            done = {seed for result in self.results(task, agent) for seed in result["seeds"]}
+        for task, agent, reading in self.cells():
+            done = {seed for result in self.results(task, agent, reading) for seed in result["seeds"]}
             left = [seed for seed in self.config.seeds if seed not in done]
             groups = []
-            for folder in sorted(self._folder(task, agent).glob("seeds_*")):
+            for folder in sorted(self._folder(task, agent, reading).glob("seeds_*")):
                 if read_result(folder, find_task(task), agent) is None and (folder / RUN_FILE).exists():
                     begun = list(_config_of(folder).seeds)
                     if set(begun) <= set(left):
@@ -125,7 +140,7 @@ class Grid:
             size = self.config.seeds_per_run or len(left)
             groups += [left[start : start + size] for start in range(0, len(left), size or 1)]
             for seeds in groups:
-                config = self.config_of(task, agent, seeds)
+                config = self.config_of(task, agent, seeds, reading)
                 newest = latest_checkpoint(Path(config.out))
                 yield MissingRun(config, 0 if newest is None else checkpoint_step(newest))
 
@@ -165,7 +180,7 @@ class Grid:
                 failed[run.config.out] = str(error)
         for task, method, result in self._acting():
             require_time(until)
-            config = self.config_of(task, method.agent, result["seeds"])
+            config = self.config_of(task, method.agent, result["seeds"], method.reading)
             try:
                 evaluate_acting(config, method.acting)
             except _FAILURES as error:
@@ -189,26 +204,33 @@ class Grid:
                 known[kind] = measure_updates_per_second(run.config, accelerator)
             yield run, run.updates / known[kind]
 
-    def cells(self) -> list[tuple[str, str]]:
-        """(task, agent) of every run the selected rows and methods need."""
+    def cells(self) -> list[tuple[str, str, Reading]]:
+        """(task, agent, reading) of every run the selected rows and methods need."""
         tasks = [task for row in self.rows for task in self.table.tasks(row)]
-        return [(task, agent) for task in tasks for agent in dict.fromkeys(m.agent for m in self.methods)]
+        agents = dict.fromkeys((m.agent, reading_of(m.agent, m.reading or self.reading)) for m in self.methods)
+        return [(task, *agent) for task in tasks for agent in agents]
+
+    def label(self, agent: str, reading: Reading | None = None) -> str:
+        """The name of a cell's runs: the agent's, with its reading where that is not the one this folder began with."""
+        read, first = (reading_of(agent, which) for which in (reading or self.reading, self._first))
+        return agent if read == first else f"{agent}-{read}"
 
     def _acting(self) -> Iterator[tuple[str, TableMethod, dict[str, Any]]]:
-        for task, agent in self.cells():
+        for task in dict.fromkeys(task for task, *_ in self.cells()):
             for method in self.methods:
-                if method.agent == agent and method.acting:
-                    yield from ((task, method, result) for result in self.results(task, agent))
+                if method.acting:
+                    yield from ((task, method, r) for r in self.results(task, method.agent, method.reading))
 
-    def _folder(self, task: str, agent: str) -> Path:
-        return self.out / task / (f"{agent}-online" if self.table.online else agent)
+    def _folder(self, task: str, agent: str, reading: Reading | None = None) -> Path:
+        return self.out / task / (self.label(agent, reading) + "-online" * self.table.online)
 
     def _protocols(self) -> dict[str, Any]:
         """What all runs of this folder have in common, as ``grid.json`` keeps it."""
         names = ("steps", "eval_episodes")
         protocol = self._protocol | {n: getattr(self.config, n) for n in names if getattr(self.config, n)}
         online = self.config.online_steps or self._protocol.get("online_steps", 0)
-        return {"protocol": _fixed(protocol)} | ({"online_steps": online} if self.table.online else {})
+        common: dict[str, Any] = {"protocol": _fixed(protocol), "reading": self._first}
+        return common | ({"online_steps": online} if self.table.online else {})
 
     def _read_protocols(self) -> dict[str, Any]:
         """``grid.json``, while there are runs that it describes."""
@@ -231,25 +253,29 @@ def _selected(table: PaperTable, only: Sequence[str]) -> tuple[list[str], list[T
     """Rows and methods that the words name, agents the table has no column of as well; all where no word names any."""
     methods = [method for method in table.methods if method.key in only]
     known = {method.key for method in table.methods}
-    methods += [method_of(word) for word in dict.fromkeys(only) if word in AGENTS and word not in known]
+    others = {*AGENTS, *method_names()} - known
+    methods += [method_of(word) for word in dict.fromkeys(only) if word in others]
     starts = [word for word in only if word not in {method.key for method in methods}]
     for word in starts:
         if not any(row.startswith(word) for row in table.rows):
-            near = nearest(word, [*table.rows, *known, *AGENTS])
+            near = nearest(word, [*table.rows, *known, *others])
             raise ConfigError(f"table {table.key} has no row or method '{word}'; nearest valid name: '{near}'")
     rows = [row for row in table.rows if not starts or row.startswith(tuple(starts))]
     return rows, methods or list(table.methods)
 
 
 def _fixed(protocol: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The options that all runs of a folder share: not those that a run may go on without; online_steps stand apart."""
+    """The options that all runs of a folder share: not those that a run may go on without.
+
+    ``online_steps`` and ``reading`` stand apart.
+    """
     kept: dict[str, Any] = {}
     for name, value in protocol.items():
         if isinstance(value, Mapping):
             value = _fixed(value, f"{prefix}{name}.")
             if not value:
                 continue
-        if prefix + name not in (*FREE, "online_steps"):
+        if prefix + name not in (*FREE, "online_steps", "reading"):
             kept[name] = value
     return kept
 

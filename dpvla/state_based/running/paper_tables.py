@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from dpvla.files import read_yaml
 from dpvla.schema import checked
-from dpvla.state_based.agents.recipes import RECIPES
+from dpvla.state_based.agents.recipes import RECIPES, Reading
 from dpvla.state_based.agents.registry import AGENTS
 
 TABLES = RECIPES / "paper_tables.yaml"
@@ -39,6 +39,7 @@ class TableMethod:
     title: str
     agent: str
     acting: Mapping[str, Any] = field(default_factory=dict)  # hyperparameters of acting that differ from training's
+    reading: Reading | None = None  # of its runs; none: the one that is asked for
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,20 @@ def read_table(key: str) -> PaperTable:
 def method_of(name: str) -> TableMethod:
     """A method of the data file, or else the agent of that name."""
     given = _content()["methods"].get(name, {})
-    return TableMethod(name, given.get("title", name), given.get("agent", name), given.get("acting", {}))
+    agent, acting = given.get("agent", name), given.get("acting", {})
+    return TableMethod(name, given.get("title", name), agent, acting, given.get("reading"))
+
+
+def method_names() -> tuple[str, ...]:
+    """The methods of the data file."""
+    return tuple(_content()["methods"])
 
 
 class _Method(TypedDict, total=False):
     title: str
     agent: str
     acting: dict[str, Any]
+    reading: Reading
 
 
 class _Choices(TypedDict, total=False):

@@ -12,7 +12,7 @@ import pytest
 from dpvla.config import ConfigError
 from dpvla.files import FileError
 from dpvla.state_based.paper import reproduction
-from dpvla.state_based.paper.comparison import compare, curve_panels, curves
+from dpvla.state_based.paper.comparison import compare, curve_panels, curves, letter
 from dpvla.state_based.paper.config import ReproduceConfig
 from dpvla.state_based.paper.reproduction import Grid
 from dpvla.state_based.paper.time_estimate import SIZES
@@ -248,6 +248,59 @@ def test_a_result_that_cannot_be_is_named(changes: dict[str, Any], reason: str, 
     grid = Grid(replace(read_table("2"), rows=("cube-single-play",)), ReproduceConfig("2", out=str(tmp_path)))
     with pytest.raises(FileError, match=f"^{path}: {reason}"):
         compare(grid)
+
+
+def test_each_cell_says_which_reading_size_data_and_seeds_made_it(tmp_path: Path) -> None:
+    about = {"hyperparameters": {"hidden": [64, 64], "batch_size": 32},
+             "provenance": {"data": {"origin": "locally generated", "rows_used": {"train": 900}}}}  # fmt: skip
+    write_result(tmp_path, MAZE, "dipole", {0: 0.5, 1: 0.7}, config={"reading": "release"}, **about)
+    write_result(tmp_path, MAZE, "dipole", {2: 0.5}, config={}, **about)
+    write_result(tmp_path, MAZE, "iql", {0: 0.25}, **about)
+    table = compare(Grid(read_table("small"), ReproduceConfig("small", out=str(tmp_path), seeds=(0, 1, 2))))
+    row = next(line for line in table.splitlines() if line.startswith("| pointmaze"))
+    assert "(3 seeds) / – [a, b] |" in row and "25.0 (1 seed) / – [c] |" in row
+    size = "layers 64 x 64; 4 updates of 32 rows; locally generated data, 900 rows"
+    assert f"- [a] reading release; {size}; seeds 0 1\n- [b] reading paper; {size}; seeds 2\n" in table
+    assert f"- [c] {size}; seeds 0\n" in table
+    assert [letter(number) for number in (0, 25, 26, 51, 52, 702)] == ["a", "z", "aa", "az", "ba", "aaa"]
+
+
+def test_the_two_readings_of_dipole_stand_side_by_side(settings: ReproduceConfig) -> None:
+    given = replace(settings, only=("pointmaze", "dipole_release", "dipole_paper", "iql"), seeds=(0,))
+    grid = Grid(read_table("small"), given)
+    runs = {Path(run.config.out).parent.name: run.config for run in grid.missing()}
+    assert {name: run.reading for name, run in runs.items()} == {
+        "dipole": "release", "dipole-paper": "paper", "iql": "release"
+    }  # fmt: skip
+    assert read_task(runs["dipole-paper"])[1] != read_task(runs["dipole"])[1]
+    write_result(Path(settings.out), MAZE, "dipole", {0: 0.5}, config={"reading": "release"})
+    line = next(line for line in compare(grid).splitlines() if line.startswith("| pointmaze"))
+    assert line.count("50.0") == 1 and line.index("50.0") < line.index("– / –")
+
+
+def test_readings_share_the_papers_number_of_their_method(tmp_path: Path) -> None:
+    table = read_table("7")
+    task = table.rows[0]
+    grid = Grid(table, ReproduceConfig("7", out=str(tmp_path), only=(task, "dipole", "dipole_paper")))
+    assert compare(grid).count("63±6") == 2
+
+
+def test_a_grid_of_an_earlier_version_goes_on_in_its_reading(
+    settings: ReproduceConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its runs have no reading: they are of the paper's, and lie where those of a new folder's first one do."""
+    folder = Path(settings.out) / MAZE / "dipole" / "seeds_0"
+    folder.mkdir(parents=True)
+    (folder / "run.yaml").write_text("{}")
+    (Path(settings.out) / "grid.json").write_text('{"protocol": {}}')
+    bare = ReproduceConfig("small", out=settings.out, only=("dipole", "pointmaze"))
+    old = Grid(maze_table(), bare)
+    assert "go on in reading paper; --reading release" in capsys.readouterr().err
+    config = old.config_of(MAZE, "dipole", (1,))
+    assert (config.reading, Path(config.out).parent.name) == ("paper", "dipole")
+    asked = Grid(maze_table(), replace(bare, reading="release")).config_of(MAZE, "dipole", (1,))
+    assert (asked.reading, Path(asked.out).parent.name) == ("release", "dipole-release")
+    assert capsys.readouterr().err == "" and old._protocols()["reading"] == "paper"
 
 
 def test_unknown_rows_and_methods_get_the_nearest_valid_name(settings: ReproduceConfig) -> None:

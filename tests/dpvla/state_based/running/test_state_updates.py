@@ -198,8 +198,12 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         StackedUpdate(agent_of(DipoleAgentConfig(**SMALL), 3, 2, [0]), LOOP, UpdateConfig(compile=True))
 
 
-def test_targets_follow_by_the_soft_update_and_rebracs_actor_learns_every_second_time() -> None:
-    agent = agent_of(config_of("rebrac", target_rate=0.25, **SMALL), 3, 2, [0])
+@pytest.mark.parametrize("lag", [False, True])
+@pytest.mark.parametrize("coasts", [False, True])
+def test_targets_follow_by_the_soft_update_and_rebracs_actor_learns_every_second_time(coasts: bool, lag: bool) -> None:
+    """Formerly the actor rested in between, and targets took over the new weights; the official code's do neither."""
+    config = config_of("rebrac", target_rate=0.25, actor_coasts=coasts, target_lag=lag, **SMALL)
+    agent = agent_of(config, 3, 2, [0])
     how = StackedUpdate(agent, LOOP, UpdateConfig(threads=1))
     replay, states = Replay(transitions(), [0]), []
     for step in range(1, 4):
@@ -208,10 +212,11 @@ def test_targets_follow_by_the_soft_update_and_rebracs_actor_learns_every_second
     states.append(agent.state_dict())
     for first, second, learns in zip(states, states[1:], (False, True, False)):
         assert not torch.equal(first["critic.online.final.weight"], second["critic.online.final.weight"])
-        assert torch.equal(first["policy.final.weight"], second["policy.final.weight"]) is not learns
+        moves = learns or (coasts and first is not states[0])  # there is no momentum yet
+        assert torch.equal(first["policy.final.weight"], second["policy.final.weight"]) is not moves
         for online, target in (("policy.final.bias", "target_policy.final.bias"),
                                ("critic.online.final.weight", "critic.target.final.weight")):  # fmt: skip
-            expected = first[target].lerp(second[online], 0.25) if learns else first[target]
+            expected = first[target].lerp((first if lag else second)[online], 0.25) if learns else first[target]
             assert torch.allclose(second[target], expected, atol=1e-7)
 
 
@@ -228,6 +233,27 @@ def test_the_rehearsal_before_a_graph_capture_leaves_no_trace(name: str) -> None
             how.step(replay, step, 1e-2)
         ends.append(agent.state_dict())
     assert all(torch.equal(ends[0][key], end[key]) for key in ends[0] for end in ends[1:])
+
+
+def test_rebracs_actor_takes_adams_step_with_zero_gradients_in_between() -> None:
+    config = config_of("rebrac", **SMALL)
+    agent, twin = (agent_of(config, 3, 2, [0]) for _ in range(2))
+    replay = Replay(transitions(), [0])
+    how = StackedUpdate(agent, LOOP, UpdateConfig(threads=1))
+    adam = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    for step in range(1, 5):
+        how.step(replay, step, 1e-2)
+        draws = TapeDraws(how._normals[:, 0], how._uniforms[:, 0])
+        adam.zero_grad(set_to_none=False)
+        loss, _ = twin.loss(replay.gather(how._rows[:, 0], next_actions=True), draws, (step - 1) % 2)
+        loss.sum().backward()
+        for parameter in twin.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        twin.update_targets((step - 1) % 2)
+        adam.step()
+    for key, value in twin.state_dict().items():
+        assert torch.allclose(agent.state_dict()[key], value, atol=1e-6), key
 
 
 def test_an_update_is_adam_on_the_agents_loss() -> None:

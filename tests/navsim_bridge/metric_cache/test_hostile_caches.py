@@ -26,6 +26,7 @@ from navsim_bridge.metric_cache.jobs import log_entry
 from navsim_bridge.metric_cache.store import SceneFile, write_scenes
 from navsim_bridge.pdm.metric_scene import MetricScene
 from navsim_bridge.splits.coverage import Coverage
+from tests.navsim_bridge.traffic.made_up import with_traffic
 from tests.paths import GOLDEN_V1, GOLDEN_V2
 
 Arrays = dict[str, NDArray[Any]]
@@ -37,11 +38,12 @@ def smallest(scenes: list[MetricScene]) -> MetricScene:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Arrays]]:
-    """Header and arrays of a file with scenes of NAVSIM v1, and of one of v2."""
+    """Header and arrays of a file with scenes of NAVSIM v1, of one of v2, and of one with vehicles to move."""
     found = {}
     v1 = smallest([read_golden(path).scene for path in sorted(GOLDEN_V1.glob("*.npz"))])
     v2 = smallest([read_golden_epdms(path).scene for path in sorted(GOLDEN_V2.glob("*.npz"))])
-    for name, scene in (("v1", v1), ("v2", v2)):
+    traffic = with_traffic(read_golden_epdms(GOLDEN_V2 / "public_109_carpark.npz").scene, followers=2)
+    for name, scene in (("v1", v1), ("v2", v2), ("traffic", traffic)):
         path = tmp_path_factory.mktemp("written") / f"{name}.scenes"
         write_scenes(path, [scene, dataclasses.replace(scene, token="another")], "test")
         header, arrays, _ = map_arrays(path)
@@ -63,7 +65,7 @@ ODD = (-1, 0, 1, 2, 7, 255, 2**16 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 def test_a_made_up_array_is_refused_or_harmless(
     data: st.DataObject, written: dict[str, tuple[dict[str, Any], Arrays]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    header, arrays = written[data.draw(st.sampled_from(["v1", "v2"]))]
+    header, arrays = written[data.draw(st.sampled_from(["v1", "v2", "traffic"]))]
     arrays, name = dict(arrays), data.draw(st.sampled_from(sorted(arrays)))
     array = arrays[name]
     how = data.draw(st.sampled_from(["value", "dtype", "rows", "shape", "gone", "bytes"]))
@@ -134,10 +136,32 @@ def test_numbers_that_no_scene_has_are_refused(
         SceneFile(tmp_path / "x.scenes")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("track_present", 0, "track_present: not one for each track"),
+        ("vehicle_track", 200, "vehicle: of no track of the scene"),
+        ("follower", 200, "follower: of no vehicle of the scene"),
+        ("follower_line", 200, "follower_line: of no line that is there"),
+        ("follower_limit", 0.0, "follower_limit: no speed"),
+        ("follower_progress", np.nan, "follower_progress holds NaN"),
+        ("line_count", 1, "line_count: they do not share out"),
+    ],
+)
+def test_vehicles_that_cannot_be_moved_are_refused(
+    name: str, value: float, problem: str, written: dict[str, tuple[dict[str, Any], Arrays]], tmp_path: Path
+) -> None:
+    header, arrays = written["traffic"]
+    array = arrays[name][1:] if name == "track_present" else np.full_like(arrays[name], value)
+    write_arrays(tmp_path / "x.scenes", header, {**arrays, name: array})
+    with pytest.raises(CacheError, match=rf"x\.scenes .*{problem}"):
+        SceneFile(tmp_path / "x.scenes")
+
+
 HEADERS: list[dict[str, Any]] = [
     {"format": None}, {"format": "3"}, {"source": None}, {"epdms": 0}, {"epdms": True}, {"provenance": []},
     {"provenance": [7]}, {"provenance": [{"reference": 7}]}, {"exponents": {}}, {"exponents": None},
-    {"exponents": {"vertices": [0, 0]}},
+    {"exponents": {"vertices": [0, 0]}}, {"traffic": 1}, {"traffic": True}, {"traffic": True, "epdms": True},
 ]  # fmt: skip
 
 

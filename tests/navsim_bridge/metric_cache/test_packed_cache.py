@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from navsim_bridge.golden.v1 import read_golden
+from navsim_bridge.golden.v2 import read_golden_epdms
 from navsim_bridge.metric_cache import CacheError, MetricCache
 from navsim_bridge.metric_cache.cache import finish
+from navsim_bridge.metric_cache.container import map_arrays, write_arrays
 from navsim_bridge.metric_cache.fixed_point import pack_column, unpack_column
 from navsim_bridge.metric_cache.jobs import log_entry
 from navsim_bridge.metric_cache.store import SceneFile, write_scenes
 from navsim_bridge.metric_cache.tracks import KeyFrames, code, mask_lengths, positions
-from navsim_bridge.pdm.metric_scene import MetricScene
-from tests.paths import GOLDEN_V1
+from navsim_bridge.pdm.metric_scene import MetricScene, TrafficInputs
+from tests.navsim_bridge.traffic.made_up import with_traffic
+from tests.paths import GOLDEN_V1, GOLDEN_V2
 
 GOLDEN = sorted(GOLDEN_V1.glob("*.npz"))
 LARGEST_SCENE = 60_000
@@ -171,3 +174,48 @@ def test_tracks_that_do_not_follow_the_rule_are_kept_as_they_are() -> None:
     still = np.tile([[5.0, 6.0]], (FRAMES, 1))
     mask, key_xy = code(np.arange(FRAMES), np.zeros(FRAMES, dtype=np.int64), still, 1, FRAMES)
     assert (mask.tolist(), key_xy.tolist()) == ([1], [[5.0, 6.0]])
+
+
+@pytest.fixture(scope="module")
+def moved() -> MetricScene:
+    return with_traffic(read_golden_epdms(GOLDEN_V2 / "public_109_carpark.npz").scene, followers=3)
+
+
+def inputs_of(scene: MetricScene) -> TrafficInputs | None:
+    assert scene.v2 is not None
+    return scene.v2.traffic
+
+
+def without(scene: MetricScene) -> MetricScene:
+    assert scene.v2 is not None
+    return dataclasses.replace(scene, v2=dataclasses.replace(scene.v2, traffic=None))
+
+
+def test_vehicles_and_their_lanes_are_read_back_bit_by_bit_and_stored_once(moved: MetricScene, tmp_path: Path) -> None:
+    nobody = with_traffic(moved, followers=0)
+    write_scenes(tmp_path / "one.scenes", [moved], "test")
+    write_scenes(tmp_path / "many.scenes", [dataclasses.replace(moved, token=t) for t in "abc"] + [nobody], "test")
+    many = SceneFile(tmp_path / "many.scenes")
+    for row, scene in enumerate([moved, moved, moved, nobody]):
+        found, expected = inputs_of(many.scene(row)), inputs_of(scene)
+        assert found is not None and expected is not None
+        for field in dataclasses.fields(TrafficInputs):
+            mine, theirs = getattr(found, field.name), getattr(expected, field.name)
+            assert (mine.dtype, mine.shape, mine.tobytes()) == (theirs.dtype, theirs.shape, theirs.tobytes()), field
+    points = [map_arrays(tmp_path / f"{name}.scenes")[1]["line_points.0.steps"] for name in ("one", "many")]
+    assert len(points[0]) == len(points[1])
+
+
+def test_caches_of_before_are_read_and_have_no_vehicles_to_move(moved: MetricScene, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "now.scenes", [without(moved)], "test")
+    header, arrays, _ = map_arrays(tmp_path / "now.scenes")
+    assert header.pop("traffic") is False  # they say nothing of it
+    write_arrays(tmp_path / "before.scenes", header, arrays)
+    found = SceneFile(tmp_path / "before.scenes").scene(0)
+    assert inputs_of(found) is None
+    np.testing.assert_array_equal(found.object_boxes, moved.object_boxes)
+
+
+def test_a_file_holds_vehicles_to_move_for_all_scenes_or_for_none(moved: MetricScene, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="was made by other rules than scene"):
+        write_scenes(tmp_path / "x.scenes", [moved, without(moved)], "test")

@@ -19,6 +19,7 @@ from navsim_bridge.pdm.traffic_scene import SceneTraffic
 from navsim_bridge.traffic.idm import IDM
 from navsim_bridge.traffic.policy import listed
 from navsim_bridge.traffic.registry import TRAFFIC, make_traffic
+from tests.navsim_bridge.traffic.made_up import with_traffic
 from tests.paths import FIXTURES
 
 GOLDEN = FIXTURES / "golden_v2" / "public_109_carpark.npz"
@@ -50,28 +51,6 @@ def test_idm_traffic_is_the_devkits(case: str) -> None:
         assert vehicles == order[k].tolist()
         found = (frames.poses[0, k, vehicles], scene.boxes[vehicles, 3:], frames.velocities[0, k, vehicles])
         np.testing.assert_allclose(np.concatenate(found, axis=1), expected[k], rtol=0, atol=1e-8)
-
-
-def with_traffic(scene: MetricScene, **changes: Any) -> MetricScene:
-    """The scene with its vehicles at t = 0, none of which follows a lane, unless ``changes`` say otherwise."""
-    assert scene.v2 is not None
-    first = scene.object_track[: int(scene.frame_offsets[1])]
-    present = np.isin(np.arange(len(scene.track_tokens)), first)
-    vehicles = np.array([i for i in sorted(set(first.tolist())) if scene.track_types[i] == "VEHICLE"], dtype=np.int64)
-    rng = np.random.default_rng(0)
-    inputs = TrafficInputs(
-        present=present,
-        vehicle_track=vehicles,
-        vehicle_velocity=rng.normal(0.0, 5.0, (len(vehicles), 2)),
-        parked=np.ones(len(vehicles), dtype=bool),
-        follower=np.zeros(0, dtype=np.int64),
-        follower_pose=np.zeros((0, 3)),
-        follower_progress=np.zeros(0),
-        follower_limit=np.zeros(0),
-        line_offsets=np.zeros(1, dtype=np.int64),
-        line_points=np.zeros((0, 2)),
-    )
-    return dataclasses.replace(scene, v2=dataclasses.replace(scene.v2, traffic=dataclasses.replace(inputs, **changes)))
 
 
 @pytest.fixture(scope="module")

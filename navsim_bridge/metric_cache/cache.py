@@ -336,6 +336,10 @@ class _LogJob:
     def num_scenes(self) -> int:
         return len(self.records)
 
+    @property
+    def _has_traffic(self) -> bool:
+        return self.rules.inputs is not None
+
     def run(self) -> dict[str, Any]:
         first = self.records[0]
         path = log_path(self.data_root, first.data_split, first.log_name)
@@ -348,7 +352,8 @@ class _LogJob:
             self.out,
             source,
             len(self.records),
-            lambda: in_parts(self.out, source, len(self.records), self._build()),
+            lambda: in_parts(self.out, source, len(self.records), self._build(), self._has_traffic),
+            self._has_traffic,
         )
         return {**entry, "stamp": _stamp(path), "source_sha256": sha256, **({"synthetic": scenes} if scenes else {})}
 

@@ -93,10 +93,16 @@ def _run_one(_: None, number: int, job: Job) -> tuple[int, dict[str, Any]]:
     return number, job.run()
 
 
-def log_entry(out: Path, source: str, count: int, scenes_of: Callable[[], list[MetricScene]]) -> dict[str, Any]:
+def log_entry(
+    out: Path, source: str, count: int, scenes_of: Callable[[], list[MetricScene]], traffic: bool = False
+) -> dict[str, Any]:
     """The index entry of one log, whose scenes are written to ``out`` unless a whole file of ``count`` scenes from the
-    same ``source`` is there."""
-    file = _whole_file(out, source, count)
+    same ``source`` is there.
+
+    ``traffic``: one that lacks what vehicles need to react is of an earlier version, and is written again. Nothing else
+    of it is another: the source stays the same, so that a run that learns from it goes on.
+    """
+    file = _whole_file(out, source, count, traffic)
     if file is None:
         write_scenes(out, scenes_of(), source)
         file = SceneFile(out)
@@ -117,10 +123,12 @@ def entry_of(file: SceneFile) -> dict[str, Any]:
     }
 
 
-def in_parts(out: Path, source: str, count: int, build: Callable[[slice], list[MetricScene]]) -> list[MetricScene]:
+def in_parts(
+    out: Path, source: str, count: int, build: Callable[[slice], list[MetricScene]], traffic: bool = False
+) -> list[MetricScene]:
     """The ``count`` scenes of a log, part by part; parts that an earlier run left beside ``out`` are read back.
 
-    ``build`` gets the places of a part's scenes.
+    ``build`` gets the places of a part's scenes; ``traffic`` as for `log_entry`.
     """
     if count <= SCENES_PER_PART:
         return build(slice(0, count))
@@ -128,7 +136,7 @@ def in_parts(out: Path, source: str, count: int, build: Callable[[slice], list[M
     for first in range(0, count, SCENES_PER_PART):
         size = min(SCENES_PER_PART, count - first)
         path = out.with_name(f".{out.name}.part-{first}")
-        file = _whole_file(path, source, size)
+        file = _whole_file(path, source, size, traffic)
         if file is None:
             write_scenes(path, build(slice(first, first + size)), source)
             file = SceneFile(path)
@@ -136,9 +144,11 @@ def in_parts(out: Path, source: str, count: int, build: Callable[[slice], list[M
     return scenes
 
 
-def _whole_file(path: Path, source: str, count: int) -> SceneFile | None:
+def _whole_file(path: Path, source: str, count: int, traffic: bool) -> SceneFile | None:
     try:
         file = SceneFile(path)
     except CacheError:
+        return None
+    if traffic and not file.has_traffic:
         return None
     return file if file.source == source and len(file.tokens) == count else None

@@ -117,6 +117,11 @@ class SceneFile:
         """Provenance of every scene."""
         return [self._provenance[i] for i in self._arrays["provenance"].tolist()]
 
+    @property
+    def has_traffic(self) -> bool:
+        """Whether its scenes hold what vehicles need to react."""
+        return self._traffic is not None
+
     def scene(self, row: int) -> MetricScene:
         """The scene at ``row`` of ``tokens``. Its arrays may be read-only; none keeps the file mapped."""
         a = self._arrays

@@ -38,7 +38,7 @@ NAVSIM_V1 = SceneRules(
     key_frames=(NUM_FRAMES - 1) // STEPS + 1,
 )
 NAVSIM_V2 = SceneRules(
-    key="epdms with traffic",
+    key="epdms",
     name="EPDMS v2 (navsim 2.1.2, one stage, non-reactive traffic)",
     reference="PDM-Closed (navsim 2.1.2)",
     planner="v2",

@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from navsim_bridge.metric_cache import MetricCache, jobs
+from navsim_bridge.metric_cache.cache import finish
 from navsim_bridge.metrics.epdms import EPDMS
 from navsim_bridge.metrics.registry import METRICS
 from navsim_bridge.pdm import SUB_SCORES
@@ -139,6 +141,45 @@ def test_epdms_is_learned_from(place: Path) -> None:
     assert cache.metric == EPDMS.version
     words = ("--config", "metric.yaml", "--out", "runs/none", "--metric-cache", str(cache.path))
     assert "choose another --metric" in refused("rl_finetune.py", *words, cwd=place)
+
+
+def test_epdms_in_traffic_that_reacts_is_learned_from_and_evaluated_with(place: Path) -> None:
+    """One stage; a cache of an earlier version, without what vehicles need to react, is refused with what to do."""
+    idm = ("--metric", "epdms", "--metric.traffic", "idm")
+    found = learn(place, "idm", *idm)
+    assert ((found["score"] >= 0) & (found["score"] <= 1)).all()
+    content = yaml.safe_load((place / "runs/idm/run.yaml").read_text())
+    assert content["config"]["metric"]["traffic"] == "idm"
+    of_agent = ("--agent", "dpvla", "--checkpoint", "runs/idm", "--split", "navtrain")
+    text = call("evaluate.py", *idm, *of_agent, "--out", "scores/idm", cwd=place)
+    assert "EPDMS (human filter v2.1.2, traffic idm)" in text and "floors" not in text
+    summary = json.loads((place / "scores/idm/summary.json").read_text())
+    assert summary["metric"].items() >= {"traffic": "idm", "stages": 1, "human_filter": "v2.1.2"}.items()
+    at = place / "data/demo_world/metric_cache/navtrain-epdms"
+    old, fingerprint = place / "old", MetricCache(at).index["data_fingerprint"]
+    made = {name: _without_traffic(old, name, entry, MetricCache(at)) for name, entry in _logs(at).items()}
+    finish(old, made, {key: MetricCache(at).index[key] for key in ("metric", "split", "data_split", "reference")}, {})
+    words = ("--config", "metric.yaml", "--out", "runs/none", "--metric-cache", str(old))
+    refusal = refused("rl_finetune.py", *idm, *words, cwd=place)
+    assert "make it anew: tools/cache_metrics.py --metric epdms --split navtrain" in refusal
+    assert refusal.count("\n") == 0
+    call("evaluate.py", *idm[:2], *of_agent, "--out", "scores/old", "--metric-cache", str(old), cwd=place)
+    call("cache_metrics.py", *idm, "--split", "navtrain", "--out", str(old), cwd=place)
+    assert MetricCache(old).index["data_fingerprint"] == fingerprint, "a run that learned from it goes on"
+    call("evaluate.py", *idm, *of_agent, "--out", "scores/new", "--metric-cache", str(old), cwd=place)
+    assert scores(place / "scores/new") == scores(place / "scores/idm")
+
+
+def _logs(cache: Path) -> dict[str, Any]:
+    found: dict[str, Any] = MetricCache(cache).index["logs"]
+    return found
+
+
+def _without_traffic(folder: Path, name: str, entry: dict[str, Any], cache: MetricCache) -> dict[str, Any]:
+    """The file of a log as an earlier version wrote it, and its entry."""
+    scenes = [replace(scene, v2=scene.v2 and replace(scene.v2, traffic=None)) for scene in cache.load(entry["tokens"])]
+    return {**jobs.log_entry(folder / entry["file"], entry["source"], len(scenes), lambda: scenes), **{
+        key: entry[key] for key in ("stamp", "source_sha256")}}  # fmt: skip
 
 
 def test_pretraining_is_validated_by_the_metric_it_is_told(place: Path) -> None:

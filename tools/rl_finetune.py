@@ -121,16 +121,16 @@ def fine_tune(run: Run, first: StartingPoint) -> None:
     from navsim_bridge.data.training_data import open_training_data
     from navsim_bridge.data.watching import open_watching
     from navsim_bridge.demo_world import make_demo_world_if_needed
+    from navsim_bridge.metrics.registry import make_metric
 
     config: FinetuneConfig = run.config
-    accelerator, seed = run.accelerator, config.loop.seed
+    accelerator, seed, metric = run.accelerator, config.loop.seed, make_metric(config.metric)
     algorithm, policy = make_algorithm(config.algorithm), first.policy
     policy.precision = config.loop.precision
     if accelerator.is_main_process:
         make_demo_world_if_needed(config.data_root, config.maps_root)
     data = open_training_data(config, policy.encoder.sensors, accelerator, reward_on="source")
     assert data.reward is not None
-    metric = data.reward.metric
     model = open_start(config.checkpoint).model if run.last is None else CheckpointLayout(run.last).model
     require_room(
         lambda options: planned(config, outlined_from(model), options, len(data.source)), accelerator, str(config.out)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from navsim_bridge.metrics.metric import Metric, Result
 from navsim_bridge.pdm.chunks import join, mapped
-from navsim_bridge.pdm.metric_scene import MetricScene, odd_causes
+from navsim_bridge.pdm.metric_scene import MetricScene, TrafficInputs, odd_causes
 from navsim_bridge.splits.scenes import SceneRecord
 
 
@@ -193,13 +193,13 @@ class Origin:
     odd: tuple[str, ...] = ()  # what its metric scene says of log and map
 
     @classmethod
-    def of(cls, scene: MetricScene | SceneRecord) -> Origin:
-        """Of a scene as the metric gets it."""
+    def of(cls, scene: MetricScene | SceneRecord, traffic: bool = False) -> Origin:
+        """Of a scene as the metric gets it; ``traffic``: the metric reads what vehicles need to react."""
         if isinstance(scene, SceneRecord):
             return cls(hashlib.sha256(scene.token.encode() + scene.plan().tobytes()).digest())
         about = scene.provenance
         return cls(
-            _scene_bytes(scene),
+            _scene_bytes(scene, traffic),
             about.get("reference", "unknown"),
             about.get("centerline", "unknown"),
             odd_causes(about),
@@ -211,7 +211,7 @@ def cell(value: float) -> float | str:
     return "" if np.isnan(value) else value
 
 
-def _scene_bytes(scene: MetricScene) -> bytes:
+def _scene_bytes(scene: MetricScene, traffic: bool) -> bytes:
     """A digest of all that the score reads of a scene."""
     digest = hashlib.sha256(
         repr((scene.token, scene.ego_time_us, scene.polygon_tokens, scene.polygon_types, scene.route_lane_ids,
@@ -221,7 +221,9 @@ def _scene_bytes(scene: MetricScene) -> bytes:
                   scene.ring_offsets, scene.vertices, scene.centerline, scene.frame_offsets, scene.object_track,
                   scene.object_boxes, scene.track_first_speed):  # fmt: skip
         digest.update(np.ascontiguousarray(array).tobytes())
-    if scene.v2 is not None:
-        for part in dataclasses.astuple(scene.v2):
-            digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    for inputs in (scene.v2, scene.v2.traffic if scene.v2 is not None and traffic else None):
+        for field_ in dataclasses.fields(inputs) if inputs is not None else ():
+            part = getattr(inputs, field_.name)
+            if not isinstance(part, TrafficInputs):
+                digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
     return digest.digest()

@@ -196,7 +196,7 @@ class _Judge:
             plans = by_candidate(self.agent.propose(records), len(records))
             scenes = self.load(records)
             packed = self.metric.pack(scenes).to(self.device)
-            origins = tuple(map(Origin.of, scenes))
+            origins = tuple(Origin.of(scene, self.metric.needs_traffic) for scene in scenes)
         except ContractError:
             raise
         except Exception as error:

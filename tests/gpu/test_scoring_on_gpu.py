@@ -12,7 +12,9 @@ import torch
 
 from navsim_bridge.golden.v1 import GoldenScene, read_golden
 from navsim_bridge.golden.v2 import GoldenEPDMS, read_golden_epdms
+from navsim_bridge.metric_cache.official import OfficialCache
 from navsim_bridge.metrics import reward
+from navsim_bridge.metrics.config import EPDMSConfig
 from navsim_bridge.metrics.epdms import EPDMS
 from navsim_bridge.metrics.pdms import PDMS
 from navsim_bridge.pdm import (
@@ -26,7 +28,12 @@ from navsim_bridge.pdm import (
 )
 from navsim_bridge.pdm.compiled import choice
 from tests.gpu.pretended import PretendedGPU, value
+from tests.navsim_bridge.conftest import two_stages
+from tests.navsim_bridge.two_stage_results import plans
+from tests.navsim_bridge.two_stage_world import TwoStageWorld
 from tests.paths import FIXTURES
+
+__all__ = ["two_stages"]
 
 V1 = ("public_008_straight", "public_021_carpark", "public_076_intersection")
 V2 = ("public_076_intersection", "public_101_carpark")  # the first has red lights
@@ -114,6 +121,22 @@ def test_epdms_on_a_gpu_equals_that_on_the_cpu(golden_v2: list[GoldenEPDMS]) -> 
         scores = epdms_scores(terms, "fixed", change)
     assert_equal(terms, expected)
     assert_equal(scores, total)
+
+
+def test_epdms_in_traffic_that_reacts_on_a_gpu_equals_that_on_the_cpu(two_stages: TwoStageWorld) -> None:
+    """A recorded scene and a synthetic one; vehicles are moved on the CPU."""
+    cache = OfficialCache(two_stages.official_cache)
+    scenes = [cache.read(token, two_stages.maps) for token in ("30ee9b806e291aa2", "00f32ab94de711d90")]
+    given = plans()
+    metric, batch = EPDMS(EPDMSConfig(traffic="idm")), EPDMSBatch.from_scenes(scenes)
+    two = torch.from_numpy(np.stack([[given[token], 0.5 * given[token]] for token in batch.tokens])).double()
+    expected = metric.judge(batch, two)
+    assert expected.human[0].isfinite().all() and expected.human[1].isnan().all()
+    gpu = PretendedGPU()
+    with gpu():
+        terms = metric.judge(batch.to(gpu.device), two)
+        assert terms.values.device == gpu.device
+    assert_equal(terms, expected)
 
 
 @pytest.mark.parametrize("metric", [PDMS(), EPDMS()], ids=["pdms", "epdms"])

@@ -191,7 +191,7 @@ class ServedPolicy:
         if answer.kind != protocol.WELCOME or not known or not isinstance(policy, str) or not isinstance(server, str):
             raise ProtocolError("what came is no welcome")
         assert isinstance(cameras, list)
-        return Welcome(policy[: protocol.MOST_ERROR], tuple(cameras), server[:100])
+        return Welcome(_plain(policy), tuple(cameras), _plain(server))
 
 
 def _answer(connection: socket.socket, seconds: float) -> Message:
@@ -202,4 +202,10 @@ def _answer(connection: socket.socket, seconds: float) -> Message:
 
 def _error(answer: Message) -> str:
     error = answer.fields.get("error")
-    return " ".join(error.split())[: protocol.MOST_ERROR] if isinstance(error, str) else "it refused without a reason"
+    return _plain(error) if isinstance(error, str) else "it refused without a reason"
+
+
+def _plain(text: str) -> str:
+    """On one line of bounded length, without what a terminal would obey."""
+    line = " ".join(text[: protocol.MOST_ERROR].split())
+    return "".join(letter if letter.isprintable() else "?" for letter in line)

@@ -105,12 +105,18 @@ class PolicyServer:
                 with connection:
                     _refuse(connection, f"it has {MOST_CONNECTIONS} connections already")
                 continue
-            threading.Thread(target=self._serve, args=(connection,), name="agent", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), name="agent", daemon=True).start()
+            except RuntimeError as error:  # no further thread: others may end theirs
+                with self._lock:
+                    self._open.discard(connection)
+                with connection:
+                    _refuse(connection, str(error))
 
     def _serve(self, connection: socket.socket) -> None:
         try:
             self._converse(connection)
-        except ClosedError:
+        except (ClosedError, BrokenPipeError, ConnectionResetError):
             pass  # the agent has gone: its worker has done its scenes, or died
         except ProtocolError as error:
             self._count("strange")

@@ -22,13 +22,13 @@ from tests.navsim_bridge.conftest import World
 def test_a_known_scene_gets_the_plan_of_the_evaluation_to_the_bit(devkit: Devkit, served: Served, world: World) -> None:
     agent = devkit.make(**devkit.sampling(), address=served.address)
     agent.initialize()
-    expected = served.agent(world.records)
-    for record, plan in zip(world.records, expected, strict=True):
+    records = world.records[::3]
+    for record, plan in zip(records, served.agent(records), strict=True):
         found = devkit.plan(agent, record)
         assert found.poses.dtype == np.float32
         np.testing.assert_array_equal(found.poses, plan)
         assert (found.trajectory_sampling.num_poses, found.trajectory_sampling.interval_length) == (8, 0.5)
-    assert served.plans.unknown == 0 and served.server.counts.plans == len(world.records)
+    assert served.plans.unknown == 0 and served.server.counts.plans == len(records)
 
 
 def test_files_give_the_same_plans_as_pixels_that_are_read_whole(devkit: Devkit, served: Served, world: World) -> None:
@@ -40,6 +40,10 @@ def test_files_give_the_same_plans_as_pixels_that_are_read_whole(devkit: Devkit,
         lost = devkit.make(**devkit.sampling(), address=served.address, sensor_paths=["/nowhere"])
         with pytest.raises(ServedPolicyError, match=r"the image of CAM_\w+, .* below /nowhere \(agent.sensor_paths\)"):
             devkit.plan(lost, world.records[0])
+        asked = devkit.agent_input(world.records[0], agent.get_sensor_config())
+        getattr(asked.cameras[-1], served.agent.cameras[0].lower()).camera_path = "x/../../y.jpg"
+        with pytest.raises(ServedPolicyError, match="a path that leads out of its folder"):
+            agent.compute_trajectory(asked)
 
 
 def test_the_agent_is_one_that_submissions_take(devkit: Devkit, served: Served) -> None:
@@ -72,12 +76,12 @@ def test_workers_that_ask_at_the_same_time_get_the_same_plans(devkit: Devkit, se
         found[index] = devkit.plan(agent, world.records[index]).poses
 
     with serve(world.records, batch_size=4) as served:
-        workers = [threading.Thread(target=work, args=(index,)) for index in range(len(world.records))]
+        workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join(60)
-    expected = served.agent(world.records)
+    expected = served.agent(world.records[:4])
     np.testing.assert_allclose([found[index] for index in range(len(expected))], expected, atol=1e-3)
 
 

@@ -3,9 +3,12 @@ it, so that a broken one is a finding of its own."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dpvla.files import read_json
@@ -19,6 +22,29 @@ from navsim_bridge.splits.scene_filter import DEVKIT_ROOT, Split, devkit_splits,
 from navsim_bridge.splits.scenes import find_scenes
 from navsim_bridge.splits.sensors import camera_names, describe_bad, image_folder, missing_images
 from navsim_bridge.splits.two_stage import TwoStages, incomplete
+
+
+IN_NO_LOG, UNMADE = "in no log", "no synthetic scene"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A scene of a split that cannot be used."""
+
+    split: str
+    token: str
+    synthetic: bool  # of the second stage of NAVSIM v2
+    why: str  # `IN_NO_LOG`, `UNMADE`, or which camera files
+
+
+def missing_csv(missing: Sequence[Missing]) -> str:
+    """The scenes as a CSV file."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["split", "stage", "token", "missing"])
+    stages = ("original", "synthetic")
+    writer.writerows([scene.split, stages[scene.synthetic], scene.token, scene.why] for scene in missing)
+    return text.getvalue()
 
 
 def check_environment() -> Iterator[Finding]:
@@ -43,15 +69,19 @@ def check_environment() -> Iterator[Finding]:
 def check_data(
     data_root: str | None,
     maps_root: str | None,
-    split: str | None,
+    splits: Sequence[str] = (),
     data_split: str | None = None,
     cameras: Sequence[str] = (),
     synthetic_root: str | None = None,
     cache: str | None = None,
+    lost: list[Missing] | None = None,
 ) -> Iterator[Finding]:
-    """Folders with logs, camera files and maps; with ``split`` also its logs, scenes and camera files, and whether
-    the metric cache in the folder ``cache`` has its scenes."""
-    named = bool(data_root or maps_root or split)
+    """Folders with logs, camera files and maps; of each of ``splits`` also its logs, scenes and camera files, and
+    whether the metric cache in the folder ``cache`` has its scenes.
+
+    Scenes of these that are not there, or lack camera files, are added to ``lost``.
+    """
+    named = bool(data_root or maps_root or splits)
     missing = ERROR if named or os.environ.get("OPENSCENE_DATA_ROOT") or os.environ.get("NUPLAN_MAPS_ROOT") else WARNING
     try:
         root = roots.data_root(data_root)
@@ -72,8 +102,8 @@ def check_data(
         yield Finding(missing, str(error))
         return
     yield from check_maps(maps)
-    if split is not None:
-        yield from check_split(root, maps, split, data_split, cameras, synthetic_root, cache)
+    for split in splits:
+        yield from check_split(root, maps, split, data_split, cameras, synthetic_root, cache, lost)
 
 
 def check_maps(maps: Path) -> Iterator[Finding]:
@@ -102,8 +132,10 @@ def check_split(
     cameras: Sequence[str] = (),
     synthetic_root: str | None = None,
     cache: str | None = None,
+    lost: list[Missing] | None = None,
 ) -> Iterator[Finding]:
-    """Logs, scenes, maps and camera files of one split, and what the metric cache in ``cache`` has of it."""
+    """Logs, scenes, maps and camera files of one split, and what the metric cache in ``cache`` has of it; see
+    ``check_data``."""
     from dpvla.sensors import DEFAULT_CAMERAS
 
     try:
@@ -145,6 +177,10 @@ def check_split(
     if unmapped:
         yield Finding(ERROR, f"{of} no map of {', '.join(unmapped)} in {maps}", "get nuPlan's maps")
     bad = missing_images(records, root, names)
+    if lost is not None:
+        lost += [Missing(split.name, token, token in second, UNMADE if token in second else IN_NO_LOG)
+                 for token in found.absent]  # fmt: skip
+        lost += [Missing(split.name, token, token in second, "; ".join(map(str, bad[token]))) for token in bad]
     sensors = " and ".join(sorted({str(image_folder(r, root)) for r in records if r.token in bad}))
     yield verdict(
         f"{of} {describe_bad(bad, len(records), len(names))}" if bad else "",

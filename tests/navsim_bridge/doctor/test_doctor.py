@@ -142,7 +142,7 @@ def test_python_out_of_range_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_logs_camera_files_and_maps_are_counted(data: Path) -> None:
-    found = {f.what: f.level for f in check_data(str(data), str(data / "maps"), None)}
+    found = {f.what: f.level for f in check_data(str(data), str(data / "maps"))}
     assert found[f"{data}/navsim_logs/mini: 2 logs, 1 with camera files"] == WARNING
     maps = next(what for what in found if "1 of 4 maps" in what)
     assert found[maps] == WARNING
@@ -150,9 +150,9 @@ def test_logs_camera_files_and_maps_are_counted(data: Path) -> None:
 
 
 def test_wrong_folders_are_errors_when_they_were_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert only(check_data(None, None, None)).level == WARNING  # nothing named, nothing there
+    assert only(check_data(None, None)).level == WARNING  # nothing named, nothing there
     monkeypatch.setenv("OPENSCENE_DATA_ROOT", str(data / "nowhere"))
-    assert only(check_data(None, None, None)).level == ERROR
+    assert only(check_data(None, None)).level == ERROR
     levels = [f.level for f in check_environment()]
     assert levels == [ERROR, OK, OK]
     monkeypatch.setenv("NAVSIM_DEVKIT_ROOT", str(data))  # a folder, of something else
@@ -161,7 +161,7 @@ def test_wrong_folders_are_errors_when_they_were_named(data: Path, monkeypatch: 
     assert "holds no navsim/planning" in devkit.what
     assert devkit.remedy == "point it to the devkit's checkout"
     shutil.rmtree(data / "navsim_logs")
-    assert "should hold navsim_logs" in only(check_data(str(data), None, None)).what
+    assert "should hold navsim_logs" in only(check_data(str(data), None)).what
 
 
 def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dpvla.files import write_json
 from navsim_bridge.agents import constant_velocity
+from navsim_bridge.doctor import machine as doctor_of_machine
 from navsim_bridge.doctor.data import check_cache, check_split
 from navsim_bridge.doctor.finding import ERROR, OK, WARNING
 from navsim_bridge.evaluation import results
@@ -31,6 +32,7 @@ from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.splits.shard import Shard
 from tests.navsim_bridge.conftest import LOG, World
 from tools import cache_metrics
+from tools import doctor as doctor_tool
 from tools import evaluate as tool
 
 
@@ -408,3 +410,28 @@ def test_a_cache_is_not_written_over_a_file_or_by_minus_one_processes(
     assert "workers must be at least 0" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="--data-split belongs to --split"):
         cache_metrics.main(["--out", str(tmp_path / "cache"), "--merge", "x", "--data-split", "mini"])
+
+
+def test_the_doctor_lists_the_scenes_of_both_stages_that_are_missing(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_of_machine, "_import_failure", lambda _: None)
+    there, gone, unmade = world.records[0].token, "0" * 16, "1" * 17
+    for name, tokens in (("first", [there, gone, unmade]), ("second", [there])):
+        rules = {"frame_interval": 4, "tokens": tokens}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({"data_split": "mini", "scene_filter": rules}))
+    with pytest.raises(SystemExit):  # something is broken
+        doctor_tool.main(
+            ["--data-root", str(world.root), "--maps-root", str(world.maps), "--missing", str(tmp_path / "m.csv"),
+             "--split", str(tmp_path / "first.yaml"), str(tmp_path / "second.yaml")]
+        )  # fmt: skip
+    said = capsys.readouterr().out
+    assert f"split first: 1 of 3 scenes are in no log, first {gone}" in said
+    assert f"split first: 1 of 1 synthetic scenes are missing, first {unmade}" in said
+    assert "split second: 1 scenes" in said and "second: 0 synthetic" not in said
+    with (tmp_path / "m.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lost = [(row["split"], row["stage"], row["token"], row["missing"]) for row in rows]
+    assert lost[:2] == [("first", "original", gone, "in no log"), ("first", "synthetic", unmade, "no synthetic scene")]
+    assert {row[:3] for row in lost[2:]} == {(name, "original", there) for name in ("first", "second")}
+    assert all("CAM_F0" in row[3] for row in lost[2:])

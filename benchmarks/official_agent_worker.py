@@ -150,7 +150,8 @@ def main() -> None:
     for number in range(asked["updates"]):
         options = (("full_update", (number + 1) % config["actor_freq"] == 0),) if "actor_freq" in config else ()
         agent, told = compiled(agent, {name: array[number] for name, array in batches.items()}, options)
-        np.savez(job / f"update_{number}.npz", **{name: np.asarray(array) for name, array in told.items()})
+        kept: Any = {name: np.asarray(array) for name, array in told.items()}
+        np.savez(job / f"update_{number}.npz", **kept)
     acting, end = jax.jit(act), Record()
     for row, observation in enumerate(arrays["observations"]):
         for name, array in acting(agent, observation, jax.random.PRNGKey(row)).items():

@@ -127,10 +127,11 @@ class Job:
     def agent(self) -> Agent:
         """Ours, with weights that are not as fresh as at a start: biases and targets are away from zero and online."""
         agent = make_agent(self.name, self.config, *self.sizes, [0])
-        draw = torch.Generator().manual_seed(1)
+        draw, stacks = torch.Generator().manual_seed(1), [stack for stack, *_ in OFFICIAL[self.name].networks.values()]
         with torch.no_grad():
-            for parameter in agent.parameters():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+            for name, parameter in agent.named_parameters():
+                if name.startswith(tuple(stacks)):  # a constant of ours, such as IQL's deviation, stays what it is
+                    parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
         return agent.to(self.dtype)
 
     def batches(self) -> list[Batch]:
@@ -274,7 +275,8 @@ def main(argv: list[str] | None = None) -> None:
         for what, (difference, update) in found.largest.items():
             equal = difference <= options.most
             print(f"  {what:32s} {difference:9.2e} at update {update}{'' if equal else '   DIFFERENT'}", flush=True)
-            row = {"agent": job.name, "what": what, "difference": difference, "update": update, "equal": equal}
+            number = difference if np.isfinite(difference) else None  # JSON has no NaN
+            row = {"agent": job.name, "what": what, "difference": number, "update": update, "equal": equal}
             rows.append(row | {"updates": job.updates})
     if options.json:
         asked = {name: str(value) for name, value in vars(options).items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,11 @@ class Drawn:
         return self.uniforms[-1][None]
 
 
-@pytest.fixture
-def released(load_benchmark: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return load_benchmark("released_agent")
+@pytest.fixture(scope="module")
+def released(load_benchmark: Callable[..., Any]) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield load_benchmark("released_agent")
 
 
 def job_of(released: Any, name: str, updates: int = 4, **changes: Any) -> Any:
@@ -76,7 +77,8 @@ def pretended(released: Any, job: Any, **changes: Any) -> Callable[[Path], None]
             how.follow(batch, drawn.normals, drawn.uniforms, number)
             arrays |= {f"normal/{official.draws[place]}": drawn.normals[place] for place in range(len(official.draws))}
             arrays |= {f"uniform/{official.uniforms[p]}": drawn.uniforms[p] for p in range(len(official.uniforms))}
-            gradients = released.official_names(twin, how.gradients, official)
+            all_of_them = {name: torch.zeros_like(weight) for name, weight in zip(how.names, how.parameters)}
+            gradients = released.official_names(twin, all_of_them | how.gradients, official)
             arrays |= {f"gradient/{name}": array for name, array in gradients.items()}
             arrays |= {f"part/{part}": how.info[ours] for part, ours in official.losses.items()}
             np.savez(folder / f"update_{number}.npz", loss=how.info["train/loss"], **arrays)

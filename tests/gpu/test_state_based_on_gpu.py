@@ -25,12 +25,13 @@ from tests.gpu.pretended import PretendedGPU, value
 
 OBSERVATION, ACTION, SEEDS = 3, 2, (4, 5)
 SMALL: dict[str, Any] = {"hidden": (8, 8), "batch_size": 6}
+FEW = SMALL | {"flow_steps": 2}
 CONFIGS = {name: config_of(name, **SMALL) for name in AGENTS} | {
     "dipole, V target": DipoleAgentConfig(**SMALL, q_target="value"),
     "dipole, best of n": DipoleAgentConfig(**SMALL, next_action="best_of_n"),
     "dipole, recorded": DipoleAgentConfig(**SMALL, next_action="dataset"),
-    "dipole, guided": DipoleAgentConfig(**SMALL, omega=2.0, next_omega=None, clip_q=False, target_lag=True),
-    "dipole, by the text": changed(load_recipe("dipole", "cube-single-play-singletask-v0", "paper"), SMALL, "the test"),
+    "dipole, guided": DipoleAgentConfig(**FEW, omega=2.0, next_omega=None, clip_q=False, target_lag=True),
+    "dipole, by the text": changed(load_recipe("dipole", "cube-single-play-singletask-v0", "paper"), FEW, "the test"),
     "rebrac, resting": ReBRACConfig(**SMALL, actor_coasts=False, target_lag=False),
 }
 

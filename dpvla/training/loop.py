@@ -51,8 +51,8 @@ def train(
     """Run ``stage`` to ``config.steps``, going on from the newest checkpoint in ``out``; returns the last one.
 
     ``make`` gives what changes the weights; by default it is ``config.strategy``. SIGINT and SIGTERM save a checkpoint
-    after the current step and raise KeyboardInterrupt, and so does ``until`` by ``time.monotonic()``. What is not finite is never saved: FloatingPointError names it
-    and the last checkpoint.
+    after the current step and raise KeyboardInterrupt, and so does time that is up: ``until``, by ``time.monotonic()``.
+    What is not finite is never saved: FloatingPointError names it and the last checkpoint.
 
     ``judge`` looks at evaluations, of which there is one more before the first update. The best of them is saved and
     marked, and FallenError ends the run, after all is saved, when they fall too far below it.

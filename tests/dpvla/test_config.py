@@ -321,6 +321,8 @@ class Lists:
     (["--omegas=0,0.5", "--seeds", "1", "2"], Lists(omegas=(0.0, 0.5), seeds=(1, 2))),
     (["--betas", "0.1,0.2", "--seeds", "1,2", "3"], Lists(betas=(0.1, 0.2), seeds=(1, 2, 3))),
     (["--names", "a,b", "c"], Lists(names=("a,b", "c"))),
+    (["--seeds", "0..3"], Lists(seeds=(0, 1, 2, 3))),
+    (["--seeds=5,7..8", "10..10", "--names", "0..2"], Lists(seeds=(5, 7, 8, 10), names=("0..2",))),
     (["--omegas"], Lists(omegas=())),
 ])  # fmt: skip
 def test_numbers_of_a_list_may_be_separated_by_commas(words: list[str], expected: Lists) -> None:
@@ -333,6 +335,10 @@ def test_numbers_of_a_list_may_be_separated_by_commas(words: list[str], expected
     (["--omegas", "1", "--omegas", "2"], "--omegas is given twice"),
     (["--betas", "0.1,0.2,0.3"], "betas|0.3"),
     (["--omegas", "1," * 3000], "--omegas"),
+    (["--seeds", "3..0"], "--seeds: a range goes up, to at most 1000 numbers; found 3..0"),
+    (["--seeds", "0..999999999"], "--seeds: a range goes up"),
+    (["--seeds", "0..x"], "--seeds"),
+    (["--omegas", "0..2"], "--omegas"),
 ])  # fmt: skip
 def test_lists_that_are_none_are_one_short_line(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]

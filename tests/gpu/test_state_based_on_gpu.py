@@ -9,6 +9,8 @@ from unittest.mock import MagicMock, patch
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.dipole import DipoleAgentConfig
@@ -84,6 +86,45 @@ def test_an_update_learns_on_a_gpu_what_it_learns_on_the_cpu_and_could_be_captur
         assert how.not_finite() == []
     for key, tensor in expected.items():
         torch.testing.assert_close(learned[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
+
+
+class _Operations(TorchDispatchMode):
+    """Notes every operation with the shapes and devices of what it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple[tuple[torch.device, tuple[int, ...]], ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        self.seen.append((str(func), tuple((tensor.device, tuple(tensor.shape)) for tensor in given)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_graph_captures_is_the_same_whatever_the_rows_hold_and_needs_nothing_of_the_cpu(name: str) -> None:
+    """A replay repeats the operations of the capture: none may depend on values, nor read a CPU's memory."""
+    agent, data, gpu = agent_of(CONFIGS[name], OBSERVATION, ACTION, SEEDS), transitions(), PretendedGPU(backward=True)
+    with gpu():
+        how, replay = updates(gpu.device, agent, data)
+        runs = []
+        for _ in range(2):
+            with _Operations() as operations:
+                how._updates(replay, 0)
+            runs.append(operations.seen)
+            replay.table.mul_(-3.0).add_(0.5)  # other observations, actions, rewards and masks
+            how._rows.copy_(how._rows.flip(-1))
+            how._normals.neg_()
+    assert runs[0] == runs[1]
+    of_cpu = {(func, shape) for func, given in runs[0] for device, shape in given if device.type == "cpu" and shape}
+    assert not of_cpu
+
+
+def test_a_graph_that_reads_a_tensor_of_the_cpu_is_found() -> None:
+    gpu = PretendedGPU()
+    with gpu(), _Operations() as operations:
+        torch.zeros(3, device=gpu.device).add_(torch.ones(3).to(gpu.device))
+    assert any(device.type == "cpu" and shape for _, given in operations.seen for device, shape in given)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

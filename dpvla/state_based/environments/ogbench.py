@@ -73,11 +73,12 @@ class OGBenchEnvironment(Environment):
         self._global = np.random.RandomState(seed)
         alike = _MANIPULATION.get(name)
         self._part: ModelPart | None = None
+        self.raw: Any  # gymnasium's own
         with self._global_randomness():
             if alike is not None and alike._part is not None:
                 self.raw, self._part = another(alike.raw), alike._part.beside()
             else:
-                self.raw = make_raw(name)  # gymnasium's own
+                self.raw = make_raw(name)
                 self._part = part_of(self.raw) if has_own_model(self.raw) else None
             self._enter_model()
             self.raw.reset(seed=seed)

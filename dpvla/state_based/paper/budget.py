@@ -35,7 +35,9 @@ def require_time(until: float) -> None:
         raise KeyboardInterrupt(IS_UP)
 
 
-def make_missing_data(domains: Iterable[str], folder: str, episodes: int, workers: int, until: float = math.inf) -> None:
+def make_missing_data(
+    domains: Iterable[str], folder: str, episodes: int, workers: int, until: float = math.inf
+) -> None:
     """Make OGBench data for those of ``domains`` that have none in ``folder`` and can be made here.
 
     Raises KeyboardInterrupt when time is up; what is made by then stays, and the next call goes on with it.

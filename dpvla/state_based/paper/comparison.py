@@ -146,9 +146,13 @@ def timings(grid: Grid) -> str:
     return markdown_table(rows) + "\n" if rows else ""
 
 
-def curve_panels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, dict[str, dict[int, tuple[float, float]]]]]:
+Panels = list[tuple[str, str, dict[str, dict[float, tuple[float, float]]]]]
+"""What ``report.learning_curves.draw_curves`` takes: title, name of the score, mean and deviation of each curve."""
+
+
+def curve_panels(rows: Sequence[Mapping[str, Any]]) -> Panels:
     """What `report.learning_curves.draw_curves` takes, from ``curves``; tasks without evaluations are left out."""
-    panels: dict[str, tuple[str, dict[str, dict[int, tuple[float, float]]]]] = {}
+    panels: dict[str, tuple[str, dict[str, dict[float, tuple[float, float]]]]] = {}
     for row in rows:
         label = "success [%]" if row["metric"] == "success" else "return"
         _, lines = panels.setdefault(row["task"], (label, {}))
@@ -181,6 +185,11 @@ def _scores(grid: Grid, task: str, method: TableMethod) -> Scores:
             if row["seed"] in grid.config.seeds
         }
     return dict(sorted(found.items()))
+
+
+def scores_of(grid: Grid, task: str, method: TableMethod) -> dict[int, float]:
+    """The last step's score of each seed that is done: percent of successes, or return."""
+    return {seed: found[0] for seed, found in _scores(grid, task, method).items()}
 
 
 def _scale(metric: str) -> float:

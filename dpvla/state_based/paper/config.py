@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from dpvla.config import ConfigError, NotNegative, Whole, Workers
 from dpvla.parallel import available_cores
 from dpvla.state_based.agents.recipes import Reading
+from dpvla.state_based.paper.figure_file import figure_keys
 from dpvla.state_based.running.paper_tables import SEEDS, table_keys
 
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """Which table, and how its runs are made. Without options: the paper's protocol with 8 seeds."""
+    """Which table or figure, and how its runs are made. Without options: the paper's protocol with 8 seeds."""
 
-    table: str  # 1: ExORL; 2, 7: OGBench; 3: offline to online; small: see docs
+    table: str | None = None  # 1: ExORL; 2, 7: OGBench; 3: offline to online; small: see docs; 4 is driving's
+    figure: str | None = None  # beta, k, omega, next_omega, expectile, N: ablations; online, stability: curves
     out: str = "runs/reproduce"  # folder of all runs; tables share those they have in common
     protocol: str | None = None  # YAML file with options of train_state_based.py for every run
     reading: Reading | None = None  # of dipole: release, the authors' agent, or paper, the text without it; none: what
@@ -23,7 +25,7 @@ class ReproduceConfig:
     seeds: tuple[Whole, ...] = tuple(range(SEEDS))  # of every cell, 0..7 for all from 0 to 7; more can be added later
     seeds_per_run: Whole = 0  # seeds that train side by side in one run; 0: all of them
     steps: Whole = 0  # offline updates; 0: the protocol's
-    online_steps: Whole = 0  # of table 3; 0: the paper's
+    online_steps: Whole = 0  # of table 3 and --figure online; 0: the protocol's, else the paper's
     eval_episodes: Whole = 0  # 0: the protocol's
     ogbench_data: str | None = None  # none: ~/.ogbench/data
     exorl_data: str | None = None  # none: data/exorl
@@ -34,8 +36,13 @@ class ReproduceConfig:
     dry_run: bool = False  # say what is missing and how long it would take, after a short trial of each kind
 
     def __post_init__(self) -> None:
-        if self.table not in table_keys():
+        if (self.table is None) == (self.figure is None):
+            raise ConfigError("give one of --table and --figure")
+        if self.table is not None and self.table not in table_keys():
             raise ConfigError(f"table must be one of {', '.join(table_keys())}, found {self.table!r}")
+        if self.figure is not None and self.figure not in figure_keys():
+            known = ", ".join(figure_keys())
+            raise ConfigError(f"figure must be one of {known} (or 5, scaling: driving), found {self.figure!r}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds must be given and differ, found {list(self.seeds)}")
         if self.make_data and self.ogbench_data is None:

@@ -158,7 +158,9 @@ def _train(
             last = latest_checkpoint(out)
             if last is None or checkpoint_step(last) < config.steps or collector is None:
                 stage = AgentStage(**given, stride=config.launch.per_step)
-                train(stage, replace(loop, steps=config.steps), out, accelerator, make_update(config.launch), until=until)
+                train(
+                    stage, replace(loop, steps=config.steps), out, accelerator, make_update(config.launch), until=until
+                )
             if collector is not None and not failures:
                 launch = replace(config.launch, per_step=1)  # an environment step before every update
                 train(OnlineStage(collector, **given), loop, out, accelerator, make_update(launch), until=until)

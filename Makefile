@@ -11,7 +11,7 @@ help:
 	@echo "make test   set up, then run the tests"
 	@echo "make test-lowest   the same with the lowest versions of everything that setup.py allows, in $(VENV)-lowest"
 	@echo "make lint   set up, then run ruff and mypy"
-	@echo "PYTHON=python3.11 chooses the interpreter (3.10, 3.11 or 3.12), VENV=DIR the environment"
+	@echo "PYTHON=python3.11 chooses the interpreter (3.10 to 3.14), VENV=DIR the environment"
 
 # Waiting threads sleep instead of spinning: the demo's processes share the cores with each other and with yours.
 demo: $(VENV)/.installed
@@ -33,8 +33,8 @@ lint: $(VENV)/.installed-dev
 	$(RUN) -m mypy
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
-	  "Python 3.10, 3.11 or 3.12 is needed, $(PYTHON) is %d.%d; try: make $(MAKECMDGOALS) PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 14) else \
+	  "Python 3.10 to 3.14 is needed, $(PYTHON) is %d.%d; try: make $(MAKECMDGOALS) PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: setup.py pyproject.toml | $(VENV)/bin/python
@@ -42,6 +42,8 @@ $(VENV)/.installed: setup.py pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: setup.py pyproject.toml | $(VENV)/bin/python
+	@$(RUN) -c 'import sys; sys.exit(0 if sys.version_info < (3, 13) else "the simulators that tests need have no \
+	  wheels for Python 3.13 and later; try: make $(MAKECMDGOALS) VENV=.venv-test PYTHON=python3.12")'
 	$(RUN) -m pip install --quiet --editable '.[dev]'
 	@touch $@
 

@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dpvla/__init__.py").read_text()).group(1)
 
 # A dm_control reads the fields of the mujoco of its day: 1.0.50 those of 3.17, and its suite does not run with 4.0.
+# It and ogbench need labmaze, of which there are wheels up to Python 3.12.
 STATE = ["mujoco>=3.17,<4", "ogbench>=1.2", "dm_control>=1.0.50"]
 RAY = ["ray>=2.52"]  # below it a web page could start jobs (CVE-2025-62593)
 NATIVE = ["numba>=0.60"]
@@ -22,6 +23,16 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    author="The dpvla authors",
+    keywords="autonomous driving, NAVSIM, diffusion policy, offline reinforcement learning, DIPOLE",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     packages=[*find_packages(include=["dpvla*", "navsim_bridge*"]), "dpvla_tools", "dpvla_configs"],
     package_dir={"dpvla_tools": "tools", "dpvla_configs": "configs"},
     package_data={
@@ -31,7 +42,7 @@ setup(
         "navsim_bridge": ["doctor/scenes/*.npz", "py.typed"],
     },
     entry_points={"console_scripts": ["dpvla = dpvla_tools.__main__:main"]},
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10",
     install_requires=[  # each at its lower bound is tried by `make test-lowest`
         "accelerate>=1.6",
         "diffusers>=0.36",

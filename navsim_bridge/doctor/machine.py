@@ -20,7 +20,7 @@ import numpy as np
 from dpvla.provenance import version_of
 from navsim_bridge.doctor.finding import ERROR, OK, WARNING, Finding, verdict
 
-PYTHONS = ((3, 10), (3, 13))  # from, and the first that is too new
+PYTHONS = ((3, 10), (3, 15))  # from, and the first that is too new
 NEEDED = (
     "accelerate", "diffusers", "tyro", "matplotlib", "numpy", "cv2", "pandas", "peft", "PIL", "pyogrio", "pyproj",
     "yaml", "safetensors", "scipy", "shapely", "tensorboard", "timm", "tokenizers", "torch", "torchvision", "tqdm",

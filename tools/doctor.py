@@ -32,7 +32,6 @@ class Doctor(DataAndMapOptions):
     write_manifest: str | None = None  # only note checksums of this checkpoint or model anew, changed on purpose
     cameras: tuple[str, ...] = ()  # of the camera files to count; default: front_left, front and front_right
 
-
     @staticmethod
     def in_full(data: Mapping[str, Any]) -> Mapping[str, Any]:
         """One split as a list."""

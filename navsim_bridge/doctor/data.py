@@ -23,7 +23,6 @@ from navsim_bridge.splits.scenes import find_scenes
 from navsim_bridge.splits.sensors import camera_names, describe_bad, image_folder, missing_images
 from navsim_bridge.splits.two_stage import TwoStages, incomplete
 
-
 IN_NO_LOG, UNMADE = "in no log", "no synthetic scene"
 
 

@@ -15,7 +15,10 @@ from types import ModuleType
 
 from dpvla.config import one_line
 
-INSTALL = "the state-based track needs MuJoCo, dm_control and ogbench; with Python 3.10 to 3.12, in the source tree: pip install -e '.[state]'"
+INSTALL = (
+    "the state-based track needs MuJoCo, dm_control and ogbench; with Python 3.10 to 3.12, in the source tree: "
+    "pip install -e '.[state]'"
+)
 
 
 def load(module: str) -> ModuleType:

@@ -42,6 +42,8 @@ RADIUS = 100.0
 STEP = 0.1
 """[s]"""
 _LASTS = (EPDMS_FRAMES - 1) * STEP
+_LEAF = 10
+"""Shapes that a search tree of the devkit holds without branching: their order then hangs on nothing else."""
 _SURE = 1e-3
 """[m] A way of this length surely has a strip that meets the vehicle at its start."""
 
@@ -79,7 +81,14 @@ def follow(scenes: Sequence[Followers], scene: Int, ego: Float) -> Motion:
     if not len(scene) or not any(len(s.tokens) for s in scenes):
         none = np.zeros((len(scene), EPDMS_FRAMES - 1, 0))
         return Motion(none[..., None].repeat(3, -1), none, none.astype(bool), np.zeros(len(scene), dtype=np.int64))
-    return _Simulation(scenes, scene, ego).run()
+    moving = _Simulation(scenes, scene, ego)
+    motion = moving.run()
+    again = np.flatnonzero(moving.doubtful)
+    if len(again):
+        in_turn = _Simulation(scenes, scene[again], ego[again], in_turn=True).run()
+        for name, values in vars(in_turn).items():
+            getattr(motion, name)[again] = values
+    return motion
 
 
 def acceleration(speed: Float, limit: Float, gap: Float, lead_speed: Float) -> Float:
@@ -92,9 +101,14 @@ def acceleration(speed: Float, limit: Float, gap: Float, lead_speed: Float) -> F
 
 
 class _Simulation:
-    """One run. Arrays have axes row and follower; column ``ego`` behind the followers is the ego."""
+    """One run. Arrays have axes row and follower; where others are listed, the ego stands behind the followers.
 
-    def __init__(self, scenes: Sequence[Followers], scene: Int, ego: Float) -> None:
+    Followers whose ways never come near each other move at the same time: they could not tell. Only what the search
+    trees of the devkit choose among equals can hang on all that is there; rows where it may are marked as doubtful,
+    to be run again with one vehicle after another.
+    """
+
+    def __init__(self, scenes: Sequence[Followers], scene: Int, ego: Float, in_turn: bool = False) -> None:
         counts = np.array([len(s.tokens) for s in scenes], dtype=np.int64)
         self._most = int(counts.max())
         self._scene, self._ego = scene, ego
@@ -104,7 +118,10 @@ class _Simulation:
         path = np.where(exists, np.arange(self._most) + (np.cumsum(counts) - counts)[:, None], 0)
         boxes = np.full(exists.shape, None, dtype=object)
         boxes[exists] = rectangles(start[exists])
-        self._near = _may_meet(self._paths, path, exists, start, progress, speed)[scene]
+        near = _may_meet(self._paths, path, exists, start, progress, speed)
+        turn = np.broadcast_to(np.arange(self._most), exists.shape) if in_turn else _turns(near)
+        self._near, self._turn, self._in_turn = near[scene], turn[scene], in_turn
+        self.doubtful = np.zeros(len(scene), dtype=bool)
         hidden, ego_like = _names(scenes, self._most)
         self._hidden, self._ego_like = hidden[scene], ego_like[scene]
         self._path, self._limit, self._size = path[scene], limit[scene], start[scene, :, 3:]
@@ -115,7 +132,6 @@ class _Simulation:
         self._part, self._box = np.array(self._occupied), np.array(self._occupied)  # what `_occupied` is made of
         self._parts_known = self.active.copy()
         self._moved = np.zeros_like(self.active)
-        self._ego_boxes = np.full(len(scene), None, dtype=object)
         self.dead_ends = np.zeros(len(scene), dtype=np.int64)
 
     def run(self) -> Motion:
@@ -125,20 +141,19 @@ class _Simulation:
         meets_ego = self._may_meet_ego()
         size = np.broadcast_to((EGO_LENGTH, EGO_WIDTH), (*self._ego.shape[:2], 2))
         boxes = np.concatenate([self._ego[..., :3], size], axis=-1)
-        some = meets_ego.any(axis=1)
         for k in range(steps):
             self.active &= np.hypot(*np.moveaxis(self.poses[..., :2] - self._ego[:, k, None, :2], -1, 0)) <= RADIUS
-            self._ego_boxes[some] = rectangles(boxes[some, k])
-            for i in range(self._most):
-                row = np.flatnonzero(self.active[:, i])
+            self._ego_boxes = rectangles(boxes[:, k])
+            for turn in range(int(self._turn.max()) + 1):
+                row, i = np.nonzero(self.active & (self._turn == turn))
                 if len(row):
                     others = np.concatenate([self._near[row, i] & self.active[row], meets_ego[row, i, None]], axis=1)
-                    self._move(k, i, row, others)
+                    self._move(k, row, i, others)
             poses[:, k], speeds[:, k], active[:, k] = self.poses, self.speed, self.active
         return Motion(poses, speeds, active, self.dead_ends)
 
-    def _move(self, k: int, i: int, row: Int, others: Bool) -> None:
-        """Move follower ``i`` of some rows; ``others`` (row, follower + 1) may be on their way."""
+    def _move(self, k: int, row: Int, i: Int, others: Bool) -> None:
+        """Move followers ``i`` of some rows, not near each other; ``others`` (n, follower + 1) may be on their way."""
         path, progress, speed = self._path[row, i], self.progress[row, i], self.speed[row, i]
         here = self._paths.clamp(path, progress)
         end = self._paths.end[path]
@@ -148,7 +163,7 @@ class _Simulation:
         look = np.flatnonzero(others.any(axis=1) | unsure)
         if len(look):
             ways = self._paths.rest(path[look], here[look])
-            self._look(k, i, row[look], ways, others[look], unsure[look], gap, lead_speed, look)
+            self._look(k, row[look], i[look], ways, others[look], unsure[look], gap, lead_speed, look)
         accelerated = acceleration(speed, self._limit[row, i], gap, lead_speed)
         self.progress[row, i] = progress + STEP * speed
         self.speed[row, i] = np.maximum(speed + STEP * accelerated, 0.0)
@@ -159,45 +174,52 @@ class _Simulation:
         self._moved[row, i] = True
 
     def _look(
-        self, k: int, i: int, row: Int, ways: Shapes, others: Bool, unsure: Bool, gap: Float, lead_speed: Float, at: Int
+        self, k: int, row: Int, i: Int, ways: Shapes, others: Bool, unsure: Bool, gap: Float, lead_speed: Float, at: Int
     ) -> None:
-        """Put gap and speed of what is nearest on the way of follower ``i`` at ``at``, where something is."""
-        others = self._within_reach(i, row, ways, others)
+        """Put gap and speed of what is nearest on the way of followers ``i`` at ``at``, where something is."""
+        others = self._within_reach(row, i, ways, others)
         look = np.flatnonzero(others.any(axis=1) | unsure)
         if not len(look):
             return
-        row, ways, others, unsure, at = row[look], ways[look], others[look], unsure[look], at[look]
+        row, i, ways, others, unsure, at = (array[look] for array in (row, i, ways, others, unsure, at))
         way = strips(ways, self._half_width[row, i])
-        self._make(row, np.full_like(row, i))
+        self._make(row, i)
         own = self._occupied[row, i]
         has_way = ~unsure | shapely.intersects(own, way)
         self.dead_ends += np.bincount(row[~has_way], minlength=len(self._scene))
         n, other = np.nonzero(others & has_way[:, None])
         shapes = self._shapes(row[n], other)
-        met = shapely.intersects(shapes, way[n])
+        met = shapely.intersects(shapes, way[n]) & ~self._hidden[row[n], i[n], other]
         n, other, shapes = n[met], other[met], shapes[met]
-        seen = ~self._hidden[row[n], i, other]
-        n, other, shapes = n[seen], other[seen], shapes[seen]
         if not len(n):
             return
         distance = shapely.distance(own[n], shapes)
         nearest = np.full(len(row), np.inf)
         np.minimum.at(nearest, n, distance)
+        hits = n, other
         first = np.flatnonzero(distance == nearest[n])
-        rows_with, count = np.unique(n[first], return_counts=True)
-        chosen = {int(r): int(f) for r, f in zip(n[first][::-1], first[::-1])}
-        for r in rows_with[count > 1].tolist():
-            of_row = np.flatnonzero(n == r)
-            chosen[r] = int(of_row[self._nearest_of_several(int(row[r]), i, way[r], own[r], other[of_row])])
-        pick = np.array([chosen[int(r)] for r in rows_with], dtype=np.int64)
-        n, other, shapes = n[pick], other[pick], shapes[pick]
-        gap[at[n]] = shapely.length(shapely.shortest_line(own[n], shapes))
-        lead_speed[at[n]] = self._speed_along(k, row[n], other, self.poses[row[n], i, 2])
+        n, other, shapes = n[first], other[first], shapes[first]
+        speed = self._speed_along(k, row[n], other, self.poses[row[n], i[n], 2])
+        begin = np.flatnonzero(np.diff(n, prepend=-1))  # the first of each row
+        for one, several in zip(begin, np.split(np.arange(len(n)), begin[1:])):
+            if len(several) > 1 and self._matters(row[n[one]], i[n[one]], nearest[n[one]], speed[several]):
+                on_way = hits[1][hits[0] == n[one]]
+                taken = self._nearest_of(int(row[n[one]]), way[n[one]], own[n[one]], on_way)
+                chosen = several[other[several] == taken][0]
+                speed[one], shapes[one] = speed[chosen], shapes[chosen]
+        n = n[begin]
+        gap[at[n]] = shapely.length(shapely.shortest_line(own[n], shapes[begin]))
+        lead_speed[at[n]] = speed[begin]
 
-    def _within_reach(self, i: int, row: Int, ways: Shapes, others: Bool) -> Bool:
+    def _matters(self, row: int, i: int, gap: float, lead_speeds: Float) -> bool:
+        """Whether a follower's acceleration hangs on which of several equally near ones it looks at."""
+        speed, limit, gaps = (np.full_like(lead_speeds, v) for v in (self.speed[row, i], self._limit[row, i], gap))
+        return bool(np.ptp(acceleration(speed, limit, gaps, lead_speeds)) > 0.0)
+
+    def _within_reach(self, row: Int, i: Int, ways: Shapes, others: Bool) -> Bool:
         """Those of ``others`` that are near the way: cheaper than what they really occupy, and never too few."""
         n, other = np.nonzero(others)
-        r, own = row[n], self._half_width[row[n], i]
+        r, own = row[n], self._half_width[row[n], i[n]]
         is_ego = other == self._most
         near = np.zeros(len(n), dtype=bool)
         near[is_ego] = shapely.dwithin(ways[n[is_ego]], self._ego_boxes[r[is_ego]], SLACK * own[is_ego])
@@ -245,16 +267,14 @@ class _Simulation:
         shapes[~is_ego] = self._occupied[row[~is_ego], other[~is_ego]]
         return shapes
 
-    def _nearest_of_several(self, row: int, i: int, way: shapely.Geometry, own: shapely.Geometry, met: Int) -> int:
-        """Which of ``met``, some of them equally near, the devkit takes: what its search trees come upon first."""
+    def _nearest_of(self, row: int, way: shapely.Geometry, own: shapely.Geometry, on_way: Int) -> int:
+        """Which of ``on_way``, some of them equally near, the devkit takes: what its search trees come upon first."""
         there = np.append(np.flatnonzero(self.active[row]), self._most)
-        if self._ego_boxes[row] is None:
-            there = there[:-1]
-        shapes = self._shapes(np.full_like(there, row), there)
-        found = there[shapely.STRtree(shapes).query(way)]
-        found = found[np.isin(found, met)]
+        self.doubtful[row] |= not self._in_turn and len(there) > _LEAF
+        found = there[shapely.STRtree(self._shapes(np.full_like(there, row), there)).query(way)]
+        found = found[np.isin(found, on_way)]
         tree = shapely.STRtree(self._shapes(np.full_like(found, row), found))
-        return int(np.flatnonzero(met == found[int(tree.nearest(own))])[0])
+        return int(found[int(tree.nearest(own))])
 
     def _speed_along(self, k: int, row: Int, other: Int, heading: Float) -> Float:
         """Speed of followers, or the ego, along ``heading``."""
@@ -296,6 +316,15 @@ def _may_meet(paths: Paths, path: Int, exists: Bool, start: Float, progress: Flo
     found = np.zeros((*exists.shape, exists.shape[1]), dtype=bool)
     found[s, a, b] = shapely.dwithin(ways[one], reached[two], SLACK * half_width[one] + around[two])
     return found
+
+
+def _turns(near: Bool) -> Int:
+    """(scene, follower): when followers move in a step, so that those near each other keep their order."""
+    related = near | near.transpose(0, 2, 1)
+    turns = np.zeros(near.shape[:2], dtype=np.int64)
+    for i in range(1, near.shape[1]):
+        turns[:, i] = np.where(related[:, i, :i], turns[:, :i] + 1, 0).max(axis=1)
+    return turns
 
 
 def _names(scenes: Sequence[Followers], most: int) -> tuple[Bool, Bool]:

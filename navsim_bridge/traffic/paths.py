@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import shapely
@@ -42,7 +43,7 @@ class Paths:
             progress[i, : len(along)], points[i, : len(along)] = along, poses
         return cls(progress, points, count)
 
-    @property
+    @cached_property
     def end(self) -> Float:
         """(path,) [m] progress of the last point."""
         return np.take_along_axis(self.progress, self.count[:, None] - 1, axis=1)[:, 0]

@@ -172,7 +172,8 @@ def check_split(
     for line in odd_lines(Counter(cause for r in records for cause in r.odd), len(records)):
         remedy = "nothing, or choose a split without them: they are used as the devkit uses them, and counted"
         yield Finding(WARNING, f"{of} {line}", remedy)
-    unmapped = sorted({r.location for r in records if not any((maps / r.location).glob("*/map.gpkg"))})
+    locations = {r.location for r in records if r.location}  # private logs tell none
+    unmapped = sorted(at for at in locations if not any((maps / at).glob("*/map.gpkg")))
     if unmapped:
         yield Finding(ERROR, f"{of} no map of {', '.join(unmapped)} in {maps}", "get nuPlan's maps")
     bad = missing_images(records, root, names)

@@ -24,7 +24,7 @@ from navsim_bridge.pdm_closed.forecast import forecast
 from navsim_bridge.pdm_closed.inputs import PlannerScene, PresentObjects, ReferencePlan, red_lights_on_route
 from navsim_bridge.pdm_closed.planner import plan_references
 from navsim_bridge.pdm_closed.route import MAP_RADIUS, OfficialRoute, official_route
-from navsim_bridge.splits.scene_filter import Split, require_future
+from navsim_bridge.splits.scene_filter import Split, SplitError, require_future
 from navsim_bridge.splits.scenes import SceneRecord, by_log, scene_log
 from navsim_bridge.traffic.log_replay import observe
 from navsim_bridge.traffic.starts import traffic_inputs
@@ -34,7 +34,12 @@ LONGEST = "longest chain of lanes of the corrected route"
 
 
 def require_scorable(split: Split, rules: SceneRules) -> None:
-    """Raise SplitError when the scenes of ``split`` are too short for metric scenes of ``rules``."""
+    """Raise SplitError when the scenes of ``split`` are private, or too short for metric scenes of ``rules``."""
+    if split.two_stage is not None and split.two_stage.is_private:
+        raise SplitError(
+            f"split {split.name}: the server keeps what it is scored by: plans can be exported, not scored "
+            "(tools/export_submission.py)"
+        )
     require_future(split, rules.key_frames - 1, "scoring")
 
 

@@ -13,6 +13,7 @@ from dpvla.parallel import Workers
 from navsim_bridge.files.frames import MAP_LOCATIONS
 from navsim_bridge.files.map_tables import MapError
 from navsim_bridge.files.maps import map_path
+from navsim_bridge.files.roots import MAP_INDEX
 from navsim_bridge.metric_cache import cache as packed
 from navsim_bridge.metric_cache.jobs import log_entry, run_log_jobs
 from navsim_bridge.metric_cache.official import (
@@ -21,7 +22,7 @@ from navsim_bridge.metric_cache.official import (
     OfficialCache,
     OfficialCacheError,
     read_official_cache,
-    version_of,
+    written_by,
 )
 from navsim_bridge.metric_cache.official_parts import REFERENCE
 from navsim_bridge.metric_cache.store import SUFFIX
@@ -54,7 +55,7 @@ def convert_official_cache(
         maps_root: folder of the maps, from which vehicles of v2 have their lanes; by default what the files say.
 
     Raises:
-        FileNotFoundError: ``source`` holds no cache file.
+        FileNotFoundError: ``source`` holds no cache file, or the maps that caches of v2 need are not there.
         OfficialCacheError: files that cannot be read; names the first with its token, and how many there are.
         CacheError: ``out`` holds the cache of something else.
     """
@@ -67,7 +68,13 @@ def convert_official_cache(
 def _convert(
     official: OfficialCache, out: Path, name: str, workers: Workers, progress: bool, maps_root: Path | None
 ) -> packed.MetricCache:
-    version = next(filter(None, map(version_of, official.files.values())), VERSION_1)
+    version, map_root = next(filter(None, map(written_by, official.files.values())), (VERSION_1, None))
+    maps_root = maps_root or (Path(map_root) if map_root else None)
+    if version == VERSION_2 and (maps_root is None or not (maps_root / MAP_INDEX).is_file()):
+        raise FileNotFoundError(
+            f"{official.folder}: caches of navsim {version} need the maps, and there is no {maps_root}/{MAP_INDEX}: "
+            "say with --maps-root where they are"
+        )
     rules = RULES[version].name
     packed.refuse_other_split(out, name, "", rules)
     jobs = [
@@ -97,7 +104,7 @@ class _OfficialJob:
     files: tuple[Path, ...]  # one log's
     out: Path
     version: str
-    maps_root: Path | None  # instead of what the files say
+    maps_root: Path | None  # of `VERSION_2`
 
     @property
     def num_scenes(self) -> int:
@@ -116,8 +123,8 @@ class _OfficialJob:
             return scenes
 
         parts = [READERS[self.version], [(file.parent.name, sha256_of(file)) for file in self.files]]
-        if self.version == VERSION_2:
-            parts += [self.version, None if self.maps_root is None else maps_hash(self.maps_root)]
+        if self.maps_root is not None and self.version == VERSION_2:
+            parts += [self.version, maps_hash(self.maps_root)]
         source = packed.hash_of(parts)
         return {**log_entry(self.out, source, len(self.files), read), "problems": problems}
 

@@ -124,10 +124,15 @@ def read_official_cache(
     raise OfficialCacheError(f"token {token}: {path}: {' '.join(problem.split())}")
 
 
-def version_of(path: Path | str) -> str | None:
-    """Which version of navsim wrote a file, `VERSION_1` or `VERSION_2`; None where it cannot be read."""
+def written_by(path: Path | str) -> tuple[str, str | None] | None:
+    """Which version of navsim wrote a file, `VERSION_1` or `VERSION_2`, and where it says that the maps are; None for
+    a file that cannot be read."""
     try:
-        return _version(_unpacked(read_bytes(path, MOST_BYTES)))
+        data = _unpacked(read_bytes(path, MOST_BYTES))
+        version = _version(data)
+        if version == VERSION_1:
+            return version, None
+        return version, Value(unpickle_plain(data, path, KNOWN), "MetricCache")["map_parameters"]["map_root"].text()
     except (OSError, ValueError, lzma.LZMAError):
         return None
 

@@ -168,12 +168,6 @@ def test_the_devkits_bare_scene_filters_are_splits_too(data: Path) -> None:
     assert len(select_scenes(load_split(whole, data, "test"), data)) == 3
 
 
-def test_second_stages_are_refused_as_such(data: Path) -> None:
-    path = write(data / "two.yaml", "data_split: mini\nscene_filter: {}\nreactive_all_mapping:\n- - a\n")
-    with pytest.raises(SplitError, match="reactive_all_mapping is set: the second stage of NAVSIM v2 is not supported"):
-        load_split(path, data)
-
-
 def test_lists_that_cannot_be_used_say_why(data: Path) -> None:
     for text, message in (
         ("name\nx\n", r"no column 'token'; it has name"),

@@ -59,7 +59,7 @@ class TokenResults:
 
     tokens: tuple[str, ...]
     values: dict[str, Float]  # column -> (token,)
-    states: Float  # (token, 41, 11) simulated, global frame
+    states: Float | None  # (token, 41, 11) simulated, global frame; None: not stored
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ def _table(path: Path) -> dict[str, dict[str, float]]:
 def _results(path: Path) -> TokenResults:
     with np.load(path) as file:
         values = {name.removeprefix(RESULT): file[name] for name in file.files if name.startswith(RESULT)}
-        return TokenResults(tuple(file["tokens"].tolist()), values, file["sim_states"])
+        states = file["sim_states"] if "sim_states" in file.files else None
+        return TokenResults(tuple(file["tokens"].tolist()), values, states)
 
 
 def _traffic(path: Path) -> dict[tuple[str, str], OfficialFrames]:

@@ -119,7 +119,7 @@ def _write(options: ExportSubmission, name: str, shard: Shard | None) -> Expecte
     """Plan and write; what it is to hold."""
     crew, root = options.crew(), data_root(options.data_root)
     agent = options.open_for(crew, root, omegas=() if options.omega is None else (options.omega,))
-    split = load_split(name, root, options.data_split)
+    split = load_split(name, root, options.data_split, options.synthetic_root)
     if split.two_stage is not None and len(options.seeds) > 1:
         raise ValueError(
             f"split {split.name} has two stages, of which a submission has one prediction each: one --seeds"
@@ -132,7 +132,7 @@ def _write(options: ExportSubmission, name: str, shard: Shard | None) -> Expecte
         crew,
         seeds=options.seeds,
         batch_size=options.batch_size,
-        reads=[root, *(Path(path) for path in (options.checkpoint, options.selector) if path)],
+        reads=[root, *(Path(p) for p in (options.checkpoint, options.selector, options.synthetic_root) if p)],
     )
     by_token = [dict(zip((r.token for r in records), each(of_seed))) for of_seed in plans]
     expected = Expected.found(split, records)

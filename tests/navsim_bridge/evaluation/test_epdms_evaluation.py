@@ -202,9 +202,9 @@ def test_scenes_of_epdms_are_stored_exactly(world: World, records: list[SceneRec
     assert any(scene.v2 and len(scene.v2.light_tokens) for scene in built)
     for scene, loaded in zip(built, packed.load([r.token for r in records])):
         assert scene.v2 is not None and loaded.v2 is not None
-        pairs: list[tuple[Any, Any]] = [(scene, loaded), (scene.v2, loaded.v2)]
+        pairs: list[tuple[Any, Any]] = [(scene, loaded), (scene.v2, loaded.v2), (scene.v2.traffic, loaded.v2.traffic)]
         for one, two in pairs:
-            for name in (f.name for f in dataclasses.fields(one) if f.name != "v2"):
+            for name in (f.name for f in dataclasses.fields(one) if f.name not in ("v2", "traffic")):
                 mine, theirs = getattr(one, name), getattr(two, name)
                 np.testing.assert_array_equal(mine, theirs, err_msg=name)
                 assert np.asarray(mine).dtype == np.asarray(theirs).dtype, name

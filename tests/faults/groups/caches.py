@@ -297,7 +297,7 @@ def submission(samples: Path) -> Iterator[Case]:
     for number, (name, value) in enumerate(pickles.values()):
         yield case(f"is_{name}", pickles.whole(value))
         yield case(f"holds_{name}", pickles.in_place_of(read, (number * 7 % 50) / 50, value))
-    for name, content in _submissions(read):
+    for name, content in (*_submissions(read), *_of_two_stages(read)):
         yield case(name, content)
 
 
@@ -354,6 +354,28 @@ def _submissions(read: bytes) -> Iterator[tuple[str, bytes]]:
     yield "sampling_of_ten_poses", plan(lambda one: setattr(one.trajectory_sampling, "num_poses", 10))
     yield "sampling_interval_text", plan(lambda one: setattr(one.trajectory_sampling, "interval_length", "0.5"))
     yield "sampling_interval_nan", plan(lambda one: setattr(one.trajectory_sampling, "interval_length", float("nan")))
+
+
+def _of_two_stages(read: bytes) -> Iterator[tuple[str, bytes]]:
+    """Submissions of version 2 whose stages are not as they should be."""
+    first, second = "first_stage_predictions", "second_stage_predictions"
+
+    def changed(change: Callable[[Content], object]) -> bytes:
+        with _devkit():
+            content = pickle.loads(read)
+            plans = sorted(content.pop("predictions")[0].items())
+            content[first], content[second] = [dict(plans[::2])], [dict(plans[1::2])]
+            change(content)
+            return pickles.plain(content)
+
+    yield "stages", changed(lambda content: None)
+    yield "stage_missing", changed(lambda content: content.pop(second))
+    yield "stage_none", changed(lambda content: content.update({first: None}))
+    yield "stage_a_dict", changed(lambda content: content.update({first: content[first][0]}))
+    yield "stage_empty", changed(lambda content: content.update({second: [{}]}))
+    yield "stage_of_two_seeds", changed(lambda content: content[first].append(content[first][0]))
+    yield "stages_alike", changed(lambda content: content.update({second: content[first]}))
+    yield "stage_of_tokens", changed(lambda content: content.update({second: [dict.fromkeys(content[second][0])]}))
 
 
 CHECK = Call("pack_images", ("--check", "--out", "store"), ("store",), ("-",))

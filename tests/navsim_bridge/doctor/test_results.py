@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +19,8 @@ from navsim_bridge.doctor.finding import ERROR, OK, WARNING, Finding
 from navsim_bridge.doctor.results import STAGES, check_results
 from navsim_bridge.pdm.epdms import TERMS, EPDMSTerms, epdms_scores
 from navsim_bridge.pdm.formula import EXTENDED_PDM_SCORE, PDM_SCORE, Column, total
+from navsim_bridge.submission import v1
+from navsim_bridge.submission.team import Team
 from tools import doctor as tool
 
 Values = Mapping[str, float]
@@ -174,3 +177,20 @@ def test_the_tool_reads_score_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.write_text("")
     with pytest.raises(SystemExit):
         tool.main(["--scores", str(path)])
+
+
+def test_a_submission_is_complete_or_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "navsim_logs").mkdir()
+    team = Team("<a href='x'>t</a>", "a", "e", "i", "c")
+    v1.write_submission(tmp_path / "s.pkl", team, [{"a" * 16: np.zeros((8, 3), np.float32)}] * 3)
+    options = ["--submission", str(tmp_path / "s.pkl"), "--data-root", str(tmp_path), "--split"]
+    for name, tokens in (("whole", ["a" * 16]), ("more", ["a" * 16, "b" * 16])):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({"data_split": "x", "scene_filter": {"tokens": tokens}}))
+    tool.main([*options, str(tmp_path / "whole.yaml")])
+    assert "s.pkl is a complete submission of 1 scenes" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        tool.main([*options, str(tmp_path / "more.yaml")])
+    assert f"1 of 2 tokens are missing, first {'b' * 16}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        tool.main([*options, str(tmp_path / "more.yaml"), str(tmp_path / "whole.yaml")])
+    assert "a submission is of one: give one" in capsys.readouterr().err

@@ -417,22 +417,27 @@ def test_the_doctor_lists_the_scenes_of_both_stages_that_are_missing(
 ) -> None:
     for check in ("check_packages", "check_navsim", "check_torchvision", "check_linear_algebra", "check_scores"):
         monkeypatch.setattr(examine, check, lambda: iter(()))
-    there, gone, unmade = world.records[0].token, "0" * 16, "1" * 17
-    for name, tokens in (("first", [there, gone, unmade]), ("second", [there])):
-        rules = {"frame_interval": 4, "tokens": tokens}
-        (tmp_path / f"{name}.yaml").write_text(json.dumps({"data_split": "mini", "scene_filter": rules}))
+    there, gone, unmade = world.records[0].token, "0" * 16, ["1" * 17, "2" * 17]
+    rules = {"frame_interval": 4, "tokens": [there, gone], "reactive_synthetic_initial_tokens": unmade}
+    first = {"data_split": "mini", "scene_filter": rules, "reactive_all_mapping": [[there, gone, [unmade]]]}
+    second = {"data_split": "mini", "scene_filter": {"frame_interval": 4, "tokens": [there]}}
+    (tmp_path / "first.yaml").write_text(json.dumps(first))
+    (tmp_path / "second.yaml").write_text(json.dumps(second))
+    (tmp_path / "stage/synthetic_scene_pickles").mkdir(parents=True)
     with pytest.raises(SystemExit):  # something is broken
         doctor_tool.main(
             ["--data-root", str(world.root), "--maps-root", str(world.maps), "--missing", str(tmp_path / "m.csv"),
+             "--synthetic-root", str(tmp_path / "stage"),
              "--split", str(tmp_path / "first.yaml"), str(tmp_path / "second.yaml")]
         )  # fmt: skip
     said = capsys.readouterr().out
-    assert f"split first: 1 of 3 scenes are in no log, first {gone}" in said
-    assert f"split first: 1 of 1 synthetic scenes are missing, first {unmade}" in said
-    assert "split second: 1 scenes" in said and "second: 0 synthetic" not in said
+    assert f"split first: 1 of 2 scenes are in no log, first {gone}" in said
+    assert "split first: 2 of 2 synthetic scenes are not in" in said and "split second: 1 scenes" in said
     with (tmp_path / "m.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    lost = [(row["split"], row["stage"], row["token"], row["missing"]) for row in rows]
-    assert lost[:2] == [("first", "original", gone, "in no log"), ("first", "synthetic", unmade, "no synthetic scene")]
-    assert {row[:3] for row in lost[2:]} == {(name, "original", there) for name in ("first", "second")}
-    assert all("CAM_F0" in row[3] for row in lost[2:])
+        lost = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert lost[:3] == [
+        ("first", "original", gone, "in no log"),
+        *(("first", "synthetic", token, "no synthetic scene") for token in unmade),
+    ]
+    assert [row[:3] for row in lost[3:]] == [(name, "original", there) for name in ("first", "second")]
+    assert all("CAM_F0" in row[3] for row in lost[3:])

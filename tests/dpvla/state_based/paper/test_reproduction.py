@@ -164,7 +164,7 @@ def test_an_interrupted_grid_goes_on_with_what_was_begun(settings: ReproduceConf
 def test_an_interrupted_tool_leaves_the_table_of_what_is_there(
     settings: ReproduceConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(config: StateBasedConfig) -> None:
+    def interrupted(config: StateBasedConfig, until: float) -> None:
         raise KeyboardInterrupt("stopped after step 2")
 
     monkeypatch.setattr(reproduction, "measure_updates_per_second", lambda config, accelerator: 2.0)
@@ -193,7 +193,7 @@ def test_missing_data_fails_its_runs_once_and_the_rest_goes_on(
     asked: list[str] = []
     train = reproduction.train_state_based
 
-    def without_walker(config: StateBasedConfig) -> dict[str, Any]:
+    def without_walker(config: StateBasedConfig, until: float) -> dict[str, Any]:
         asked.append(config.env)
         if config.env == "walker-walk":
             raise FileNotFoundError("no walker")

@@ -27,4 +27,4 @@ class EPDMSConfig(MetricConfig):
 
     name: str = "epdms"  # pdms (NAVSIM v1), epdms (NAVSIM v2), or one of a plug-in
     human_filter: HumanFilter = "v2.1.2"  # what the recorded driver fails, too: as released, as fixed later, or off
-    traffic: str | None = None  # of other cars: log_replay, constant_velocity, idm; default: recorded, in two stages idm
+    traffic: str | None = None  # other cars: log_replay, constant_velocity, idm; default: recorded, in two stages idm

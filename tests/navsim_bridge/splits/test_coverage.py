@@ -423,12 +423,12 @@ def test_the_doctor_lists_the_scenes_of_both_stages_that_are_missing(
     second = {"data_split": "mini", "scene_filter": {"frame_interval": 4, "tokens": [there]}}
     (tmp_path / "first.yaml").write_text(json.dumps(first))
     (tmp_path / "second.yaml").write_text(json.dumps(second))
-    (tmp_path / "stage/synthetic_scene_pickles").mkdir(parents=True)
+    shutil.copytree(world.root, tmp_path / "data")
+    (tmp_path / "data/first/synthetic_scene_pickles").mkdir(parents=True)
     with pytest.raises(SystemExit):  # something is broken
         doctor_tool.main(
-            ["--data-root", str(world.root), "--maps-root", str(world.maps), "--missing", str(tmp_path / "m.csv"),
-             "--synthetic-root", str(tmp_path / "stage"),
-             "--split", str(tmp_path / "first.yaml"), str(tmp_path / "second.yaml")]
+            ["--data-root", str(tmp_path / "data"), "--maps-root", str(world.maps), "--missing",
+             str(tmp_path / "m.csv"), "--split", str(tmp_path / "first.yaml"), str(tmp_path / "second.yaml")]
         )  # fmt: skip
     said = capsys.readouterr().out
     assert f"split first: 1 of 2 scenes are in no log, first {gone}" in said

@@ -38,13 +38,14 @@ from dpvla.provenance import made_by
 from dpvla.state_based.agents.agent import Agent
 from dpvla.state_based.agents.config import AgentConfig
 from dpvla.state_based.agents.dipole import Dipole
-from dpvla.state_based.agents.recipes import load_recipe
+from dpvla.state_based.agents.recipes import changed, load_recipe
 from dpvla.state_based.agents.registry import make_agent
 from dpvla.state_based.agents.values import bootstrapped
 from dpvla.state_based.data.batch import Batch
 from dpvla.state_based.data.replay import Replay
 from dpvla.state_based.networks.draws import TapeDraws
 from dpvla.state_based.paper.time_estimate import SIZES
+from dpvla.state_based.running.config import parse_options
 from dpvla.state_based.running.loop_config import STATE_BASED_LOOP, UpdateConfig
 from dpvla.state_based.running.tasks import find_task
 from dpvla.state_based.running.update import StackedUpdate
@@ -52,6 +53,7 @@ from dpvla.state_based.running.update import StackedUpdate
 WORKER = Path(__file__).with_name("official_agent_worker.py")
 FILES = {"cfgrl": "flowiql"}
 ACTED_ROWS = 4
+PATHS = ("agent_file", "fql_repo", "cfgrl_repo", "jax_python", "json")
 
 
 class FollowedUpdate(StackedUpdate):
@@ -237,6 +239,7 @@ def jobs(options: Namespace) -> Iterator[tuple[Job, Path, Path]]:
         config = load_recipe(name, task.name)
         if options.width:
             config = config.with_width(options.width)
+        config = changed(config, parse_options(options.options), f"--options, of {name}")
         if options.batch:
             config = replace(config, batch_size=options.batch)
         yield Job(name, config, SIZES[task.domain], options.updates or official.updates, options.bits), repo, file
@@ -248,6 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("--agents", nargs="*", choices=OFFICIAL, default=(), help="none: all whose code is given")
     parser.add_argument("--env", default="cube-single-play-singletask-v0", help="task whose recipe and sizes are taken")
+    parser.add_argument("--options", nargs="*", default=(), help="other hyperparameters, as omega=2 next_omega=0.5")
     parser.add_argument("--agent-file", type=Path, help="the authors' released DIPOLE agent")
     parser.add_argument("--fql-repo", type=Path, help="checkout of github.com/seohongpark/fql")
     parser.add_argument("--cfgrl-repo", type=Path, help="checkout of github.com/kvfrans/cfgrl_submit")
@@ -279,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
             row = {"agent": job.name, "what": what, "difference": number, "update": update, "equal": equal}
             rows.append(row | {"updates": job.updates})
     if options.json:
-        asked = {name: str(value) for name, value in vars(options).items()}
+        asked = {name: str(value) for name, value in vars(options).items() if name not in PATHS}
         write_json(options.json, {"options": asked, "rows": rows, "provenance": made_by()})
     if different := [row for row in rows if not row["equal"]]:
         names = ", ".join(dict.fromkeys(row["agent"] for row in different))

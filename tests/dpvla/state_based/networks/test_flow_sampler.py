@@ -48,11 +48,12 @@ class ExactPolicies(nn.Module):
         super().__init__()
         self.densities = positive_and_negative(beta)
 
-    def forward(self, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, observations: Tensor, x_t: Tensor, t: Tensor, member: int | None = None) -> Tensor:
         now, points = float(t.flatten()[0]), x_t[0, :, 0].double().numpy()
         where = points if len(points) < 600 else np.linspace(points.min(), points.max(), 600)
         both = [np.interp(points, where, exact_velocity(density, where, now)) if where is not points
-                else exact_velocity(density, where, now) for density in self.densities]  # fmt: skip
+                else exact_velocity(density, where, now)
+                for density in (self.densities if member is None else self.densities[member : member + 1])]  # fmt: skip
         return torch.from_numpy(np.stack(both)).to(x_t.dtype)[None, :, :, None]
 
 

@@ -199,9 +199,8 @@ def test_missing_scenes_and_broken_groups_are_named(
 def test_the_doctor_says_what_a_cache_holds_of_a_split(two_stages: TwoStageWorld, tmp_path: Path) -> None:
     found = list(check_split(two_stages.data, two_stages.maps, str(two_stages.split_file)))
     assert any(f.level == OK and "1 groups, all complete" in f.what for f in found)
-    rules = dataclasses.replace(two_stages.split.scene_filter, num_future_frames=10)
-    one = dataclasses.replace(two_stages.split, scene_filter=rules, two_stage=None)
-    build_metric_cache(two_stages.data, two_stages.maps, one, tmp_path / "cache", progress=False)
+    first = dataclasses.replace(two_stages.split, two_stage=None)
+    build_metric_cache(two_stages.data, two_stages.maps, first, tmp_path / "cache", progress=False, rules=NAVSIM_V2)
     split = str(two_stages.split_file)
     found = list(check_split(two_stages.data, two_stages.maps, split, cache=str(tmp_path / "cache")))
     (lacks,) = [f for f in found if "metric cache" in f.what]

@@ -129,12 +129,12 @@ def test_epdms_in_traffic_that_reacts_on_a_gpu_equals_that_on_the_cpu(two_stages
     scenes = [cache.read(token, two_stages.maps) for token in ("30ee9b806e291aa2", "00f32ab94de711d90")]
     given = plans()
     metric, batch = EPDMS(EPDMSConfig(traffic="idm")), EPDMSBatch.from_scenes(scenes)
-    two = torch.from_numpy(np.stack([[given[token], 0.5 * given[token]] for token in batch.tokens])).double()
-    expected = metric.judge(batch, two)
+    one = torch.from_numpy(np.stack([given[token][None] for token in batch.tokens])).double()
+    expected = metric.judge(batch, one)
     assert expected.human[0].isfinite().all() and expected.human[1].isnan().all()
     gpu = PretendedGPU()
     with gpu():
-        terms = metric.judge(batch.to(gpu.device), two)
+        terms = metric.judge(batch.to(gpu.device), one)
         assert terms.values.device == gpu.device
     assert_equal(terms, expected)
 

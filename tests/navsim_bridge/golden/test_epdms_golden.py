@@ -11,10 +11,19 @@ import torch
 from numpy.typing import NDArray
 
 from navsim_bridge.golden.v2 import FRAGILE_COLUMNS, read_golden_epdms
-from navsim_bridge.pdm import EPDMSBatch, SceneBatch, epdms_scores, epdms_terms, score_plans, two_frame_extended_comfort
+from navsim_bridge.pdm import (
+    EPDMSBatch,
+    SceneBatch,
+    epdms_scores,
+    epdms_terms,
+    score_plans,
+    simulate_plans,
+    two_frame_extended_comfort,
+)
 from navsim_bridge.pdm.chunks import PER_SCENE
 from navsim_bridge.pdm.encounters import Traffic
 from navsim_bridge.pdm.epdms import EXTENDED_COMFORT, MULTIPLIERS, TERMS, EPDMSTerms
+from navsim_bridge.pdm.geometry import ego_center
 from navsim_bridge.pdm.objects import ObjectBatch
 from navsim_bridge.traffic.log_replay import LogReplay
 from tests.paths import GOLDEN_V2
@@ -159,7 +168,25 @@ def test_each_plan_and_its_reference_meet_the_traffic_of_that_plan_and_the_drive
     assert (own.human.nan_to_num() != empty.human.nan_to_num()).any()
     assert torch.equal(own.values, empty.values)
     assert torch.equal(second.reference_multiplier[:, 1], golden.terms.reference_multiplier[:, 0])
-    assert (second.reference_multiplier[:, 0] != second.reference_multiplier[:, 1]).any()
+
+
+def test_what_stands_in_the_way_of_the_reference_in_the_traffic_of_one_plan_costs_that_plans_reference(
+    golden: Golden,
+) -> None:
+    plans = golden.plans[:, :1].expand(-1, 2, -1, -1)
+    half_way = ego_center(simulate_plans(golden.batch.scenes, plans)[:, 0])[:, 20]
+
+    def simulate(scenes: EPDMSBatch, states: torch.Tensor) -> ObjectBatch:
+        objects = LogReplay().simulate(scenes, states)
+        boxes, mask = objects.object_boxes.clone(), torch.zeros_like(objects.object_mask)
+        if states.shape[1] == 2:
+            boxes[1::2, :, 0, :2] = half_way[:, None]
+            mask[1::2, 20:, 0] = True
+        kinds = {"track_stopped": torch.ones_like(objects.track_stopped), "object_boxes": boxes, "object_mask": mask}
+        return dataclasses.replace(objects, track_skipped=torch.zeros_like(objects.track_skipped), **kinds)
+
+    found = epdms_terms(golden.batch, plans, traffic=simulate, max_plans_in_flight=4096).reference_multiplier
+    assert (found[:, 1] <= found[:, 0]).all() and (found[:, 1] < found[:, 0]).any()
 
 
 def test_reader_needs_no_results_and_names_missing_inputs(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from navsim_bridge.metrics.registry import AnyMetric, make_metric
 from navsim_bridge.splits.coverage import usable_scenes
 from navsim_bridge.splits.scene_filter import load_split
 
+Samples = Annotated[int, Range(least=1, most=1024)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(SharedAgentOptions, DataAndMapOptions):
@@ -32,9 +34,7 @@ class Evaluate(SharedAgentOptions, DataAndMapOptions):
 
     seed: Whole = 0  # dpvla: of the sampling noise
     omega: tuple[NotNegative, ...] | None = None  # dpvla: greediness of the guided combination; several: 0,0.5,1,2,4
-    samples: Annotated[int, Range(least=1, most=1024)] = (
-        1  # plans a scene; dpvla: each of other noise; submission: seeds
-    )
+    samples: Samples = 1  # plans a scene; dpvla: each of other noise; submission: seeds
     select_oracle: bool = False  # with --select: score also all that is chosen among, and the oracle's choice
     split: str  # name of a split, or a YAML, CSV or Parquet file that lists its scenes
     out: str  # folder for scores.csv and summary.json; the same command again replaces its own

@@ -76,7 +76,7 @@ def test_a_policy_is_loaded_without_being_initialized_and_nothing_is_drawn(
         seen.extend(parameter.is_meta for parameter in module.parameters())
         materialize(module, device)
 
-    monkeypatch.setattr("dpvla.models.policy.materialize", spy)
+    monkeypatch.setattr("dpvla.models.driving_policy.materialize", spy)
     before = torch.get_rng_state()
     loaded = DPVLA.from_pretrained(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)

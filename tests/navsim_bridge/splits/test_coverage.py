@@ -23,7 +23,7 @@ from navsim_bridge.evaluation import results
 from navsim_bridge.evaluation import run as evaluation
 from navsim_bridge.evaluation.metric_scenes import scenes_from_cache
 from navsim_bridge.evaluation.results import check_results, describe, identity, write_evaluation
-from navsim_bridge.evaluation.run import evaluate, evaluate_together
+from navsim_bridge.evaluation.run import evaluate, evaluate_each
 from navsim_bridge.files.logs import log_path
 from navsim_bridge.metric_cache import CacheError, MetricCache, build_metric_cache, merge_caches
 from navsim_bridge.splits.coverage import Coverage, coverage_of, usable_scenes
@@ -280,7 +280,7 @@ def test_a_part_does_not_replace_results_of_the_whole_split(
     whole = (tmp_path / "out/scores.csv").read_text()
     more.unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "evaluate_together", lambda *_, **__: pytest.fail("it was scored"))
+        patched.setattr(evaluation, "evaluate_each", lambda *_, **__: pytest.fail("it was scored"))
         with pytest.raises(SystemExit, match=r"whole split, and now .* \(1 log is not there\); choose .*--overwrite"):
             tool.main(options)
     assert (tmp_path / "out/scores.csv").read_text() == whole
@@ -296,9 +296,10 @@ def test_a_whole_result_is_kept_when_scenes_fail(world: World, tmp_path: Path, m
     whole = (tmp_path / "out/scores.csv").read_text()
 
     def with_a_failure(*arguments: Any, **keywords: Any) -> Any:
-        return dataclasses.replace(evaluate_together(*arguments, **keywords), failures={world.records[0].token: "x"})
+        found = evaluate_each(*arguments, **keywords)
+        return [dataclasses.replace(one, failures={world.records[0].token: "x"}) for one in found]
 
-    monkeypatch.setattr(evaluation, "evaluate_together", with_a_failure)
+    monkeypatch.setattr(evaluation, "evaluate_each", with_a_failure)
     with pytest.raises(SystemExit, match=r"now it would be 6 of 7 scenes \(1 scene failed\)"):
         tool.main(options)
     assert (tmp_path / "out/scores.csv").read_text() == whole

@@ -91,7 +91,7 @@ def test_unknown_agents_tasks_and_fields_are_refused_by_name(tmp_path: Path) -> 
         load_recipe("dipole", "antmaze-giant-navigate-singletask-v0")
     with pytest.raises(ConfigError, match=r"^here: .*nearest valid name: 'beta'"):
         changed(load_recipe("dipole", "walker-run"), {"bta": 1.0}, "here")
-    with pytest.raises(ConfigError, match="nowhere does not exist: the recipes come with the source tree"):
+    with pytest.raises(ConfigError, match="nowhere does not exist: the installation is not whole"):
         load_recipe("dipole", "walker-run", folder=tmp_path / "nowhere")
 
 

@@ -17,7 +17,7 @@ import yaml
 import dpvla
 import dpvla_devkit
 from dpvla_devkit import address, protocol
-from navsim_bridge.files.logs import ALL_CAMERAS
+from navsim_bridge.files.frames import ALL_CAMERAS
 from tests.dpvla_devkit.conftest import Devkit
 from tests.paths import ROOT
 

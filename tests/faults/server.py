@@ -152,7 +152,7 @@ def _load() -> None:
             if module.name.rpartition(".")[2] not in ("triton_tracker", "ray_cluster"):
                 with suppress(ImportError):
                     importlib.import_module(module.name)
-    for tool in sorted((ROOT / "tools").glob("*.py")):
+    for tool in sorted((ROOT / "tools").glob("[a-z]*.py")):
         importlib.import_module(f"tools.{tool.stem}")
     from navsim_bridge.pdm.compiled import choice
 

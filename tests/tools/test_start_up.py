@@ -16,7 +16,7 @@ from dpvla.training.strategies.registry import STRATEGIES
 from navsim_bridge.metrics.registry import METRICS
 from tests.paths import ROOT
 
-TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("[a-z]*.py"))
 HEAVY = ("torch", "torchvision", "transformers", "diffusers", "timm", "peft", "accelerate", "tokenizers", "deepspeed",
          "numba", "ray", "pandas", "matplotlib", "mujoco")  # fmt: skip
 """Libraries that take from a tenth of a second to several to import."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from navsim_bridge.traffic import following
 from navsim_bridge.traffic.following import Followers, Motion, acceleration, follow
 from navsim_bridge.traffic.paths import Paths
 from tests.navsim_bridge.traffic import plain_idm
@@ -78,6 +79,36 @@ def test_a_row_moves_as_it_would_alone(seed: int) -> None:
             np.testing.assert_array_equal(getattr(together, name)[row, :, :count], getattr(single, name)[0])
         assert together.dead_ends[row] == single.dead_ends[0]
         assert not together.active[row, :, count:].any()
+
+
+def test_vehicles_that_move_together_move_as_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    scenes, egos = zip(*(crowd(rng, most=7) for _ in range(2)))
+    together = follow(scenes, np.arange(2), np.stack(egos))
+    monkeypatch.setattr(following, "_turns", lambda near: np.tile(np.arange(near.shape[1]), (len(near), 1)))
+    in_turn = follow(scenes, np.arange(2), np.stack(egos))
+    for field in dataclasses.fields(Motion):
+        np.testing.assert_array_equal(getattr(together, field.name), getattr(in_turn, field.name))
+
+
+def test_rows_whose_order_may_matter_are_run_again_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    scenes, egos = zip(*(crowd(rng, most=3) for _ in range(4)))
+    expected = follow(scenes, np.arange(4), np.stack(egos))
+    runs: list[int] = []
+
+    class Doubting(following._Simulation):
+        def run(self) -> Motion:
+            runs.append(len(self._scene))
+            motion = super().run()
+            self.doubtful[1:3] = not self._in_turn
+            return motion
+
+    monkeypatch.setattr(following, "_Simulation", Doubting)
+    found = follow(scenes, np.arange(4), np.stack(egos))
+    assert runs == [4, 2]
+    for field in dataclasses.fields(Motion):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
 
 
 def test_a_vehicle_alone_brakes_for_the_end_of_its_lane_without_its_last_point() -> None:

@@ -55,7 +55,7 @@ def of_fixture(path: Path) -> Scenes:
 def of_cache(folder: Path, most: int) -> Scenes:
     """Up to ``most`` scenes of a metric cache."""
     cache = MetricCache(folder)
-    batch = EPDMSBatch.from_scenes(cache.load(list(cache)[:most]))
+    batch = EPDMSBatch.from_scenes(cache.load(cache.tokens[:most]))
     lacking = without_inputs(batch.traffic, batch.tokens)
     if lacking:
         raise ValueError(f"{folder}: scene {lacking[0]} holds nothing of what vehicles need to move; make it again")
@@ -76,8 +76,8 @@ def measure(scenes: Sequence[SceneTraffic], egos: NDArray[np.float64], rows: int
         best, wall, spent = min(best, cpu), min(wall, took), spent + took
     return {
         "simulations": rows,
-        "vehicles": float(np.mean([len(scenes[i].tokens) for i in row])),
-        "followers": float(np.mean([len(scenes[i].inputs.follower) for i in row])),
+        "vehicles": float(np.mean([len(scenes[i].tokens) for i in row.tolist()])),
+        "followers": float(np.mean([len(scenes[i].inputs.follower) for i in row.tolist()])),
         "simulations_per_cpu_s": rows / best,
         "simulations_per_s": rows / wall,
         "dead_ends": int((frames.dead_ends > 0).sum()),

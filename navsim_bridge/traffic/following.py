@@ -181,7 +181,8 @@ class _Simulation:
         look = np.flatnonzero(others.any(axis=1) | unsure)
         if not len(look):
             return
-        row, i, ways, others, unsure, at = (array[look] for array in (row, i, ways, others, unsure, at))
+        row, i, at = row[look], i[look], at[look]
+        ways, others, unsure = ways[look], others[look], unsure[look]
         way = strips(ways, self._half_width[row, i])
         self._make(row, i)
         own = self._occupied[row, i]

@@ -32,9 +32,12 @@ def alone(speed: float, at: float = 10.0, length: float = 100.0, limit: float = 
 def joined(*scenes: Followers) -> Followers:
     """All followers in one scene, named a, b, ..."""
     return Followers(
-        tuple("abcdefgh"[: len(scenes)]),
-        *(np.concatenate([getattr(s, name) for s in scenes]) for name in ("start", "progress", "speed", "limit")),
-        tuple(line for s in scenes for line in s.lines),
+        tokens=tuple("abcdefgh"[: len(scenes)]),
+        start=np.concatenate([s.start for s in scenes]),
+        progress=np.concatenate([s.progress for s in scenes]),
+        speed=np.concatenate([s.speed for s in scenes]),
+        limit=np.concatenate([s.limit for s in scenes]),
+        lines=tuple(line for s in scenes for line in s.lines),
     )
 
 
@@ -128,9 +131,8 @@ def test_a_vehicle_alone_brakes_for_the_end_of_its_lane_without_its_last_point()
 def test_acceleration_stays_within_its_bounds_and_grows_with_the_gap(
     speed: float, limit: float, gap: float, lead: float
 ) -> None:
-    near, far = acceleration(
-        *(np.full(2, value) for value in (speed, limit)), np.array([gap, gap + 1.0]), np.full(2, lead)
-    )
+    gaps = np.array([gap, gap + 1.0])
+    near, far = acceleration(np.full(2, speed), np.full(2, limit), gaps, np.full(2, lead))
     assert -2.0 <= near <= 1.0 and far >= near
 
 
@@ -175,7 +177,7 @@ def test_a_start_behind_the_path_looks_along_its_last_piece() -> None:
 
 
 def test_nobody_moves_where_nobody_follows() -> None:
-    none = Followers((), np.zeros((0, 5)), *(np.zeros(0) for _ in range(3)), ())
+    none = Followers((), np.zeros((0, 5)), np.zeros(0), np.zeros(0), np.zeros(0), ())
     assert run(none, standing_ego(0.0, 0.0)).poses.shape == (1, 40, 0, 3)
     both = follow([none, alone(speed=1.0)], np.array([0, 1]), np.stack([standing_ego(*FAR_AWAY)] * 2))
     assert both.active.any(axis=1).tolist() == [[False], [True]]

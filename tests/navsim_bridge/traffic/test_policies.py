@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from dpvla.registry import RegistryError
 from navsim_bridge.golden.v2 import read_golden_epdms
@@ -158,7 +157,7 @@ def test_batches_can_be_cut_and_joined_with_their_traffic(scene: MetricScene, st
             assert torch.equal(getattr(one, field.name), getattr(two, field.name)), field.name
 
 
-BROKEN: dict[str, NDArray[Any]] = {
+BROKEN: dict[str, Any] = {
     "present": np.ones(1, dtype=bool), "vehicle_velocity": np.zeros((9, 2)), "parked": np.zeros(0, dtype=bool),
     "follower": np.array([0]), "line_offsets": np.array([0, 2]), "vehicle_track": np.array([10_000]),
 }  # fmt: skip

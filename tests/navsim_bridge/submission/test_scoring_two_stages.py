@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dpvla.plan import Plan
 from navsim_bridge.agents.registry import AGENTS
@@ -28,7 +30,7 @@ def as_scored(records: Sequence[SceneRecord]) -> list[Plan]:
     """The plans that the devkit scored; those of the first stage say twice as often where they go."""
     found = []
     for record in records:
-        poses = plans()[record.token]
+        poses: NDArray[Any] = plans()[record.token]
         if record.synthetic is None:
             before = np.concatenate((np.zeros((1, 3), dtype=np.float32), poses[:-1]))
             poses = np.stack(((before + poses) / 2, poses), axis=1).reshape(16, 3)

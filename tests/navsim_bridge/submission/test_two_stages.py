@@ -55,7 +55,7 @@ def test_what_the_devkit_wrote_is_read_and_found_complete() -> None:
     first, second = (stage[0] for stage in found.stages)
     assert found.two_stages and (len(first), len(second)) == (8, 24)
     assert {len(token) for token in first} == {16} and {len(token) for token in second} == {17}
-    assert {plan.sampling for plan in (first | second).values()} == {(8, 4.0, 0.5)}
+    assert {plan.sampling for plan in (*first.values(), *second.values())} == {(8, 4.0, 0.5)}
     assert check_submission(OFFICIAL, Expected((tuple(first), tuple(second))), usual=True) == []
 
 

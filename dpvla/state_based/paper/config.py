@@ -19,8 +19,7 @@ class ReproduceConfig:
     figure: str | None = None  # beta, k, omega, next_omega, expectile, N: ablations; online, stability: curves
     out: str = "runs/reproduce"  # folder of all runs; tables share those they have in common
     protocol: str | None = None  # YAML file with options of train_state_based.py for every run
-    reading: Reading | None = None  # of dipole: release, the authors' agent, or paper, the text without it; none: what
-    # the folder's runs have, release in a new one
+    reading: Reading | None = None  # of dipole (docs); none: that of the runs in --out, release in a new folder
     only: tuple[str, ...] = ()  # rows (or what their names begin with), methods and other agents; none: the table's
     seeds: tuple[Whole, ...] = tuple(range(SEEDS))  # of every cell, 0..7 for all from 0 to 7; more can be added later
     seeds_per_run: Whole = 0  # seeds that train side by side in one run; 0: all of them

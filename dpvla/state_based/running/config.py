@@ -27,7 +27,7 @@ class StateBasedConfig:
 
     env: str  # OGBench single-task name (cube-single-play-singletask-task2-v0) or ExORL task (walker-walk)
     agent: str = "dipole"  # who learns: dipole, one of its baselines, or one of a plug-in; a wrong name lists them all
-    reading: Reading = "release"  # of dipole: release, the authors' agent; paper, the text without it (docs)
+    reading: Reading = "release"  # of dipole: release, the authors' agent; paper, its text alone (docs)
     seed: Whole = 0  # of everything random
     seeds: tuple[Whole, ...] = ()  # several seeds side by side in this process; overrides --seed
     data: str | None = None  # folder of the recorded data; none: ~/.ogbench/data, or data/exorl

@@ -268,7 +268,8 @@ def describe(summary: dict[str, Any], metric: Metric[Any] = PDMS_V1) -> str:
     """What to print of a summary."""
     total, *of_parts = metric.describe(summary["averages"], summary.get("part_averages", {}))
     part = Coverage(summary["scenes_scored"], summary["scenes_in_split"], summary["left_out"])
-    lines = [f"{summary['agent']} on {summary['split']} ({part}): {total}", *of_parts]
+    of = f"{part}, NOT official" if summary.get("caveats") else str(part)
+    lines = [f"{summary['agent']} on {summary['split']} ({of}): {total}", *of_parts]
     lines += describe_floors(summary.get("floors"), metric)
     if summary.get("over_samples"):
         lines += describe_samples(summary["over_samples"], metric)

@@ -113,7 +113,9 @@ def test_a_scene_that_fails_is_named_with_the_groups_that_it_takes_out_and_there
     assert rows["006450b763b024ab2"]["valid"] == "False"
     assert [rows[name]["valid"] for name in TOTALS] == ["False"] * 3
     assert rows[TOTALS[2]]["score"] == "" and rows[TOTALS[0]]["score"] != ""
-    assert "NOT an official score of two_stage: 1 of 1 groups are left out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "but_one on two_stage (7 of 8 scenes, NOT official): -" in said
+    assert "NOT an official score of two_stage: 1 of 1 groups are left out" in said
 
 
 def test_the_filter_as_fixed_and_recorded_traffic_are_asked_for_and_named(

@@ -6,6 +6,7 @@ Parsing and help come from tyro.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import difflib
 import errno
@@ -13,6 +14,7 @@ import functools
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 import types
@@ -427,8 +429,15 @@ def reporting_errors(main: Callable[..., Result]) -> Callable[..., Result]:
             raise SystemExit(f"error: {text}") from error
         finally:
             _debugging.reset(token)
+            _end_quietly()
 
     return run
+
+
+@functools.cache
+def _end_quietly() -> None:
+    """Ctrl-C while the interpreter ends, when all is said and done, would print where in its clean-up that was."""
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def _say_all() -> None:

@@ -348,3 +348,16 @@ def test_lists_that_are_none_are_one_short_line(
     said = capsys.readouterr().err
     assert re.search(message, said)
     assert len(said.splitlines()) == 1 and len(said) < 1000
+
+
+def test_an_interruption_while_the_interpreter_ends_prints_nothing(tmp_path: Path) -> None:
+    tool = tmp_path / "tool.py"
+    tool.write_text(
+        "import atexit, os, signal\n"
+        "from dpvla.cli import reporting_errors\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), print('cleaned')))\n"
+        "reporting_errors(lambda argv=None: print('done'))([])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, str(tool)], env=environment, capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\ncleaned\n", "")

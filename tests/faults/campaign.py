@@ -12,7 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from tests.faults.case import CLASSES, Bench, Case, Class, Outcome
-from tests.faults.groups import caches, driving, options, state_based, training
+from tests.faults.groups import caches, driving, options, state_based, training, two_stage
 from tests.faults.server import Server
 
 GROUPS: dict[str, Callable[[Path], Iterator[Case]]] = {
@@ -24,6 +24,8 @@ GROUPS: dict[str, Callable[[Path], Iterator[Case]]] = {
     "state-based resume": state_based.state_resume, "ogbench": state_based.ogbench, "exorl": state_based.exorl,
     "collector": state_based.collector, "yaml": options.yaml_, "cli": options.cli,
     "evaluation results": caches.evaluation_results, "demo world": driving.demo_world,
+    "synthetic scene": two_stage.synthetic_scene, "official v2": two_stage.official_v2,
+    "two-stage split": two_stage.two_stage_split,
 }  # fmt: skip
 """Group to what makes its cases from pristine samples."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from tests.faults.server import Ended, Job, Server
+from tests.navsim_bridge.two_stage_world import write_two_stage_world
 from tests.paths import FIXTURES, ROOT
 
 MODEL = {
@@ -106,6 +107,7 @@ def make(server: Server, place: Path) -> Path:
                 f"{tool} {' '.join(argv)}: {ended}\n{said.read_text()}\n{Path(f'{said}.err').read_text()}"
             )
     shutil.copytree(FIXTURES / "official_metric_cache_v1", place / "official", ignore=shutil.ignore_patterns("scores"))
+    write_two_stage_world(place / "stages")
     _token_list(place)
     for run in ("pre", "dip", "state"):
         _interrupted(place / "runs" / run, place / "interrupted" / run)

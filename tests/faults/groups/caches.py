@@ -290,7 +290,11 @@ def submission(samples: Path) -> Iterator[Case]:
 
     def case(name: str, content: bytes, *more: str) -> Case:
         change = pickles.written(content)
-        return Case("submission", name, VALIDATE, lambda place: change(place / "submission.pkl"), (*words, *more))
+        told = "the official scorer reads numbers out of texts, and the warning says what they are"
+        accepted = told if name == "poses_texts" else ""
+        return Case(
+            "submission", name, VALIDATE, lambda place: change(place / "submission.pkl"), (*words, *more), accepted
+        )
 
     for name, change in files.befallen(40, 0):
         yield Case("submission", name, VALIDATE, at("submission.pkl", change), words)
@@ -368,7 +372,6 @@ def _of_two_stages(read: bytes) -> Iterator[tuple[str, bytes]]:
             change(content)
             return pickles.plain(content)
 
-    yield "stages", changed(lambda content: None)
     yield "stage_missing", changed(lambda content: content.pop(second))
     yield "stage_none", changed(lambda content: content.update({first: None}))
     yield "stage_a_dict", changed(lambda content: content.update({first: content[first][0]}))

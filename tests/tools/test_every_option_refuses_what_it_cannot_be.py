@@ -59,7 +59,7 @@ class _FoundError(Exception):
 
 
 CLASSES = dict(config_classes())
-ALONE = {"omega"}
+ALONE = {"omega", "split"}
 """Lists that one value alone may stand for."""
 
 

@@ -105,7 +105,7 @@ IDLE = [
     (cache_metrics, ["--out", "y", "--merge", "x", "--metric", "epdms"], "--metric belongs to --split"),
     (cache_metrics, ["--out", "y", "--official-cache", "x", "--allow-missing"],
      "--allow-missing belongs to --split and --merge"),
-    (reproduce, ["--table", "7", "--online-steps", "5"], "--online-steps belongs to --table 3"),
+    (reproduce, ["--table", "7", "--online-steps", "5"], "--online-steps belongs to --table 3 and --figure online"),
 ]  # fmt: skip
 
 

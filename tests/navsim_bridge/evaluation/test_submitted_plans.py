@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dpvla.files import FileError
 from dpvla.plan import Plan
+from dpvla.registry import import_plugin
 from navsim_bridge.agents import AGENTS, constant_velocity, human
 from navsim_bridge.agents.agent import Plans
 from navsim_bridge.agents.crew import Crew, plan_together
@@ -26,6 +27,7 @@ from navsim_bridge.evaluation.run import SceneFailureError, evaluate
 from navsim_bridge.files.submissions import SubmissionError, SubmittedPlan, read_submission, write_submission_file
 from navsim_bridge.metric_cache import MetricCache, build_metric_cache
 from navsim_bridge.metrics.pdms import PDMS
+from navsim_bridge.metrics.registry import make_metric
 from navsim_bridge.splits.scenes import SceneRecord
 from navsim_bridge.submission import v1, v2
 from navsim_bridge.submission.team import Team
@@ -111,18 +113,9 @@ def test_what_is_no_plan_is_refused(
 
 
 def test_a_metric_of_the_usual_plans_refuses_others_by_its_name(world: World) -> None:
-    from navsim_bridge.metrics.registry import METRICS, make_metric
-
-    before = dict(METRICS)
-    try:
-        from dpvla.registry import import_plugin
-
-        import_plugin(str(ROOT / "examples/metric.py"))
-        with pytest.raises(SceneFailureError, match=r"metric ade scores plans of 8 poses, 0\.5 s apart, and no others"):
-            evaluate(mixed, world.records, recorded_scenes, metric=make_metric("ade"), progress=False)
-    finally:
-        METRICS.clear()
-        METRICS.update(before)
+    import_plugin(str(ROOT / "examples/metric.py"))  # its name stays: a module is imported once in a process
+    with pytest.raises(SceneFailureError, match=r"metric ade scores plans of 8 poses, 0\.5 s apart, and no others"):
+        evaluate(mixed, world.records, recorded_scenes, metric=make_metric("ade"), progress=False)
 
 
 @settings(max_examples=50, deadline=None)
